@@ -1,0 +1,161 @@
+"""Count, in the file that ships, the zeros that pruning put into each tensor."""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+from torch import Tensor
+
+from .passes import TRANSPOSED
+from .session import load
+
+
+@dataclass(frozen=True)
+class TensorAudit:
+    """Zeros of one pruned tensor, at the positions that its mask removes.
+
+    A kept weight may be zero by chance; it is not counted.
+    """
+
+    name: str
+    size: int
+    """Number of weights."""
+    mask_zeros: int
+    """Weights that the mask removes."""
+    onnx_zeros: int | None
+    """Of these, zeros in the ONNX file. None: the tensor was not found."""
+    negative_zeros: int | None
+    """Zeros with a minus sign in the ONNX file's tensor, anywhere. None: not found."""
+    optimized_zeros: int | None
+    """Removed weights that are zeros after ONNX Runtime's optimisation. None: not found."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether every removed weight was found as zero in both places, and as +0 in the file.
+
+        A tensor of which nothing was removed need not be found.
+        """
+        if self.mask_zeros == 0:
+            return not self.negative_zeros
+        found = (self.onnx_zeros, self.optimized_zeros)
+        return found == (self.mask_zeros, self.mask_zeros) and self.negative_zeros == 0
+
+
+def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> list[TensorAudit]:
+    """Look for every removed weight in the ONNX file and in what ONNX Runtime makes of it.
+
+    A tensor is found by its name, or by those that :func:`export_onnx` gives to a transpose and
+    ONNX Runtime to a fused convolution.
+    Where an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, as it is
+    or transposed, that is zero exactly where the mask removes, if no other mask fits that tensor.
+    Anything less is reported as not found: a tensor that lost its name and a zero is so, too.
+
+    ONNX Runtime is asked for its extended optimisations, where convolutions absorb batch norms
+    and activations and constants are folded. The layout level above only permutes and pads the
+    weights for the machine's vectors, so it adds no non-zero, and loses names and positions.
+
+    Args:
+        path: ONNX file.
+        masks: Boolean mask per parameter name, True = kept. Shape of the parameter.
+    Returns:
+        One audit per mask, in their order.
+    Raises:
+        ValueError: If ONNX Runtime cannot load the file.
+    """
+    keep = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = _match(_initializers(_optimize(os.fspath(path), Path(folder))), keep)
+    exported = _match(_initializers(Path(path)), keep)
+    return [
+        TensorAudit(
+            name=name,
+            size=mask.size,
+            mask_zeros=int((~mask).sum()),
+            onnx_zeros=_zeros(exported[name], mask),
+            negative_zeros=_negative_zeros(exported[name]),
+            optimized_zeros=_zeros(optimized[name], mask),
+        )
+        for name, mask in keep.items()
+    ]
+
+
+def _optimize(path: str, folder: Path) -> Path:
+    """Write the graph that ONNX Runtime runs, in the order and names of the file."""
+    optimized = folder / "optimized.onnx"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(optimized)
+    # Beside the graph, because one file could pass protobuf's 2 GiB.
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", "optimized.data"
+    )
+    load(path, options)
+    return optimized
+
+
+def _initializers(path: Path) -> dict[str, np.ndarray]:
+    model = onnx.load(path)
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _match(
+    tensors: Mapping[str, np.ndarray], keep: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray | None]:
+    """Find each mask's tensor, turned to the mask's shape; None where it is not certain."""
+    found = {name: _by_name(tensors, name, mask.shape) for name, mask in keep.items()}
+    claimed = {alias for name in keep for alias in _aliases(tensors, name)}
+    others = {name: tensor for name, tensor in tensors.items() if name not in claimed}
+    fits = {name: _by_zeros(others, keep[name]) for name in keep if found[name] is None}
+    uses = Counter(other for fit in fits.values() for other in fit)
+    for name, fit in fits.items():
+        if len(fit) == 1 and all(uses[other] == 1 for other in fit):
+            found[name] = next(iter(fit.values()))
+    return found
+
+
+def _aliases(tensors: Iterable[str], name: str) -> list[str]:
+    """List the tensors whose names say that they hold a parameter.
+
+    ONNX Runtime's fusions of a convolution with what follows it put their own name before.
+    """
+    fused = f"Fusion_W_{name}"
+    return [
+        alias for alias in tensors if alias in (name, name + TRANSPOSED) or alias.endswith(fused)
+    ]
+
+
+def _by_name(
+    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    aliases = _aliases(tensors, name)
+    if len(aliases) != 1:
+        return None
+    tensor = tensors[aliases[0]]
+    tensor = tensor.T if aliases[0].endswith(TRANSPOSED) else tensor
+    return tensor if tensor.shape == shape else None
+
+
+def _by_zeros(tensors: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Find the tensors that are zero exactly where the mask removes, turned to its shape."""
+    fits = {}
+    for name, tensor in tensors.items():
+        for turned in (tensor, tensor.T) if mask.ndim == 2 else (tensor,):
+            if turned.shape == mask.shape and np.array_equal(turned != 0, mask):
+                fits[name] = turned
+    return fits
+
+
+def _zeros(tensor: np.ndarray | None, mask: np.ndarray) -> int | None:
+    return None if tensor is None else int((tensor[~mask] == 0).sum())
+
+
+def _negative_zeros(tensor: np.ndarray | None) -> int | None:
+    return None if tensor is None else int((np.signbit(tensor) & (tensor == 0)).sum())

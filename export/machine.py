@@ -1,0 +1,31 @@
+"""Name the machine that a latency was measured on, and how busy it is."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def machine_load() -> dict[str, str | int | float]:
+    """Read the CPU's model, its number of logical cores, and the load of the last minute.
+
+    Returns:
+        ``cpu`` (name), ``cores`` (count) and ``load_1min`` (runnable programs, on average).
+    """
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 1,
+        "load_1min": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    """Linux tells the model in a file, other systems through Python."""
+    if _CPUINFO.exists():
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

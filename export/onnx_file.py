@@ -1,0 +1,86 @@
+"""Write a PyTorch model as one plain ONNX file, whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from .capture import capture
+from .passes import clear_traces, make_zeros_positive, name_transposed
+
+# A protobuf file ends at 2 GiB. What is left above this is for the graph itself.
+_MOST_TENSOR_BYTES = 2_000_000_000
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = 18,
+    dynamic_batch: bool = True,
+    input_name: str = "input",
+    output_name: str = "output",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Export a model in evaluation mode to ONNX.
+
+    Each zero of a floating initializer is +0. Initializers have the names of the parameters;
+    where a linear layer became a MatMul with the transposed weight, ``.T`` follows the name.
+    Batch norms are folded into the convolutions before them, which scales weights and keeps
+    zeros. Tensors go to ``path`` + ``.data`` only where one file would pass 2 GB.
+
+    Args:
+        model: Takes and returns one tensor ``[n, ...]``. Any module, also the module of an
+            exported program. Neither its mode nor its weights change.
+        example: Input with which the model is traced. Shape ``[n, ...]``.
+        path: File to write, in a folder that exists. Replaced only by a file that passed the
+            ONNX checker; on failure it stays as it was.
+        opset: Version of the ONNX operators.
+        dynamic_batch: Leave the first axis, and no other, open. Otherwise it is n.
+        input_name: Name of the graph's input.
+        output_name: Name of the graph's output.
+        metadata: Facts to write into the file.
+    Raises:
+        ValueError: If the model cannot be exported so. The message says what to do.
+    """
+    path = Path(path)
+    onnx_model = capture(
+        model,
+        example,
+        opset=opset,
+        dynamic_batch=dynamic_batch,
+        input_name=input_name,
+        output_name=output_name,
+    )
+    clear_traces(onnx_model)
+    name_transposed(onnx_model, dict(model.named_parameters()))
+    make_zeros_positive(onnx_model)
+    onnx_model.metadata_props.update(metadata or {})
+    _write(onnx_model, path)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """Write and check a model beside its place, then move it there."""
+    data_name = f"{path.name}.data"
+    sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
+    external = sum(sizes) > _MOST_TENSOR_BYTES
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        ir.save(model, draft, external_data=data_name if external else None)
+        try:
+            onnx.checker.check_model(draft)
+        except onnx.checker.ValidationError as error:
+            raise ValueError(
+                f"The exported graph must pass the ONNX checker. It said: {error}. "
+                "Try another export.opset."
+            ) from error
+        if external:
+            os.replace(draft.with_name(data_name), path.with_name(data_name))
+        os.replace(draft, path)
+    if not external:
+        path.with_name(data_name).unlink(missing_ok=True)  # of a larger model before

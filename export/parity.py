@@ -1,0 +1,36 @@
+"""How far ONNX Runtime's outputs are from PyTorch's."""
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .evaluation import device_of, evaluating
+from .session import open_session, predict
+
+
+def parity_error(model: nn.Module, path: str | os.PathLike[str], inputs: Tensor) -> float:
+    """Compare a model with its ONNX file on one batch.
+
+    Args:
+        model: Returns one tensor. Run in evaluation mode, and as before afterwards.
+        path: The model's ONNX file.
+        inputs: Shape ``[n, ...]``.
+    Returns:
+        Largest absolute difference, in float64. Infinity where any output of either is NaN or
+        infinite: such outputs cannot be compared, so they count as a failure.
+    Raises:
+        ValueError: If the outputs differ in shape, or the file cannot be loaded or run.
+    """
+    with evaluating(model), torch.no_grad():
+        expected = model(inputs.to(device_of(model, inputs))).double().cpu().numpy()
+    outputs = predict(open_session(path), inputs.cpu().numpy(), len(inputs)).astype(np.float64)
+    if outputs.shape != expected.shape:
+        raise ValueError(
+            f"The ONNX file must return what the model returns: shape {list(expected.shape)}. "
+            f"Got {list(outputs.shape)} from {path}. Export the model again."
+        )
+    if not (np.isfinite(expected).all() and np.isfinite(outputs).all()):
+        return float("inf")
+    return float(np.abs(outputs - expected).max())

@@ -1,0 +1,97 @@
+"""Open ONNX files in ONNX Runtime and run them."""
+
+import os
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+_ERRORS_ONLY = 3
+
+
+def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on the CPU, with all of ONNX Runtime's optimisations.
+
+    Worker threads spin while a call runs, as by default, and stop when it returns: they would
+    take the cores from whatever runs next. At one thread the work is done in the calling thread.
+
+    Args:
+        path: ONNX file.
+        threads: Threads inside an operator. Operators run one after the other.
+    Returns:
+        A session that logs errors only.
+    Raises:
+        ValueError: If there is no such file, or ONNX Runtime cannot load it.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"There must be an ONNX file at {path}. Found none. Export it first.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return load(path, options)
+
+
+def load(path: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Open a file with given options, and say so clearly where it is broken."""
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ValueError(
+            f"ONNX Runtime must be able to load {path}. The file may be truncated, miss its "
+            f".data file, or need a newer ONNX Runtime. Export it again. ONNX Runtime said: {error}"
+        ) from error
+
+
+def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
+    """Tell the batch size that a file was exported for, or None where it is open."""
+    size = session.get_inputs()[0].shape[0]
+    return size if isinstance(size, int) else None
+
+
+def predict(
+    session: onnxruntime.InferenceSession, inputs: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Run inputs through a session, batch by batch.
+
+    Args:
+        session: Takes and returns one tensor.
+        inputs: Shape ``[n, ...]``.
+        batch_size: Rows per call. A file exported for one batch size is run with that size; its
+            last batch is filled up with copies, whose outputs are dropped.
+    Returns:
+        Outputs in the order of the inputs. Shape ``[n, ...]``.
+    Raises:
+        ValueError: If there are no rows, or shape or dtype are not what the file takes.
+    """
+    if len(inputs) == 0:
+        raise ValueError("inputs must have at least one row. Got none.")
+    fixed = fixed_batch(session)
+    size = fixed or batch_size
+    outputs = []
+    for start in range(0, len(inputs), size):
+        rows = inputs[start : start + size]
+        outputs.append(run(session, _fill(rows, fixed))[: len(rows)])
+    return np.concatenate(outputs)
+
+
+def run(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
+    """Run one batch ``[n, ...]``. Raises ValueError where the file does not take it."""
+    taken = session.get_inputs()[0]
+    try:
+        return session.run(None, {taken.name: np.ascontiguousarray(batch)})[0]
+    except InvalidArgument as error:
+        raise ValueError(
+            f"Inputs must be what the ONNX file takes: {taken.type} of shape {taken.shape}. "
+            f"Got {batch.dtype} of shape {list(batch.shape)}. "
+            "Convert the inputs, or export with an example of that shape and dtype."
+        ) from error
+
+
+def _fill(rows: np.ndarray, size: int | None) -> np.ndarray:
+    """Repeat the last row until there are ``size`` rows, where a size is fixed."""
+    if size is None or len(rows) == size:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])

@@ -1,0 +1,55 @@
+"""How large an ONNX file is, as it lies on disk and compressed for transport."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import zstandard
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+# Fixed, so that sizes compare between runs. On pruned weights level 19 gains 4 to 8% more, at a
+# twentieth of the speed: minutes on a large model.
+_LEVEL = 9
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """Bytes of an ONNX file together with its external data."""
+
+    raw_bytes: int
+    compressed_bytes: int
+    """With zstandard at level 9, one thread, each file on its own."""
+
+
+def file_size(path: str | os.PathLike[str]) -> FileSize:
+    """Measure an ONNX file and the external data it names.
+
+    Args:
+        path: ONNX file.
+    Returns:
+        Raw and compressed bytes.
+    Raises:
+        ValueError: If the file is missing or is not ONNX.
+    """
+    read = compressed = 0
+    for file in _files(Path(path)):
+        with file.open("rb") as source, open(os.devnull, "wb") as sink:
+            counts = zstandard.ZstdCompressor(level=_LEVEL).copy_stream(source, sink)
+        read += counts[0]
+        compressed += counts[1]
+    return FileSize(read, compressed)
+
+
+def _files(path: Path) -> list[Path]:
+    """List the file and its external data, each once."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise ValueError(
+            f"There must be an ONNX file at {path}. Reading it failed with "
+            f"{type(error).__name__}: {error}. Export it again."
+        ) from error
+    tensors = filter(uses_external_data, model.graph.initializer)
+    names = {ExternalDataInfo(tensor).location for tensor in tensors}
+    return [path, *(path.with_name(name) for name in sorted(names))]

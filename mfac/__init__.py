@@ -1,0 +1,5 @@
+"""Curvature and pruning: gradients, the inverse empirical Fisher, Optimal Brain Surgeon."""
+
+from mfac_compress.mfac.inverse import InverseFisher
+
+__all__ = ["InverseFisher"]

@@ -1,0 +1,54 @@
+"""Batch-norm statistics after the weights have changed."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether the model keeps running batch-norm statistics."""
+    return bool(_batchnorms(model))
+
+
+def batchnorm_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the running statistics, for :meth:`nn.Module.load_state_dict` (not strict)."""
+    kept = {
+        f"{name}.{kind}" if name else kind
+        for name in _batchnorms(model)
+        for kind in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    return {name: value.clone() for name, value in model.state_dict().items() if name in kept}
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics by the plain average over the batches.
+
+    Every other layer stays in evaluation mode. The model is left in evaluation mode.
+
+    Args:
+        model: Changed in place.
+        batches: Inputs ``x``; the larger the batches, the better the variance.
+    """
+    model.eval()
+    norms = _batchnorms(model).values()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's cumulative average
+        norm.train()
+    for x in batches:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }

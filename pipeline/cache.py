@@ -1,0 +1,88 @@
+"""Stage artefacts, kept by content.
+
+A stage's folder is named by the hash of everything that its result depends on. It is made beside
+its place, its manifest written last, and renamed into place: a folder that is there is complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A complete stage result on disk.
+
+    Args:
+        folder: Its files.
+        key: Hash of what it was made from.
+        facts: What the stage said of it.
+        reused: Whether it was found rather than made.
+    """
+
+    folder: Path
+    key: str
+    facts: dict[str, Any]
+    reused: bool
+
+
+class StageCache:
+    """The artefacts of a run directory, the newest of each stage.
+
+    Args:
+        root: Folder of the cache; made when first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(
+        self,
+        stage: str,
+        ingredients: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+    ) -> Artefact:
+        """The stage's artefact for these ingredients: found, or made now.
+
+        Args:
+            stage: Name of the stage.
+            ingredients: All that the result depends on, as plain JSON.
+            make: Fills an empty folder and returns the facts, as plain JSON.
+        """
+        key = content_key(ingredients)
+        folder = self._root / stage / key[:16]
+        if (folder / MANIFEST).is_file():
+            return Artefact(folder, key, _read_facts(folder), reused=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+            work = Path(scratch) / "artefact"
+            work.mkdir()
+            facts = dict(make(work))
+            manifest = {"stage": stage, "key": key, "facts": facts, "ingredients": ingredients}
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+            os.rename(work, folder)
+        self._forget_others(folder)
+        return Artefact(folder, key, _read_facts(folder), reused=False)
+
+    def _forget_others(self, folder: Path) -> None:
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other)
+
+
+def content_key(ingredients: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON, whatever the order of its keys."""
+    canonical = json.dumps(ingredients, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]

@@ -1,0 +1,67 @@
+"""What a run would do, shown without doing it."""
+
+from rich.console import Console
+from rich.table import Table
+
+from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.memory import MemoryPlan, megabytes, memory_plan
+
+
+def show_plan(context: RunContext, console: Console) -> None:
+    """Print the matched tensors, what was left out and why, data, and memory."""
+    console.print(_matched(context))
+    if context.targets.left_out:
+        console.print(_left_out(context))
+    for line in _facts(context):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _matched(context: RunContext) -> Table:
+    table = Table(title="Tensors to prune", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape")
+    table.add_column("weights", justify="right")
+    table.add_column("target sparsity")
+    for target in context.targets.matched:
+        shape = " x ".join(map(str, target.shape))
+        how = "on its own" if target.own_budget else "of all together"
+        table.add_row(target.name, shape, f"{target.weights:,}", f"{target.sparsity:g} {how}")
+    return table
+
+
+def _left_out(context: RunContext) -> Table:
+    table = Table(title="Left out", title_justify="left")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("why")
+    for name, reason in context.targets.left_out.items():
+        table.add_row(name, reason)
+    return table
+
+
+def _facts(context: RunContext) -> list[str]:
+    targets, data, recipe = context.targets, context.data, context.recipe
+    removed = sum(budget.removed for budget in targets.budgets())
+    splits = {"calibration": data.calibration, "recovery": data.recovery}
+    splits["validation"] = data.validation
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
+    lines = [
+        f"weights: {targets.weights:,}, to remove {removed:,} "
+        f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
+        f"samples: {sizes}",
+        f"device: {context.device}",
+    ]
+    if recipe.prune.method == "mfac":
+        lines += _memory(memory_plan(context))
+    return lines
+
+
+def _memory(plan: MemoryPlan) -> list[str]:
+    inverse = plan.inverse
+    return [
+        f"inverse: {inverse.representation}, because {inverse.reason}",
+        f"memory: gradients {megabytes(inverse.window_bytes)} + factors "
+        f"{megabytes(inverse.inverse_bytes)} = {megabytes(inverse.total_bytes)}; "
+        f"{inverse.flops / 1e9:,.1f} GFLOP",
+        f"budget: {megabytes(plan.budget_bytes)} ({plan.budget_from}): "
+        f"{'fits' if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
+    ]

@@ -1,0 +1,258 @@
+"""A run: load and check the inputs, go through the stages, judge, publish."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfac_compress.export import machine_load
+from mfac_compress.pipeline.cache import Artefact, StageCache, content_key
+from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.errors import CompressError, StageError
+from mfac_compress.pipeline.gates import judge
+from mfac_compress.pipeline.inputs import check_inputs, load_inputs
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.recipe import Recipe
+from mfac_compress.pipeline.recipe_file import dump_recipe, load_recipe
+from mfac_compress.pipeline.report import (
+    LatencyResult,
+    MachineResult,
+    MetricResult,
+    Report,
+    SizeResult,
+    SparsityResult,
+    TensorAuditResult,
+    latency_result,
+)
+from mfac_compress.pipeline.report_text import markdown
+from mfac_compress.pipeline.run_directory import RunDirectory
+from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.versions import library_versions, tool_version
+
+
+def compress(
+    recipe: Recipe | str | Path,
+    model_path: str | Path,
+    output: str | Path,
+    *,
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Run a recipe on a model and write the run directory.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        model_path: Checkpoint: ``.pt``, ``.pth``, ``.safetensors`` or ``.pt2``.
+        output: Run directory; made if it is not there.
+        trust_pickle: Allow the checkpoint to run code while it is read.
+        progress: Where progress is shown. Default: nowhere.
+
+    Returns:
+        The report. A failed gate does not raise: look at ``report.verdict``.
+
+    Raises:
+        InputError: If recipe, model or data is wrong.
+        StageError: If a stage fails for another reason.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    progress = progress or Progress()
+    context = load_inputs(recipe, model_path, trust_pickle=trust_pickle, progress=progress)
+    check_inputs(context)
+    with RunDirectory(Path(output)).locked() as directory:
+        directory.clear()
+        return _Run(context, directory).go()
+
+
+@dataclass
+class _Run:
+    """The stages of one run, each made from the one before it."""
+
+    context: RunContext
+    directory: RunDirectory
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def go(self) -> Report:
+        cache = StageCache(self.directory.cache)
+        recovered, exported = self._make(cache)
+        measured = self._stage(
+            cache,
+            "validate",
+            validate.VERSION,
+            [exported.key, self.context.task.metric_fingerprint],
+            _without(self.context.recipe.validate_.model_dump(), "latency", "gates")
+            | {"confidence": self.context.recipe.validate_.gates.confidence},
+            lambda folder: validate.validate(self.context, recovered.folder, exported.folder),
+        )
+        with self._timed("latency"):
+            latency = tuple(
+                latency_result(one)
+                for one in validate.measure_latency(self.context, exported.folder)
+            )
+        report = self._report(measured.facts, latency, recovered)
+        self._publish(report, recovered, exported)
+        return report
+
+    def _make(self, cache: StageCache) -> tuple[Artefact, Artefact]:
+        """Everything up to the ONNX files."""
+        context, recipe = self.context, self.context.recipe
+        inputs = [context.model.fingerprint, context.data.fingerprint, str(context.device)]
+        targets = [[t.name, t.sparsity, t.own_budget] for t in context.targets.matched]
+        gradients = recipe.calibrate.model_dump() | {"seed": context.seed}
+        curvature = gradients | _without(recipe.fisher.model_dump(), "damping")
+        calibrated = None
+        if recipe.prune.method == "mfac":
+            calibrated = self._stage(
+                cache,
+                "calibrate",
+                calibrate.VERSION,
+                [*inputs, context.task.loss_fingerprint, [t[0] for t in targets]],
+                curvature,
+                lambda folder: calibrate.calibrate(context, folder),
+            )
+        pruned = self._stage(
+            cache,
+            "prune",
+            prune.VERSION,
+            [*inputs, targets, calibrated and calibrated.key],
+            recipe.prune.model_dump() | {"damping": recipe.fisher.damping},
+            lambda folder: prune.prune(context, calibrated and calibrated.folder, folder),
+        )
+        recovered = self._stage(
+            cache,
+            "recover",
+            recover.VERSION,
+            [pruned.key, gradients, recipe.run.seed, context.task.loss_fingerprint],
+            recipe.recover.model_dump(),
+            lambda folder: recover.recover(context, pruned.folder, folder),
+        )
+        exported = self._stage(
+            cache,
+            "export",
+            export.VERSION,
+            [recovered.key, recipe.validate_.batch_size, recipe_hash(recipe), library_versions()],
+            recipe.export.model_dump(),
+            lambda folder: export.export(context, recovered.folder, recipe_hash(recipe), folder),
+        )
+        return recovered, exported
+
+    def _stage(
+        self,
+        cache: StageCache,
+        name: str,
+        version: int,
+        upstream: list[Any],
+        section: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+    ) -> Artefact:
+        with self._timed(name):
+            artefact = cache.get(
+                name, {"version": version, "upstream": upstream, "section": dict(section)}, make
+            )
+        how = "reused" if artefact.reused else f"{self.seconds[name]:.1f} s"
+        self.context.progress.remark(f"{name}: {how}")
+        return artefact
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Note a stage's seconds, and name the stage in whatever goes wrong in it."""
+        start = time.perf_counter()
+        try:
+            yield
+        except CompressError:
+            raise
+        except KeyboardInterrupt:
+            raise StageError(stage, "interrupted. Start again: finished stages are kept.") from None
+        except Exception as error:
+            raise StageError(stage, f"{type(error).__name__}: {error}") from error
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
+
+    def _report(
+        self, measured: dict[str, Any], latency: tuple[LatencyResult, ...], recovered: Artefact
+    ) -> Report:
+        recipe, targets = self.context.recipe, self.context.targets
+        metric = MetricResult(**measured["metric"])
+        audit = tuple(TensorAuditResult(**tensor) for tensor in measured["audit"])
+        size = _size_result(measured["size_bytes"])
+        sparsity = SparsityResult(
+            target=sum(b.sparsity * b.size for b in targets.budgets()) / targets.weights,
+            onnx=_sparsity_in_file(audit),
+            weights=targets.weights,
+            parameters=sum(p.numel() for p in self.context.model.module.parameters()),
+        )
+        gates = judge(
+            recipe.validate_.gates,
+            metric=metric,
+            sparsity=sparsity.onnx,
+            size_ratio=size.ratio,
+            latency=latency,
+            parity_error=measured["parity_error"],
+        )
+        return Report(
+            verdict="pass" if all(gate.passed for gate in gates) else "fail",
+            gates=gates,
+            metric=metric,
+            sparsity=sparsity,
+            latency=latency,
+            machine=MachineResult(**machine_load()),
+            size_bytes=size,
+            parity_error=measured["parity_error"],
+            audit=audit,
+            recovery=recovered.facts,
+        )
+
+    def _publish(self, report: Report, recovered: Artefact, exported: Artefact) -> None:
+        """Put the results in place, the report last: where it is, everything is."""
+        recipe = self.context.recipe
+        for folder in (exported.folder, recovered.folder):
+            self.directory.take_all(folder)
+        self.directory.write("recipe.resolved.yaml", dump_recipe(recipe))
+        self.directory.write("manifest.json", json.dumps(self._manifest(), indent=2) + "\n")
+        self.directory.write("report.md", markdown(report, self.seconds))
+        self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")
+
+    def _manifest(self) -> dict[str, Any]:
+        """Where the results came from."""
+        context = self.context
+        return {
+            "tool": tool_version(),
+            "versions": library_versions(),
+            "recipe_sha256": recipe_hash(context.recipe),
+            "model_sha256": context.model.fingerprint,
+            "data_sha256": context.data.fingerprint,
+            "seed": context.recipe.run.seed,
+            "device": str(context.device),
+            "machine": machine_load(),
+            "threads": torch.get_num_threads(),
+            "seconds": self.seconds,
+        }
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of the sections that make the model; not of how it is run and judged."""
+    sections = recipe.model_dump(
+        mode="json", exclude={"run": {"threads", "memory_budget"}, "validate_": True}
+    )
+    return content_key(sections)
+
+
+def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
+
+
+def _size_result(sizes: dict[str, dict[str, int]]) -> SizeResult:
+    ratio = sizes["sparse"]["compressed_bytes"] / sizes["dense"]["compressed_bytes"]
+    return SizeResult(**sizes, ratio=ratio)
+
+
+def _sparsity_in_file(audit: tuple[TensorAuditResult, ...]) -> float | None:
+    """Removed weights that are zero in the file, over all matched weights."""
+    counts = [tensor.onnx_zeros for tensor in audit]
+    if None in counts:
+        return None
+    return sum(counts) / sum(tensor.size for tensor in audit)

@@ -1,0 +1,51 @@
+"""Stage 5: the dense and the sparse model as ONNX files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mfac_compress.export import export_onnx
+from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.versions import library_versions, tool_version
+from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
+
+VERSION = 1
+DENSE = "dense.onnx"
+SPARSE = "model.onnx"
+
+
+def export(context: RunContext, recovered: Path, recipe_hash: str, folder: Path) -> dict[str, Any]:
+    """Write ``dense.onnx`` and ``model.onnx`` to ``folder``; returns facts.
+
+    Raises:
+        InputError: If the model can not be exported as the recipe says.
+    """
+    section = context.recipe.export
+    batch = context.recipe.validate_.batch_size
+    positions = torch.arange(batch) % len(context.data.calibration)
+    example, _ = next(iter(context.data.calibration.batches(batch, indices=positions)))
+    sparse = load_weights(context.fresh_module(), recovered)
+    facts = {
+        "mfac_compress.version": tool_version(),
+        "mfac_compress.recipe_sha256": recipe_hash,
+        **{f"version.{name}": version for name, version in library_versions().items()},
+    }
+    sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}
+    models = [(context.fresh_module(), DENSE, {}), (sparse, SPARSE, sparsity)]
+    for module, name, extra in context.progress.track(models, "export", total=len(models)):
+        try:
+            export_onnx(
+                module.cpu(),
+                example,
+                folder / name,
+                opset=section.opset,
+                dynamic_batch=section.dynamic_batch,
+                input_name=section.input_name,
+                output_name=section.output_name,
+                metadata={**facts, **extra},
+            )
+        except ValueError as error:
+            raise InputError(f"export: {error}") from error
+    return {}

@@ -1,0 +1,135 @@
+"""Stage 4: short fine-tuning in which no removed weight comes back, then batch-norm statistics."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
+from mfac_compress.mfac.masking import MaskKeeper
+from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.data import Split
+from mfac_compress.pipeline.errors import StageError
+from mfac_compress.pipeline.model_file import set_training
+from mfac_compress.pipeline.recipe import RecoverSection
+from mfac_compress.pipeline.stages.calibrate import gradient_pool, holdout
+from mfac_compress.pipeline.weights import load_masks, load_weights, save_masks, save_weights
+
+VERSION = 1
+_BATCHNORM_BATCH = 256
+
+
+def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
+    """Fine-tune the pruned model; saves weights and masks to ``folder``, returns facts."""
+    module = load_weights(context.fresh_module(), pruned)
+    masks = load_masks(pruned)
+    losses = list(_train(context, module, masks)) if context.recipe.recover.epochs else []
+    batchnorm = _settle_batchnorm(context, module)
+    save_weights(module, folder)
+    save_masks(masks, folder)
+    return {"loss_by_epoch": losses, "batchnorm": batchnorm}
+
+
+def _train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> Iterator[float]:
+    """Yield the mean loss of each epoch."""
+    section, split = context.recipe.recover, context.data.recovery
+    assert split is not None  # the recipe holds this
+    batches_per_epoch = math.ceil(len(split) / section.batch_size)
+    optimizer = _optimizer(section, module)
+    scheduler = LambdaLR(optimizer, _lr_curve(section, section.epochs * batches_per_epoch))
+    generator = torch.Generator().manual_seed(context.recipe.run.seed)
+    set_training(module, True)
+    with MaskKeeper(context.parameters_of(module), masks).attach(optimizer) as keeper:
+        for epoch in range(section.epochs):
+            total = 0.0
+            batches = split.batches(
+                section.batch_size, shuffle=True, generator=generator, augment=True
+            )
+            label = f"recover, epoch {epoch + 1}/{section.epochs}"
+            for x, y in context.progress.track(batches, label, batches_per_epoch):
+                outputs = module(x.to(context.device))
+                loss = context.task.loss(
+                    outputs, y.to(context.device), label_smoothing=section.label_smoothing
+                )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.item() * len(x)
+            keeper.check()
+            yield _finite(total / len(split), epoch)
+    set_training(module, False)
+
+
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise StageError(
+            "recover",
+            f"the training loss must stay finite. Got {loss} in epoch {epoch + 1}. "
+            "Lower recover.lr.",
+        )
+    return loss
+
+
+def _optimizer(section: RecoverSection, module: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if section.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=section.lr, weight_decay=section.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=section.lr,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+    )
+
+
+def _lr_curve(section: RecoverSection, steps: int) -> Callable[[int], float]:
+    """Share of the learning rate at each step; falls to zero, unless constant."""
+    curves: dict[str, Callable[[int], float]] = {
+        "cosine": lambda step: (1 + math.cos(math.pi * step / steps)) / 2,
+        "linear": lambda step: 1 - step / steps,
+        "constant": lambda step: 1.0,
+    }
+    return curves[section.schedule]
+
+
+def _settle_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
+    """Re-estimate batch-norm statistics if the recipe says so, or if it helps.
+
+    It hurts at low sparsity and is worth much at high: `auto` measures the loss on calibration
+    samples that neither gradients nor statistics have seen.
+    """
+    choice = context.recipe.recover.batchnorm
+    if choice == "never" or not has_batchnorm(module):
+        return {"reestimated": False}
+    before = batchnorm_state(module)
+    split, pool = context.data.calibration, gradient_pool(context)
+    loss_before = _loss(context, module, split) if choice == "auto" else None
+    reestimate_batchnorm(
+        module,
+        (x.to(context.device) for x, _ in split.batches(_BATCHNORM_BATCH, indices=pool)),
+    )
+    if choice == "always":
+        return {"reestimated": True}
+    loss_after = _loss(context, module, split)
+    better = loss_after < loss_before
+    if not better:
+        module.load_state_dict(before, strict=False)
+    return {"reestimated": better, "holdout_loss": [loss_before, loss_after]}
+
+
+@torch.no_grad()
+def _loss(context: RunContext, module: nn.Module, split: Split) -> float:
+    """Mean loss on the held-out calibration samples, in evaluation mode."""
+    set_training(module, False)
+    held = holdout(context)
+    total = 0.0
+    for x, y in split.batches(_BATCHNORM_BATCH, indices=held):
+        total += context.task.loss(module(x.to(context.device)), y.to(context.device)).item() * len(
+            x
+        )
+    return total / len(held)

@@ -1,0 +1,48 @@
+"""Re-estimated batch-norm statistics are those of the data."""
+
+import torch
+from torch import nn
+
+from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
+
+
+def _model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+
+
+def test_statistics_become_those_of_the_batches():
+    model, x = _model(), torch.randn(60, 3) * 2 + 1
+
+    reestimate_batchnorm(model, x.split(20))
+
+    hidden = model[0](x)
+    torch.testing.assert_close(model[1].running_mean, hidden.mean(0))
+    variances = torch.stack([part.var(0) for part in hidden.split(20)]).mean(0)
+    torch.testing.assert_close(model[1].running_var, variances)
+
+
+def test_modes_and_momentum_are_as_before():
+    model = _model()
+
+    reestimate_batchnorm(model, [torch.randn(9, 3)])
+
+    assert not any(module.training for module in model.modules())
+    assert model[1].momentum == 0.1
+
+
+def test_the_saved_state_brings_the_old_statistics_back():
+    model, x = _model(), torch.randn(5, 3)
+    before, saved = model(x), batchnorm_state(model)
+    reestimate_batchnorm(model, [torch.randn(9, 3) + 5])
+    assert not torch.allclose(model(x), before)
+
+    model.load_state_dict(saved, strict=False)
+
+    assert torch.equal(model(x), before)
+
+
+def test_only_models_with_running_statistics_have_any():
+    assert has_batchnorm(_model())
+    assert not has_batchnorm(nn.Linear(2, 2))
+    assert not has_batchnorm(nn.BatchNorm1d(2, track_running_stats=False))

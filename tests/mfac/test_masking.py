@@ -1,0 +1,85 @@
+"""No removed weight comes back, whatever the optimizer."""
+
+import pytest
+import torch
+from torch import nn
+
+from mfac_compress.mfac.masking import MaskKeeper
+
+OPTIMIZERS = [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    lambda p: torch.optim.AdamW(p, lr=0.1),
+]
+
+
+def _setting():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    mask = torch.rand(4, 6) > 0.5
+    return model, {"weight": mask}
+
+
+def _train(model, optimizer, steps=5):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 6)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_removed_weights_stay_zero_and_the_others_move(make):
+    model, masks = _setting()
+    before = model.weight.detach().clone()
+    optimizer = make(model.parameters())
+
+    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer) as keeper:
+        _train(model, optimizer)
+        keeper.check()
+
+    mask = masks["weight"]
+    assert not model.weight[~mask].any()
+    assert (model.weight[mask] != before[mask]).all()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_optimizer_state_is_masked_even_if_it_was_not_before(make):
+    model, masks = _setting()
+    optimizer = make(model.parameters())
+    _train(model, optimizer)
+
+    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer):
+        _train(model, optimizer, steps=1)
+
+    for value in optimizer.state[model.weight].values():
+        if isinstance(value, torch.Tensor) and value.shape == model.weight.shape:
+            assert not value[~masks["weight"]].any()
+
+
+def test_hooks_end_with_the_block():
+    model, masks = _setting()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer):
+        pass
+
+    _train(model, optimizer, steps=1)
+
+    assert model.weight[~masks["weight"]].any()
+
+
+def test_a_weight_that_came_back_is_reported():
+    model, masks = _setting()
+    masks["weight"][2, 3] = False
+    keeper = MaskKeeper({"weight": model.weight}, masks)
+    keeper.check()
+    with torch.no_grad():
+        model.weight[2, 3] = 1.0
+
+    with pytest.raises(RuntimeError, match="Got 1 that are not in weight"):
+        keeper.check()
+
+
+def test_a_mask_without_its_parameter_is_refused():
+    with pytest.raises(ValueError, match="no parameter"):
+        MaskKeeper({}, {"weight": torch.ones(2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"\[2\] for \[3\]"):
+        MaskKeeper({"w": nn.Parameter(torch.ones(3))}, {"w": torch.ones(2, dtype=torch.bool)})
