@@ -1,13 +1,13 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
-from .audit import TensorAudit, audit_zeros
-from .intervals import Interval, median_interval
-from .latency import LatencyComparison, Spread, Timing, compare_latency
-from .machine import machine_load
-from .onnx_file import export_onnx
-from .parity import parity_error
-from .session import open_session, predict
-from .size import FileSize, file_size
+from mfac_compress.export.audit import TensorAudit, audit_zeros
+from mfac_compress.export.intervals import Interval, median_interval
+from mfac_compress.export.latency import LatencyComparison, Spread, Timing, compare_latency
+from mfac_compress.export.machine import machine_load
+from mfac_compress.export.onnx_file import export_onnx
+from mfac_compress.export.parity import parity_error
+from mfac_compress.export.session import open_session, predict
+from mfac_compress.export.size import FileSize, file_size
 
 __all__ = [
     "FileSize",

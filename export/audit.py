@@ -13,8 +13,8 @@ import onnxruntime
 from onnx import numpy_helper
 from torch import Tensor
 
-from .passes import TRANSPOSED
-from .session import load
+from mfac_compress.export.passes import TRANSPOSED
+from mfac_compress.export.session import load
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from .evaluation import device_of, evaluating
+from mfac_compress.export.evaluation import device_of, evaluating
 
 BATCH_AXIS = "batch"
 
@@ -60,7 +60,7 @@ def capture(
                     dynamic_shapes=axes,
                     verbose=False,
                 )
-        except Exception as error:
+        except torch.onnx.OnnxExporterError as error:
             raise _explain(error) from error
     _check_opset(program.model, opset)
     if dynamic_batch:

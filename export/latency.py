@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import onnxruntime
 
-from .intervals import Interval, median_interval
-from .session import fixed_batch, open_session, run
+from mfac_compress.export.intervals import Interval, median_interval
+from mfac_compress.export.session import fixed_batch, open_session, run
 
 _SHORTEST_RUN_MS = 2.0  # long against the clocks' resolution and the cost of reading them
 _TRIALS = 3

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from .capture import capture
-from .passes import clear_traces, make_zeros_positive, name_transposed
+from mfac_compress.export.capture import capture
+from mfac_compress.export.passes import clear_traces, make_zeros_positive, name_transposed
 
 # A protobuf file ends at 2 GiB. What is left above this is for the graph itself.
 _MOST_TENSOR_BYTES = 2_000_000_000

@@ -66,5 +66,5 @@ def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
 
 def _equal(tensor: ir.TensorProtocol, parameter: Tensor) -> bool:
     """Whether an ONNX tensor holds the transpose of a parameter, to the last bit."""
-    ours = parameter.detach().cpu().float().numpy()
+    ours = parameter.detach().cpu().double().numpy()  # holds every float exactly
     return np.array_equal(tensor.numpy().astype(ours.dtype), ours.T)

@@ -81,7 +81,7 @@ def run(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
     """Run one batch ``[n, ...]``. Raises ValueError where the file does not take it."""
     taken = session.get_inputs()[0]
     try:
-        return session.run(None, {taken.name: np.ascontiguousarray(batch)})[0]
+        return session.run(None, {taken.name: batch})[0]
     except InvalidArgument as error:
         raise ValueError(
             f"Inputs must be what the ONNX file takes: {taken.type} of shape {taken.shape}. "

@@ -1,5 +1,6 @@
-"""Curvature and pruning: gradients, the inverse empirical Fisher, Optimal Brain Surgeon."""
+"""Curvature and pruning: gradients, the inverse empirical Fisher, Optimal Brain Surgeon, M-FAC."""
 
 from mfac_compress.mfac.inverse import InverseFisher
+from mfac_compress.mfac.optimizer import MFAC
 
-__all__ = ["InverseFisher"]
+__all__ = ["MFAC", "InverseFisher"]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mfac_compress.pipeline.recipe_file import load_recipe
+    from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
 
 __all__ = ["compress", "load_recipe"]
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return compress
     if name == "load_recipe":
-        from mfac_compress.pipeline.recipe_file import load_recipe
+        from mfac_compress.pipeline.recipe.file import load_recipe
 
         return load_recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

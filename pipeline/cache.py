@@ -68,13 +68,15 @@ class StageCache:
             facts = dict(make(work))
             manifest = {"stage": stage, "key": key, "facts": facts, "ingredients": ingredients}
             (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+            self._forget_all(folder.parent, but=Path(scratch))
             os.rename(work, folder)
-        self._forget_others(folder)
         return Artefact(folder, key, _read_facts(folder), reused=False)
 
-    def _forget_others(self, folder: Path) -> None:
-        for other in folder.parent.iterdir():
-            if other != folder:
+    @staticmethod
+    def _forget_all(stage: Path, but: Path) -> None:
+        """Remove the stage's older artefacts, and what a killed run left half made."""
+        for other in stage.iterdir():
+            if other != but:
                 shutil.rmtree(other)
 
 

@@ -81,11 +81,11 @@ def run(
     """
     # Imported here, because PyTorch takes seconds and `--help` should not.
     from mfac_compress.pipeline.dry_run import show_plan
-    from mfac_compress.pipeline.inputs import load_inputs
+    from mfac_compress.pipeline.inputs.load import load_inputs
     from mfac_compress.pipeline.progress import Progress
-    from mfac_compress.pipeline.recipe_file import load_recipe
-    from mfac_compress.pipeline.report_text import print_verdict
+    from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
+    from mfac_compress.pipeline.verdict.report_text import print_verdict
 
     loaded = load_recipe(recipe, overrides)
     terminal = Console(quiet=quiet, stderr=as_json)
@@ -108,10 +108,10 @@ def run(
 def schema(of: str) -> None:
     """Print the JSON Schema of a recipe (or of report.json), for editors and readers."""
     if of == "report":
-        from mfac_compress.pipeline.report import Report
+        from mfac_compress.pipeline.verdict.report import Report
 
         click.echo(json.dumps(Report.model_json_schema(), indent=2))
     else:
-        from mfac_compress.pipeline.recipe_file import recipe_schema
+        from mfac_compress.pipeline.recipe.file import recipe_schema
 
         click.echo(json.dumps(recipe_schema(), indent=2))

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from mfac_compress.pipeline.context import RunContext
-from mfac_compress.pipeline.memory import MemoryPlan, megabytes, memory_plan
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.memory import MemoryPlan, megabytes, memory_plan
 
 
 def show_plan(context: RunContext, console: Console) -> None:

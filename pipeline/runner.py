@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from mfac_compress.export import machine_load
-from mfac_compress.pipeline.cache import Artefact, StageCache, content_key
-from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.errors import CompressError, StageError
-from mfac_compress.pipeline.gates import judge
-from mfac_compress.pipeline.inputs import check_inputs, load_inputs
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress
-from mfac_compress.pipeline.recipe import Recipe
-from mfac_compress.pipeline.recipe_file import dump_recipe, load_recipe
-from mfac_compress.pipeline.report import (
+from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.run_directory import RunDirectory
+from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.verdict.gates import judge
+from mfac_compress.pipeline.verdict.report import (
     LatencyResult,
     MachineResult,
     MetricResult,
@@ -29,10 +32,8 @@ from mfac_compress.pipeline.report import (
     TensorAuditResult,
     latency_result,
 )
-from mfac_compress.pipeline.report_text import markdown
-from mfac_compress.pipeline.run_directory import RunDirectory
-from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
-from mfac_compress.pipeline.versions import library_versions, tool_version
+from mfac_compress.pipeline.verdict.report_text import markdown
+from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 
 
 def compress(
@@ -78,81 +79,34 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def go(self) -> Report:
-        cache = StageCache(self.directory.cache)
-        recovered, exported = self._make(cache)
-        measured = self._stage(
-            cache,
-            "validate",
-            validate.VERSION,
-            [exported.key, self.context.task.metric_fingerprint],
-            _without(self.context.recipe.validate_.model_dump(), "latency", "gates")
-            | {"confidence": self.context.recipe.validate_.gates.confidence},
-            lambda folder: validate.validate(self.context, recovered.folder, exported.folder),
-        )
+        context = self.context
+        calibrated = None
+        if context.recipe.prune.method == "mfac":
+            calibrated = self._stage(calibrate, calibrate.calibrate)
+        pruned = self._stage(prune, prune.prune, calibrated)
+        recovered = self._stage(recover, recover.recover, pruned)
+        exported = self._stage(export, export.export, recovered)
+        validated = self._stage(validate, validate.validate, recovered, exported)
         with self._timed("latency"):
-            latency = tuple(
-                latency_result(one)
-                for one in validate.measure_latency(self.context, exported.folder)
-            )
-        report = self._report(measured.facts, latency, recovered)
+            comparisons = validate.measure_latency(context, exported.folder)
+        report = self._report(validated, tuple(map(latency_result, comparisons)), recovered)
         self._publish(report, recovered, exported)
         return report
 
-    def _make(self, cache: StageCache) -> tuple[Artefact, Artefact]:
-        """Everything up to the ONNX files."""
-        context, recipe = self.context, self.context.recipe
-        inputs = [context.model.fingerprint, context.data.fingerprint, str(context.device)]
-        targets = [[t.name, t.sparsity, t.own_budget] for t in context.targets.matched]
-        gradients = recipe.calibrate.model_dump() | {"seed": context.seed}
-        curvature = gradients | _without(recipe.fisher.model_dump(), "damping")
-        calibrated = None
-        if recipe.prune.method == "mfac":
-            calibrated = self._stage(
-                cache,
-                "calibrate",
-                calibrate.VERSION,
-                [*inputs, context.task.loss_fingerprint, [t[0] for t in targets]],
-                curvature,
-                lambda folder: calibrate.calibrate(context, folder),
-            )
-        pruned = self._stage(
-            cache,
-            "prune",
-            prune.VERSION,
-            [*inputs, targets, calibrated and calibrated.key],
-            recipe.prune.model_dump() | {"damping": recipe.fisher.damping},
-            lambda folder: prune.prune(context, calibrated and calibrated.folder, folder),
-        )
-        recovered = self._stage(
-            cache,
-            "recover",
-            recover.VERSION,
-            [pruned.key, gradients, recipe.run.seed, context.task.loss_fingerprint],
-            recipe.recover.model_dump(),
-            lambda folder: recover.recover(context, pruned.folder, folder),
-        )
-        exported = self._stage(
-            cache,
-            "export",
-            export.VERSION,
-            [recovered.key, recipe.validate_.batch_size, recipe_hash(recipe), library_versions()],
-            recipe.export.model_dump(),
-            lambda folder: export.export(context, recovered.folder, recipe_hash(recipe), folder),
-        )
-        return recovered, exported
-
     def _stage(
-        self,
-        cache: StageCache,
-        name: str,
-        version: int,
-        upstream: list[Any],
-        section: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        self, stage: ModuleType, make: Callable[..., Mapping[str, Any]], *upstream: Artefact | None
     ) -> Artefact:
+        """The artefact of a stage, found or made from those before it."""
+        name = stage.__name__.rpartition(".")[2]
+        ingredients = {
+            "version": stage.VERSION,
+            "upstream": [artefact and artefact.key for artefact in upstream],
+            **stage.depends_on(self.context),
+        }
+        folders = [artefact and artefact.folder for artefact in upstream]
         with self._timed(name):
-            artefact = cache.get(
-                name, {"version": version, "upstream": upstream, "section": dict(section)}, make
+            artefact = StageCache(self.directory.cache).get(
+                name, ingredients, lambda folder: make(self.context, *folders, folder)
             )
         how = "reused" if artefact.reused else f"{self.seconds[name]:.1f} s"
         self.context.progress.remark(f"{name}: {how}")
@@ -173,8 +127,9 @@ class _Run:
         self.seconds[stage] = round(time.perf_counter() - start, 3)
 
     def _report(
-        self, measured: dict[str, Any], latency: tuple[LatencyResult, ...], recovered: Artefact
+        self, validated: Artefact, latency: tuple[LatencyResult, ...], recovered: Artefact
     ) -> Report:
+        measured = validated.facts
         recipe, targets = self.context.recipe, self.context.targets
         metric = MetricResult(**measured["metric"])
         audit = tuple(TensorAuditResult(**tensor) for tensor in measured["audit"])
@@ -231,18 +186,6 @@ class _Run:
             "threads": torch.get_num_threads(),
             "seconds": self.seconds,
         }
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of the sections that make the model; not of how it is run and judged."""
-    sections = recipe.model_dump(
-        mode="json", exclude={"run": {"threads", "memory_budget"}, "validate_": True}
-    )
-    return content_key(sections)
-
-
-def _without(section: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in keys}
 
 
 def _size_result(sizes: dict[str, dict[str, int]]) -> SizeResult:

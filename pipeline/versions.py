@@ -1,7 +1,10 @@
-"""Versions of this tool and of what its results depend on."""
+"""Which recipe, tool and libraries made a result."""
 
 import platform
 from importlib.metadata import version
+
+from mfac_compress.pipeline.cache import content_key
+from mfac_compress.pipeline.recipe.schema import Recipe
 
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
@@ -14,3 +17,9 @@ def tool_version() -> str:
 def library_versions() -> dict[str, str]:
     """Python and the libraries that results depend on, by name."""
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 of the sections that make the model; not of how it is run and judged."""
+    how = {"run": {"threads", "memory_budget"}, "validate_": True}
+    return content_key(recipe.model_dump(mode="json", exclude=how))

@@ -13,15 +13,33 @@ from mfac_compress.mfac.gradients import NonFiniteGradientError, loss_gradients
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import uses_blocks
 from mfac_compress.mfac.window import GradientWindow
-from mfac_compress.pipeline.context import RunContext
-from mfac_compress.pipeline.data import Split
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.model_file import set_training
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.data import Split
+from mfac_compress.pipeline.inputs.model_file import set_training
 
 VERSION = 1
 _FILE = "fisher.safetensors"
 
 Fisher = BlockFisher | GradientWindow
+
+
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the Fisher is made of. Not the damping: that comes in at inversion."""
+    return {
+        "model": context.model.fingerprint,
+        "samples": context.data.calibration.fingerprint,
+        "loss": context.task.loss_fingerprint,
+        "draw": draws_on(context),
+        "fisher": context.recipe.fisher.model_dump(exclude={"damping"}),
+        "tensors": [target.name for target in context.targets.matched],
+        "device": str(context.device),
+    }
+
+
+def draws_on(context: RunContext) -> dict[str, Any]:
+    """What the choice of calibration samples depends on."""
+    return context.recipe.calibrate.model_dump() | {"seed": context.seed}
 
 
 def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:

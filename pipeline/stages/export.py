@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from mfac_compress.export import export_onnx
-from mfac_compress.pipeline.context import RunContext
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.versions import library_versions, tool_version
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
 
 VERSION = 1
@@ -16,7 +16,17 @@ DENSE = "dense.onnx"
 SPARSE = "model.onnx"
 
 
-def export(context: RunContext, recovered: Path, recipe_hash: str, folder: Path) -> dict[str, Any]:
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the files depend on, beside the weights. The recipe's hash stands in them."""
+    return {
+        "export": context.recipe.export.model_dump(),
+        "batch_size": context.recipe.validate_.batch_size,
+        "recipe": recipe_hash(context.recipe),
+        "versions": [tool_version(), library_versions()],
+    }
+
+
+def export(context: RunContext, recovered: Path, folder: Path) -> dict[str, Any]:
     """Write ``dense.onnx`` and ``model.onnx`` to ``folder``; returns facts.
 
     Raises:
@@ -29,7 +39,7 @@ def export(context: RunContext, recovered: Path, recipe_hash: str, folder: Path)
     sparse = load_weights(context.fresh_module(), recovered)
     facts = {
         "mfac_compress.version": tool_version(),
-        "mfac_compress.recipe_sha256": recipe_hash,
+        "mfac_compress.recipe_sha256": recipe_hash(context.recipe),
         **{f"version.{name}": version for name, version in library_versions().items()},
     }
     sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}

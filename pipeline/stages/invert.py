@@ -5,7 +5,7 @@ It is made anew where it is needed: that takes less time than reading it back fr
 
 from mfac_compress.mfac import InverseFisher
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.recipe import FisherSection
+from mfac_compress.pipeline.recipe.schema import FisherSection
 from mfac_compress.pipeline.stages.calibrate import Fisher
 
 

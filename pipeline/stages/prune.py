@@ -13,12 +13,22 @@ from mfac_compress.mfac.layout import TensorLayout
 from mfac_compress.mfac.obs import remove_weights
 from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency, select_mask
 from mfac_compress.mfac.schedule import sparsity_schedule
-from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.stages.calibrate import compute_fisher, load_fisher
 from mfac_compress.pipeline.stages.invert import invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
 
 VERSION = 1
+
+
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the masks and weights depend on, beside the Fisher."""
+    return {
+        "model": context.model.fingerprint,
+        "prune": context.recipe.prune.model_dump(),
+        "damping": context.recipe.fisher.damping,
+        "targets": [[t.name, t.sparsity, t.own_budget] for t in context.targets.matched],
+    }
 
 
 def prune(context: RunContext, calibrated: Path | None, folder: Path) -> dict[str, Any]:

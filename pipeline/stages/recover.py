@@ -11,16 +11,29 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
 from mfac_compress.mfac.masking import MaskKeeper
-from mfac_compress.pipeline.context import RunContext
-from mfac_compress.pipeline.data import Split
 from mfac_compress.pipeline.errors import StageError
-from mfac_compress.pipeline.model_file import set_training
-from mfac_compress.pipeline.recipe import RecoverSection
-from mfac_compress.pipeline.stages.calibrate import gradient_pool, holdout
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.data import Split
+from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.recipe.schema import RecoverSection
+from mfac_compress.pipeline.stages.calibrate import draws_on, gradient_pool, holdout
 from mfac_compress.pipeline.weights import load_masks, load_weights, save_masks, save_weights
 
 VERSION = 1
 _BATCHNORM_BATCH = 256
+
+
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the final weights depend on, beside the pruned ones."""
+    recovery = context.data.recovery
+    return {
+        "recover": context.recipe.recover.model_dump(),
+        "seed": context.recipe.run.seed,
+        "samples": recovery and recovery.fingerprint,
+        "batchnorm_samples": [context.data.calibration.fingerprint, draws_on(context)],
+        "loss": context.task.loss_fingerprint,
+        "device": str(context.device),
+    }
 
 
 def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:

@@ -18,16 +18,27 @@ from mfac_compress.export import (
     parity_error,
     predict,
 )
-from mfac_compress.pipeline.context import RunContext
+from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.stages.export import DENSE, SPARSE
-from mfac_compress.pipeline.statistics import Interval, bootstrap_interval, paired_interval
+from mfac_compress.pipeline.verdict.statistics import Interval, bootstrap_interval, paired_interval
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
 VERSION = 1
 _REPORT_CONFIDENCE = 0.95
 
 
-def validate(context: RunContext, recovered: Path, exported: Path) -> dict[str, Any]:
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the measurements depend on, beside the files. Not the gates, nor the machine."""
+    return {
+        "metric": context.task.metric_fingerprint,
+        "samples": context.data.validation.fingerprint,
+        "batch_size": context.recipe.validate_.batch_size,
+        "confidence": context.recipe.validate_.gates.confidence,
+        "seed": context.recipe.run.seed,
+    }
+
+
+def validate(context: RunContext, recovered: Path, exported: Path, _folder: Path) -> dict[str, Any]:
     """Measure metric, parity, sizes and zeros; returns the report's parts of these names."""
     masks = load_masks(recovered)
     audit = audit_zeros(exported / SPARSE, masks)

@@ -33,6 +33,15 @@ class Total(nn.Module):
         return x.sum()
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attend(x, x, x, need_weights=False)[0]
+
+
 def initializers(path):
     graph = onnx.load(path).graph
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -46,6 +55,12 @@ def test_the_batch_axis_and_no_other_is_open(pruned):
     graph = onnx.load(pruned.path).graph
     assert (graph.input[0].name, axes(graph.input[0])) == ("input", ["batch", 3, 4, 4])
     assert (graph.output[0].name, axes(graph.output[0])) == ("output", ["batch", 5])
+
+
+def test_one_row_is_enough_to_open_the_batch_axis(tmp_path):
+    model = Attention()  # the tracer takes its batch of one for a constant
+    export_onnx(model, torch.randn(1, 3, 4), tmp_path / "m.onnx")
+    assert parity_error(model, tmp_path / "m.onnx", torch.randn(5, 3, 4)) < 1e-5
 
 
 def test_every_zero_is_positive_in_the_file_and_as_it_was_in_the_model(pruned):

@@ -62,5 +62,5 @@ def test_schedules_end_at_the_target_and_grow():
 
 def test_a_geometric_schedule_keeps_the_same_share_in_each_step():
     densities = [1 - s for s in sparsity_schedule(0.9, 4)]
-    shares = {round(b / a, 9) for a, b in zip([1.0, *densities], densities)}
+    shares = {round(b / a, 9) for a, b in zip([1.0, *densities], densities, strict=False)}
     assert len(shares) == 1

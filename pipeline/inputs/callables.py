@@ -1,0 +1,181 @@
+"""Finding the functions that a recipe names: ``package.module:callable`` or ``file.py:callable``.
+
+Nothing is added to ``sys.path``: a module must be importable already (installed, or on
+``PYTHONPATH``), a file is loaded from where it lies. A loaded file is kept in ``sys.modules`` under
+a name made of its path and content, so what it defines can be pickled, and an edited file is
+loaded anew.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mfac_compress.pipeline.errors import InputError
+
+
+def resolve_callable(spec: str, *, key: str, folder: Path) -> Callable[..., Any]:
+    """Import what a recipe key names.
+
+    Args:
+        spec: ``package.module:callable`` or ``path/to/file.py:callable``; the callable may be
+            dotted (``Net.small``).
+        key: The recipe key that ``spec`` stands under, for messages.
+        folder: Where relative file paths start: the recipe's folder.
+    Returns:
+        The callable.
+    Raises:
+        InputError: If the form is wrong, the file or module is missing or fails when imported, or
+            the name in it is missing or not callable.
+    """
+    place, names = _split(spec, key)
+    if _is_file(place):
+        module = _load_file(_file_path(place, spec, key, folder), spec, key)
+    else:
+        module = _import_module(place, spec, key)
+    found: Any = module
+    for name in names.split("."):
+        if not hasattr(found, name):
+            raise InputError(f"{key} must name something in {place}. {_missing(found, name, spec)}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise InputError(
+            f"{key} must name a function or a class. Got {spec!r}, which is "
+            f"{_article(type(found).__name__)}."
+        )
+    return found
+
+
+def source_fingerprint(spec: str, *, key: str, folder: Path) -> str:
+    """Hash the source that a recipe key names, for cache keys.
+
+    It covers that one file, not what the file imports.
+
+    Args:
+        spec: As for :func:`resolve_callable`.
+        key: The recipe key that ``spec`` stands under, for messages.
+        folder: Where relative file paths start.
+    Returns:
+        SHA-256 in hex of the spec's callable name and the file's bytes.
+    Raises:
+        InputError: If the form is wrong, or the file or module is missing or fails when imported.
+    """
+    place, names = _split(spec, key)
+    if _is_file(place):
+        source = _file_path(place, spec, key, folder).read_bytes()
+    else:
+        file = getattr(_import_module(place, spec, key), "__file__", None)
+        # A module of the interpreter itself has no file: its name is all there is.
+        source = Path(file).read_bytes() if file else place.encode()
+    return hashlib.sha256(names.encode() + b"\0" + source).hexdigest()
+
+
+def _split(spec: str, key: str) -> tuple[str, str]:
+    # From the right, for the colon of a Windows drive.
+    place, _, names = spec.rpartition(":")
+    if not place or not all(name.isidentifier() for name in names.split(".")):
+        raise InputError(
+            f"{key} must be package.module:callable or path/to/file.py:callable. Got {spec!r}."
+        )
+    return place, names
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place or "\\" in place
+
+
+def _file_path(place: str, spec: str, key: str, folder: Path) -> Path:
+    path = (folder / Path(place).expanduser()).resolve()
+    if path.suffix != ".py":
+        raise InputError(f"{key} must name a .py file. Got {spec!r}. Write path/to/file.py:name.")
+    if not path.is_file():
+        raise InputError(
+            f"{key} must name a file that exists. Got {spec!r}, looked for {path}. "
+            "Relative paths start at the recipe's folder."
+        )
+    return path
+
+
+def _load_file(path: Path, spec: str, key: str) -> ModuleType:
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
+    name = f"mfac_compress_user_{path.stem}_{digest[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise InputError(_failed_import(error, spec, key)) from error
+    return module
+
+
+def _import_module(name: str, spec: str, key: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(
+            f"{key} must be package.module:callable or path/to/file.py:callable. Got {spec!r}."
+        )
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Only where the named module itself is missing; else one of its own imports is.
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise InputError(
+                f"{key} must name a module that Python can import. Got {spec!r}, and there is no "
+                f"module {error.name!r}. Install it, put its folder on PYTHONPATH, or write "
+                "path/to/file.py:callable."
+            ) from error
+        raise InputError(_failed_import(error, spec, key)) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(_failed_import(error, spec, key)) from error
+
+
+def _failed_import(error: BaseException, spec: str, key: str) -> str:
+    hint = "Mend it, or guard what should not run on import with `if __name__ == '__main__':`."
+    if isinstance(error, ImportError):
+        hint = "Install what is missing, or put its folder on PYTHONPATH."
+        if "relative import" in str(error):
+            hint = "A single file has no package: name it as package.module:callable."
+    return f"{key} must name code that can be imported. {spec!r} raised {describe(error)}. {hint}"
+
+
+def describe(error: BaseException) -> str:
+    """Say an exception of the user's code in one line: type, message, file and line.
+
+    Args:
+        error: The exception, as caught.
+    Returns:
+        For example ``TypeError: 'x' is not a number (net.py, line 12)``.
+    """
+    text = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+    if isinstance(error, SyntaxError):
+        return f"{text} ({Path(error.filename or '?').name}, line {error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+    ]
+    if not frames:
+        return text
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+def _missing(owner: Any, name: str, spec: str) -> str:
+    public = [other for other in dir(owner) if not other.startswith("_")]
+    near = get_close_matches(name, public, n=3)
+    advice = f" Did you mean {', '.join(near)}?" if near else ""
+    return f"Got {spec!r}, and it has no {name!r}.{advice}"
+
+
+def _article(noun: str) -> str:
+    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"

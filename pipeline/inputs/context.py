@@ -1,0 +1,42 @@
+"""What every stage of one run shares."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mfac_compress.pipeline.inputs.data import DataSplits
+from mfac_compress.pipeline.inputs.layers import PruneTargets
+from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The inputs of a run, loaded and checked. Stages read it and never change it."""
+
+    recipe: Recipe
+    model: LoadedModel
+    data: DataSplits
+    task: Task
+    targets: PruneTargets
+    device: torch.device
+    progress: Progress
+
+    @property
+    def seed(self) -> int:
+        """Seed of the calibration draws."""
+        own = self.recipe.calibrate.seed
+        return self.recipe.run.seed if own is None else own
+
+    def fresh_module(self) -> nn.Module:
+        """A copy of the dense model, on the run's device."""
+        return copy.deepcopy(self.model.module)
+
+    def parameters_of(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of ``module`` that are pruned, in the order of the flat vector."""
+        parameters = dict(module.named_parameters())
+        return {target.name: parameters[target.name] for target in self.targets.matched}

@@ -1,0 +1,70 @@
+"""Load and check everything that a run starts from, before anything is written."""
+
+from pathlib import Path
+
+import torch
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.data import load_data
+from mfac_compress.pipeline.inputs.layers import match_targets
+from mfac_compress.pipeline.inputs.memory import memory_plan
+from mfac_compress.pipeline.inputs.model_file import load_model
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.stages.calibrate import draw_samples
+
+
+def load_inputs(
+    recipe: Recipe,
+    model_path: str | Path,
+    *,
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+) -> RunContext:
+    """Load model, data and task, match the layers.
+
+    Raises:
+        InputError: If any of them is wrong.
+    """
+    device = _device(recipe)
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    torch.manual_seed(recipe.run.seed)
+    folder = recipe.source.folder
+    model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
+    targets = match_targets(model.module, recipe)
+    task = load_task(recipe.task, folder=folder)
+    data = load_data(recipe.data, folder=folder, needs_recovery=recipe.recover.epochs > 0)
+    model.module.to(device)
+    return RunContext(recipe, model, data, task, targets, device, progress or Progress())
+
+
+def check_inputs(context: RunContext) -> None:
+    """Check what only the inputs together can tell: samples for m gradients, memory.
+
+    Raises:
+        InputError: If the calibration split or the memory does not suffice.
+    """
+    if context.recipe.prune.method != "mfac":
+        return
+    draw_samples(context, step=0)
+    plan = memory_plan(context)
+    if not plan.fits:
+        raise InputError(plan.advice)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """The device that the recipe asks for.
+
+    Raises:
+        InputError: If it asks for a GPU and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if recipe.run.device == "cuda" and not has_gpu:
+        raise InputError(
+            f"{recipe.where('run.device')}: cuda needs a GPU that PyTorch can use. Got none. "
+            "Use auto or cpu."
+        )
+    return torch.device("cuda" if has_gpu and recipe.run.device != "cpu" else "cpu")

@@ -1,0 +1,65 @@
+"""Whether gradients and inverse fit into memory."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from mfac_compress.mfac.plan import InversePlan, plan_inverse
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.stages.calibrate import partition_of
+
+_SHARE_OF_FREE = 0.8
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the inverse needs, and what there is.
+
+    Attributes:
+        inverse: Representation and bytes.
+        budget_bytes: The most that may be used.
+        budget_from: Where that number comes from.
+    """
+
+    inverse: InversePlan
+    budget_bytes: int
+    budget_from: str
+
+    @property
+    def fits(self) -> bool:
+        return self.inverse.total_bytes <= self.budget_bytes
+
+    @property
+    def advice(self) -> str:
+        """What to say where it does not fit."""
+        smaller = (
+            "Lower fisher.block_size"
+            if self.inverse.representation == "blocks"
+            else "Set fisher.block_size to 128, or lower calibrate.num_gradients"
+        )
+        return (
+            "run.memory_budget must hold gradients and inverse, "
+            f"{megabytes(self.inverse.total_bytes)}. "
+            f"Got {megabytes(self.budget_bytes)} ({self.budget_from}). "
+            f"{smaller}, or prune fewer tensors."
+        )
+
+
+def memory_plan(context: RunContext) -> MemoryPlan:
+    """Set the inverse's needs against the recipe's budget, or against the free memory."""
+    recipe = context.recipe
+    dtype = getattr(torch, recipe.fisher.window_dtype)
+    inverse = plan_inverse(partition_of(context), recipe.calibrate.num_gradients, dtype)
+    if recipe.run.memory_budget is not None:
+        return MemoryPlan(inverse, int(recipe.run.memory_budget), "run.memory_budget")
+    if context.device.type == "cuda":
+        free, what = torch.cuda.mem_get_info(context.device)[0], "80% of the GPU's free memory"
+    else:
+        free, what = psutil.virtual_memory().available, "80% of the free memory"
+    return MemoryPlan(inverse, int(_SHARE_OF_FREE * free), what)
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people: ``1,234.5 MB``."""
+    return f"{count / 1e6:,.1f} MB"

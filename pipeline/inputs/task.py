@@ -1,0 +1,238 @@
+"""What the model is trained for (the loss) and judged by (the metric)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, source_fingerprint
+from mfac_compress.pipeline.recipe.schema import TaskSection
+
+LOSSES = ("cross_entropy", "mse")
+METRICS = ("accuracy",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loss and a metric, resolved from a recipe's ``task`` section.
+
+    Attributes:
+        loss_name: ``cross_entropy``, ``mse`` or the spec of the user's function.
+        metric_name: ``accuracy`` or the spec of the user's function.
+        direction: Whether more of the metric is better.
+        loss_fingerprint: Changes where the loss does, for cache keys.
+        metric_fingerprint: Changes where the metric or its direction does.
+    """
+
+    loss_name: str
+    metric_name: str
+    direction: Literal["maximize", "minimize"]
+    loss_fingerprint: str
+    metric_fingerprint: str
+    _own_loss: Callable[..., Any] | None
+    _own_metric: Callable[..., Any] | None
+
+    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            outputs: Of the model. Shape ``[n, ...]``.
+            targets: Of the data, on the same device. Shape ``[n, ...]``.
+            label_smoothing: In [0, 1), of ``cross_entropy`` only.
+        Returns:
+            A scalar tensor that gradients can be taken of.
+        Raises:
+            InputError: If outputs and targets do not fit the loss, or the user's function fails
+                or returns no scalar tensor.
+        """
+        _check_outputs(outputs)
+        if self.loss_name == "cross_entropy":
+            _check_cross_entropy(outputs, targets)
+            return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        if label_smoothing:
+            raise InputError(
+                "recover.label_smoothing must be 0 unless task.loss is cross_entropy. "
+                f"Got {label_smoothing} with task.loss {self.loss_name!r}."
+            )
+        if self.loss_name == "mse":
+            _check_mse(outputs, targets)
+            return F.mse_loss(outputs, targets.to(outputs.dtype))
+        value = _call(self._own_loss, outputs, targets, key="task.loss", name=self.loss_name)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            raise InputError(
+                f"task.loss must return the batch's mean loss, a tensor of shape []. "
+                f"{self.loss_name!r} returned {_what(value)}. Take its mean()."
+            )
+        return value
+
+    def evaluate(
+        self, outputs: Tensor | np.ndarray, targets: Tensor | np.ndarray
+    ) -> np.ndarray | float:
+        """The metric, one value per sample where it has them.
+
+        Args:
+            outputs: Of the model for the whole set. Shape ``[n, ...]``.
+            targets: Shape ``[n, ...]``.
+        Returns:
+            Values of shape ``[n]``, float64, whose mean is the metric; or one number for the
+            whole set, where the user's metric has no values per sample.
+        Raises:
+            InputError: If outputs and targets do not fit the metric, the outputs or the values
+                are not finite, or the user's function fails.
+        """
+        outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
+        _check_outputs(outputs)
+        _check_finite(outputs)
+        if self.metric_name == "accuracy":
+            return _accuracy(outputs, targets)
+        value = _call(self._own_metric, outputs, targets, key="task.metric", name=self.metric_name)
+        return _metric_values(value, len(outputs), self.metric_name)
+
+
+def load_task(section: TaskSection, *, folder: Path) -> Task:
+    """Resolve the loss and the metric of a recipe.
+
+    Args:
+        section: The recipe's ``task``.
+        folder: Where relative file paths start: the recipe's folder.
+    Returns:
+        The task.
+    Raises:
+        InputError: If a name that is not built in cannot be imported.
+    """
+    loss, loss_fingerprint = _resolve(section.loss, LOSSES, "task.loss", folder)
+    metric, metric_fingerprint = _resolve(section.metric, METRICS, "task.metric", folder)
+    return Task(
+        loss_name=section.loss,
+        metric_name=section.metric,
+        direction=section.direction,
+        loss_fingerprint=loss_fingerprint,
+        metric_fingerprint=f"{section.direction}:{metric_fingerprint}",
+        _own_loss=loss,
+        _own_metric=metric,
+    )
+
+
+def _resolve(
+    name: str, built_in: tuple[str, ...], key: str, folder: Path
+) -> tuple[Callable[..., Any] | None, str]:
+    if name in built_in:
+        return None, name
+    function = resolve_callable(name, key=key, folder=folder)
+    return function, source_fingerprint(name, key=key, folder=folder)
+
+
+def _call(
+    function: Callable[..., Any] | None, outputs: Tensor, targets: Tensor, *, key: str, name: str
+) -> Any:
+    assert function is not None
+    try:
+        return function(outputs, targets)
+    except Exception as error:
+        raise InputError(
+            f"{key} must be a function of (outputs, targets). {name!r} raised {describe(error)} "
+            f"for outputs {_what(outputs)} and targets {_what(targets)}."
+        ) from error
+
+
+def _check_outputs(outputs: Any) -> None:
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+        raise InputError(
+            "The model must return one tensor of shape [n, ...]. "
+            f"Got {_what(outputs)}. Wrap the model in model.factory so that it does."
+        )
+
+
+def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
+    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
+    if outputs.ndim < 2:
+        raise InputError(f"task.loss cross_entropy needs outputs [n, classes, ...]. {shapes}")
+    if targets.is_floating_point():
+        if targets.shape != outputs.shape:
+            raise InputError(
+                "task.loss cross_entropy needs float targets (probabilities) of the outputs' own "
+                f"shape, or class numbers as integers. {shapes}"
+            )
+        return
+    if targets.shape != (outputs.shape[0], *outputs.shape[2:]):
+        raise InputError(
+            f"task.loss cross_entropy needs integer targets [n, ...] for outputs [n, classes, ...]."
+            f" {shapes}"
+        )
+    _check_classes(targets, outputs.shape[1], "task.loss cross_entropy")
+
+
+def _check_classes(targets: Tensor, classes: int, what: str) -> None:
+    # On a GPU an out-of-range class would end the process with a device assertion.
+    wrong = (targets < 0) | (targets >= classes)
+    if bool(wrong.any()):
+        raise InputError(
+            f"{what} needs classes 0..{classes - 1}, the model has {classes} outputs. "
+            f"Got class {int(targets[wrong][0])}. Renumber the targets or mend the model."
+        )
+
+
+def _check_mse(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise InputError(
+            "task.loss mse needs outputs and targets of one shape. "
+            f"Got outputs {_what(outputs)} and targets {_what(targets)}. Reshape the targets."
+        )
+
+
+def _check_finite(outputs: Tensor) -> None:
+    finite = torch.isfinite(outputs).flatten(1).all(1) if outputs.ndim > 1 else outputs.isfinite()
+    if not bool(finite.all()):
+        bad = torch.nonzero(~finite).flatten().tolist()
+        raise InputError(
+            f"task.metric needs finite outputs of the model. {len(bad)} of {len(finite)} samples "
+            f"have NaN or Inf, the first at positions {bad[:5]}. Look at those samples, or at the "
+            "weights: a lower prune.sparsity or a larger fisher.damping changes them less."
+        )
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
+    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise InputError(
+            f"task.metric accuracy needs outputs [n, classes] of two classes or more. {shapes} "
+            "Give task.metric your own module:callable."
+        )
+    if targets.shape != outputs.shape[:1] or targets.is_floating_point():
+        raise InputError(
+            f"task.metric accuracy needs integer targets [n], one class number each. {shapes}"
+        )
+    _check_classes(targets, outputs.shape[1], "task.metric accuracy")
+    return (outputs.argmax(1) == targets).double().cpu().numpy()
+
+
+def _metric_values(value: Any, count: int, name: str) -> np.ndarray | float:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+    try:
+        values = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"task.metric must return numbers. {name!r} returned {_what(value)}."
+        ) from error
+    if values.shape not in ((), (count,)):
+        raise InputError(
+            f"task.metric must return one value per sample, shape [{count}], or one number. "
+            f"{name!r} returned {_what(value)}."
+        )
+    if not np.isfinite(values).all():
+        raise InputError(f"task.metric must return finite values. {name!r} returned NaN or Inf.")
+    return float(values) if values.ndim == 0 else values
+
+
+def _what(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(shape)}"

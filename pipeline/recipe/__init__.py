@@ -1,0 +1,1 @@
+"""Recipes: their schema, and reading and writing their files."""

@@ -1,0 +1,237 @@
+"""The recipe's ``data`` section: the built-in sources, and torch datasets of the user's own."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mfac_compress.pipeline.recipe.section import (
+    Arguments,
+    CallableName,
+    Count,
+    Fault,
+    Index,
+    Number,
+    Positive,
+    Section,
+    Text,
+)
+from mfac_compress.pipeline.recipe.source import RecipeSource
+
+DIGITS = 1797
+"""Samples of the bundled digits."""
+
+RowRange = tuple[Index, Index]
+"""Half-open range `[start, stop]`."""
+
+
+def _backwards(rows: RowRange) -> Iterator[Fault]:
+    start, stop = rows
+    if start >= stop:
+        yield Fault(("rows",), f"must be [start, stop] with start below stop. Got {list(rows)}.")
+
+
+def _row_overlaps(ranges: dict[str, RowRange | None], allowed: int) -> Iterator[Fault]:
+    """Find pairs of splits of one file that share more than ``allowed`` samples."""
+    everything = (0, float("inf"))
+    for (first, one), (second, other) in itertools.combinations(ranges.items(), 2):
+        a, b = one or everything, other or everything
+        start, stop = max(a[0], b[0]), min(a[1], b[1])
+        if stop - start > allowed:
+            shared = f"rows {start} to {stop}" if stop < float("inf") else f"rows from {start} on"
+            yield Fault(
+                ("splits", second, "rows"),
+                f"must not share samples with data.splits.{first}. Got {_rows(other)} against "
+                f"{_rows(one)}: {shared} are in both. Move one of the two ranges.",
+            )
+
+
+def _rows(rows: RowRange | None) -> str:
+    return "all rows" if rows is None else str(list(rows))
+
+
+def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[Fault]:
+    if len(mean) > 1 and len(std) > 1 and len(mean) != len(std):
+        yield Fault(
+            ("std",),
+            f"must hold one number or as many as data.mean, which has {len(mean)}. Got {len(std)}.",
+        )
+
+
+class Augment(Section):
+    """Random changes to recovery images; never applied to calibration or validation."""
+
+    crop: Index = 0
+    """Zero padding in pixels on each side before a random crop to the original size."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+
+
+class Rows(Section):
+    """A part of the one built-in data set."""
+
+    rows: RowRange
+    """Half-open range `[start, stop]` of samples."""
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        yield from _backwards(self.rows)
+
+
+class FileRows(Section):
+    """A file, or a part of it."""
+
+    path: Text
+    """Relative to the recipe's folder."""
+    rows: RowRange | None = None
+    """Half-open range `[start, stop]` of samples. Default: all."""
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        if self.rows is not None:
+            yield from _backwards(self.rows)
+
+
+class Folder(Section):
+    """A folder with one sub-folder of images per class."""
+
+    path: Text
+    """Relative to the recipe's folder."""
+
+
+class DataSection(Section):
+    """What every data source has."""
+
+    max_overlap: Index = 0
+    """Samples that two splits may share (natural duplicates). More is an error."""
+
+
+class DigitsSplits(Section):
+    """Disjoint parts of the 1,797 digits."""
+
+    calibration: Rows = Rows(rows=(0, 600))
+    recovery: Rows = Rows(rows=(600, 1200))
+    validation: Rows = Rows(rows=(1200, 1797))
+
+
+class DigitsData(DataSection):
+    """The 8x8 digits bundled with scikit-learn, as `[1, 8, 8]` images in 0..1."""
+
+    source: Literal["digits"]
+    splits: DigitsSplits = DigitsSplits()
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        ranges = {name: split.rows for name, split in self.splits}
+        for name, (_, stop) in ranges.items():
+            if stop > DIGITS:
+                yield Fault(
+                    ("splits", name, "rows"),
+                    f"must end at {DIGITS}, the number of digits, or before. Got {stop}.",
+                )
+        yield from _row_overlaps(ranges, self.max_overlap)
+
+
+class ArraySplits(Section):
+    """Disjoint sets of samples. `recovery` is needed only where `recover.epochs` > 0."""
+
+    calibration: FileRows
+    recovery: FileRows | None = None
+    validation: FileRows
+
+
+class ArraysData(DataSection):
+    """Arrays `x` `[n, ...]` and `y` `[n, ...]` in an .npz file or a folder of .npy files.
+
+    The model sees `(x / divide_by - mean) / std`.
+    """
+
+    source: Literal["arrays"]
+    x: Text = "x"
+    """Name of the input array."""
+    y: Text = "y"
+    """Name of the target array."""
+    layout: Literal["as_is", "NHWC", "NCHW"] = "as_is"
+    """`NHWC` images are turned to the NCHW that PyTorch takes."""
+    divide_by: Positive = 1.0
+    """255 brings bytes to 0..1."""
+    mean: tuple[Number, ...] = ()
+    """One number, or one per channel. Default: 0."""
+    std: tuple[Positive, ...] = ()
+    """One number, or one per channel. Default: 1."""
+    augment: Augment = Augment()
+    splits: ArraySplits
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        if self.x == self.y:
+            yield Fault(("y",), f"must name another array than data.x. Got {self.y!r} for both.")
+        yield from _channels(self.mean, self.std)
+        by_file: dict[Any, dict[str, RowRange | None]] = {}
+        for name, split in self.splits:
+            if split is not None:
+                by_file.setdefault(source.resolve(split.path), {})[name] = split.rows
+        for ranges in by_file.values():
+            yield from _row_overlaps(ranges, self.max_overlap)
+
+
+class FolderSplits(Section):
+    """Disjoint folders. `recovery` is needed only where `recover.epochs` > 0."""
+
+    calibration: Folder
+    recovery: Folder | None = None
+    validation: Folder
+
+
+class ImageFolderData(DataSection):
+    """Images in `path/class/*.png|jpg|...`, classes numbered in alphabetical order."""
+
+    source: Literal["image_folder"]
+    resize: Count | None = None
+    """Pixels of the shorter side after resizing. Default: as it is."""
+    crop: Count | None = None
+    """Side in pixels of a square cut from the middle. Default: none."""
+    mean: tuple[Number, ...] = ()
+    """One number, or one per channel, of pixels in 0..1. Default: 0."""
+    std: tuple[Positive, ...] = ()
+    """One number, or one per channel. Default: 1."""
+    augment: Augment = Augment()
+    splits: FolderSplits
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        if self.resize and self.crop and self.crop > self.resize:
+            yield Fault(("crop",), f"must be at most data.resize = {self.resize}. Got {self.crop}.")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, 3):
+                yield Fault(
+                    (key,),
+                    f"must hold one number or three: images are read as RGB. Got {len(values)}.",
+                )
+        folders = [(n, source.resolve(split.path)) for n, split in self.splits if split]
+        for (first, one), (second, other) in itertools.combinations(folders, 2):
+            if one == other:
+                yield Fault(
+                    ("splits", second, "path"),
+                    f"must be another folder than that of data.splits.{first}. Got {one} for both.",
+                )
+
+
+class FactoryData(DataSection):
+    """Your own torch datasets of `(x, y)` pairs."""
+
+    source: Literal["factory"] = "factory"
+    factory: CallableName
+    """`package.module:callable` or `path/to/file.py:callable`. Returns a dict with `calibration`,
+    `validation` and, where `recover.epochs` > 0, `recovery`."""
+    kwargs: Arguments = Field(default_factory=dict)
+
+
+def _factory_is_a_source(data: Any) -> Any:
+    if isinstance(data, dict) and "factory" in data and "source" not in data:
+        return {"source": "factory", **data}
+    return data
+
+
+Data = Annotated[
+    Annotated[
+        DigitsData | ArraysData | ImageFolderData | FactoryData, Field(discriminator="source")
+    ],
+    BeforeValidator(_factory_is_a_source),
+]

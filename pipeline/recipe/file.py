@@ -1,0 +1,246 @@
+"""Reading a recipe's file, writing a resolved one, and the JSON Schema for editors.
+
+A file is read in this order: YAML, ``--set``, variables, the schema of
+:mod:`mfac_compress.pipeline.recipe.schema`. All that is wrong is told at once.
+"""
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.recipe.keys import file_schema
+from mfac_compress.pipeline.recipe.overrides import apply_override, parse_override
+from mfac_compress.pipeline.recipe.problems import problems_of, report
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource
+from mfac_compress.pipeline.recipe.variables import Variables
+from mfac_compress.pipeline.recipe.yaml_lines import (
+    MAX_VALUES,
+    Document,
+    YamlError,
+    count_values,
+    parse_yaml,
+    write_yaml,
+)
+
+MAX_BYTES = 1_000_000
+"""Largest recipe file. A larger file is a model or data, named by mistake."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file in UTF-8. Beside the sections of :class:`Recipe` it may hold ``vars``, for
+            ``${name}`` in values, and ``folder``, where relative paths start (default: the file's
+            own folder).
+        overrides: ``key.path=value`` each, with a YAML value; the last counts. They come before
+            variables are filled, so ``vars.data=/elsewhere`` works.
+    Returns:
+        The recipe; ``recipe.source`` and ``recipe.where(key)`` know its folder and lines.
+    Raises:
+        InputError: If the file cannot be read or anything in it is wrong. The message has one line
+            for each thing to mend, in the order of the file.
+    """
+    path = Path(path)
+    document = _read(path)
+    source = RecipeSource(folder=path.parent.resolve(), path=path, lines=document.lines)
+    written, source, problems = _override(document.value, source, overrides)
+    problems = [*document.problems, *problems]
+    values, unfilled = _fill(written, set(document.value.get("vars") or ()), problems)
+    source = _find_folder(values.pop("folder", None), source, problems)
+    try:
+        recipe = Recipe.model_validate(values, context=source)
+    except ValidationError as error:
+        # What a variable left open is told already, and as the user wrote it.
+        found = problems_of(error, values)
+        problems += [problem for problem in found if problem.key not in unfilled]
+    if problems:
+        raise InputError(report(problems, source))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe with every default filled in and every variable replaced.
+
+    Paths stay as they were written, and ``folder`` says in absolute terms where they start: so the
+    text means the same wherever it is put, and a moved data set is one line to change.
+
+    Args:
+        recipe: From :func:`load_recipe` or made in Python.
+    Returns:
+        YAML text; read again from any folder it gives an equal recipe.
+    """
+    values = recipe.model_dump(mode="json", by_alias=True)
+    return write_yaml(_escape({"folder": str(recipe.source.folder), **values}))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Make the JSON Schema of a recipe's file, for editors.
+
+    Returns:
+        Draft 2020-12 schema with titles, descriptions, defaults and bounds, in which ``vars`` and
+        ``folder`` are keys and ``${name}`` may stand for any value.
+    """
+    schema = copy.deepcopy(file_schema())
+    for section in (schema, *schema["$defs"].values()):
+        _allow_variables(section)
+    schema["$defs"]["Variable"] = {
+        "type": "string",
+        "pattern": r"\$\{[^${}]*\}",
+        "description": "A variable of `vars`.",
+    }
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mfac-compress recipe",
+    }
+    return {**schema, **head}
+
+
+def _read(path: Path) -> Document:
+    """Read the file as far as one mapping of YAML."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InputError(_no_such_file(path)) from error
+    except IsADirectoryError as error:
+        raise InputError(
+            f"The recipe must be a YAML file. Got the folder {path}. Name the file in it."
+        ) from error
+    except OSError as error:
+        raise InputError(f"The recipe must be readable. Got {path}: {error.strerror}.") from error
+    hint = "The recipe comes first on the command line, the model second."
+    if len(content) > MAX_BYTES:
+        raise InputError(
+            f"The recipe must be a YAML file of at most 1 MB. Got {path}, which is larger. {hint}"
+        )
+    try:
+        document = parse_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The recipe must be YAML text in UTF-8. Got {path}, whose byte {error.start} is not. "
+            f"{hint}"
+        ) from error
+    except YamlError as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise InputError(f"The recipe must be YAML: {error}. ({place})") from error
+    if document.value is None and not document.problems:
+        raise InputError(f"The recipe must say at least data and prune. {path} is empty.")
+    if not isinstance(document.value, dict):
+        raise InputError(
+            "The recipe must be a mapping of sections such as data and prune. "
+            f"{path} holds {type(document.value).__name__} {str(document.value)[:40]!r}. {hint}"
+        )
+    return document
+
+
+def _no_such_file(path: Path) -> str:
+    text = f"The recipe must be a file that exists. Got {path}."
+    if not path.parent.is_dir():
+        return f"{text} There is no folder {path.parent}."
+    recipes = [other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml")]
+    near = difflib.get_close_matches(path.name, recipes, n=1)
+    return f"{text} Did you mean {path.parent / near[0]}?" if near else text
+
+
+def _override(
+    recipe: dict[str, Any], source: RecipeSource, overrides: Sequence[str]
+) -> tuple[dict[str, Any], RecipeSource, list[Problem]]:
+    """Put in what ``--set`` gives; its keys lose their lines in the file."""
+    lines, overridden, problems = dict(source.lines), set[KeyPath](), []
+    for text in overrides:
+        try:
+            key, value = parse_override(text)
+            recipe, key = apply_override(recipe, key, value)
+        except ValueError as error:
+            problems.append(Problem(("--set",), str(error), place=f"--set {text}"))
+            continue
+        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
+        overridden = {known for known in overridden if known[: len(key)] != key} | {key}
+    source = dataclasses.replace(source, lines=lines, overridden=frozenset(overridden))
+    return recipe, source, problems
+
+
+def _fill(
+    recipe: dict[str, Any], declared: set[str], problems: list[Problem]
+) -> tuple[dict[str, Any], set[KeyPath]]:
+    """Take ``vars`` out and fill the rest with them.
+
+    Args:
+        recipe: Plain values.
+        declared: Variables of the file; ``--set`` may give others, if the file uses them.
+        problems: Gets what is wrong.
+    Returns:
+        The values without ``vars``, and the keys that could not be filled.
+    """
+    values = dict(recipe)
+    definitions = values.pop("vars", None) or {}
+    if not isinstance(definitions, dict):
+        text = f"must be a mapping of names to values. Got {definitions!r}."
+        problems.append(Problem(("vars",), text))
+        definitions = {}
+    variables = Variables(definitions)
+    values = variables.fill(values, ())
+    for name in definitions.keys() - declared - variables.used:
+        known = ", ".join(sorted(declared | variables.used)) or "none"
+        text = f"must be a variable that the recipe uses. It uses: {known}."
+        problems.append(Problem(("vars", name), text))
+    variables.check_all()
+    problems += variables.problems
+    if count_values(values) > MAX_VALUES:
+        text = f"must hold at most {MAX_VALUES:,} values once variables are filled."
+        raise InputError(f"The recipe {text}")
+    return values, variables.unfilled
+
+
+def _find_folder(folder: Any, source: RecipeSource, problems: list[Problem]) -> RecipeSource:
+    if folder is None:
+        return source
+    found = source.resolve(folder) if isinstance(folder, str) else None
+    if found is None or not found.is_dir():
+        text = f"must be a folder that exists: relative paths start there. Got {folder!r}."
+        problems.append(Problem(("folder",), text))
+        return source
+    return dataclasses.replace(source, folder=found)
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escape(inner) for inner in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
+_VARIABLE = {"$ref": "#/$defs/Variable"}
+_NOTES = ("title", "description", "default")
+
+
+def _allow_variables(schema: dict[str, Any]) -> None:
+    """Let ``${name}`` stand for each value that a section or a list holds."""
+    for holder in [schema.get("properties", {}), schema]:
+        names = list(holder) if holder is not schema else ["items", "additionalProperties"]
+        for name in names:
+            if isinstance(holder.get(name), dict):
+                holder[name] = _or_variable(holder[name])
+    if "prefixItems" in schema:
+        schema["prefixItems"] = [_or_variable(item) for item in schema["prefixItems"]]
+
+
+def _or_variable(schema: dict[str, Any]) -> dict[str, Any]:
+    for branch in (schema, *schema.get("anyOf", [])):
+        _allow_variables(branch)
+    free_text = schema.get("type") == "string" and not schema.keys() & {"pattern", "enum"}
+    # A constant tells the sources of data apart.
+    if free_text or "const" in schema or not schema or schema == {"$ref": "#/$defs/JsonValue"}:
+        return schema
+    notes = {name: schema[name] for name in _NOTES if name in schema}
+    rest = {name: value for name, value in schema.items() if name not in _NOTES}
+    return {"anyOf": [rest, _VARIABLE], **notes}

@@ -1,0 +1,162 @@
+"""What is wrong with a recipe, in words: one problem a key, all of them in one message."""
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from mfac_compress.pipeline.recipe import keys
+from mfac_compress.pipeline.recipe.section import Faults
+from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource, key_name
+
+
+def report(problems: Iterable[Problem], source: RecipeSource) -> str:
+    """Write problems as one message, in the order of their lines.
+
+    Args:
+        problems: At least one. Of several of one key, the first is told.
+        source: Says where each key is.
+    Returns:
+        One line for one problem; else a head line and one line each. Problems without a line come
+        after those with one, those of ``--set`` last.
+    """
+    first_of_key: dict[Any, Problem] = {}
+    for problem in problems:
+        # Problems with a place of their own are not about a key of the file.
+        first_of_key.setdefault(problem.place or problem.key, problem)
+    told = sorted(first_of_key.values(), key=lambda problem: _order(problem, source))
+    sentences = [_sentence(problem, source) for problem in told]
+    if len(sentences) == 1:
+        return sentences[0]
+    head = f"{source.path or 'The recipe'}: {len(sentences)} things to mend:"
+    return "\n".join([head, *(f"- {sentence}" for sentence in sentences)])
+
+
+def _order(problem: Problem, source: RecipeSource) -> tuple[int, int]:
+    line = problem.line or source.line(problem.key)
+    from_outside = problem.place or source.place(problem.key).startswith("--set ")
+    if line is not None and not problem.place:
+        return (0, line)
+    return (2 if from_outside else 1, 0)
+
+
+def _sentence(problem: Problem, source: RecipeSource) -> str:
+    place = problem.place or source.place(problem.key)
+    if problem.line and source.path:
+        place = f"{source.path}:{problem.line}"
+    name = key_name(problem.key) or "The recipe"
+    return f"{name} {problem.text} ({place})" if place else f"{name} {problem.text}"
+
+
+def problems_of(error: ValidationError, recipe: Any) -> list[Problem]:
+    """Rephrase what pydantic found.
+
+    Args:
+        error: Of validating ``recipe``.
+        recipe: The plain values that were validated.
+    Returns:
+        Problems; where pydantic tells one for each way a value could be meant, several have the
+        same key and the same text.
+    """
+    located = [(found, _key_path(found, recipe)) for found in error.errors(include_url=False)]
+    return [
+        problem
+        for found, key in located
+        # A list whose items are wrong counts as too short as well: the items say it better.
+        if not (found["type"] == "too_short" and any(_is_below(other, key) for _, other in located))
+        if not (found["type"] == "missing" and _is_misspelt(key, located))
+        for problem in _rephrase(found, key, recipe)
+    ]
+
+
+def _is_misspelt(missing: KeyPath, located: list[tuple[Any, KeyPath]]) -> bool:
+    """Whether a key beside the missing one, not known, is meant as it: one fault, not two."""
+    return any(
+        found["type"] == "extra_forbidden"
+        and key[:-1] == missing[:-1]
+        and keys.nearest(key[-1], missing[-1:])
+        for found, key in located
+    )
+
+
+def _is_below(key: KeyPath, section: KeyPath) -> bool:
+    return len(key) > len(section) and key[: len(section)] == section
+
+
+def _key_path(found: Any, recipe: Any) -> KeyPath:
+    """Leave out of pydantic's location what is not a key: names of types and of variants."""
+    key: KeyPath = ()
+    value = recipe
+    parts = list(found["loc"])
+    if parts[:1] == ["data"] and len(parts) > 1:
+        del parts[1]  # the source
+    for position, part in enumerate(parts):
+        value = keys.child(value, part)
+        absent = value is keys.ABSENT
+        missing = found["type"] == "missing" and position == len(parts) - 1
+        # In a list that is too short, the list is the key to mend.
+        if absent and (not missing or isinstance(part, int)):
+            break
+        key = (*key, part)
+    return key
+
+
+def _rephrase(found: Any, key: KeyPath, recipe: Any) -> Iterator[Problem]:
+    kind = found["type"]
+    cause = found.get("ctx", {}).get("error")
+    if isinstance(cause, Faults):
+        for fault in cause.faults:
+            yield Problem((*key, *fault.key), fault.text)
+    elif kind == "extra_forbidden":
+        yield Problem(key, keys.not_a_key(key, recipe))
+    elif kind.startswith("union_tag"):
+        yield Problem((*key, "source"), _must_be((*key, "source"), recipe))
+    else:
+        yield Problem(key, _must_be(key, recipe))
+
+
+def _must_be(key: KeyPath, recipe: Any) -> str:
+    schema = keys.schema_at(key, recipe)
+    value = functools.reduce(keys.child, key, recipe)
+    must = f"must be {keys.describe(schema)}."
+    if value is keys.ABSENT:
+        return f"{must} It is missing. Add it."
+    advice = ""
+    words = keys.choices(schema) if isinstance(value, str) else []
+    near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.7)
+    default = schema.get("default")
+    if near:
+        advice = f" Did you mean {near[0]}?"
+    elif keys.takes_list(schema) and isinstance(value, (str, int, float)):
+        advice = f" Write [{show(value)}]."
+    elif keys.takes_only_text(schema) and isinstance(value, (int, float)):
+        advice = f" Write '{show(value)}' in quotes."
+    elif value is None:
+        advice = " Give it a value" + (", or leave the key out." if "default" in schema else ".")
+    elif isinstance(default, (str, int, float)):
+        advice = f" The default is {show(default, quotes=False)}."
+    return f"{must} Got {show(value)}.{advice}"
+
+
+def show(value: Any, *, quotes: bool = True) -> str:
+    """Write a value as messages do: YAML's words, short.
+
+    Args:
+        value: Plain value.
+        quotes: Whether text gets quotes.
+    Returns:
+        At most some 60 characters.
+    """
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return f"a mapping with {', '.join(map(str, value))}"[:60] if value else "an empty mapping"
+    if isinstance(value, list):
+        text = f"[{', '.join('...' if isinstance(v, (list, dict)) else show(v) for v in value)}]"
+    else:
+        text = repr(value) if quotes else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,123 @@
+"""What all sections of a recipe share: closed and frozen models, checks across their keys, types
+of values."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name
+
+
+def _not_a_switch(value: Any) -> Any:
+    # Python counts true as 1: `epochs: yes` would train for one epoch.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+# Bounds come before the validator: only so do they reach the JSON Schema under its own words.
+NoSwitch = BeforeValidator(_not_a_switch)
+Number = Annotated[float, NoSwitch]
+Share = Annotated[float, Field(ge=0, lt=1), NoSwitch]
+Positive = Annotated[float, Field(gt=0), NoSwitch]
+NonNegative = Annotated[float, Field(ge=0), NoSwitch]
+Count = Annotated[int, Field(ge=1), NoSwitch]
+Index = Annotated[int, Field(ge=0), NoSwitch]
+Seed = Annotated[int, Field(ge=0, lt=2**32), NoSwitch]
+Bytes = Annotated[
+    ByteSize,
+    Field(gt=0),
+    NoSwitch,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*(\d*\.?\d+)\s*(\w+)?", "examples": ["8GB"]},
+                {"type": "integer", "minimum": 1},
+            ]
+        }
+    ),
+]
+Text = Annotated[str, Field(min_length=1)]
+CallableName = Annotated[
+    str,
+    Field(
+        pattern=r"^.+:[^\W\d][\w.]*$",
+        examples=["package.module:callable", "path/to/file.py:callable"],
+    ),
+]
+Arguments = dict[str, JsonValue]
+"""What YAML and JSON can say, so that a run can be written down and repeated."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A rule across keys that a section breaks.
+
+    Attributes:
+        key: The key to mend, relative to the section.
+        text: What must hold, what came, what to do; a sentence whose subject is the key.
+    """
+
+    key: KeyPath
+    text: str
+
+
+class Faults(ValueError):
+    """The rules that a section breaks, all of them."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__(" ".join(f"{key_name(fault.key)} {fault.text}" for fault in faults))
+        self.faults = faults
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        """Find the rules across keys that this section breaks.
+
+        Args:
+            source: Origin of the recipe; says where relative paths start.
+        Returns:
+            The faults, none for a sound section.
+        """
+        del source
+        return iter(())
+
+    @model_validator(mode="after")
+    def _is_sound(self, info: ValidationInfo) -> "Section":
+        source = info.context if isinstance(info.context, RecipeSource) else RecipeSource()
+        found = tuple(self.faults(source))
+        if found:
+            raise Faults(found)
+        return self
+
+
+def duplicates(key: str, values: tuple[Any, ...]) -> Iterator[Fault]:
+    """Find values that a list names twice.
+
+    Args:
+        key: The list's key in its section.
+        values: The list.
+    Returns:
+        One fault for each repetition.
+    """
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            yield Fault((key, position), f"must not repeat {value!r}. Leave it out.")

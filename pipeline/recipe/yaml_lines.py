@@ -1,0 +1,238 @@
+"""Reading YAML into plain values with the line of every key, and writing it.
+
+Only what JSON knows too: text, numbers, true and false, null, lists, mappings with text keys. Two
+readings differ from PyYAML's: ``1e-5`` is a number, as in YAML 1.2 and everywhere else, and
+``2024-01-31`` is text.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mfac_compress.pipeline.recipe.source import KeyPath, Problem
+
+MAX_VALUES = 100_000
+"""Most values of a document, aliases written out."""
+MAX_DEPTH = 40
+"""Most levels of a document."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_SCALARS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
+_MERGE = _PREFIX + "merge"
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way to say it
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != _PREFIX + "timestamp"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    _PREFIX + "float",
+    re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    # The same as in reading, so that text which looks like a number is quoted.
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
+    flat = not any(isinstance(value, (list, dict)) for value in values)
+    return dumper.represent_sequence(_PREFIX + "seq", values, flow_style=flat)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
+class YamlError(ValueError):
+    """Text that is not YAML. ``line`` counts from 1, None where it is not known."""
+
+    def __init__(self, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass
+class Document:
+    """A YAML text, read.
+
+    Attributes:
+        value: Plain values, a tree: no object stands in it twice.
+        lines: Line of every key and list item, counted from 1.
+        problems: Repeated keys, keys that are not text, tags.
+    """
+
+    value: Any = None
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def parse_yaml(text: str) -> Document:
+    """Read a YAML text.
+
+    Args:
+        text: One YAML document; anchors, aliases and merge keys work.
+    Returns:
+        Values, lines and problems. An empty text is None.
+    Raises:
+        YamlError: If the text is not one YAML document, or is too large or deep written out.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlError(_explain(error), mark.line + 1 if mark else None) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YamlError(f"character #x{error.character:02x} is not allowed", line) from error
+    except RecursionError as error:
+        raise YamlError(f"it must have at most {MAX_DEPTH} levels") from error
+    document = Document()
+    if root is not None:
+        _hold_size(root)
+        document.value = _Reader(loader, document).read(root, ())
+    return document
+
+
+def write_yaml(value: Any) -> str:
+    """Write plain values so that :func:`parse_yaml` reads them again.
+
+    Args:
+        value: Text, numbers, booleans, None, lists and dicts with text keys.
+    Returns:
+        YAML text; keys in the order of the dicts.
+    """
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def count_values(value: Any) -> int:
+    """Count the values of a tree, up to one more than ``MAX_VALUES``.
+
+    Args:
+        value: Plain values, in which one object may stand many times.
+    Returns:
+        Lists, mappings and scalars, each as often as it would be written out.
+    """
+    waiting, count = [value], 0
+    while waiting and count <= MAX_VALUES:
+        current = waiting.pop()
+        count += 1
+        if isinstance(current, dict):
+            waiting.extend(current.values())
+        elif isinstance(current, list):
+            waiting.extend(current)
+    return count
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "it cannot be read"
+    if "'\\t'" in problem:
+        return f"{problem}. Indent with spaces, not tabs"
+    if "single document" in str(error):
+        return "it must be one document. Remove the second '---'"
+    if "mapping values are not allowed" in problem:
+        return f"{problem}. Check the indentation, and put text that holds ': ' in quotes"
+    return f"{problem} ({error.context})" if error.context else problem
+
+
+def _hold_size(root: yaml.Node) -> None:
+    """Refuse aliases that multiply, or that hold themselves, before anything is built."""
+    waiting, count = [(root, 1)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise YamlError(f"it must hold at most {MAX_VALUES:,} values, aliases written out")
+        if depth > MAX_DEPTH:
+            raise YamlError(
+                f"it must have at most {MAX_DEPTH} levels. An alias may hold itself",
+                node.start_mark.line + 1,
+            )
+        if isinstance(node, yaml.MappingNode):
+            waiting.extend((part, depth + 1) for pair in node.value for part in pair)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting.extend((item, depth + 1) for item in node.value)
+
+
+class _Reader:
+    """Build the plain values of a node tree, noting lines and problems in the document."""
+
+    def __init__(self, loader: _Loader, document: Document) -> None:
+        self._loader = loader
+        self._document = document
+
+    def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
+            values = {}
+            for key, (key_node, value_node) in self._entries(node, path).items():
+                self._document.lines[(*path, key)] = key_node.start_mark.line + 1
+                values[key] = self.read(value_node, (*path, key))
+            return values
+        if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
+            for position, item in enumerate(node.value):
+                self._document.lines[(*path, position)] = item.start_mark.line + 1
+            return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        if node.tag in _SCALARS:
+            try:
+                return self._loader.construct_object(node)
+            except (ValueError, KeyError, yaml.YAMLError):
+                kind = node.tag.removeprefix(_PREFIX)
+                self._note(path, node, f"must be what !!{kind} says. Got {str(node.value)[:40]!r}.")
+                return None
+        tag = node.tag.replace(_PREFIX, "!!")
+        self._note(path, node, f"must be without a YAML tag. Got {tag}. Put text in quotes.")
+        return None
+
+    def _entries(
+        self, node: yaml.MappingNode, path: KeyPath
+    ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Key -> (key node, value node), merge keys followed; own keys win, then earlier merges."""
+        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                for base in self._bases(value_node, path):
+                    merged = {**self._entries(base, path), **merged}
+                continue
+            if key_node.tag != _PREFIX + "str":
+                self._note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
+                continue
+            key = key_node.value
+            if key in own:
+                first = own[key][0].start_mark.line + 1
+                text = f"must be given once. It is in line {first} already. Remove one."
+                self._note((*path, key), key_node, text)
+            own[key] = (key_node, value_node)
+        return {**merged, **own}
+
+    def _bases(self, node: yaml.Node, path: KeyPath) -> Iterator[yaml.MappingNode]:
+        for base in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if isinstance(base, yaml.MappingNode):
+                yield base
+            else:
+                self._note(path, base, "must merge (<<) a mapping, or a list of mappings.")
+
+    def _note(self, path: KeyPath, node: yaml.Node, text: str) -> None:
+        line = node.start_mark.line + 1
+        if all(known.line != line for known in self._document.problems):
+            self._document.problems.append(Problem(path, text, line))
+
+
+def _key_text(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return f"{node.value}, which YAML does not read as text. Write '{node.value}' in quotes"
+    return "a list or mapping as a key"

@@ -1,0 +1,168 @@
+"""The report: what ``report.json`` holds. A contract with whoever reads it in a pipeline."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mfac_compress.export import LatencyComparison
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GateResult(_Part):
+    """One gate of the recipe, and what came of it."""
+
+    name: str
+    """The gate's key in ``validate.gates``."""
+    threshold: float
+    measured: float | None
+    """What is compared with the threshold. null: not measured, so the gate fails."""
+    passed: bool
+    reason: str
+    """The comparison in words."""
+
+
+class MetricResult(_Part):
+    """The metric of the dense and the sparse ONNX file on the same validation samples."""
+
+    name: str
+    direction: Literal["maximize", "minimize"]
+    dense: float
+    sparse: float
+    drop: float
+    """How much worse the sparse file is, in the metric's unit; negative where it is better."""
+    interval: tuple[float, float]
+    """Two-sided paired interval of ``drop``."""
+    confidence: float
+    """Of ``interval``."""
+    samples: int
+
+
+class SparsityResult(_Part):
+    """Removed weights, counted in the ONNX file."""
+
+    target: float
+    """Asked for, over all matched weights."""
+    onnx: float | None
+    """Share of the matched weights that the masks remove and that are zero in the ONNX file. null:
+    a tensor was not found there."""
+    weights: int
+    """Number of matched weights."""
+    parameters: int
+    """Number of all parameters of the model."""
+
+
+class SpreadResult(_Part):
+    """Median and distance between the quartles, in milliseconds a call."""
+
+    median_ms: float
+    iqr_ms: float
+
+
+class LatencyResult(_Part):
+    """Dense against sparse, at one batch size and number of threads."""
+
+    batch_size: int
+    threads: int
+    runs: int
+    """Pairs of timed runs, dense and sparse in turn."""
+    calls_per_run: int
+    dense_wall: SpreadResult
+    sparse_wall: SpreadResult
+    dense_cpu: SpreadResult | None
+    """CPU time of the calling thread. null at more than one thread."""
+    sparse_cpu: SpreadResult | None
+    clock: Literal["thread CPU", "wall"]
+    """The clock of ``ratio``."""
+    ratio: float
+    """Sparse / dense, median of the pairs."""
+    interval: tuple[float, float]
+    """95% interval of ``ratio``."""
+    verdict: str
+    """The ratio in words: "no speed-up" where the interval includes 1."""
+
+
+class MachineResult(_Part):
+    """Where latency was measured."""
+
+    cpu: str
+    cores: int
+    load_1min: float
+    """Runnable programs during the last minute, on average; above ``cores`` wall times lie."""
+
+
+class FileSizeResult(_Part):
+    """Bytes of an ONNX file with its external data."""
+
+    raw_bytes: int
+    compressed_bytes: int
+    """With zstandard, level 9."""
+
+
+class SizeResult(_Part):
+    """Sizes of both ONNX files."""
+
+    dense: FileSizeResult
+    sparse: FileSizeResult
+    ratio: float
+    """Compressed sparse / compressed dense."""
+
+
+class TensorAuditResult(_Part):
+    """Zeros of one pruned tensor, at the places that its mask removes."""
+
+    name: str
+    size: int
+    mask_zeros: int
+    onnx_zeros: int | None
+    """Of these, zero in the ONNX file. null: the tensor was not found."""
+    negative_zeros: int | None
+    """Zeros with a minus sign in the ONNX file."""
+    optimized_zeros: int | None
+    """Of the masked, zero after ONNX Runtime's own optimisation. null: not found."""
+    intact: bool
+
+
+class Report(_Part):
+    """A run's verdict and all that it was measured from."""
+
+    schema_version: Literal[1] = 1
+    verdict: Literal["pass", "fail"]
+    """``pass`` where every gate passed."""
+    gates: tuple[GateResult, ...]
+    metric: MetricResult
+    sparsity: SparsityResult
+    latency: tuple[LatencyResult, ...]
+    machine: MachineResult
+    size_bytes: SizeResult
+    parity_error: float | None
+    """Largest absolute difference between PyTorch and ONNX Runtime. null: an output was NaN or
+    infinite."""
+    audit: tuple[TensorAuditResult, ...]
+    recovery: dict[str, Any] = Field(default_factory=dict)
+    """Mean training loss by epoch, and what was decided on batch-norm statistics."""
+
+
+def latency_result(comparison: LatencyComparison) -> LatencyResult:
+    """The report's form of a comparison."""
+    dense, sparse = comparison.dense, comparison.sparse
+    return LatencyResult(
+        batch_size=comparison.batch_size,
+        threads=comparison.threads,
+        runs=comparison.runs,
+        calls_per_run=comparison.calls_per_run,
+        dense_wall=_spread(dense.wall),
+        sparse_wall=_spread(sparse.wall),
+        dense_cpu=_spread(dense.cpu),
+        sparse_cpu=_spread(sparse.cpu),
+        clock=comparison.clock,
+        ratio=comparison.ratio.median,
+        interval=(comparison.ratio.low, comparison.ratio.high),
+        verdict=comparison.verdict,
+    )
+
+
+def _spread(spread: Any) -> SpreadResult | None:
+    return spread and SpreadResult(median_ms=spread.median_ms, iqr_ms=spread.iqr_ms)

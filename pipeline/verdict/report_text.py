@@ -1,0 +1,162 @@
+"""The report for people: a page of Markdown, and the verdict table of the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from mfac_compress.pipeline.inputs.memory import megabytes
+from mfac_compress.pipeline.verdict.report import GateResult, LatencyResult, Report, SpreadResult
+
+Rows = list[Sequence[str]]
+
+
+def markdown(report: Report, seconds: Mapping[str, float]) -> str:
+    """The whole report as Markdown.
+
+    Args:
+        report: What was measured.
+        seconds: Time of each stage.
+    """
+    parts = [
+        f"# {_headline(report)}",
+        "## Gates",
+        _table(("gate", "result", "why"), _gate_rows(report.gates))
+        if report.gates
+        else "The recipe sets none.",
+        "## Measured in ONNX Runtime",
+        _table(("", "dense", "sparse", ""), _measured_rows(report)),
+        "## Latency",
+        _latency_text(report),
+        "## Zeros",
+        _table(
+            ("tensor", "weights", "removed", "zero in the file", "after optimisation", "intact"),
+            _audit_rows(report),
+        ),
+        "## Time",
+        _table(("stage", "seconds"), [(stage, f"{s:.1f}") for stage, s in seconds.items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def print_verdict(report: Report, console: Console) -> None:
+    """The verdict table."""
+    color = "green" if report.verdict == "pass" else "red"
+    table = Table(title=_headline(report), title_style=f"bold {color}", title_justify="left")
+    for column in ("", "dense", "sparse", ""):
+        table.add_column(column, overflow="fold")
+    for row in [*_measured_rows(report), *_latency_rows(report)]:
+        table.add_row(*row)
+    table.add_section()
+    for name, result, why in _gate_rows(report.gates):
+        style = "green" if result == "pass" else "bold red"
+        table.add_row(name, "", f"[{style}]{result}[/]", why)
+    console.print(table)
+
+
+def _headline(report: Report) -> str:
+    failed = sum(not gate.passed for gate in report.gates)
+    of = f"{len(report.gates)} gate{'s' * (len(report.gates) != 1)}"
+    if not report.gates:
+        return "PASS: no gates set"
+    return f"PASS: {of} passed" if not failed else f"FAIL: {failed} of {of} failed"
+
+
+def _gate_rows(gates: Iterable[GateResult]) -> Rows:
+    return [(gate.name, "pass" if gate.passed else "FAIL", gate.reason) for gate in gates]
+
+
+def _measured_rows(report: Report) -> Rows:
+    metric, size = report.metric, report.size_bytes
+    low, high = metric.interval
+    drop = f"drop {metric.drop:.4f} ({metric.confidence:.0%} interval {low:.4f} to {high:.4f})"
+    found = report.sparsity.onnx
+    intact = sum(tensor.intact for tensor in report.audit)
+    parity = report.parity_error
+    return [
+        (metric.name, f"{metric.dense:.4f}", f"{metric.sparse:.4f}", drop),
+        (
+            "sparsity",
+            "",
+            "not found" if found is None else f"{found:.4f}",
+            f"of {report.sparsity.weights:,} weights; zeros intact in {intact} of "
+            f"{len(report.audit)} tensors",
+        ),
+        (
+            "file, compressed",
+            megabytes(size.dense.compressed_bytes),
+            megabytes(size.sparse.compressed_bytes),
+            f"ratio {size.ratio:.3f}",
+        ),
+        ("file", megabytes(size.dense.raw_bytes), megabytes(size.sparse.raw_bytes), ""),
+        (
+            "parity error",
+            "",
+            "not finite" if parity is None else f"{parity:.2g}",
+            "largest difference from PyTorch",
+        ),
+    ]
+
+
+def _latency_rows(report: Report) -> Rows:
+    return [
+        (
+            f"latency, batch {one.batch_size}, {one.threads} thread{'s' * (one.threads > 1)}",
+            f"{_clocked(one, 'dense').median_ms:.3f} ms",
+            f"{_clocked(one, 'sparse').median_ms:.3f} ms",
+            one.verdict,
+        )
+        for one in report.latency
+    ]
+
+
+def _clocked(result: LatencyResult, which: str) -> SpreadResult:
+    """The times of the clock that the ratio is taken on."""
+    return getattr(result, f"{which}_{'cpu' if result.clock == 'thread CPU' else 'wall'}")
+
+
+def _latency_text(report: Report) -> str:
+    if not report.latency:
+        return "Not measured."
+    machine = report.machine
+    rows = []
+    for one in report.latency:
+        for clock, dense, sparse in (
+            ("thread CPU", one.dense_cpu, one.sparse_cpu),
+            ("wall", one.dense_wall, one.sparse_wall),
+        ):
+            if dense and sparse:
+                says = one.verdict if clock == one.clock else ""
+                where = (str(one.batch_size), str(one.threads), clock)
+                rows.append((*where, _milliseconds(dense), _milliseconds(sparse), says))
+    head = ("batch", "threads", "clock", "dense ms (IQR)", "sparse ms (IQR)", "verdict")
+    return (
+        f"{_table(head, rows)}\n\nStock ONNX Runtime on {machine.cpu}, {machine.cores} cores, load "
+        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range."
+    )
+
+
+def _milliseconds(spread: SpreadResult) -> str:
+    return f"{spread.median_ms:.3f} ({spread.iqr_ms:.3f})"
+
+
+def _audit_rows(report: Report) -> Rows:
+    def count(value: int | None) -> str:
+        return "not found" if value is None else f"{value:,}"
+
+    return [
+        (
+            tensor.name,
+            f"{tensor.size:,}",
+            f"{tensor.mask_zeros:,}",
+            count(tensor.onnx_zeros),
+            count(tensor.optimized_zeros),
+            "yes" if tensor.intact else "NO",
+        )
+        for tensor in report.audit
+    ]
+
+
+def _table(head: Sequence[str], rows: Rows) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,117 @@
+"""A small project as a user has it: a factory, weights, data and a recipe in one folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+from torch import nn
+
+from mfac_compress.pipeline.cli import main
+
+FACTORY = """
+from torch import nn
+
+def net(width=16):
+    return nn.Sequential(
+        nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 3)
+    )
+"""
+
+
+def _samples(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three well separated clusters in six dimensions."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    centres = np.random.default_rng(0).normal(size=(3, 6)) * 3
+    return (centres[y] + rng.normal(size=(n, 6))).astype(np.float32), y
+
+
+def _trained_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = map(torch.from_numpy, _samples(400, seed=1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval()
+
+
+class Project:
+    """The folder, and the command line run on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "net.safetensors"
+        self.output = folder / "out"
+        (folder / "net.py").write_text(FACTORY)
+        save_file(_trained_net().state_dict(), self.model)
+        for name, n, seed in [("train", 400, 1), ("test", 200, 2)]:
+            x, y = _samples(n, seed)
+            np.savez(folder / f"{name}.npz", x=x, y=y)
+        self.recipe = {
+            "model": {"factory": "net.py:net"},
+            "data": {
+                "source": "arrays",
+                "splits": {
+                    "calibration": {"path": "train.npz", "rows": [0, 200]},
+                    "recovery": {"path": "train.npz", "rows": [200, 400]},
+                    "validation": {"path": "test.npz"},
+                },
+            },
+            "calibrate": {"num_gradients": 32, "samples_per_gradient": 2},
+            "fisher": {"block_size": 16},
+            "prune": {"sparsity": 0.5},
+            "recover": {"epochs": 1},
+            "validate": {
+                "latency": None,
+                "gates": {"max_metric_drop": 0.5, "min_sparsity": 0.5, "max_parity_error": 1e-3},
+            },
+        }
+
+    def write_recipe(self) -> Path:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(self.recipe, sort_keys=False))
+        return path
+
+    def run(self, *arguments: str, model: Path | None = None) -> Result:
+        """``mfac-compress recipe.yaml net.safetensors -o out ...``"""
+        recipe = self.write_recipe()
+        command = [str(recipe), str(model or self.model), "-o", str(self.output), *arguments]
+        return CliRunner().invoke(main, command)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose run has passed; for looking at, not for changing."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    result = project.run("-q", "--set", "validate.latency={runs: 6, batch_sizes: [1, 4]}")
+    assert result.exit_code == 0, result.output
+    return project
+
+
+@pytest.fixture
+def frozen_stages(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make stages fail if they are computed rather than found."""
+
+    def freeze(*stages: object) -> None:
+        for stage in stages:
+            name = stage.__name__.rpartition(".")[2]
+
+            def refuse(*_: object, name: str = name) -> None:
+                raise AssertionError(f"{name} was computed again")
+
+            monkeypatch.setattr(stage, name, refuse)
+
+    return freeze

@@ -1,0 +1,424 @@
+"""Properties of the data: exact samples by position, disjoint splits, clear refusals."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.data import load_data
+from mfac_compress.pipeline.inputs.splits import random_crop_flip
+from mfac_compress.pipeline.recipe.schema import (
+    ArraysData,
+    Augment,
+    DigitsData,
+    FactoryData,
+    ImageFolderData,
+)
+
+SPLITS = ("calibration", "recovery", "validation")
+
+
+def arrays(splits, **options):
+    return ArraysData.model_validate({"source": "arrays", "splits": splits, **options})
+
+
+def refusal(section, folder, *, needs_recovery=True):
+    with pytest.raises(InputError) as caught:
+        load_data(section, folder=folder, needs_recovery=needs_recovery)
+    return str(caught.value)
+
+
+def everything(split, **options):
+    parts = list(split.batches(7, **options))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+@pytest.fixture
+def images(tmp_path):
+    """60 random images and their classes, in one file, rows 0..20, 20..40, 40..60."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (60, 6, 4, 3), dtype=np.uint8)
+    y = random.integers(0, 5, 60).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", x=x, y=y)
+    return x, y
+
+
+def thirds(path="images.npz"):
+    return {name: {"path": path, "rows": [20 * i, 20 * i + 20]} for i, name in enumerate(SPLITS)}
+
+
+def test_digits_are_images_in_0_to_1_with_integer_classes(tmp_path):
+    data = load_data(DigitsData(source="digits"), folder=tmp_path, needs_recovery=True)
+    assert [len(split) for split in data] == [600, 600, 597]
+    x, y = everything(data.validation)
+    assert x.shape == (597, 1, 8, 8)
+    assert x.dtype == torch.float32
+    assert (float(x.min()), float(x.max())) == (0, 1)
+    assert y.dtype == torch.int64
+    assert set(y.tolist()) == set(range(10))
+
+
+def test_batches_are_the_asked_positions_in_order(images, tmp_path):
+    x, y = images
+    section = arrays(thirds(), layout="NHWC", divide_by=255, mean=[0.5, 0.4, 0.3], std=[0.2])
+    data = load_data(section, folder=tmp_path, needs_recovery=True)
+    expected = (x.transpose(0, 3, 1, 2) / 255 - np.reshape([0.5, 0.4, 0.3], (3, 1, 1))) / 0.2
+    for asked in ([3, 0, 17, 3], torch.tensor([3, 0, 17, 3])):
+        got_x, got_y = everything(data.recovery, indices=asked)
+        assert np.allclose(got_x, expected[[23, 20, 37, 23]], atol=1e-6)
+        assert got_y.tolist() == y[[23, 20, 37, 23]].tolist()
+    assert [len(b) for b, _ in data.recovery.batches(8)] == [8, 8, 4]
+
+
+def test_shuffling_visits_each_sample_once_and_repeats_with_the_seed(images, tmp_path):
+    split = load_data(arrays(thirds()), folder=tmp_path, needs_recovery=True).recovery
+    orders = [
+        everything(split, shuffle=True, generator=torch.Generator().manual_seed(seed))[0]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    plain, _ = everything(split)
+    assert {row.numpy().tobytes() for row in orders[0]} == {r.numpy().tobytes() for r in plain}
+    with pytest.raises(ValueError, match="generator"):
+        split.batches(4, shuffle=True)
+
+
+def test_recovery_is_opened_only_where_it_is_needed(images, tmp_path):
+    splits = {**thirds(), "recovery": {"path": "gone.npz"}}
+    assert load_data(arrays(splits), folder=tmp_path, needs_recovery=False).recovery is None
+    assert "data.splits.recovery.path" in refusal(arrays(splits), tmp_path)
+    del splits["recovery"]
+    assert "recover.epochs" in refusal(arrays(splits), tmp_path)
+
+
+def test_a_folder_of_npy_files_gives_the_same_as_an_npz(images, tmp_path):
+    x, y = images
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "x.npy", x)
+    np.save(tmp_path / "npy" / "y.npy", y)
+    one = load_data(arrays(thirds()), folder=tmp_path, needs_recovery=True)
+    other = load_data(arrays(thirds("npy")), folder=tmp_path, needs_recovery=True)
+    assert torch.equal(everything(one.recovery)[0], everything(other.recovery)[0])
+    assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("stored", "given"), [("f8", torch.float32), (">f4", torch.float32), ("u2", torch.int64)]
+)
+def test_targets_are_classes_or_float32(stored, given, tmp_path):
+    x = np.arange(12.0).reshape(6, 2)
+    np.savez(tmp_path / "a.npz", inputs=x, labels=np.arange(6).astype(stored))
+    splits = {n: {"path": "a.npz", "rows": [2 * i, 2 * i + 2]} for i, n in enumerate(SPLITS)}
+    section = arrays(splits, x="inputs", y="labels", mean=[1], std=[2])
+    got_x, y = everything(load_data(section, folder=tmp_path, needs_recovery=True).validation)
+    assert y.dtype == given
+    assert y.tolist() == [4, 5]
+    assert got_x.dtype == torch.float32
+    assert torch.equal(got_x, torch.tensor([[3.5, 4], [4.5, 5]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "part"),
+    [
+        ({}, {"x": "pixels"}, "has x, y. Name the arrays with data.x"),
+        ({"y": np.zeros(59)}, {}, "60 rows of 'x' and 59 of 'y'"),
+        ({"y": np.array(["a"] * 60)}, {}, "real numbers"),
+        ({"y": np.array([None] * 60)}, {}, "numbers only"),
+        ({"x": np.zeros((60, 4))}, {"layout": "NHWC"}, "data.layout NHWC"),
+        ({}, {"mean": [1, 2, 3]}, "data.mean must have one number, or one per channel (6"),
+        ({}, {"layout": "NHWC", "std": [1, 2]}, "data.std must have one number"),
+        ({"x": np.full((60, 2), np.nan)}, {}, "NaN or Inf in 20 rows, the first [0, 1, 2"),
+        ({"y": np.full(60, np.inf)}, {}, "finite targets"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, options, part, images, tmp_path):
+    x, y = images
+    np.savez(tmp_path / "images.npz", **{"x": x, "y": y, **change})
+    message = refusal(arrays(thirds(), **options), tmp_path)
+    assert part in message
+    assert "data." in message
+
+
+def test_files_that_are_no_arrays_are_refused(images, tmp_path):
+    (tmp_path / "text.npz").write_text("no archive")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "single.npy", images[0])
+    whole = (tmp_path / "images.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for path, part in {
+        "text.npz": "cannot be read",
+        "cut.npz": "cannot be read",
+        "empty": "has none",
+        "single.npy": "Give its folder",
+        "gone.npz": "exists",
+    }.items():
+        message = refusal(arrays(thirds(path)), tmp_path)
+        assert part in message
+        assert "data.splits.calibration.path" in message
+
+
+def test_rows_beyond_the_file_are_refused(images, tmp_path):
+    splits = {**thirds(), "validation": {"path": "images.npz", "rows": [40, 61]}}
+    message = refusal(arrays(splits), tmp_path)
+    assert "data.splits.validation.rows" in message
+    assert "[40, 61]" in message
+
+
+@pytest.fixture
+def overlapping(images, tmp_path):
+    """Another file, in which rows 3 and 5 are rows 41 and 40 of the first."""
+    x, y = images
+    others = 255 - x[:10]
+    others[3], others[5] = x[41], x[40]
+    np.savez(tmp_path / "others.npz", x=others, y=y[:10])
+    return {**thirds(), "calibration": {"path": "others.npz"}}
+
+
+def test_samples_in_two_splits_are_refused_by_content(overlapping, tmp_path):
+    message = refusal(arrays(overlapping), tmp_path)
+    assert "calibration and validation share 2 samples" in message
+    assert "calibration sample 3 (row 3 of others.npz) = validation sample 1 (row 41 of" in message
+    assert "data.max_overlap" in message
+    refusal(arrays(overlapping, max_overlap=1), tmp_path)
+    load_data(arrays(overlapping, max_overlap=2), folder=tmp_path, needs_recovery=True)
+
+
+def test_equal_numbers_in_two_float_types_are_an_overlap(tmp_path):
+    x = np.arange(24.0).reshape(6, 4)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(6))
+    np.savez(tmp_path / "b.npz", x=x.astype("f4"), y=np.arange(6))
+    splits = {"calibration": {"path": "a.npz"}, "validation": {"path": "b.npz"}}
+    assert "share 6 samples" in refusal(arrays(splits), tmp_path, needs_recovery=False)
+
+
+def test_splits_of_different_form_are_refused(images, tmp_path):
+    np.savez(tmp_path / "floats.npz", x=images[0] / 255, y=images[1])
+    splits = {**thirds(), "validation": {"path": "floats.npz"}}
+    message = refusal(arrays(splits), tmp_path)
+    assert "x uint8 [6, 4, 3]" in message
+    assert "validation has x float32" in message
+
+
+def test_fingerprints_follow_content_and_preparation_and_nothing_else(images, tmp_path):
+    def load(**options):
+        return load_data(
+            arrays(thirds(), layout="NHWC", **options), folder=tmp_path, needs_recovery=True
+        )
+
+    first, again = load(), load(max_overlap=3)
+    assert first.fingerprint == again.fingerprint
+    assert len({split.fingerprint for split in first}) == 3
+    augmented = load(augment={"flip": True})
+    assert augmented.calibration.fingerprint == first.calibration.fingerprint
+    assert augmented.recovery.fingerprint != first.recovery.fingerprint
+    assert load(mean=[1]).calibration.fingerprint != first.calibration.fingerprint
+    x, y = images
+    y[45] += 1
+    np.savez(tmp_path / "images.npz", x=x, y=y)
+    changed = load()
+    assert changed.validation.fingerprint != first.validation.fingerprint
+    assert changed.recovery.fingerprint == first.recovery.fingerprint
+
+
+def test_every_crop_is_a_window_of_the_black_padded_image_or_its_mirror():
+    x = torch.randint(1, 256, (64, 3, 6, 4), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    changed = random_crop_flip(x, augment=Augment(crop=2, flip=True), generator=generator)
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    seen = set()
+    for image, whole in zip(changed, padded, strict=True):
+        windows = {
+            (top, left, flip): window.flip(2) if flip else window
+            for top in range(5)
+            for left in range(5)
+            for window in [whole[:, top : top + 6, left : left + 4]]
+            for flip in (False, True)
+        }
+        seen |= {at for at, window in windows.items() if torch.equal(window, image)}
+        assert any(torch.equal(window, image) for window in windows.values())
+    assert {flip for *_, flip in seen} == {False, True}
+    assert {top for top, *_ in seen} == set(range(5)) == {left for _, left, _ in seen}
+
+
+def test_augmentation_is_for_recovery_on_demand_and_repeats_with_the_seed(images, tmp_path):
+    section = arrays(thirds(), layout="NHWC", mean=[-9], augment={"crop": 2, "flip": True})
+    data = load_data(section, folder=tmp_path, needs_recovery=True)
+
+    def changed(split, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return everything(split, augment=True, generator=generator)[0]
+
+    plain, _ = everything(data.recovery)
+    assert torch.equal(changed(data.recovery, 1), changed(data.recovery, 1))
+    assert not torch.equal(changed(data.recovery, 1), plain)
+    # Black before the mean is taken off: the border is 0 + 9, not 0.
+    assert float(changed(data.recovery, 1).min()) == 9
+    assert torch.equal(changed(data.calibration, 1), everything(data.calibration)[0])
+
+
+def test_augmenting_what_is_no_image_is_refused():
+    with pytest.raises(InputError, match=r"data\.augment"):
+        random_crop_flip(torch.zeros(4, 9), augment=Augment(flip=True), generator=None)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three splits of two classes with two 10x8 pictures each."""
+    random = np.random.default_rng(0)
+    for split in SPLITS:
+        for name in ("cat", "ant"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(2):
+                pixels = random.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+            (folder / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def image_folder(**options):
+    splits = {name: {"path": name} for name in SPLITS}
+    return ImageFolderData.model_validate({"source": "image_folder", "splits": splits, **options})
+
+
+def test_pictures_are_decoded_with_classes_in_alphabetical_order(pictures):
+    data = load_data(image_folder(mean=[0.5]), folder=pictures, needs_recovery=True)
+    x, y = everything(data.validation)
+    assert y.tolist() == [0, 0, 1, 1]
+    pixels = np.asarray(Image.open(pictures / "validation" / "cat" / "1.png")) / 255 - 0.5
+    assert np.allclose(x[3], pixels.transpose(2, 0, 1), atol=1e-6)
+    assert "cat/1.png" in data.validation.describe(3)
+
+
+def test_pictures_are_resized_by_the_shorter_side_and_cut_from_the_middle(pictures):
+    section = image_folder(resize=4, crop=4)
+    x, _ = everything(load_data(section, folder=pictures, needs_recovery=True).recovery)
+    picture = Image.open(pictures / "recovery" / "ant" / "0.png")
+    expected = picture.resize((5, 4), Image.Resampling.BILINEAR).crop((0, 0, 4, 4))
+    assert np.allclose(x[0], np.asarray(expected).transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_gray_pictures_become_rgb(pictures):
+    Image.new("L", (10, 8), 51).save(pictures / "recovery" / "ant" / "0.png")
+    data = load_data(image_folder(), folder=pictures, needs_recovery=True)
+    assert torch.allclose(everything(data.recovery)[0][0], torch.full((3, 8, 10), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "part"),
+    [
+        (lambda f: (f / "cat" / "1.png").write_text("no"), {}, "recovery/cat/1.png must be an"),
+        (lambda f: (f / "cat").rename(f / "dog"), {}, "has cat, dog"),
+        (lambda f: [p.unlink() for p in (f / "ant").iterdir()], {}, "recovery/ant has no file"),
+        (lambda f: Image.new("RGB", (9, 9)).save(f / "ant" / "2.png"), {}, "is 9x9. Set"),
+        (lambda f: None, {"crop": 9}, "data.crop"),
+        (lambda f: f.rename(f.parent / "gone"), {}, "data.splits.recovery.path"),
+        (
+            lambda f: (f / "ant" / "0.png").write_bytes(
+                (f.parent / "validation" / "cat" / "0.png").read_bytes()
+            ),
+            {},
+            "recovery and validation share 1 samples",
+        ),
+    ],
+)
+def test_broken_picture_folders_are_refused(damage, options, part, pictures):
+    damage(pictures / "recovery")
+    assert part in refusal(image_folder(**options), pictures)
+
+
+def test_a_picture_that_is_cut_off_is_refused_when_it_is_read(pictures):
+    file = pictures / "recovery" / "ant" / "1.png"
+    file.write_bytes(file.read_bytes()[:-60])
+    data = load_data(image_folder(), folder=pictures, needs_recovery=True)
+    with pytest.raises(InputError, match=r"1\.png must be an image"):
+        everything(data.recovery)
+
+
+OWN = """
+import torch
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+
+def whole(n=30):
+    return TensorDataset(torch.arange(n * 2.0).double().view(n, 2), torch.arange(n))
+
+def splits(shared=0):
+    return {"calibration": Subset(whole(), range(10)),
+            "recovery": Subset(whole(), range(10, 20)),
+            "validation": Subset(whole(), range(20 - shared, 30))}
+
+def with_(dataset):
+    return {**splits(), "recovery": dataset}
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+class Raises(Subset):
+    def __getitems__(self, positions):
+        raise OSError("disk gone")
+
+def stream(): return with_(Stream())
+def empty(): return with_([])
+def raises(): return with_(Raises(whole(), range(3)))
+def no_pairs(): return with_([torch.zeros(2)] * 3)
+def ragged(): return with_([(torch.zeros(2), 0), (torch.zeros(3), 0)])
+def lists(): return with_([([torch.zeros(2), torch.zeros(1)], 0)])
+def nan(): return with_([(torch.tensor([1.0, float("nan")]), 0)])
+def missing(): return {k: v for k, v in splits().items() if k != "recovery"}
+def misnamed(): return {**splits(), "test": whole()}
+def no_dict(): return list(splits().values())
+def fails(): raise KeyError("root")
+def other_shape(): return with_([(torch.zeros(3), 0)])
+"""
+
+
+def factory(name, **kwargs):
+    return FactoryData(factory=f"own.py:{name}", kwargs=kwargs)
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def test_own_datasets_give_their_samples(own):
+    data = load_data(factory("splits"), folder=own, needs_recovery=True)
+    x, y = everything(data.recovery, indices=[2, 0])
+    assert x.dtype == torch.float32
+    assert x.tolist() == [[24, 25], [20, 21]]
+    assert y.tolist() == [12, 10]
+    again = load_data(factory("splits"), folder=own, needs_recovery=True)
+    assert again.fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("stream", "map-style"),
+        ("empty", "'recovery' is empty"),
+        ("raises", "OSError: disk gone (own.py, line"),
+        ("no_pairs", "(x, y) pairs"),
+        ("ragged", "all of one shape"),
+        ("lists", "one tensor as x"),
+        ("nan", "NaN or Inf in samples [0]"),
+        ("missing", "because recover.epochs > 0"),
+        ("misnamed", "'test'"),
+        ("no_dict", "returned list"),
+        ("fails", "KeyError: root"),
+        ("other_shape", "one shape and type"),
+    ],
+)
+def test_own_datasets_that_cannot_be_used_are_refused(name, part, own):
+    message = refusal(factory(name), own)
+    assert part in message
+    assert "data" in message
+
+
+def test_own_datasets_that_overlap_are_refused(own):
+    message = refusal(factory("splits", shared=4), own)
+    assert "recovery and validation share 4 samples" in message
+    assert "recovery sample 6" in message

@@ -1,0 +1,120 @@
+"""Patterns find layers, by module or parameter name, or say what is near."""
+
+import pytest
+import torch
+from torch import nn
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.layers import match_targets
+from mfac_compress.pipeline.recipe.schema import Recipe
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 8)
+        self.layer1 = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.layer2 = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4, bias=False))
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+def _match(**prune):
+    recipe = Recipe.model_validate(
+        {"data": {"source": "digits"}, "prune": {"sparsity": 0.5} | prune}
+    )
+    return match_targets(Net(), recipe)
+
+
+def _names(targets):
+    return [target.name for target in targets.matched]
+
+
+EVERYTHING = [
+    "layer1.0.weight",
+    "layer2.0.weight",
+    "layer2.1.weight",
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+]
+
+
+def test_by_default_all_linear_and_convolution_weights():
+    targets = _match()
+    assert _names(targets) == EVERYTHING
+    assert targets.left_out["embed.weight"] == "not a linear or convolution weight (Embedding)"
+    assert targets.left_out["layer1.1.weight"].endswith("(BatchNorm2d)")
+    assert targets.left_out["layer2.0.bias"] == "a bias"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("layer2.0", ["layer2.0.weight"]),
+        ("layer2.0.weight", ["layer2.0.weight"]),
+        ("layer2.*", ["layer2.0.weight", "layer2.1.weight"]),
+        ("layer[12].0", ["layer1.0.weight", "layer2.0.weight"]),
+        (r"re:layer\d\.0", ["layer1.0.weight", "layer2.0.weight"]),
+        ("re:.*proj.*", ["attention.in_proj_weight", "attention.out_proj.weight"]),
+    ],
+)
+def test_names_globs_and_expressions(pattern, names):
+    assert _names(_match(include=[pattern])) == names
+    assert _names(_match(exclude=[pattern])) == [n for n in EVERYTHING if n not in names]
+
+
+def test_left_out_says_which_key_left_it_out():
+    targets = _match(include=["layer2.*"], exclude=["layer2.1"])
+    assert targets.left_out["layer2.1.weight"] == "prune.exclude: layer2.1"
+    assert targets.left_out["layer1.0.weight"] == "not matched by prune.include"
+
+
+def test_overrides_have_their_own_budget_and_the_last_one_counts():
+    targets = _match(overrides={"layer2.*": 0.25, "layer2.1": 0.75})
+
+    by_name = {target.name: target for target in targets.matched}
+    assert by_name["layer2.0.weight"].sparsity == 0.25
+    assert by_name["layer2.1.weight"].sparsity == 0.75
+    together, *alone = targets.budgets()
+    assert together.sparsity == 0.5
+    assert together.ranges == ((0, 18), (66, 258), (258, 322))
+    assert [(b.ranges, b.sparsity) for b in alone] == [(((18, 50),), 0.25), (((50, 66),), 0.75)]
+
+
+def test_layerwise_gives_every_tensor_its_own_budget():
+    budgets = _match(scope="layerwise").budgets()
+    assert len(budgets) == len(EVERYTHING)
+    assert {budget.sparsity for budget in budgets} == {0.5}
+
+
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_pattern_without_a_match_names_near_ones(key):
+    with pytest.raises(InputError) as error:
+        _match(**{key: ["layer2.O"]})
+
+    message = str(error.value)
+    assert message.startswith(f"prune.{key}[0]: a pattern must match")
+    assert "'layer2.O', which matches nothing. Did you mean" in message
+    assert "layer2.0" in message
+
+
+def test_an_override_without_a_match_is_an_error():
+    with pytest.raises(InputError, match=r"prune\.overrides.*'fc'.*matches nothing"):
+        _match(overrides={"fc": 0.1})
+
+
+def test_a_pattern_of_what_can_not_be_pruned_says_why():
+    with pytest.raises(InputError, match=r"matches only embed\.weight, not a linear"):
+        _match(include=["embed"])
+
+
+def test_nothing_left_to_prune_is_an_error():
+    with pytest.raises(InputError, match="all 5 excluded"):
+        _match(exclude=["re:.*"])
+
+
+def test_an_exported_program_is_matched_by_its_graph():
+    net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    module = torch.export.export(net, (torch.ones(2, 1, 6),)).module()
+    recipe = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.5}})
+
+    assert _names(match_targets(module, recipe)) == ["0.weight", "3.weight"]

@@ -1,0 +1,137 @@
+"""Properties of the loss and the metric."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.schema import TaskSection
+
+
+def task(folder=None, **section):
+    return load_task(TaskSection(**section), folder=folder)
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def squared(outputs, targets):\n    return ((outputs - targets) ** 2).mean()\n"
+        "def per_sample(outputs, targets):\n    return (outputs - targets).abs().mean(1)\n"
+        "def listed(outputs, targets):\n    return [1] * len(outputs)\n"
+        "def number(outputs, targets):\n    return float(len(outputs))\n"
+        "def wrong_count(outputs, targets):\n    return outputs[:2, 0]\n"
+        "def nan(outputs, targets):\n    return float('nan')\n"
+        "def word(outputs, targets):\n    return 'good'\n"
+        "def raises(outputs, targets):\n    raise KeyError('label')\n"
+    )
+    return tmp_path
+
+
+def test_cross_entropy_is_pytorchs_with_and_without_smoothing():
+    outputs, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    for smoothing in (0.0, 0.1):
+        expected = F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+        assert torch.equal(task().loss(outputs, targets, label_smoothing=smoothing), expected)
+
+
+def test_cross_entropy_takes_probabilities_and_maps():
+    probabilities = torch.softmax(torch.randn(5, 3), 1)
+    assert task().loss(torch.randn(5, 3), probabilities).ndim == 0
+    assert task().loss(torch.randn(5, 3, 2, 2), torch.zeros(5, 2, 2, dtype=torch.long)).ndim == 0
+
+
+def test_mse_takes_integer_targets_and_gives_gradients():
+    outputs = torch.randn(4, 2, requires_grad=True)
+    task(loss="mse").loss(outputs, torch.ones(4, 2, dtype=torch.long)).backward()
+    assert torch.allclose(outputs.grad, 2 * (outputs - 1).detach() / 8)
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets", "part"),
+    [
+        ("cross_entropy", torch.zeros(4), torch.zeros(4).long(), "[n, classes, ...]"),
+        ("cross_entropy", torch.zeros(4, 3), torch.zeros(4, 1).long(), "integer targets"),
+        ("cross_entropy", torch.zeros(4, 3), torch.zeros(4), "float targets"),
+        ("cross_entropy", torch.zeros(2, 3), torch.tensor([1, 3]), "class 3"),
+        ("cross_entropy", torch.zeros(2, 3), torch.tensor([-1, 0]), "class -1"),
+        ("mse", torch.zeros(4, 1), torch.zeros(4), "one shape"),
+        ("mse", torch.tensor(1.0), torch.zeros(4), "one tensor"),
+        ("mse", (torch.zeros(4),), torch.zeros(4), "tuple"),
+    ],
+)
+def test_outputs_that_do_not_fit_the_loss_are_refused(loss, outputs, targets, part):
+    with pytest.raises(InputError) as caught:
+        task(loss=loss).loss(outputs, targets)
+    assert part in str(caught.value)
+
+
+def test_smoothing_of_another_loss_is_refused():
+    with pytest.raises(InputError, match=r"recover\.label_smoothing"):
+        task(loss="mse").loss(torch.zeros(2), torch.zeros(2), label_smoothing=0.1)
+
+
+def test_an_own_loss_is_used_and_checked(own):
+    outputs, targets = torch.randn(3, 2), torch.randn(3, 2)
+    loss = task(own, loss="own.py:squared").loss(outputs, targets)
+    assert torch.allclose(loss, F.mse_loss(outputs, targets))
+    with pytest.raises(InputError, match=r"task\.loss must return .* float32 \[3\]"):
+        task(own, loss="own.py:per_sample").loss(outputs, targets)
+    with pytest.raises(InputError, match=r"task\.loss .* KeyError: label \(own.py, line"):
+        task(own, loss="own.py:raises").loss(outputs, targets)
+
+
+def test_accuracy_is_one_value_per_sample_for_tensors_and_arrays():
+    outputs = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], dtype=np.float32)
+    targets = np.array([1, 1, 1])
+    for kind in (np.asarray, torch.tensor):
+        values = task().evaluate(kind(outputs), kind(targets))
+        assert values.dtype == np.float64
+        assert values.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "part"),
+    [
+        (torch.zeros(4), torch.zeros(4).long(), "[n, classes]"),
+        (torch.zeros(4, 1), torch.zeros(4).long(), "two classes"),
+        (torch.zeros(4, 3), torch.zeros(4), "integer targets"),
+        (torch.zeros(4, 3), torch.zeros(3).long(), "int64 [3]"),
+        (torch.zeros(2, 3), torch.tensor([0, 7]), "class 7"),
+        (torch.tensor([[0.0, 1], [float("nan"), 1]]), torch.tensor([0, 1]), "positions [1]"),
+    ],
+)
+def test_outputs_that_do_not_fit_accuracy_are_refused(outputs, targets, part):
+    with pytest.raises(InputError) as caught:
+        task().evaluate(outputs, targets)
+    assert part in str(caught.value)
+
+
+def test_an_own_metric_gives_values_per_sample_or_one_number(own):
+    outputs, targets = torch.randn(5, 2), torch.randn(5, 2)
+    values = task(own, metric="own.py:per_sample").evaluate(outputs.numpy(), targets.numpy())
+    assert np.allclose(values, (outputs - targets).abs().mean(1).numpy())
+    assert task(own, metric="own.py:listed").evaluate(outputs, targets).shape == (5,)
+    assert task(own, metric="own.py:number").evaluate(outputs, targets) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("wrong_count", "shape [5]"), ("nan", "finite"), ("word", "numbers"), ("raises", "KeyError")],
+)
+def test_an_own_metric_that_is_wrong_is_refused(name, part, own):
+    with pytest.raises(InputError) as caught:
+        task(own, metric=f"own.py:{name}").evaluate(torch.randn(5, 2), torch.randn(5, 2))
+    assert part in str(caught.value)
+    assert "task.metric" in str(caught.value)
+
+
+def test_fingerprints_follow_what_is_used(own):
+    plain = task()
+    other = task(own, loss="own.py:squared", metric="own.py:number", direction="minimize")
+    assert plain.loss_fingerprint != other.loss_fingerprint
+    assert plain.metric_fingerprint != other.metric_fingerprint
+    (own / "own.py").write_text((own / "own.py").read_text() + "# edited\n")
+    edited = task(own, loss="own.py:squared", metric="own.py:number", direction="minimize")
+    assert edited.loss_fingerprint != other.loss_fingerprint

@@ -1,0 +1,519 @@
+"""Reading recipe files: every way to get one wrong, variables, overrides, the way back."""
+
+import json
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe, recipe_schema
+from mfac_compress.pipeline.recipe.schema import Recipe
+
+SOUND = "data: {source: digits}\nprune: {sparsity: 0.5}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a recipe file; text or bytes."""
+
+    def write_file(text, name="recipe.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else dedent(text).encode())
+        return path
+
+    return write_file
+
+
+def refusal(path, overrides=()):
+    with pytest.raises(InputError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+# Each: what follows two sound lines, the line of the fault, fragments of the one message.
+BAD = {
+    "near key": ("run: {sed: 1}", 3, ["run.sed is not a key", "Did you mean run.seed?"]),
+    "near key of the top": ("modle: {}", 3, ["modle is not a key", "Did you mean model?"]),
+    "key of another section": (
+        "run:\n  damping: 1",
+        4,
+        ["run.damping is not", "Did you mean fisher.damping?"],
+    ),
+    "key of two sections": (
+        "calibrate: {batch_size: 1}",
+        3,
+        ["Did you mean recover.batch_size or validate.batch_size?"],
+    ),
+    "key of a deeper section": ("gates: {}", 3, ["Did you mean validate.gates?"]),
+    "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, block_size"]),
+    "far key of the top": ("zzz: 1", 3, ["A recipe has vars, folder, run, model, data"]),
+    "bound": ("calibrate: {holdout: 1.5}", 3, ["of at least 0 and below 1. Got 1.5."]),
+    "bound below": ("fisher:\n  damping: 0.0", 4, ["a number above 0. Got 0.0.", "1e-05"]),
+    "stacked bound": ("export: {opset: 17}", 3, ["export.opset", "at least 18. Got 17."]),
+    "choice": ("task: {loss: l1}", 3, ["one of cross_entropy, mse or text like", "Got 'l1'."]),
+    "near choice": (
+        "recover: {optimizer: adam}",
+        3,
+        ["must be one of sgd, adamw. Got 'adam'. Did you mean adamw?"],
+    ),
+    "one of two types": (
+        "fisher: {block_size: 0}",
+        3,
+        ["fisher.block_size must be a whole number of at least 1 or full. Got 0."],
+    ),
+    "number or none": (
+        "validate:\n  gates:\n    confidence: 95",
+        5,
+        ["validate.gates.confidence must be a number above 0 and below 1 or none. Got 95."],
+    ),
+    "number or null": ("run: {threads: many}", 3, ["a whole number of at least 1 or null."]),
+    "switch for a number": ("recover: {epochs: yes}", 3, ["a whole number", "Got true."]),
+    "size": ("run: {memory_budget: 8XB}", 3, ["text like 8GB", "Got '8XB'."]),
+    "text for a list": ("validate: {latency: {threads: 1}}", 3, ["a list", "Write [1]."]),
+    "empty list": ("validate: {latency: {threads: []}}", 3, ["one or more", "Got []."]),
+    "item of a list": (
+        "validate:\n  latency:\n    batch_sizes:\n      - 1\n      - 0",
+        7,
+        ["validate.latency.batch_sizes[1] must be a whole number of at least 1. Got 0."],
+    ),
+    "empty section": ("run:", 3, ["run must be a section", "leave the key out"]),
+    "scalar for a section": ("run: cpu", 3, ["run must be a section. Got 'cpu'."]),
+    "factory": ("model: {factory: resnet}", 3, ["text like package.module:callable"]),
+    "argument": ("model: {kwargs: {a: .nan}}", 3, ["model.kwargs.a must be text, a number"]),
+    "rule across keys": ("task: {direction: minimize}", 3, ["task.direction must be maximize"]),
+    "repeated key": (
+        "run:\n  seed: 1\n  device: cpu\n  seed: 1",
+        6,
+        ["run.seed must be given once. It is in line 4 already."],
+    ),
+    "key that is no text": ("on: 1", 3, ["text as keys. Got on", "'on' in quotes"]),
+    "tag": ("run: {seed: !!python/name:os.system x}", 3, ["run.seed", "without a YAML tag"]),
+    "wrong tag": ("run: {seed: !!int x}", 3, ["run.seed must be what !!int says"]),
+    "key from an anchor": (
+        "vars:\n  base: &base\n    seed: -1\nrun: {<<: *base, device: cpu}",
+        5,
+        ["run.seed must be a whole number of at least 0"],
+    ),
+    "merge of a scalar": ("run: {<<: 3}", 3, ["must merge (<<) a mapping"]),
+    "unknown variable": (
+        "vars: {seed: 1}\nrun: {seed: '${sed}'}",
+        4,
+        ["run.seed must use variables that vars defines. Got ${sed}. Did you mean ${seed}?"],
+    ),
+    "no variables": ("run: {seed: '${a}'}", 3, ["Got ${a}. vars is empty"]),
+    "open reference": ("export: {input_name: 'a${b'}", 3, ["close what ${ opens"]),
+    "list within text": (
+        "vars: {a: [1]}\nexport: {input_name: 'a ${a}'}",
+        4,
+        ["text around text or numbers only. Got ${a}, which is list."],
+    ),
+    "circle": ("vars:\n  a: ${b}\n  b: ${a}\nrun: {seed: '${a}'}", 5, ["vars.b", "a -> b -> a"]),
+    "unused circle": ("vars: {a: '${a}'}", 3, ["vars.a must not refer to itself. Got a -> a."]),
+    "doubling text": (
+        "vars:\n  v0: xxxxxxxx\n" + "".join(f"  v{i + 1}: ${{v{i}}}${{v{i}}}\n" for i in range(40)),
+        18,
+        ["vars.v14 must be at most 100,000 characters"],
+    ),
+    "vars that are no mapping": ("vars: [1]", 3, ["vars must be a mapping"]),
+    "no such folder": ("folder: nowhere", 3, ["folder must be a folder that exists"]),
+}
+
+
+@pytest.mark.parametrize(("more", "line", "fragments"), BAD.values(), ids=BAD.keys())
+def test_a_bad_recipe_is_refused_at_its_line(write, more, line, fragments):
+    path = write(SOUND + more)
+    message = refusal(path)
+    assert message.endswith(f"({path}:{line})")
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+    for jargon in ("function-", "literal[", "constrained", "tagged", "Input should", "pydantic"):
+        assert jargon not in message
+
+
+# Recipes whose sound lines themselves are changed.
+BAD_WHOLE = {
+    "misspelt required key": (
+        "data: {source: digits}\nprune:\n  sparisty: 0.5",
+        ["prune.sparisty is not a key of a recipe. Did you mean prune.sparsity?", ":3)"],
+    ),
+    "no prune": ("data: {source: digits}", ["prune must be", "at least sparsity. It is missing."]),
+    "null where a value must be": ("data: {source: digits}\nprune:", ["Give it a value. ("]),
+    "no source": (
+        "data: {}\nprune: {sparsity: 0.5}",
+        ["data.source must be one of", "digits", "arrays", "image_folder", "factory", "missing"],
+    ),
+    "wrong source": (
+        "prune: {sparsity: 0.5}\ndata:\n  source: digit",
+        ["data.source must be one of", "Got 'digit'. Did you mean digits?", ":3)"],
+    ),
+    "source in place of the section": (
+        "data: digits\nprune: {sparsity: 0.5}",
+        ["data must be a section with source: one of", "Got 'digits'."],
+    ),
+    "key of another source": (
+        "data: {source: digits, mean: [1]}\nprune: {sparsity: 0.5}",
+        ["data.mean is only a key of data with source: arrays or image_folder."],
+    ),
+    "wrong in a source": (
+        "data:\n  source: arrays\n  splits:\n    calibration: {path: a}\n"
+        "    validation: {path: b, rows: [1]}\nprune: {sparsity: 0.5}",
+        ["data.splits.validation.rows must be a list of 2", "Got [1].", ":5)"],
+    ),
+    "overlap in a source": (
+        "data:\n  source: digits\n  splits:\n    validation:\n      rows: [0, 9]\n"
+        "prune: {sparsity: 0.5}",
+        ["data.splits.validation.rows must not share", "data.splits.calibration", ":5)"],
+    ),
+    "missing in a source": (
+        "data:\n  source: arrays\n  splits:\n    calibration: {path: a}\nprune: {sparsity: 0.5}",
+        ["data.splits.validation must be a section with at least path. It is missing.", ":3)"],
+    ),
+    "numeric pattern": (
+        "data: {source: digits}\nprune:\n  sparsity: 0.5\n  include: [0]",
+        ["prune.include[0] must be text", "Write '0' in quotes.", ":4)"],
+    ),
+    "pattern's sparsity": (
+        "data: {source: digits}\nprune:\n  sparsity: 0.5\n  overrides:\n    layer1.*: 2",
+        ["prune.overrides['layer1.*'] must be", "at least 0 and below 1. Got 2.", ":5)"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "fragments"), BAD_WHOLE.values(), ids=BAD_WHOLE.keys())
+def test_a_bad_section_that_must_be_there_is_refused(write, text, fragments):
+    message = refusal(write(text))
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+NOT_A_RECIPE = {
+    "empty": (b"", ["is empty"]),
+    "only a comment": (b"# nothing\n", ["is empty"]),
+    "a list": (b"- a\n", ["must be a mapping of sections"]),
+    "text": (b"hello", ["must be a mapping of sections", "'hello'"]),
+    "not UTF-8": (b"data: \xff\xfe", ["UTF-8", "byte 6"]),
+    "a model": (b"PK\x03\x04" + b"\x80" * 2_000_000, ["larger", "the model second"]),
+    "a control character": (b"a: 1\nb: \x01", ["#x01", ":2)"]),
+    "a tab": (b"a:\n\tb: 1", ["spaces, not tabs", ":2)"]),
+    "an open bracket": (b"a: [1,", ["must be YAML"]),
+    "a colon too many": (b"a: b: c", ["put text that holds ': ' in quotes", ":1)"]),
+    "an undefined alias": (b"a: 1\nb: *x", ["undefined alias 'x'", ":2)"]),
+    "two documents": (b"a: 1\n---\nb: 1\n", ["one document"]),
+    "an alias within itself": (b"a: &a [*a]", ["levels", "may hold itself", ":1)"]),
+    "deep brackets": (b"[" * 5000, ["levels"]),
+    "aliases that multiply": (
+        b"a0: &a0 [1, 1]\n"
+        + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i + 1, i + 1, i, i) for i in range(30)),
+        ["at most 100,000 values"],
+    ),
+    "merges that multiply": (
+        b"a0: &a0 {x: 1}\n"
+        + b"".join(
+            b"a%d: &a%d {<<: [%s]}\n" % (i + 1, i + 1, b",".join([b"*a%d" % i] * 9))
+            for i in range(9)
+        ),
+        ["at most 100,000 values"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "fragments"), NOT_A_RECIPE.values(), ids=NOT_A_RECIPE.keys())
+def test_what_is_no_recipe_is_refused(write, content, fragments):
+    path = write(content)
+    message = refusal(path)
+    assert str(path) in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_variables_that_multiply_are_refused(write):
+    lists = "".join(f"  v{i + 1}: ['${{v{i}}}', '${{v{i}}}']\n" for i in range(30))
+    text = f"{SOUND}vars:\n  v0: 1\n{lists}model: {{kwargs: {{a: '${{v30}}'}}}}"
+    assert "at most 100,000 values once variables are filled" in refusal(write(text))
+
+
+def test_a_missing_file_names_a_near_one(write, tmp_path):
+    write(SOUND, "digits.yaml")
+    assert f"Did you mean {tmp_path / 'digits.yaml'}?" in refusal(tmp_path / "digit.yaml")
+    assert f"no folder {tmp_path / 'no'}" in refusal(tmp_path / "no" / "digits.yaml")
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert f"Got the folder {tmp_path}" in refusal(tmp_path)
+
+
+def test_all_faults_are_told_in_the_order_of_the_file(write):
+    path = write(
+        """\
+        run: {sed: 1}
+        data: {source: digits, splits: {calibration: {rows: [3, 1]}}}
+        fisher:
+          damping: 0
+          damping: -1
+        prune: {sparsity: 2, include: [a, a]}
+        recover: {lr: '${x}'}
+        """
+    )
+    head, *lines = refusal(path, ["prune.steps=0", "run.seed=-1"]).splitlines()
+    assert head == f"{path}: 7 things to mend:"
+    places = [line.rpartition("(")[2].rstrip(")").removeprefix(str(path)) for line in lines]
+    assert places == [":1", ":2", ":5", ":6", ":7", "--set run.seed", "--set prune.steps"]
+    assert all(line.startswith("- ") for line in lines)
+
+
+def test_a_broken_variable_is_told_once(write):
+    path = write(SOUND + "vars: {a: '${b}', c: '${a}'}\nrun: {seed: '${c}', threads: '${a}'}")
+    message = refusal(path)
+    assert "\n" not in message
+    assert message.startswith("vars.a must use variables")
+
+
+def test_scientific_numbers_are_numbers_everywhere(write):
+    recipe = load_recipe(
+        write(
+            """\
+            model: {kwargs: {eps: 1e-5, text: '1e-5', date: 2024-01-31}}
+            data: {source: digits}
+            fisher: {damping: 1e-5}
+            prune: {sparsity: 5e-1, overrides: {layer1.*: 1e-5}}
+            recover: {lr: 1E-3}
+            """
+        ),
+        ["recover.weight_decay=1e-6"],
+    )
+    assert recipe.fisher.damping == 1e-5
+    assert recipe.prune.overrides == {"layer1.*": 1e-5}
+    assert (recipe.recover.lr, recipe.recover.weight_decay) == (1e-3, 1e-6)
+    assert recipe.model.kwargs == {"eps": 1e-5, "text": "1e-5", "date": "2024-01-31"}
+
+
+def test_anchors_and_merge_keys_work(write):
+    recipe = load_recipe(
+        write(
+            """\
+            vars:
+              common: &common {seed: 3, device: cpu}
+              more: &more {seed: 4, threads: 2}
+            run: {<<: [*common, *more], device: auto}
+            calibrate: {seed: 9}
+            data: {source: digits}
+            prune: {sparsity: 0.5}
+            """
+        )
+    )
+    assert (recipe.run.seed, recipe.run.device, recipe.run.threads) == (3, "auto", 2)
+
+
+def test_overriding_a_shared_mapping_changes_one_place(write):
+    text = SOUND + "vars: {rows: &r {crop: 1}}\nmodel: {kwargs: {a: *r, b: *r}}"
+    recipe = load_recipe(write(text), ["model.kwargs.a.crop=2"])
+    assert recipe.model.kwargs == {"a": {"crop": 2}, "b": {"crop": 1}}
+
+
+def test_a_whole_variable_keeps_its_type_and_an_embedded_one_is_text(write):
+    recipe = load_recipe(
+        write(
+            SOUND
+            + """\
+vars:
+  path: ${root}/images
+  root: /data
+  n: 3
+  x: 0.5
+  flag: true
+  list: [1, '${n}']
+model:
+  kwargs:
+    whole: [$PLAIN, '${n}', '${x}', '${flag}', '${list}', '${path}']
+    embedded: '${root}:${n}:${x}:${flag}'
+    escaped: '$${n} $$${n} $n $'
+    '${n}': key
+"""
+        )
+    )
+    assert recipe.model.kwargs == {
+        "whole": ["$PLAIN", 3, 0.5, True, [1, 3], "/data/images"],
+        "embedded": "/data:3:0.5:true",
+        "escaped": "${n} $${n} $n $",
+        "${n}": "key",
+    }
+
+
+def test_overrides_come_before_variables(write):
+    path = write(SOUND + "vars: {s: 0.1}\nrecover: {momentum: '${s}'}")
+    assert load_recipe(path, ["vars.s=0.2"]).recover.momentum == 0.2
+    assert load_recipe(path, ["recover.lr=${s}"]).recover.lr == 0.1
+    message = refusal(path, ["vars.t=1"])
+    assert message == "vars.t must be a variable that the recipe uses. It uses: s. (--set vars.t)"
+
+
+def test_overrides_take_yaml_and_the_last_counts(write):
+    recipe = load_recipe(
+        write(SOUND),
+        [
+            "prune.sparsity=0.6",
+            "prune.sparsity=0.7",
+            "prune.overrides={layer1.*: 0.5}",
+            "prune.include=[a, 're:b=c']",
+            "prune.include.0=z",
+            "validate.latency=null",
+            "validate.gates.confidence=none",
+            "export.dynamic_batch=false",
+            "model.kwargs.deep.er=a=b",
+        ],
+    )
+    assert recipe.prune.sparsity == 0.7
+    assert recipe.prune.overrides == {"layer1.*": 0.5}
+    assert recipe.prune.include == ("z", "re:b=c")
+    assert recipe.validate_.latency is None
+    assert recipe.validate_.gates.confidence == "none"
+    assert recipe.export.dynamic_batch is False
+    assert recipe.model.kwargs == {"deep": {"er": "a=b"}}
+
+
+@pytest.mark.parametrize(
+    ("override", "fragment"),
+    [
+        ("prune.sparsity", "must be key.path=value"),
+        ("prune..sparsity=1", "names joined by dots"),
+        ("prune.overrides.a*=1", "'prune.overrides={layer1.*: 0.5}'"),
+        ("=1", "names joined by dots"),
+        ("prune.sparsity=", "must have a value after '='"),
+        ("prune.sparsity=[1", "must have a YAML value"),
+        ("model.kwargs={a: 1, a: 2}", "must be given once"),
+        ("prune.sparsity.x=1", "prune.sparsity is 0.5. Set prune.sparsity itself."),
+        ("prune.include.3=1", "a position of the list prune.include, 0 to 0"),
+    ],
+)
+def test_bad_overrides_name_themselves(write, override, fragment):
+    message = refusal(write(SOUND.replace("0.5", "0.5, include: [a]")), [override])
+    assert message.startswith("--set must")
+    assert fragment in message
+    assert message.endswith(f"(--set {override})")
+
+
+def test_faults_of_overridden_keys_name_the_override(write):
+    path = write(SOUND + "run:\n  seed: 1")
+    for override, place in [
+        ("prune.sparsity=1.5", "--set prune.sparsity"),
+        ("prune={sparsity: 1.5}", "--set prune"),
+        ("fisher.dampin=1", "--set fisher.dampin"),
+        ("prune.steps.x=1", "--set prune.steps.x"),
+    ]:
+        assert refusal(path, [override]).endswith(f"({place})")
+    assert refusal(path, ["prune.sparsity=1.5", "prune={}"]).endswith("(--set prune)")
+
+
+def test_where_names_the_line_of_a_key(write):
+    path = write(
+        """\
+        data: {source: digits}
+        prune:
+          sparsity: 0.5
+          include:
+            - a
+            - b
+          overrides:
+            layer1.*: 0.25
+        """
+    )
+    recipe = load_recipe(path, ["recover.lr=0.5"])
+    assert recipe.where("prune.include") == f"{path}:4 (prune.include)"
+    assert recipe.where("prune.include", 1) == f"{path}:6 (prune.include[1])"
+    assert recipe.where("prune.overrides", "layer1.*") == f"{path}:8 (prune.overrides['layer1.*'])"
+    assert recipe.where("prune.exclude") == f"{path}:2 (prune.exclude)"
+    assert recipe.where("recover.lr") == "--set recover.lr"
+    assert recipe.where("export.opset") == f"{path} (export.opset)"
+    assert recipe.source.path == path
+
+
+ROUND_TRIPS = {
+    "least": SOUND,
+    "arrays": """\
+        data:
+          source: arrays
+          mean: [0.1, 0.2]
+          splits: {calibration: {path: ../a.npz, rows: [0, 5]}, validation: {path: ~/b.npz}}
+        prune: {sparsity: 0.9, overrides: {layer1.*: 1e-5, '0': 0.5}, include: ['re:^a$', '*']}
+        run: {memory_budget: 1.5GB, seed: 7}
+        """,
+    "factory": """\
+        vars: {root: data sets}
+        model:
+          factory: nets/my.py:Net.small
+          kwargs: {a: '1e-5', b: 1e-5, c: 'yes', d: '$${x}', e: '$$${', f: "é\\n\\t #", g: null,
+                   h: [[1, {}], []], i: '2024-01-31', j: '=', k: '0x1F', l: 1_000, m: '${root}/x'}
+        data: {factory: 'package.data:make', kwargs: {path: '${root}'}}
+        prune: {sparsity: 0.9, method: magnitude}
+        validate: {latency: null, gates: {confidence: none, max_metric_drop: 0.01}}
+        fisher: {block_size: full}
+        """,
+    "images": """\
+        folder: ..
+        data:
+          source: image_folder
+          augment: {flip: true}
+          splits: {calibration: {path: a}, recovery: {path: b}, validation: {path: c}}
+        prune: {sparsity: 0.123456789012345}
+        recover: {epochs: 2, lr: 3.3333333333333335e-05}
+        """,
+}
+
+
+@pytest.mark.parametrize("text", ROUND_TRIPS.values(), ids=ROUND_TRIPS.keys())
+def test_a_resolved_recipe_reads_back_equal_from_another_folder(write, text):
+    recipe = load_recipe(write(text, "in/recipe.yaml"))
+    dumped = dump_recipe(recipe)
+    again = load_recipe(write(dumped, "out/resolved.yaml"))
+    assert again == recipe
+    assert again.source.resolve("a.npz") == recipe.source.resolve("a.npz")
+    assert dump_recipe(again) == dumped
+
+
+def test_paths_start_at_the_recipes_folder_or_at_folder(write, tmp_path):
+    recipe = load_recipe(write(SOUND, "in/recipe.yaml"))
+    assert recipe.source.resolve("a.npz") == tmp_path / "in" / "a.npz"
+    recipe = load_recipe(write(SOUND + "folder: ..", "in/recipe.yaml"))
+    assert recipe.source.resolve("a.npz") == tmp_path / "a.npz"
+    assert recipe.source.resolve("~") == Path.home().resolve()
+
+
+def test_a_recipe_made_in_python_can_be_written(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.5}})
+    assert load_recipe(write(dump_recipe(made), "elsewhere/r.yaml")) == made
+
+
+def test_the_dump_says_every_default(write):
+    dumped = dump_recipe(load_recipe(write(SOUND)))
+    for text in ("damping: 1.0e-05", "num_gradients: 512", "max_overlap: 0", "rows: [0, 600]"):
+        assert text in dumped
+
+
+def test_the_schema_serves_editors():
+    schema = recipe_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == {"data", "prune"}
+    assert list(schema["properties"])[:3] == ["vars", "folder", "run"]
+    assert "validate" in schema["properties"]
+    sparsity = schema["$defs"]["PruneSection"]["properties"]["sparsity"]
+    assert sparsity["description"]
+    assert sparsity["title"]
+    number, variable = sparsity["anyOf"]
+    assert (number["minimum"], number["exclusiveMaximum"]) == (0, 1)
+    assert variable == {"$ref": "#/$defs/Variable"}
+    for section in schema["$defs"].values():
+        for name, value in section.get("properties", {}).items():
+            # A section says itself what it is, and a constant needs no more.
+            sections = json.dumps(value).replace("#/$defs/Variable", "").count("#/$defs/")
+            assert "description" in value or "const" in value or sections, name
+
+
+def test_the_schema_is_not_changed_by_its_readers():
+    recipe_schema()["properties"].clear()
+    assert recipe_schema()["properties"]

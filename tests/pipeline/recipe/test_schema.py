@@ -1,0 +1,195 @@
+"""The schema: what a recipe made in Python may hold, and what rules across keys refuse."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.recipe.source import RecipeSource
+
+SOUND = {"data": {"source": "digits"}, "prune": {"sparsity": 0.5}}
+ARRAYS = {
+    "source": "arrays",
+    "splits": {
+        "calibration": {"path": "a.npz", "rows": [0, 10]},
+        "validation": {"path": "a.npz", "rows": [10, 20]},
+    },
+}
+FOLDERS = {
+    "source": "image_folder",
+    "splits": {"calibration": {"path": "train"}, "validation": {"path": "val"}},
+}
+
+
+def recipe(**sections):
+    return Recipe.model_validate({**SOUND, **sections})
+
+
+def splits(**ranges):
+    return {
+        "source": "digits",
+        "splits": {name: {"rows": list(rows)} for name, rows in ranges.items()},
+    }
+
+
+def arrays(**changes):
+    return {**ARRAYS, **changes}
+
+
+def array_splits(calibration, validation):
+    return arrays(splits={"calibration": calibration, "validation": validation})
+
+
+def test_a_recipe_made_in_python_starts_its_paths_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = recipe()
+    assert made.source.folder == tmp_path
+    assert made.source.resolve("a/b.npz") == tmp_path / "a" / "b.npz"
+    assert made.where("prune.include") == "prune.include"
+    assert made.where("prune.overrides", "layer1.*") == "prune.overrides['layer1.*']"
+
+
+def test_recipes_differ_where_their_paths_start_elsewhere(tmp_path):
+    here = Recipe.model_validate(SOUND, context=RecipeSource(folder=tmp_path))
+    same = Recipe.model_validate(SOUND, context=RecipeSource(folder=tmp_path, path=Path("x.yaml")))
+    there = Recipe.model_validate(SOUND, context=RecipeSource(folder=tmp_path / "other"))
+    assert here == same
+    assert here != there
+
+
+def test_a_factory_needs_no_source():
+    made = recipe(data={"factory": "package.module:make"})
+    assert made.data.source == "factory"
+
+
+def test_numbers_may_be_text_but_never_switches():
+    assert recipe(fisher={"damping": "1e-5"}).fisher.damping == 1e-5
+    for section, key in [("fisher", "damping"), ("recover", "epochs"), ("run", "memory_budget")]:
+        with pytest.raises(ValidationError):
+            recipe(**{section: {key: True}})
+
+
+def test_the_memory_budget_takes_units():
+    assert recipe(run={"memory_budget": "8GB"}).run.memory_budget == 8_000_000_000
+
+
+def test_ranges_that_touch_do_not_overlap():
+    recipe(data=splits(calibration=(0, 9), recovery=(9, 10), validation=(10, 1797)))
+
+
+def test_shared_rows_count_against_max_overlap():
+    data = splits(calibration=(0, 9), recovery=(7, 12), validation=(12, 1797))
+    recipe(data={**data, "max_overlap": 2})
+    with pytest.raises(ValidationError, match="must not share samples"):
+        recipe(data={**data, "max_overlap": 1})
+
+
+def test_the_same_file_under_two_names_is_one_file(tmp_path):
+    for other in ("./sub/../a.npz", str(tmp_path / "a.npz")):
+        data = array_splits({"path": "a.npz"}, {"path": other})
+        with pytest.raises(ValidationError, match=r"data\.splits\.calibration"):
+            Recipe.model_validate({**SOUND, "data": data}, context=RecipeSource(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": arrays(mean=[0.5], std=[1, 2, 3])},
+        {"data": arrays(mean=[0.1] * 5, std=[1] * 5)},
+        {"data": array_splits({"path": "a.npz"}, {"path": "b.npz"})},
+        {"data": {**FOLDERS, "resize": 36, "crop": 32, "mean": [0.1, 0.2, 0.3]}},
+        {"prune": {"sparsity": 0, "include": ["re:^layer\\d"], "overrides": {"a.*": 0.9}}},
+        {"validate": {"gates": {"confidence": "none", "max_metric_drop": -0.1}}},
+        {"validate": {"latency": None}, "export": {"dynamic_batch": False}},
+        {"task": {"metric": "my.code:error", "direction": "minimize"}},
+        {"fisher": {"block_size": "full"}},
+    ],
+)
+def test_sound_sections_pass(sections):
+    recipe(**sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"data": splits(validation=(1200, 1798))},
+            "splits.validation.rows must end at 1797",
+        ),
+        ({"data": splits(calibration=(5, 5))}, "rows must be [start, stop] with start below stop"),
+        (
+            {"data": splits(calibration=(0, 700))},
+            "splits.recovery.rows must not share samples with data.splits.calibration",
+        ),
+        (
+            {"data": array_splits({"path": "a", "rows": [0, 9]}, {"path": "a", "rows": [8, 10]})},
+            "rows 8 to 9 are in both",
+        ),
+        (
+            {"data": array_splits({"path": "a", "rows": [5, 9]}, {"path": "a"})},
+            "Got all rows against [5, 9]",
+        ),
+        ({"data": array_splits({"path": "a"}, {"path": "a"})}, "rows from 0 on are in both"),
+        ({"data": arrays(x="x", y="x")}, "must name another array than data.x"),
+        ({"data": arrays(mean=[1, 2, 3], std=[1, 2])}, "data.mean, which has 3. Got 2"),
+        ({"data": {**FOLDERS, "std": [1, 2]}}, "std must hold one number or three"),
+        ({"data": {**FOLDERS, "resize": 32, "crop": 33}}, "at most data.resize = 32. Got 33"),
+        (
+            {
+                "data": {
+                    **FOLDERS,
+                    "splits": {"calibration": {"path": "a"}, "validation": {"path": "./a"}},
+                }
+            },
+            "must be another folder than that of data.splits.calibration",
+        ),
+        ({"task": {"direction": "minimize"}}, "must be maximize where task.metric is accuracy"),
+        (
+            {"prune": {"sparsity": 0.5, "include": ["a", "b", "a"]}},
+            "include[2] must not repeat 'a'",
+        ),
+        (
+            {"prune": {"sparsity": 0.5, "exclude": ["a"], "overrides": {"a": 0.5}}},
+            "exclude[0] must not repeat a pattern of prune.overrides",
+        ),
+        ({"prune": {"sparsity": 0.5, "include": ["re:("]}}, "must hold a regular expression"),
+        ({"export": {"output_name": "input"}}, "must differ from export.input_name"),
+        ({"validate": {"latency": {"threads": [1, 1]}}}, "threads[1] must not repeat 1"),
+        (
+            {"data": ARRAYS, "recover": {"epochs": 1}},
+            "data.splits.recovery must be given where recover.epochs > 0",
+        ),
+        (
+            {"task": {"loss": "mse"}, "recover": {"label_smoothing": 0.1}},
+            "recover.label_smoothing must be 0 unless task.loss is cross_entropy",
+        ),
+        (
+            {"export": {"dynamic_batch": False}},
+            "validate.latency.batch_sizes must be [256]",
+        ),
+    ],
+)
+def test_rules_across_keys(sections, message):
+    with pytest.raises(ValidationError) as caught:
+        recipe(**sections)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 95, "nothing"])
+def test_confidence_lies_between_0_and_1(confidence):
+    with pytest.raises(ValidationError):
+        recipe(validate={"gates": {"confidence": confidence}})
+
+
+def test_a_section_reports_all_of_its_faults():
+    with pytest.raises(ValidationError) as caught:
+        recipe(prune={"sparsity": 0.5, "include": ["a", "a"], "exclude": ["re:["]})
+    assert "include[1]" in str(caught.value)
+    assert "exclude[0]" in str(caught.value)
+
+
+def test_a_recipe_is_frozen():
+    made = recipe()
+    with pytest.raises(ValidationError):
+        made.prune = None

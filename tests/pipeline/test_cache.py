@@ -1,0 +1,59 @@
+"""Artefacts are found by content, and are there only when they are complete."""
+
+import pytest
+
+from mfac_compress.pipeline.cache import StageCache
+
+
+def _make(text):
+    def make(folder):
+        (folder / "result.txt").write_text(text)
+        return {"text": text}
+
+    return make
+
+
+def _never(folder):
+    raise AssertionError("made again")
+
+
+def test_the_same_ingredients_are_made_once(tmp_path):
+    cache = StageCache(tmp_path)
+    first = cache.get("prune", {"a": 1, "b": [2]}, _make("x"))
+    second = cache.get("prune", {"b": [2], "a": 1}, _never)
+
+    assert (first.reused, second.reused) == (False, True)
+    assert (second.folder / "result.txt").read_text() == "x"
+    assert second.facts == {"text": "x"}
+
+
+def test_other_ingredients_are_made_anew_and_replace_the_old(tmp_path):
+    cache = StageCache(tmp_path)
+    cache.get("prune", {"a": 1}, _make("x"))
+    cache.get("recover", {"a": 1}, _make("other stage"))
+
+    assert not cache.get("prune", {"a": 2}, _make("y")).reused
+
+    assert len(list((tmp_path / "prune").iterdir())) == 1
+    assert cache.get("recover", {"a": 1}, _never).reused
+
+
+def test_a_failed_stage_leaves_nothing(tmp_path):
+    def fail(folder):
+        (folder / "result.txt").write_text("half")
+        raise RuntimeError
+
+    cache = StageCache(tmp_path)
+    with pytest.raises(RuntimeError):
+        cache.get("prune", {"a": 1}, fail)
+
+    assert list((tmp_path / "prune").iterdir()) == []
+    assert not cache.get("prune", {"a": 1}, _make("x")).reused
+
+
+def test_a_folder_without_a_manifest_is_not_an_artefact(tmp_path):
+    cache = StageCache(tmp_path)
+    artefact = cache.get("prune", {"a": 1}, _make("x"))
+    (artefact.folder / "manifest.json").unlink()
+
+    assert not cache.get("prune", {"a": 1}, _make("y")).reused

@@ -1,0 +1,61 @@
+"""The command line: subcommands, outputs, and that a dry run writes nothing."""
+
+import json
+
+from click.testing import CliRunner
+
+from mfac_compress.pipeline.cli import main
+
+
+def test_the_first_argument_may_be_a_subcommand_or_a_recipe(project):
+    schema = CliRunner().invoke(main, ["schema"])
+    assert json.loads(schema.output)["properties"]["prune"]
+
+    recipe = CliRunner().invoke(main, ["nowhere.yaml", "net.pt"])
+    assert recipe.exit_code == 2
+    assert "nowhere.yaml" in recipe.output
+
+
+def test_the_reports_schema_is_there_too():
+    result = CliRunner().invoke(main, ["schema", "report"])
+    assert {"verdict", "gates", "audit"} <= set(json.loads(result.output)["required"])
+
+
+def test_a_dry_run_lists_everything_and_writes_nothing(project):
+    project.recipe["prune"]["exclude"] = ["3"]
+    before = sorted(project.folder.iterdir())
+
+    result = project.run("--dry-run")
+
+    assert result.exit_code == 0, result.output
+    assert "0.weight" in result.output
+    assert "16 x 6" in result.output
+    assert "prune.exclude: 3" in result.output
+    assert "a bias" in result.output
+    assert "weights: 96, to remove 48 (50.00%)" in result.output
+    assert "calibration 200, recovery 200, validation 200" in result.output
+    assert "fits" in result.output
+    assert sorted(path for path in project.folder.iterdir() if path.name != "recipe.yaml") == before
+
+
+def test_a_dry_run_says_what_does_not_fit(project):
+    result = project.run("--dry-run", "--set", "run.memory_budget=10KB")
+    assert "DOES NOT FIT" in result.output
+
+
+def test_quiet_says_nothing(project):
+    assert project.run("-q").output == ""
+
+
+def test_json_is_the_report_and_nothing_else(project):
+    result = project.run("--json")
+
+    assert json.loads(result.stdout)["verdict"] == "pass"
+    assert "PASS" in result.stderr
+
+
+def test_the_verdict_table_ends_the_run(project):
+    output = project.run().output
+    assert "PASS: 3 gates passed" in output
+    assert "accuracy" in output
+    assert "results:" in output.splitlines()[-1]

@@ -1,0 +1,284 @@
+"""A whole run: what it leaves behind, what it reuses, what it never leaves."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file
+
+from mfac_compress.pipeline import compress, load_recipe
+from mfac_compress.pipeline.run_directory import RESULTS
+from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.verdict.report import Report
+
+FILES = {
+    "model.onnx",
+    "dense.onnx",
+    "model.safetensors",
+    "masks.safetensors",
+    "recipe.resolved.yaml",
+    "report.json",
+    "report.md",
+    "manifest.json",
+}
+
+
+def _files(project):
+    return {path.name for path in project.output.iterdir() if not path.name.startswith(".")}
+
+
+def test_a_run_writes_its_files_and_nothing_else(finished):
+    assert _files(finished) == FILES
+
+
+def test_the_report_keeps_its_contract(finished):
+    text = (finished.output / "report.json").read_text()
+    report = json.loads(text)
+
+    assert Report.model_validate_json(text).verdict == report["verdict"] == "pass"
+    assert {"name", "threshold", "measured", "passed", "reason"} == set(report["gates"][0])
+    assert {"name", "dense", "sparse", "drop", "interval"} <= set(report["metric"])
+    assert [(one["batch_size"], one["threads"]) for one in report["latency"]] == [(1, 1), (4, 1)]
+    assert {"sparsity", "size_bytes", "parity_error", "audit"} <= set(report)
+
+
+def test_the_metric_is_that_of_the_file_in_onnx_runtime(finished):
+    report = json.loads((finished.output / "report.json").read_text())
+    data = np.load(finished.folder / "test.npz")
+    for name, file in [("dense", "dense.onnx"), ("sparse", "model.onnx")]:
+        session = onnxruntime.InferenceSession(str(finished.output / file))
+        outputs = session.run(None, {"input": data["x"]})[0]
+        accuracy = (outputs.argmax(1) == data["y"]).mean()
+        assert report["metric"][name] == pytest.approx(accuracy)
+
+
+def test_removed_weights_are_positive_zeros_everywhere(finished):
+    masks = load_file(finished.output / "masks.safetensors")
+    weights = load_file(finished.output / "model.safetensors")
+    stored = onnx.load(finished.output / "model.onnx").graph.initializer
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
+
+    assert set(masks) == {"0.weight", "3.weight"}
+    for name, mask in masks.items():
+        assert not weights[name][~mask].any()
+        removed = tensors[name][~mask.numpy()]
+        assert not removed.any()
+        assert not np.signbit(removed).any()
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    assert removed == sum(mask.numel() for mask in masks.values()) // 2
+
+
+def test_the_file_says_where_it_came_from(finished):
+    properties = {p.key: p.value for p in onnx.load(finished.output / "model.onnx").metadata_props}
+    manifest = json.loads((finished.output / "manifest.json").read_text())
+
+    assert properties["mfac_compress.recipe_sha256"] == manifest["recipe_sha256"]
+    assert float(properties["mfac_compress.sparsity"]) == pytest.approx(0.5)
+    assert properties["version.torch"] == torch.__version__
+    assert {"model_sha256", "data_sha256", "seed", "machine", "seconds"} <= set(manifest)
+
+
+def test_the_resolved_recipe_gives_the_same_run(finished):
+    resolved = load_recipe(finished.output / "recipe.resolved.yaml")
+
+    report = compress(resolved, finished.model, finished.folder / "again")
+
+    first, second = (
+        load_file(folder / "model.safetensors")
+        for folder in (finished.output, finished.folder / "again")
+    )
+    assert report.verdict == "pass"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_changed_gates_compute_nothing_again(project, frozen_stages):
+    assert project.run().exit_code == 0
+    frozen_stages(calibrate, prune, recover, export, validate)
+
+    result = project.run("--set", "validate.gates.min_sparsity=0.9", "-v")
+
+    assert result.exit_code == 1, result.output
+    assert "validate: reused" in result.output
+
+
+def test_changed_recovery_does_not_calibrate_or_prune_again(project, frozen_stages):
+    assert project.run().exit_code == 0
+    before = load_file(project.output / "model.safetensors")
+    frozen_stages(calibrate, prune)
+
+    assert project.run("--set", "recover.lr=0.1").exit_code == 0
+
+    after = load_file(project.output / "model.safetensors")
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+def test_changed_damping_prunes_again_with_the_same_gradients(project, frozen_stages):
+    assert project.run().exit_code == 0
+    before = load_file(project.output / "model.safetensors")
+    frozen_stages(calibrate)
+
+    assert project.run("--set", "fisher.damping=0.1").exit_code == 0
+
+    after = load_file(project.output / "model.safetensors")
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+@pytest.mark.parametrize("change", ["run.seed=1", "calibrate.num_gradients=40"])
+def test_what_changes_the_gradients_calibrates_again(project, frozen_stages, change):
+    assert project.run().exit_code == 0
+    frozen_stages(calibrate)
+
+    result = project.run("--set", change)
+
+    assert result.exit_code == 3
+    assert "calibrate was computed again" in result.output
+
+
+def test_a_changed_model_file_starts_over(project, frozen_stages):
+    assert project.run().exit_code == 0
+    state = load_file(project.model)
+    state["0.weight"] *= 1.01
+    torch.save(state, project.folder / "other.pt")
+    frozen_stages(calibrate)
+
+    assert project.run(model=project.folder / "other.pt").exit_code == 3
+
+
+def test_a_failed_stage_is_named_and_leaves_no_results(project, monkeypatch):
+    assert project.run().exit_code == 0
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(recover, "recover", fail)
+    result = project.run("--set", "recover.lr=0.02")
+
+    assert result.exit_code == 3
+    assert "stage recover: OSError: No space left on device" in result.output
+    assert "Traceback" not in result.output
+    assert not _files(project) & set(RESULTS)
+
+
+def test_an_interrupted_stage_is_named_and_starts_over(project, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prune, "prune", interrupt)
+        result = project.run()
+    assert result.exit_code == 3
+    assert "stage prune: interrupted" in result.output
+
+    assert project.run().exit_code == 0
+
+
+def test_a_failed_gate_still_writes_everything(project):
+    result = project.run("--set", "validate.gates.max_size_ratio=0.01")
+
+    assert result.exit_code == 1
+    assert _files(project) == FILES
+    report = json.loads((project.output / "report.json").read_text())
+    failed = [gate["name"] for gate in report["gates"] if not gate["passed"]]
+    assert (report["verdict"], failed) == ("fail", ["max_size_ratio"])
+
+
+def test_a_gate_without_its_measurement_fails(project):
+    result = project.run("--set", "validate.gates.max_latency_ratio=100")
+
+    assert result.exit_code == 1
+    assert "was not measured" in (project.output / "report.md").read_text()
+
+
+@pytest.mark.parametrize("update", ["joint", "single", "none"])
+@pytest.mark.parametrize("block_size", [16, "full"])
+def test_every_update_in_both_representations(project, update, block_size):
+    project.recipe["prune"] = {"sparsity": 0.6, "update": update, "steps": 2}
+    project.recipe["fisher"] = {"block_size": block_size}
+    project.recipe["recover"] = {"epochs": 0}
+
+    assert project.run().exit_code == 0
+
+    masks = load_file(project.output / "masks.safetensors")
+    weights = load_file(project.output / "model.safetensors")
+    dense = load_file(project.model)
+    moved = any((weights[n] != dense[n])[mask].any() for n, mask in masks.items())
+    assert moved == (update != "none")
+
+
+def test_magnitude_needs_no_gradients(project, frozen_stages):
+    frozen_stages(calibrate)
+    project.recipe["prune"] = {"sparsity": 0.5, "method": "magnitude", "scope": "layerwise"}
+
+    assert project.run().exit_code == 0
+
+    dense, masks = load_file(project.model), load_file(project.output / "masks.safetensors")
+    for name, mask in masks.items():
+        assert dense[name][mask].abs().min() >= dense[name][~mask].abs().max()
+        assert (~mask).sum() == mask.sum()
+
+
+def test_overrides_and_exclusions_reach_the_masks(project):
+    project.recipe["prune"] = {"sparsity": 0.5, "overrides": {"3": 0.25}}
+    project.run("--set", "validate.gates.min_sparsity=null")
+
+    masks = load_file(project.output / "masks.safetensors")
+
+    assert (~masks["3.weight"]).float().mean() == 0.25
+    assert (~masks["0.weight"]).float().mean() == 0.5
+
+
+def test_too_few_samples_for_the_gradients_is_an_error(project):
+    result = project.run("--set", "calibrate.num_gradients=81")
+
+    assert result.exit_code == 2
+    assert "calibrate.num_gradients" in result.output
+    assert "160 calibration samples" in result.output
+    assert not project.output.exists()
+
+
+def test_a_sample_that_breaks_the_gradient_is_named(project):
+    (project.folder / "loss.py").write_text(
+        "from torch.nn.functional import cross_entropy\n"
+        "def loss(outputs, targets):\n"
+        "    return cross_entropy(outputs, targets) / (targets != 2).all()\n"
+    )
+    project.recipe["task"] = {"loss": "loss.py:loss"}
+
+    result = project.run()
+
+    assert result.exit_code == 2
+    assert "NaN or infinity in 0.weight for the calibration samples [" in result.output
+    assert not _files(project)
+
+
+def test_memory_that_does_not_suffice_is_an_error(project):
+    result = project.run("--set", "run.memory_budget=10KB")
+
+    assert result.exit_code == 2
+    assert "run.memory_budget" in result.output
+    assert not project.output.exists()
+
+
+def test_a_foreign_directory_is_refused_and_left_alone(project):
+    project.output.mkdir()
+    (project.output / "model.onnx").write_text("mine")
+
+    result = project.run()
+
+    assert result.exit_code == 2
+    assert "holds other files" in result.output
+    assert (project.output / "model.onnx").read_text() == "mine"
+
+
+def test_two_runs_in_one_directory_are_refused(project):
+    from mfac_compress.pipeline.run_directory import RunDirectory
+
+    with RunDirectory(project.output).locked():
+        result = project.run()
+
+    assert result.exit_code == 2
+    assert "Another run is writing" in result.output

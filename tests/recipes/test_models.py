@@ -1,0 +1,64 @@
+"""The shipped models are what their recipes say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mfac_compress.pipeline.inputs.data import load_data
+from mfac_compress.pipeline.inputs.model_file import load_model
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.schema import ArraysData, DigitsData, ModelSection, TaskSection
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+
+def accuracy(module, split, indices=None):
+    with torch.no_grad():
+        parts = [(module(x), y) for x, y in split.batches(250, indices=indices)]
+    outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    return np.mean(load_task(TaskSection(), folder=RECIPES).evaluate(outputs, targets))
+
+
+def test_the_digits_net_has_its_accuracy():
+    section = ModelSection(factory="models/digits_convnet.py:digits_convnet")
+    model = load_model(RECIPES / "models" / "digits.safetensors", section, folder=RECIPES)
+    data = load_data(DigitsData(source="digits"), folder=RECIPES, needs_recovery=False)
+    assert accuracy(model.module, data.validation) == pytest.approx(0.9782, abs=0.004)
+
+
+def test_resnet20_has_the_parameters_of_the_checkpoint(tmp_path):
+    from mfac_compress.pipeline.inputs.callables import resolve_callable
+
+    build = resolve_callable("models/resnet_cifar.py:resnet20", key="model.factory", folder=RECIPES)
+    model = build(num_classes=7)
+    assert sum(p.numel() for p in build().parameters()) == 269_722
+    assert "layer3.2.bn2.running_var" in model.state_dict()
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 and the checkpoint in ../shared/data")
+def test_resnet20_recognises_real_images():
+    splits = {
+        "calibration": {"path": f"{REAL}/cifar10_train20k.npz", "rows": [0, 100]},
+        "validation": {"path": f"{REAL}/cifar10_test.npz", "rows": [0, 2000]},
+    }
+    section = ArraysData.model_validate(
+        {
+            "source": "arrays",
+            "layout": "NHWC",
+            "divide_by": 255,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "splits": splits,
+        }
+    )
+    model = load_model(
+        REAL / "weights" / "resnet20_cifar10_akamaster.safetensors",
+        ModelSection(factory="models/resnet_cifar.py:resnet20"),
+        folder=RECIPES,
+    )
+    data = load_data(section, folder=RECIPES, needs_recovery=False)
+    assert accuracy(model.module, data.validation) == pytest.approx(0.917, abs=0.015)

@@ -1,0 +1,74 @@
+"""The house rules that code can check."""
+
+import ast
+import configparser
+import importlib
+import pkgutil
+from doctest import DocTestFinder, DocTestRunner
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("mfac", "export", "pipeline", "recipes")
+MAY_IMPORT = {
+    "mfac": {"mfac"},
+    "export": {"export"},
+    "pipeline": {"pipeline", "mfac", "export", "recipes"},
+    "recipes": set(),
+}
+FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_one_direction(path):
+    folder = path.relative_to(ROOT).parts[0]
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "mfac_compress":
+            assert parts[1] in MAY_IMPORT[folder]
+        assert parts[0] not in FOLDERS, "the folders are importable only below mfac_compress"
+
+
+def test_mfac_knows_no_onnx_yaml_or_command_line():
+    foreign = {"onnx", "onnxruntime", "yaml", "pydantic", "click", "rich"}
+    for path in (ROOT / "mfac").rglob("*.py"):
+        assert not {name.split(".")[0] for name in _imports(path)} & foreign, path
+
+
+def test_every_package_on_disk_is_listed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    on_disk = {
+        ".".join(("mfac_compress", *path.parent.relative_to(ROOT).parts))
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert listed == on_disk
+
+
+def _modules():
+    for folder in FOLDERS:
+        package = importlib.import_module(f"mfac_compress.{folder}")
+        yield package.__name__
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not info.name.endswith("__main__"):
+                yield info.name
+
+
+@pytest.mark.parametrize("name", sorted(set(_modules())))
+def test_examples_in_docstrings_hold(name):
+    runner = DocTestRunner()
+    for test in DocTestFinder(exclude_empty=True).find(importlib.import_module(name)):
+        runner.run(test)
+    assert runner.failures == 0
