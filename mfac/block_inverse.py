@@ -1,19 +1,40 @@
 """The Fisher as B x B diagonal blocks, and its inverse: the smaller representation for B < m.
 
-The blocks grow as gradients arrive, so the gradients themselves are never kept: O(dB) memory.
+The blocks grow as gradients arrive, so the gradients themselves are never kept. Sums are float64
+in half of each symmetric block, which takes the memory of float32 squares: O(dB). They are
+factored a few blocks at a time, whenever the inverse is used, so that no factors are kept either.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from mfac_compress.mfac.inverse import InverseFisher, check_damping
-from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.numerics import (
+    TOLERANCE,
+    PrecisionError,
+    exact_products,
+    sum_error,
+    too_small,
+)
+from mfac_compress.mfac.partition import BlockPartition, BlockRun
+from mfac_compress.mfac.plan import plan_blocks
+from mfac_compress.mfac.symmetric import (
+    add_products,
+    inverse_factor,
+    packed_diagonal,
+    packed_zeros,
+    symmetrize,
+    unpack_lower,
+)
 
-# Triangular inverses and joint solves go through the blocks this many matrix elements at a time,
-# which bounds what they need beside the factors.
-_CHUNK_ELEMENTS = 1 << 23
 # One update of the sums reads and writes all of them, so gradients wait for company.
 _ROWS_AT_ONCE = 64
+# Rows of one product: longer sums lose digits in float32 and gain no speed.
+_ROWS_OF_PRODUCT = 512
+# Elements that are handled at a time: they should stay in the cache.
+_CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 18, 1 << 26
 
 
 class BlockFisher:
@@ -22,20 +43,45 @@ class BlockFisher:
     Args:
         partition: The blocks.
         device: Where the sums live.
+        products: What gradients are multiplied in. Float32 is faster and good enough for blocks
+            that are well conditioned; :meth:`invert` refuses others.
     """
 
-    def __init__(self, partition: BlockPartition, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        partition: BlockPartition,
+        device: torch.device | str = "cpu",
+        products: torch.dtype = torch.float64,
+    ) -> None:
         self.partition = partition
         self.num_gradients = 0
-        self.sums = [
-            torch.zeros(run.count, run.size, run.size, dtype=torch.float64, device=device)
-            for run in partition
-        ]
-        self._waiting: list[Tensor] = []
+        self.products = products
+        self.sums = [packed_zeros(run.count, run.size, device) for run in partition]
+        self._gradient_sum = torch.zeros(partition.size, dtype=torch.float64, device=device)
         self._dtype = torch.float32
+        self._waiting: list[Tensor] = []
+        self._shared = False
+
+    @property
+    def mean_gradient(self) -> Tensor:
+        """1/m Σ gᵢ. Shape ``[d]``, float64."""
+        self._check_filled()
+        self.flush()
+        return self._gradient_sum / self.num_gradients
+
+    @property
+    def mean_diagonal(self) -> float:
+        """Mean of the undamped Fisher's diagonal, 1/(md) Σ ‖gᵢ‖²."""
+        self._check_filled()
+        self.flush()
+        trace = sum(
+            packed_diagonal(total, run.size).sum().item()
+            for run, total in zip(self.partition, self.sums, strict=True)
+        )
+        return trace / (self.num_gradients * self.partition.size)
 
     def add(self, gradients: Tensor) -> None:
-        """Add k gradients. Shape ``[k, d]``.
+        """Add k gradients. Shape ``[k, d]``. They are not needed any more afterwards.
 
         Raises:
             ValueError: If they do not have the partition's d columns.
@@ -46,147 +92,223 @@ class BlockFisher:
             )
         self.num_gradients += gradients.shape[0]
         self._dtype = torch.promote_types(self._dtype, gradients.dtype)
-        self._waiting.append(gradients)
+        if gradients.shape[0] >= _ROWS_AT_ONCE:
+            self._add_to_sums(gradients)
+            return
+        self._waiting.append(gradients.clone())
         if sum(part.shape[0] for part in self._waiting) >= _ROWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
         """Bring the gradients that still wait into the sums."""
-        if not self._waiting:
-            return
-        gradients = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
-        self._waiting = []
-        for run, total in zip(self.partition, self.sums, strict=True):
-            blocks = run.cut(gradients).to(total.dtype).transpose(0, 1)  # [count, k, size]
-            total.baddbmm_(blocks.mT, blocks)
+        if self._waiting:
+            gradients = torch.cat(self._waiting)
+            self._waiting = []
+            self._add_to_sums(gradients)
 
     def invert(self, damping: float) -> "BlockInverse":
-        """Damp, factor. The sums stay as they are, so another damping costs no gradients.
+        """Damp and factor. The sums stay as they are, so another damping costs no gradients.
 
         Raises:
-            ValueError: If no gradient was added, or the damping is not positive.
+            ValueError: If no gradient was added, one was not finite, or the damping is not
+                positive.
+            PrecisionError: If rounding would show in the inverse.
         """
         damping = check_damping(damping)
-        if not self.num_gradients:
-            raise ValueError("A Fisher needs at least one gradient. Got none.")
+        self._check_filled()
         self.flush()
-        factors = [_factor(total / self.num_gradients, damping) for total in self.sums]
-        return BlockInverse(self.partition, factors, damping, self.num_gradients, self._dtype)
+        self._shared = True
+        rows = min(self.num_gradients, _ROWS_OF_PRODUCT)
+        return BlockInverse(
+            self.partition,
+            self.sums,
+            damping,
+            self.num_gradients,
+            self._dtype,
+            sum_error(rows, self.products),
+        )
 
     def state(self) -> dict[str, Tensor]:
         """What :meth:`load_state` reads back."""
         self.flush()
-        count = torch.tensor(self.num_gradients)
-        return {"num_gradients": count, **{str(i): total for i, total in enumerate(self.sums)}}
+        return {
+            "num_gradients": torch.tensor(self.num_gradients),
+            "gradient_sum": self._gradient_sum,
+            **{str(i): total for i, total in enumerate(self.sums)},
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take the sums of another Fisher of the same partition."""
         self._waiting = []
         self.num_gradients = int(state["num_gradients"])
+        self._gradient_sum = state["gradient_sum"]
         self.sums = [state[str(i)] for i in range(len(self.sums))]
+        self._shared = True
+
+    def _check_filled(self) -> None:
+        if not self.num_gradients:
+            raise ValueError("A Fisher needs at least one gradient. Got none.")
+
+    def _add_to_sums(self, gradients: Tensor) -> None:
+        if self._shared:  # an inverse reads the old sums whenever it is used
+            self.sums = [total.clone() for total in self.sums]
+            self._gradient_sum = self._gradient_sum.clone()
+            self._shared = False
+        dtype = torch.promote_types(self.products, gradients.dtype)
+        with exact_products():
+            for rows in gradients.split(_ROWS_OF_PRODUCT):
+                for run, total in zip(self.partition, self.sums, strict=True):
+                    self._add_run(rows, run, total, dtype)
+
+    def _add_run(self, rows: Tensor, run: BlockRun, total: Tensor, dtype: torch.dtype) -> None:
+        side = 2 * total.shape[-1]
+        done = 0
+        for part in run.split(_blocks_at_once(max(side, rows.shape[0]) * side, rows.device)):
+            blocks = rows.new_zeros(part.count, rows.shape[0], side, dtype=dtype)
+            blocks[..., : run.size] = part.cut(rows).transpose(0, 1)
+            add_products(total[done : done + part.count], blocks)
+            sums = blocks[..., : run.size].sum(dim=1)
+            self._gradient_sum[part.start : part.stop] += part.join(sums)
+            done += part.count
 
 
 class BlockInverse(InverseFisher):
-    """F⁻¹ as Cholesky factors of the blocks of F.
+    """F⁻¹ by the blocks of F, which are factored when they are needed.
 
     Args:
         partition: The blocks.
-        factors: L of F_b = LLᵀ, float64. Shape ``[count, size, size]`` for each run.
-        damping: λ, already part of F.
+        sums: Packed Σ gᵢgᵢᵀ, kept by reference. Shape ``[count, 2h + 1, h]`` for each run.
+        damping: λ, not yet part of the sums.
         num_gradients: m.
         dtype: Of the diagonal.
+        product_error: Of the sums, relative to ‖column j‖‖column k‖.
+
+    Raises:
+        ValueError: If the sums are not finite.
+        PrecisionError: If rounding would show in the inverse.
     """
 
     def __init__(
         self,
         partition: BlockPartition,
-        factors: list[Tensor],
+        sums: list[Tensor],
         damping: float,
         num_gradients: int,
         dtype: torch.dtype = torch.float32,
+        product_error: float = 0.0,
     ) -> None:
         self.partition = partition
         self.damping = damping
         self.num_gradients = num_gradients
         self.size = partition.size
-        self._factors = factors
-        self._dtype = dtype
+        self.plan = plan_blocks(partition, num_gradients)
+        self._sums = sums
+        self._diagonal = torch.empty(self.size, dtype=dtype, device=sums[0].device)
+        with exact_products():
+            self._fill_diagonal(product_error)
+
+    def blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
+        """The damped Fisher F, several blocks at a time, as float64 ``[count, B, B]``.
+
+        Padding columns are rows of λI. Only so much of F is in memory as is being looked at.
+        """
+        for part, lower in self._lower_blocks():
+            yield part, symmetrize(lower)
 
     def ihvp(self, x: Tensor) -> Tensor:
         self._check_vector(x)
-        solved = [
-            torch.cholesky_solve(run.cut(x).to(factor).unsqueeze(-1), factor).squeeze(-1)
-            for run, factor in zip(self.partition, self._factors, strict=True)
-        ]
-        return self.partition.join(solved).to(x)
+        result = torch.empty_like(x)
+        for part, lower in self._lower_blocks():
+            R = inverse_factor(lower)
+            solved = R.mT @ (R @ part.cut(x).to(R).unsqueeze(-1))
+            result[part.start : part.stop] = part.join(solved).to(x)
+        return result
 
     def diagonal(self) -> Tensor:
-        return self.partition.join([_inverse_diagonal(L) for L in self._factors]).to(self._dtype)
+        return self._diagonal.clone()
 
     def element(self, j: int, k: int) -> float:
         self._check_indices(j, k)
-        (run, block, row), (other_run, other_block, column) = map(self.partition.locate, (j, k))
-        if (run, block) != (other_run, other_block):
+        (index, block, row), (other, other_block, column) = map(self.partition.locate, (j, k))
+        if (index, block) != (other, other_block):
             return 0.0
-        factor = self._factors[run][block]
-        unit = torch.zeros(factor.shape[0], 1, dtype=factor.dtype, device=factor.device)
-        unit[column] = 1
-        return torch.cholesky_solve(unit, factor)[row].item()
+        packed = self._sums[index][block : block + 1]
+        R = inverse_factor(self._damp(packed, self.partition.runs[index].size))[0]
+        return (R[:, row] @ R[:, column]).item()
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
         self._check_vector(weights)
         self._check_vector(mask)
-        updated = []
-        for run, factor in zip(self.partition, self._factors, strict=True):
-            w, keep = run.cut(weights).to(factor), run.cut(mask)
-            parts = [
-                _joint_blocks(L, w_part, keep_part)
-                for L, w_part, keep_part in zip(
-                    *(x.split(_blocks_at_once(run.size)) for x in (factor, w, keep)), strict=True
+        result = torch.empty_like(weights)
+        for part, fisher in self.blocks():
+            updated = _joint_blocks(fisher, part.cut(weights).to(fisher), part.cut(mask))
+            result[part.start : part.stop] = part.join(updated).to(weights)
+        return result
+
+    def _lower_blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
+        for run, total in zip(self.partition, self._sums, strict=True):
+            done = 0
+            for part in run.split(_blocks_at_once(run.size**2, total.device)):
+                yield part, self._damp(total[done : done + part.count], run.size)
+                done += part.count
+
+    def _damp(self, packed: Tensor, size: int) -> Tensor:
+        """Lower halves of the blocks of F. Shape ``[n, size, size]``."""
+        lower = unpack_lower(packed, size)
+        lower /= self.num_gradients
+        lower.diagonal(dim1=-2, dim2=-1).add_(self.damping)
+        return lower
+
+    def _fill_diagonal(self, product_error: float) -> None:
+        for part, lower in self._lower_blocks():
+            scale = lower.diagonal(dim1=-2, dim2=-1).clone()
+            if not torch.isfinite(scale).all():
+                raise ValueError(
+                    "gradients must be finite, and so must their squares. Got NaN or infinity in "
+                    f"columns {part.start} to {part.stop}. Look at the samples they came from."
                 )
-            ]
-            updated.append(torch.cat(parts))
-        return self.partition.join(updated).to(weights)
+            try:
+                R = inverse_factor(lower)
+            except torch.linalg.LinAlgError:
+                raise self._refusal(product_error) from None
+            diagonal = R.square().sum(dim=-2)
+            error = product_error + sum_error(lower.shape[-1], torch.float64)
+            if not error * _amplification(R, scale, diagonal) <= TOLERANCE:
+                raise self._refusal(product_error)
+            self._diagonal[part.start : part.stop] = part.join(diagonal).to(self._diagonal)
+
+    def _refusal(self, product_error: float) -> PrecisionError:
+        if product_error > sum_error(_ROWS_OF_PRODUCT, torch.float64):
+            return too_small(self.damping, "products in float32; float64 ones may do")
+        return too_small(self.damping, "float64 to factor the Fisher")
 
 
-def _factor(blocks: Tensor, damping: float) -> Tensor:
-    """Cholesky factors of the blocks with λ on their diagonals. ``blocks`` is overwritten."""
-    blocks.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, info = torch.linalg.cholesky_ex(blocks)
-    if info.any():
-        raise ValueError(
-            f"damping must be large enough for float64 to factor the Fisher. Got {damping}, "
-            "which vanishes beside its diagonal. Try ten times more, or scale the loss down."
-        )
-    return factor
+def _blocks_at_once(elements: int, device: torch.device) -> int:
+    """How many blocks to handle at a time, each of which needs so many elements."""
+    return max(1, (_CUDA_ELEMENTS if device.type == "cuda" else _CPU_ELEMENTS) // elements)
 
 
-def _blocks_at_once(size: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // size**2)
+def _amplification(R: Tensor, scale: Tensor, diagonal: Tensor) -> float:
+    """By how much relative errors of F show in the diagonal of X = F⁻¹ = RᵀR.
+
+    An error E of F changes X_jj by x_jᵀ E x_j. Where E_ik is a random share of √(F_ii F_kk),
+    that is the same share of Σ_i F_ii X_ij². An estimate in float32 is enough.
+    """
+    R = R.float()
+    columns = (R.mT @ R) * (scale.unsqueeze(-1) ** 0.5 / diagonal.unsqueeze(-2) ** 0.5).float()
+    return columns.square_().sum(dim=-2).max().item()
 
 
-def _inverse_diagonal(factor: Tensor) -> Tensor:
-    """Diagonal of (LLᵀ)⁻¹, the squared column norms of L⁻¹. Shape ``[count, size]``."""
-    size = factor.shape[-1]
-    identity = torch.eye(size, dtype=factor.dtype, device=factor.device)
-    return torch.cat(
-        [
-            torch.linalg.solve_triangular(part, identity, upper=False).square().sum(dim=-2)
-            for part in factor.split(_blocks_at_once(size))
-        ]
-    )
-
-
-def _joint_blocks(factor: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
+def _joint_blocks(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
     """Joint update of several blocks. Shapes ``[n, B, B]``, ``[n, B]``, ``[n, B]``.
 
     The kept and the removed set differ from block to block. Writing 1 on the diagonal of each
     removed row and column makes them one batch: the solution is zero there.
     """
     removed = weights.masked_fill(keep, 0).unsqueeze(-1)
-    fisher = factor @ factor.mT
     coupling = (fisher @ removed).masked_fill(~keep.unsqueeze(-1), 0)  # F_KQ w_Q
     kept = fisher * (keep.unsqueeze(-1) & keep.unsqueeze(-2))
     kept.diagonal(dim1=-2, dim2=-1).masked_fill_(~keep, 1)
-    shift = torch.cholesky_solve(coupling, torch.linalg.cholesky(kept)).squeeze(-1)
+    R = inverse_factor(kept)
+    shift = (R.mT @ (R @ coupling)).squeeze(-1)
     return (weights + shift).masked_fill(~keep, 0)

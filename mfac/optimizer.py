@@ -161,10 +161,10 @@ class MFAC(Optimizer):
                 masks[p].to(p.device) if p in masks else torch.ones_like(p, dtype=torch.bool)
                 for p in parameters
             ]
-            if "fisher" in self.state[parameters[0]]:
+            if "fisher" in self.state.get(parameters[0], {}):
                 self._fisher(group).keep_columns(torch.cat([mask.reshape(-1) for mask in kept]))
             for parameter, mask in zip(parameters, kept, strict=True):
-                if "momentum" in self.state[parameter]:
+                if "momentum" in self.state.get(parameter, {}):
                     self.state[parameter]["momentum"].masked_fill_(~mask, 0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """The diagonal blocks of a block-wise Fisher, as runs of equally large blocks.
 
-Blocks of one run are handled as one batched tensor; the last block of a run is padded with
-columns of zero gradient, which the damping turns into rows of λI that touch nothing else.
+Blocks of one run are handled as one batched tensor. Where a run's columns do not divide into
+blocks, the last block is padded with columns of zero gradient, which the damping turns into rows
+of λI that touch nothing else.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,23 +16,74 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class BlockRun:
-    """Columns ``[start, stop)``, cut into blocks of ``size``, the last one padded."""
+    """Columns ``[start, stop)`` cut into blocks of ``size``.
+
+    Args:
+        start: First column.
+        stop: Behind the last column.
+        size: Columns of a block.
+        period: Columns after which cutting starts anew, so that the last block of each period is
+            the one that is padded; None for the whole run. It divides ``stop - start``.
+    """
 
     start: int
     stop: int
     size: int
+    period: int | None = field(default=None)
 
     @property
     def count(self) -> int:
-        return -(-(self.stop - self.start) // self.size)
+        """Number of blocks."""
+        return self._periods * self._in_period
+
+    @property
+    def _length(self) -> int:
+        return self.period or self.stop - self.start
+
+    @property
+    def _periods(self) -> int:
+        return (self.stop - self.start) // self._length
+
+    @property
+    def _in_period(self) -> int:
+        return -(-self._length // self.size)
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """``(start, stop)`` of each block's columns, without padding."""
+        return [
+            (left, min(left + self.size, first + self._length))
+            for first in range(self.start, self.stop, self._length)
+            for left in range(first, first + self._length, self.size)
+        ]
 
     def cut(self, x: Tensor) -> Tensor:
         """Blocks of the run's columns. Shape ``[..., d]`` -> ``[..., count, size]``."""
-        columns = x[..., self.start : self.stop]
-        missing = self.count * self.size - columns.shape[-1]
+        columns = x[..., self.start : self.stop].unflatten(-1, (self._periods, self._length))
+        missing = self._in_period * self.size - self._length
         if missing:
             columns = pad(columns, (0, missing))
-        return columns.unflatten(-1, (self.count, self.size))
+        return columns.unflatten(-1, (self._in_period, self.size)).flatten(-3, -2)
+
+    def join(self, blocks: Tensor) -> Tensor:
+        """The inverse of :meth:`cut` for vectors. Shape ``[count, size]`` -> ``[stop - start]``."""
+        return blocks.reshape(self._periods, -1)[:, : self._length].reshape(-1)
+
+    def locate(self, column: int) -> tuple[int, int]:
+        """Where a column of the run lies: (block, column in the block)."""
+        period, inner = divmod(column - self.start, self._length)
+        block, place = divmod(inner, self.size)
+        return period * self._in_period + block, place
+
+    def split(self, blocks: int) -> Iterator["BlockRun"]:
+        """The run as shorter ones, of about ``blocks`` blocks each, in order."""
+        if self._periods > 1:
+            step = max(1, blocks // self._in_period) * self._length
+            period = self.period
+        else:
+            step, period = blocks * self.size, None
+        for left in range(self.start, self.stop, step):
+            yield BlockRun(left, min(left + step, self.stop), self.size, period)
 
 
 class BlockPartition:
@@ -59,6 +112,35 @@ class BlockPartition:
         """
         return cls(BlockRun(a, b, min(block_size, b - a)) for a, b in bounds)
 
+    @classmethod
+    def of_rows(cls, shapes: Iterable[Sequence[int]], block_size: int) -> "BlockPartition":
+        """Blocks that follow each tensor's rows, its weight seen as ``[out, in * kernel]``.
+
+        A row longer than ``block_size`` is cut into near-equal pieces, so that no block holds
+        weights of two output channels; of shorter rows, as many as fit make a block.
+
+        Args:
+            shapes: Shape of each tensor, in the order of the flat vector. A vector is one row.
+            block_size: B, the most columns of a block.
+
+        Example:
+            >>> partition = BlockPartition.of_rows([(3, 10), (4, 2)], block_size=6)
+            >>> [run.bounds for run in partition]
+            [[(0, 5), (5, 10), (10, 15), (15, 20), (20, 25), (25, 30)], [(30, 34), (34, 38)]]
+        """
+        runs, start = [], 0
+        for shape in shapes:
+            rows, length = (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
+            stop = start + rows * length
+            if length > block_size:
+                size = _near_equal(length, block_size)
+                runs.append(BlockRun(start, stop, size, length))
+            else:
+                size = _near_equal(rows, block_size // length) * length
+                runs.append(BlockRun(start, stop, size))
+            start = stop
+        return cls(runs)
+
     @property
     def largest(self) -> int:
         """Side of the largest block."""
@@ -73,8 +155,7 @@ class BlockPartition:
         """Where a column lies: (run, block in the run, column in the block)."""
         for index, run in enumerate(self.runs):
             if run.start <= column < run.stop:
-                block, inner = divmod(column - run.start, run.size)
-                return index, block, inner
+                return index, *run.locate(column)
         raise ValueError(f"A column must lie in [0, {self.size}). Got {column}.")
 
     def cut(self, x: Tensor) -> list[Tensor]:
@@ -83,9 +164,12 @@ class BlockPartition:
 
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         """The inverse of :meth:`cut` for vectors: ``[count, size]`` for each run -> ``[d]``."""
-        return torch.cat(
-            [x.reshape(-1)[: run.stop - run.start] for run, x in zip(self, blocks, strict=True)]
-        )
+        return torch.cat([run.join(x) for run, x in zip(self, blocks, strict=True)])
 
     def __iter__(self) -> Iterator[BlockRun]:
         return iter(self.runs)
+
+
+def _near_equal(total: int, most: int) -> int:
+    """Size of the pieces of at most ``most`` that ``total`` is cut into as evenly as may be."""
+    return -(-total // -(-total // most))

@@ -6,7 +6,7 @@ import torch
 
 from mfac_compress.mfac.partition import BlockPartition
 
-_FLOAT64 = 8
+_FLOAT64, _FLOAT32 = 8, 4
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class InversePlan:
         representation: ``blocks`` (B x B) or ``window`` (m x m).
         reason: Why it is the smaller one.
         window_bytes: Gradients, or their sums on the blocks.
-        inverse_bytes: Factors.
-        flops: Floating-point operations of the build.
+        inverse_bytes: Factors and the diagonal of the inverse.
+        flops: Floating-point operations of the build with the diagonal, symmetry made use of.
     """
 
     representation: str
@@ -33,8 +33,11 @@ class InversePlan:
 
 
 def uses_blocks(partition: BlockPartition, num_gradients: int) -> bool:
-    """Whether B x B blocks are the smaller representation for these blocks and m."""
-    return partition.largest < num_gradients
+    """Whether B x B blocks are the smaller representation for these blocks and m.
+
+    Blocks of one size are where B < m; both take about the same work where B = m.
+    """
+    return _block_elements(partition) < num_gradients * partition.size
 
 
 def plan_inverse(
@@ -47,21 +50,54 @@ def plan_inverse(
         num_gradients: m.
         window_dtype: Storage of the gradients, where they are kept.
     """
-    m, d, B = num_gradients, partition.size, partition.largest
-    if uses_blocks(partition, m):
-        elements = sum(run.count * run.size**2 for run in partition)
-        factoring = sum(run.count * run.size**3 // 3 for run in partition)
-        return InversePlan(
-            "blocks",
-            f"B = {B} is below m = {m}: B x B blocks are smaller than the m x d window",
-            elements * _FLOAT64,
-            elements * _FLOAT64,
-            2 * m * elements + factoring,
-        )
+    if uses_blocks(partition, num_gradients):
+        return plan_blocks(partition, num_gradients)
+    return plan_window(partition, num_gradients, window_dtype)
+
+
+def plan_blocks(partition: BlockPartition, num_gradients: int) -> InversePlan:
+    """The cost of B x B blocks: their lower halves in float64."""
+    return InversePlan(
+        "blocks",
+        _reason(partition, num_gradients),
+        sum(run.count * (run.size + 2) * (run.size + 1) // 2 for run in partition) * _FLOAT64,
+        partition.size * _FLOAT32,
+        _block_flops(partition, num_gradients),
+    )
+
+
+def plan_window(
+    partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype = torch.float32
+) -> InversePlan:
+    """The cost of m x m matrices: the window, and one factor for each block."""
+    m = num_gradients
     return InversePlan(
         "window",
-        f"B = {B} is not below m = {m}: m x m matrices are smaller than B x B blocks",
-        m * d * window_dtype.itemsize,
-        partition.count * m * m * _FLOAT64,
-        2 * m * m * d + partition.count * m**3 // 3,
+        _reason(partition, m),
+        m * partition.size * window_dtype.itemsize,
+        partition.count * m * m * _FLOAT64 + partition.size * _FLOAT32,
+        _window_flops(partition, m),
     )
+
+
+def _reason(partition: BlockPartition, m: int) -> str:
+    blocks, window = _block_elements(partition), m * partition.size
+    compared = "fewer" if blocks < window else "not fewer"
+    return (
+        f"blocks of up to B = {partition.largest} have {blocks:,} elements, {compared} than the "
+        f"{window:,} of m = {m} gradients"
+    )
+
+
+def _block_elements(partition: BlockPartition) -> int:
+    return sum(run.count * run.size**2 for run in partition)
+
+
+def _block_flops(partition: BlockPartition, m: int) -> int:
+    """Symmetric product mB², Cholesky and triangular inverse, for each block."""
+    return sum(run.count * (m * run.size**2 + 2 * run.size**3 // 3) for run in partition)
+
+
+def _window_flops(partition: BlockPartition, m: int) -> int:
+    """Gram m²B and triangular product m²B, Cholesky and triangular inverse, for each block."""
+    return sum(run.count * (2 * m**2 * run.size + 2 * m**3 // 3) for run in partition)

@@ -117,7 +117,8 @@ class SlidingFisher:
         for tile, part in zip(self.tiles, gradient.split(widths), strict=True):
             tile[newest] = part
         self.added += 1
-        self._renew_gram(newest, damping)
+        square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+        self._renew_gram(newest, self._product_dtype(square, damping))
         return self._combine(self._coefficients(newest, damping))
 
     def keep_columns(self, mask: Tensor) -> None:
@@ -140,22 +141,21 @@ class SlidingFisher:
         for tile in self._widened(torch.float64):
             gram.addmm_(tile, tile.mT)
 
-    def _renew_gram(self, newest: int, damping: float) -> None:
+    def _renew_gram(self, newest: int, dtype: torch.dtype) -> None:
         """Put Ggᵢ into the row and column of GGᵀ that belong to the newest gradient."""
         k = self.held
         row = torch.zeros(k, dtype=torch.float64, device=self.gram.device)
-        for tile in self._widened(self._product_dtype(newest, damping)):
+        for tile in self._widened(dtype):
             row += tile.mv(tile[newest])
         self.gram[newest, :k] = row
         self.gram[:k, newest] = row
 
-    def _product_dtype(self, newest: int, damping: float) -> torch.dtype:
-        """Float32 if its rounding of GGᵀ, |gᵢ||gⱼ| ε √k, is small beside the damping kλ in S."""
+    def _product_dtype(self, square: Tensor, damping: float) -> torch.dtype:
+        """Float32 if its rounding of GGᵀ, ε √k |gᵢ||gⱼ|, is small beside the damping kλ in S."""
         if self.dtype == torch.float64:
             return torch.float64
         k = self.held
-        square = sum(tile[newest].double().square().sum() for tile in self.tiles)
-        largest = self.gram.diagonal()[:k].max().maximum(square)
+        largest = self.gram.diagonal().max().maximum(square)
         rounding = _ROUNDING * (square * largest).sqrt().item() * k**0.5
         return torch.float32 if rounding <= _DAMPING_TOLERANCE * k * damping else torch.float64
 

@@ -64,6 +64,8 @@ def _train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> 
             )
             label = f"recover, epoch {epoch + 1}/{section.epochs}"
             for x, y in context.progress.track(batches, label, batches_per_epoch):
+                if len(x) == 1 < section.batch_size:
+                    continue  # the odd one out has no variance for batch norm
                 outputs = module(x.to(context.device))
                 loss = context.task.loss(
                     outputs, y.to(context.device), label_smoothing=section.label_smoothing

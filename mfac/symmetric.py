@@ -1,0 +1,96 @@
+"""Batches of symmetric matrices: stored once, factored by products.
+
+Rectangular full packed form: of a symmetric A of even side 2h, cut into A₁₁, A₂₁, A₂₂ of side h,
+the lower half of A₁₁ and the transposed lower half of A₂₂ make one ``[h + 1, h]`` matrix, with A₂₁
+below it. That is half the memory of A, and no index is ever needed.
+
+References:
+    Gustavson, Waśniewski, Dongarra, Langou (2010), Rectangular Full Packed Format for Cholesky's
+    Algorithm.
+"""
+
+import torch
+from torch import Tensor
+
+# Below this side LAPACK beats the products of the recursion.
+_SMALL = 32
+
+
+def packed_zeros(count: int, size: int, device: torch.device | str) -> Tensor:
+    """Storage of ``count`` zero matrices of side ``size``. Shape ``[count, 2h + 1, h]``."""
+    half = (size + 1) // 2
+    return torch.zeros(count, 2 * half + 1, half, dtype=torch.float64, device=device)
+
+
+def add_products(packed: Tensor, rows: Tensor) -> None:
+    """Add AᵀA of each A in ``rows`` to the packed matrices.
+
+    Args:
+        packed: Shape ``[n, 2h + 1, h]``. Changed.
+        rows: Shape ``[n, k, 2h]``; the products are made in its dtype.
+    """
+    half = packed.shape[-1]
+    left = torch.bmm(rows.mT, rows[..., :half])
+    corner = torch.bmm(rows[..., half:].mT, rows[..., half:])
+    left[:, :half].tril_()
+    packed[:, 1:] += left
+    packed[:, :half] += corner.triu_()
+
+
+def unpack_lower(packed: Tensor, size: int) -> Tensor:
+    """The lower halves as full matrices; what stands above the diagonals means nothing.
+
+    Shape ``[n, 2h + 1, h]`` -> ``[n, size, size]``.
+    """
+    half = packed.shape[-1]
+    full = packed.new_empty(packed.shape[0], 2 * half, 2 * half)
+    full[:, :, :half] = packed[:, 1:]
+    full[:, half:, half:] = packed[:, :half].mT
+    return full[:, :size, :size]
+
+
+def packed_diagonal(packed: Tensor, size: int) -> Tensor:
+    """The diagonals. Shape ``[n, 2h + 1, h]`` -> ``[n, size]``."""
+    first = packed[:, 1:].diagonal(dim1=-2, dim2=-1)
+    second = packed.diagonal(dim1=-2, dim2=-1)
+    return torch.cat([first, second], dim=-1)[:, :size]
+
+
+def symmetrize(lower: Tensor) -> Tensor:
+    """Full symmetric matrices of their lower halves. Shape ``[..., n, n]``."""
+    return lower.tril() + lower.tril(-1).mT
+
+
+def inverse_factor(lower: Tensor) -> Tensor:
+    """R = L⁻¹ of A = LLᵀ, so that A⁻¹ = RᵀR. Shape ``[n, s, s]``; only lower halves are read.
+
+    LAPACK takes small matrices one at a time, far below the speed of products. Halving A,
+
+        L₂₁ = A₂₁R₁₁ᵀ,   A₂₂ − L₂₁L₂₁ᵀ = L₂₂L₂₂ᵀ,   R₂₁ = −R₂₂L₂₁R₁₁,
+
+    leaves most of the work to batched products.
+
+    Raises:
+        torch.linalg.LinAlgError: If a matrix is not positive definite.
+    """
+    R = torch.zeros_like(lower, memory_format=torch.contiguous_format)
+    smallest = lower.shape[-1] if lower.is_cuda else _SMALL
+    _fill_inverse_factor(lower, R, smallest)
+    return R
+
+
+def _fill_inverse_factor(A: Tensor, R: Tensor, smallest: int) -> None:
+    size = A.shape[-1]
+    if size <= smallest:
+        identity = torch.eye(size, dtype=A.dtype, device=A.device)
+        L = torch.linalg.cholesky(A)
+        R.copy_(torch.linalg.solve_triangular(L, identity, upper=False))
+        return
+    half = size // 2
+    first, second = slice(None, half), slice(half, None)
+    R11, R22 = R[:, first, first], R[:, second, second]
+    _fill_inverse_factor(A[:, first, first], R11, smallest)
+    L21 = A[:, second, first] @ R11.mT
+    rest = torch.baddbmm(A[:, second, second], L21, L21.mT, alpha=-1)
+    _fill_inverse_factor(rest, R22, smallest)
+    R[:, second, first] = -(R22 @ (L21 @ R11))

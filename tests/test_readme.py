@@ -1,0 +1,52 @@
+"""What the README tells a reader to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import yaml
+from click.testing import CliRunner
+
+from mfac_compress.pipeline.cli import main
+from mfac_compress.pipeline.recipe.schema import Recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_make_demo_runs_the_command_that_the_readme_shows():
+    (shown,) = re.findall(r"`(mfac-compress recipes/digits\.yaml [^`]*)`", README)
+    assert f"$(BIN)/{shown}" in (ROOT / "Makefile").read_text()
+
+
+def test_the_example_recipe_is_valid():
+    (text,) = [block for block in _blocks("yaml") if block.startswith("# recipe.yaml")]
+    Recipe.model_validate(yaml.safe_load(text))
+
+
+def test_every_command_line_is_one_the_tool_takes(tmp_path, monkeypatch):
+    """Options are parsed by the real command; the files are stand-ins, so it ends with 2."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^(?:- run: )?(mfac-compress [^>\n]*)", README, re.M)
+    assert len(commands) >= 3
+    for command in commands:
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert "No such option" not in result.output
+        assert "recipe.yaml" in result.output
+        assert result.exit_code == 2
+
+
+def test_the_linked_files_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_python_examples_name_what_exists():
+    for block in _blocks("python"):
+        for line in block.splitlines():
+            if line.startswith("from mfac_compress"):
+                exec(line, {})
