@@ -41,7 +41,9 @@ def capture(
             ``dynamic_batch`` is asked for.
     """
     _check_names(model, input_name, output_name)
-    example = example.to(device_of(model, example))
+    # Cloned for its strides: an axis of size one may have any, and by some the tracer takes images
+    # of one channel for channels-last, which litters the graph with index arithmetic.
+    example = example.to(device_of(model, example)).clone(memory_format=torch.contiguous_format)
     with evaluating(model):
         _check_forward(model, example)
         if dynamic_batch and len(example) == 1:

@@ -1,4 +1,4 @@
-"""The Fisher as B x B diagonal blocks, and its inverse: the smaller representation for B < m.
+"""The Fisher as B x B diagonal blocks, and its inverse: the smaller representation for B <= m.
 
 The blocks grow as gradients arrive, so the gradients themselves are never kept. Sums are float64
 in half of each symmetric block, which takes the memory of float32 squares: O(dB). They are
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.inverse import InverseFisher, check_damping
+from mfac_compress.mfac.joint import joint_blocks, solve_kept
 from mfac_compress.mfac.numerics import (
     TOLERANCE,
     PrecisionError,
@@ -22,6 +23,8 @@ from mfac_compress.mfac.partition import BlockPartition, BlockRun
 from mfac_compress.mfac.plan import plan_blocks
 from mfac_compress.mfac.symmetric import (
     add_products,
+    amplification,
+    blocks_at_once,
     inverse_factor,
     packed_diagonal,
     packed_zeros,
@@ -33,8 +36,6 @@ from mfac_compress.mfac.symmetric import (
 _ROWS_AT_ONCE = 64
 # Rows of one product: longer sums lose digits in float32 and gain no speed.
 _ROWS_OF_PRODUCT = 512
-# Elements that are handled at a time: they should stay in the cache.
-_CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 18, 1 << 26
 
 
 class BlockFisher:
@@ -161,10 +162,12 @@ class BlockFisher:
                     self._add_run(rows, run, total, dtype)
 
     def _add_run(self, rows: Tensor, run: BlockRun, total: Tensor, dtype: torch.dtype) -> None:
-        side = 2 * total.shape[-1]
+        k, side = rows.shape[0], 2 * total.shape[-1]
+        parts = list(run.split(blocks_at_once(max(side, k) * side, rows.device)))
+        buffer = rows.new_zeros(max(part.count for part in parts), k, side, dtype=dtype)
         done = 0
-        for part in run.split(_blocks_at_once(max(side, rows.shape[0]) * side, rows.device)):
-            blocks = rows.new_zeros(part.count, rows.shape[0], side, dtype=dtype)
+        for part in parts:
+            blocks = buffer[: part.count]
             blocks[..., : run.size] = part.cut(rows).transpose(0, 1)
             add_products(total[done : done + part.count], blocks)
             sums = blocks[..., : run.size].sum(dim=1)
@@ -204,8 +207,10 @@ class BlockInverse(InverseFisher):
         self.plan = plan_blocks(partition, num_gradients)
         self._sums = sums
         self._diagonal = torch.empty(self.size, dtype=dtype, device=sums[0].device)
+        self._product_error = product_error
+        self._check_finite()
         with exact_products():
-            self._fill_diagonal(product_error)
+            self._fill_diagonal()
 
     def blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
         """The damped Fisher F, several blocks at a time, as float64 ``[count, B, B]``.
@@ -218,8 +223,7 @@ class BlockInverse(InverseFisher):
     def ihvp(self, x: Tensor) -> Tensor:
         self._check_vector(x)
         result = torch.empty_like(x)
-        for part, lower in self._lower_blocks():
-            R = inverse_factor(lower)
+        for part, _, R in self._factored_blocks():
             solved = R.mT @ (R @ part.cut(x).to(R).unsqueeze(-1))
             result[part.start : part.stop] = part.join(solved).to(x)
         return result
@@ -233,7 +237,9 @@ class BlockInverse(InverseFisher):
         if (index, block) != (other, other_block):
             return 0.0
         packed = self._sums[index][block : block + 1]
-        R = inverse_factor(self._damp(packed, self.partition.runs[index].size))[0]
+        side = 2 * packed.shape[-1]
+        size = self.partition.runs[index].size
+        R = inverse_factor(self._damp(packed, packed.new_empty(1, side, side), size))[0]
         return (R[:, row] @ R[:, column]).item()
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
@@ -241,74 +247,73 @@ class BlockInverse(InverseFisher):
         self._check_vector(mask)
         result = torch.empty_like(weights)
         for part, fisher in self.blocks():
-            updated = _joint_blocks(fisher, part.cut(weights).to(fisher), part.cut(mask))
+            updated = joint_blocks(fisher, part.cut(weights).to(fisher), part.cut(mask))
             result[part.start : part.stop] = part.join(updated).to(weights)
         return result
 
+    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
+        self._check_vector(x)
+        self._check_vector(mask)
+        result = torch.empty_like(x)
+        for part, fisher in self.blocks():
+            solved = solve_kept(fisher, part.cut(x).to(fisher), part.cut(mask))
+            result[part.start : part.stop] = part.join(solved).to(x)
+        return result
+
     def _lower_blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
+        """Lower halves of F, which the next step overwrites: fresh memory costs time."""
         for run, total in zip(self.partition, self._sums, strict=True):
+            parts = list(run.split(blocks_at_once(run.size**2, total.device)))
+            side = 2 * total.shape[-1]
+            buffer = total.new_empty(max(part.count for part in parts), side, side)
             done = 0
-            for part in run.split(_blocks_at_once(run.size**2, total.device)):
-                yield part, self._damp(total[done : done + part.count], run.size)
+            for part in parts:
+                yield part, self._damp(total[done : done + part.count], buffer, run.size)
                 done += part.count
 
-    def _damp(self, packed: Tensor, size: int) -> Tensor:
-        """Lower halves of the blocks of F. Shape ``[n, size, size]``."""
-        lower = unpack_lower(packed, size)
-        lower /= self.num_gradients
+    def _damp(self, packed: Tensor, buffer: Tensor, size: int) -> Tensor:
+        """Lower halves of the blocks of F, in the buffer. Shape ``[n, size, size]``."""
+        buffer = buffer[: packed.shape[0]]
+        unpack_lower(packed, buffer)
+        lower = buffer[:, :size, :size].div_(self.num_gradients)
         lower.diagonal(dim1=-2, dim2=-1).add_(self.damping)
         return lower
 
-    def _fill_diagonal(self, product_error: float) -> None:
+    def _factored_blocks(self) -> Iterator[tuple[BlockRun, Tensor, Tensor]]:
+        """Lower halves of F and R of F⁻¹ = RᵀR, which the next step overwrites."""
+        buffer = self._sums[0].new_zeros(0, 0, 0)
         for part, lower in self._lower_blocks():
-            scale = lower.diagonal(dim1=-2, dim2=-1).clone()
-            if not torch.isfinite(scale).all():
-                raise ValueError(
-                    "gradients must be finite, and so must their squares. Got NaN or infinity in "
-                    f"columns {part.start} to {part.stop}. Look at the samples they came from."
-                )
+            if buffer.shape[0] < part.count or buffer.shape[1:] != lower.shape[1:]:
+                buffer = torch.zeros_like(lower, memory_format=torch.contiguous_format)
             try:
-                R = inverse_factor(lower)
+                yield part, lower, inverse_factor(lower, out=buffer[: part.count])
             except torch.linalg.LinAlgError:
-                raise self._refusal(product_error) from None
-            diagonal = R.square().sum(dim=-2)
-            error = product_error + sum_error(lower.shape[-1], torch.float64)
-            if not error * _amplification(R, scale, diagonal) <= TOLERANCE:
-                raise self._refusal(product_error)
+                raise self._refusal() from None
+
+    def _fill_diagonal(self) -> None:
+        for part, lower, R in self._factored_blocks():
+            scale = lower.diagonal(dim1=-2, dim2=-1).clone()
+            diagonal = torch.mul(R, R, out=lower).sum(dim=-2)
+            error = self._product_error + sum_error(lower.shape[-1], torch.float64)
+            if not error * amplification(R, scale, diagonal) <= TOLERANCE:
+                raise self._refusal()
             self._diagonal[part.start : part.stop] = part.join(diagonal).to(self._diagonal)
 
-    def _refusal(self, product_error: float) -> PrecisionError:
-        if product_error > sum_error(_ROWS_OF_PRODUCT, torch.float64):
+    def _check_finite(self) -> None:
+        for run, total in zip(self.partition, self._sums, strict=True):
+            if not torch.isfinite(packed_diagonal(total, run.size)).all():
+                if not _is_exact(self._product_error):
+                    raise self._refusal()
+                raise ValueError(
+                    "gradients must be finite, and so must their squares. Got NaN or infinity in "
+                    f"columns {run.start} to {run.stop}. Look at the samples they came from."
+                )
+
+    def _refusal(self) -> PrecisionError:
+        if not _is_exact(self._product_error):
             return too_small(self.damping, "products in float32; float64 ones may do")
         return too_small(self.damping, "float64 to factor the Fisher")
 
 
-def _blocks_at_once(elements: int, device: torch.device) -> int:
-    """How many blocks to handle at a time, each of which needs so many elements."""
-    return max(1, (_CUDA_ELEMENTS if device.type == "cuda" else _CPU_ELEMENTS) // elements)
-
-
-def _amplification(R: Tensor, scale: Tensor, diagonal: Tensor) -> float:
-    """By how much relative errors of F show in the diagonal of X = F⁻¹ = RᵀR.
-
-    An error E of F changes X_jj by x_jᵀ E x_j. Where E_ik is a random share of √(F_ii F_kk),
-    that is the same share of Σ_i F_ii X_ij². An estimate in float32 is enough.
-    """
-    R = R.float()
-    columns = (R.mT @ R) * (scale.unsqueeze(-1) ** 0.5 / diagonal.unsqueeze(-2) ** 0.5).float()
-    return columns.square_().sum(dim=-2).max().item()
-
-
-def _joint_blocks(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
-    """Joint update of several blocks. Shapes ``[n, B, B]``, ``[n, B]``, ``[n, B]``.
-
-    The kept and the removed set differ from block to block. Writing 1 on the diagonal of each
-    removed row and column makes them one batch: the solution is zero there.
-    """
-    removed = weights.masked_fill(keep, 0).unsqueeze(-1)
-    coupling = (fisher @ removed).masked_fill(~keep.unsqueeze(-1), 0)  # F_KQ w_Q
-    kept = fisher * (keep.unsqueeze(-1) & keep.unsqueeze(-2))
-    kept.diagonal(dim1=-2, dim2=-1).masked_fill_(~keep, 1)
-    R = inverse_factor(kept)
-    shift = (R.mT @ (R @ coupling)).squeeze(-1)
-    return (weights + shift).masked_fill(~keep, 0)
+def _is_exact(product_error: float) -> bool:
+    return product_error <= sum_error(_ROWS_OF_PRODUCT, torch.float64)

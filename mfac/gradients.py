@@ -1,55 +1,104 @@
-"""Gradients of the loss with respect to the weights of interest, one flat row each."""
+"""Gradients of the loss with respect to the weights of interest, one flat row each.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+Two ways give the same rows up to rounding: a plain loop, one backward pass a row, and
+``torch.func.vmap`` over several rows at once. Which one is faster depends on model, machine and
+samples per gradient, so :func:`fastest_method` measures it.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from mfac_compress.mfac.layout import TensorLayout
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
+Method = Literal["loop", "vmap"]
+
+# Samples that go through the model at once with vmap: enough to fill the machine's vector units,
+# few enough that activations of all of them fit.
+_SAMPLES_AT_ONCE = 32
 
 
-def loss_gradients(
-    model: nn.Module,
-    loss: Loss,
-    batches: Iterable[Batch],
-    parameters: Mapping[str, nn.Parameter],
-) -> Iterator[Tensor]:
-    """Yield the gradient of each batch's mean loss.
+@dataclass(frozen=True)
+class GradientSource:
+    """What gradients are taken of.
 
     The model is used as it stands: put it into evaluation mode first, or batch norm and dropout
-    make the gradients of one sample depend on the others.
+    make the gradient of one sample depend on the others.
 
     Args:
         model: Called as ``model(x)``.
         loss: ``(outputs, targets)`` -> scalar mean loss.
-        batches: ``(x, y)``, one for each gradient.
         parameters: The weights of interest, in the order of the flat vector.
-
-    Yields:
-        A new gradient. Shape ``[d]``.
-
-    Raises:
-        ValueError: If a gradient is not finite; names the batch and the tensor. If the loss does
-            not depend on one of the parameters.
     """
-    layout = TensorLayout.of(parameters)
-    tensors = list(parameters.values())
-    for index, (x, y) in enumerate(batches):
-        value = loss(model(x), y)
-        parts = torch.autograd.grad(value, tensors, allow_unused=True)
-        unused = [n for n, part in zip(parameters, parts, strict=True) if part is None]
+
+    model: nn.Module
+    loss: Loss
+    parameters: Mapping[str, nn.Parameter]
+
+    def rows(self, batches: Iterable[Batch], method: Method = "loop") -> Iterator[Tensor]:
+        """Yield the gradients of the batches' mean losses, a few rows at a time.
+
+        Args:
+            batches: ``(x, y)``, one for each gradient. All of one size for ``vmap``.
+            method: How they are computed.
+
+        Yields:
+            New gradients of successive batches. Shape ``[k, d]``.
+
+        Raises:
+            NonFiniteGradientError: If a gradient is not finite; names batch and tensor.
+            ValueError: If the loss does not depend on one of the parameters.
+        """
+        compute = self._loop if method == "loop" else self._vmap
+        done = 0
+        for group in _groups(batches, 1 if method == "loop" else None):
+            rows = compute(group)
+            self._check(rows, group, done)
+            done += len(rows)
+            yield rows
+
+    def _loop(self, group: Sequence[Batch]) -> Tensor:
+        ((x, y),) = group
+        tensors = list(self.parameters.values())
+        parts = torch.autograd.grad(self.loss(self.model(x), y), tensors, allow_unused=True)
+        unused = [n for n, part in zip(self.parameters, parts, strict=True) if part is None]
         if unused:
             raise ValueError(
-                f"Every pruned tensor must take part in the loss. Got none of {unused}. "
+                f"Every pruned tensor must take part in the loss. {unused} do not. "
                 "Exclude them from pruning."
             )
-        flat = torch.cat([part.reshape(-1) for part in parts])
-        if not torch.isfinite(flat).all():
-            raise NonFiniteGradientError(index, _first_bad(layout, flat), value.item())
-        yield flat
+        return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
+
+    def _vmap(self, group: Sequence[Batch]) -> Tensor:
+        x, y = (torch.stack(column) for column in zip(*group, strict=True))
+        state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        state = {name: value.detach() for name, value in state.items()}
+        chosen = {name: state.pop(name) for name in self.parameters}
+
+        def mean_loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return self.loss(functional_call(self.model, {**state, **weights}, (x,)), y)
+
+        parts = vmap(grad(mean_loss), in_dims=(None, 0, 0))(chosen, x, y)
+        return torch.cat([parts[name].reshape(len(group), -1) for name in chosen], dim=1)
+
+    def _check(self, rows: Tensor, group: Sequence[Batch], done: int) -> None:
+        finite = torch.isfinite(rows)
+        if finite.all():
+            return
+        row, column = (~finite).nonzero()[0].tolist()
+        x, y = group[row]
+        with torch.no_grad():
+            value = self.loss(self.model(x), y).item()
+        tensor = TensorLayout.of(self.parameters).name_at(column)
+        raise NonFiniteGradientError(done + row, tensor, value)
 
 
 class NonFiniteGradientError(ValueError):
@@ -71,5 +120,39 @@ class NonFiniteGradientError(ValueError):
         self.loss = loss
 
 
-def _first_bad(layout: TensorLayout, flat: Tensor) -> str:
-    return layout.name_at(int((~torch.isfinite(flat)).nonzero()[0]))
+def fastest_method(source: GradientSource, batches: Sequence[Batch]) -> Method:
+    """Time both methods on the same batches, after one untimed pass, and name the faster one.
+
+    Args:
+        source: What gradients are taken of.
+        batches: A few batches of one size, as many as vmap takes at once.
+
+    Returns:
+        ``loop`` also where vmap can not run the model or loss (data-dependent control flow,
+        operations without a batching rule): the rows are the same.
+    """
+    try:
+        return min(("loop", "vmap"), key=lambda method: _seconds(source, batches, method))
+    except (RuntimeError, NotImplementedError):
+        return "loop"
+
+
+def batches_at_once(samples_per_gradient: int) -> int:
+    """How many batches of this size vmap takes at once."""
+    return max(1, _SAMPLES_AT_ONCE // samples_per_gradient)
+
+
+def _seconds(source: GradientSource, batches: Sequence[Batch], method: Method) -> float:
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in source.rows(batches, method):
+            pass
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def _groups(batches: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
+    remaining = iter(batches)
+    for first in remaining:
+        wanted = size or batches_at_once(len(first[0]))
+        yield [first, *itertools.islice(remaining, wanted - 1)]

@@ -1,7 +1,7 @@
 """The inverse damped empirical Fisher: one interface, two representations.
 
 F = λI + 1/m Σ gᵢgᵢᵀ for m gradients, the rows of G ``[m, d]``, as a whole or as diagonal blocks of
-side B. Where B < m the B x B blocks themselves are the smaller object
+side B. Where B <= m the B x B blocks themselves are the smaller object
 (:class:`~mfac_compress.mfac.block_inverse.BlockInverse`); otherwise the m x m Gram matrix is
 (:class:`~mfac_compress.mfac.window_inverse.WindowInverse`). Both are built from matrix products
 and Cholesky factors, which give what the paper's row-by-row recursion gives, faster.
@@ -16,8 +16,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.numerics import PrecisionError, fits_float32
 from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.plan import uses_blocks
+from mfac_compress.mfac.plan import InversePlan, uses_blocks
 
 
 def check_damping(damping: float) -> float:
@@ -38,8 +39,10 @@ class InverseFisher(ABC):
         damping: λ.
         num_gradients: m.
         size: d.
+        plan: The representation chosen, why, and what it needs.
     """
 
+    plan: InversePlan
     damping: float
     num_gradients: int
     size: int
@@ -66,17 +69,18 @@ class InverseFisher(ABC):
         Raises:
             ValueError: If the gradients are not a finite, non-empty ``[m, d]``, or the damping or
                 block size are out of range.
+            PrecisionError: If the damping is too small for float64: an element of the diagonal
+                might be off by more than 1e-5 of itself.
 
         Example:
             >>> G = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
             >>> InverseFisher.build(G, damping=0.5).diagonal()  # F = diag(0.5 + 0.5, 0.5 + 2)
             tensor([1.0000, 0.4000])
         """
-        from mfac_compress.mfac.block_inverse import BlockFisher
         from mfac_compress.mfac.window_inverse import WindowInverse
 
         damping = check_damping(damping)
-        check_gradients(gradients)
+        _check_gradients(gradients)
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1, or None. Got {block_size}.")
         m, d = gradients.shape
@@ -89,9 +93,12 @@ class InverseFisher(ABC):
             )
         if not uses_blocks(partition, m):
             return WindowInverse(gradients, damping, partition)
-        fisher = BlockFisher(partition, device=gradients.device)
-        fisher.add(gradients)
-        return fisher.invert(damping)
+        if not fits_float32(damping):
+            return _block_inverse(gradients, damping, partition, torch.float64)
+        try:
+            return _block_inverse(gradients, damping, partition, torch.float32)
+        except PrecisionError:
+            return _block_inverse(gradients, damping, partition, torch.float64)
 
     @abstractmethod
     def ihvp(self, x: Tensor) -> Tensor:
@@ -131,6 +138,18 @@ class InverseFisher(ABC):
             Hassibi and Stork (1992), Optimal Brain Surgeon, equation 5, for a set of weights.
         """
 
+    @abstractmethod
+    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Multiply the inverse of the kept weights' Fisher: F_KK⁻¹ x_K.
+
+        Args:
+            x: Shape ``[d]``.
+            mask: True = kept. Shape ``[d]``.
+
+        Returns:
+            Zero where masked out. Shape ``[d]``, dtype of ``x``.
+        """
+
     def _check_vector(self, x: Tensor) -> None:
         if x.shape != (self.size,):
             raise ValueError(f"x must have the shape [{self.size}]. Got {list(x.shape)}.")
@@ -140,19 +159,18 @@ class InverseFisher(ABC):
             raise ValueError(f"Indices must lie in [0, {self.size}). Got {j} and {k}.")
 
 
-def check_gradients(gradients: Tensor) -> None:
-    """Check that G is a finite, floating, non-empty ``[m, d]``.
+def _block_inverse(
+    gradients: Tensor, damping: float, partition: BlockPartition, products: torch.dtype
+) -> InverseFisher:
+    from mfac_compress.mfac.block_inverse import BlockFisher
 
-    Raises:
-        ValueError: If it is not.
-    """
+    fisher = BlockFisher(partition, gradients.device, products)
+    fisher.add(gradients)
+    return fisher.invert(damping)
+
+
+def _check_gradients(gradients: Tensor) -> None:
     if gradients.ndim != 2 or 0 in gradients.shape:
         raise ValueError(f"gradients must be [m, d], not empty. Got {list(gradients.shape)}.")
     if not gradients.is_floating_point():
         raise ValueError(f"gradients must be floating-point. Got {gradients.dtype}.")
-    for row, gradient in enumerate(gradients):
-        if not torch.isfinite(gradient).all():
-            raise ValueError(
-                f"gradients must be finite. Got NaN or infinity in row {row}. "
-                "Look at the sample that it came from."
-            )

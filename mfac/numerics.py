@@ -37,6 +37,11 @@ def sum_error(terms: int, dtype: torch.dtype) -> float:
     return _CERTAINTY * torch.finfo(dtype).eps / 2 * max(1.0, terms**0.5 / 8)
 
 
+def fits_float32(damping: float) -> bool:
+    """Whether squares that float32 can not hold vanish beside the damping."""
+    return damping > 1e-25
+
+
 def norm_bound(M: Tensor) -> float:
     """An upper bound of the squared spectral norm: ‖M‖₁‖M‖_∞."""
     sizes = M.abs()

@@ -1,5 +1,6 @@
 """Optimal Brain Surgeon: what the kept weights become when others are removed."""
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -7,6 +8,9 @@ from torch import Tensor
 from mfac_compress.mfac.inverse import InverseFisher
 
 Update = Literal["joint", "single", "none"]
+
+_SMALLEST_STEP = 2.0**-14
+_MISSES = 2  # Sizes in a row that do not lower the loss, before the search ends.
 
 
 def remove_weights(
@@ -41,3 +45,28 @@ def _single_update(weights: Tensor, mask: Tensor, inverse: InverseFisher) -> Ten
     """w − F⁻¹ (w_Q / diag F⁻¹): the sum of equation 1's corrections over the removed set Q."""
     removed = weights.masked_fill(mask, 0) / inverse.diagonal().to(weights)
     return (weights - inverse.ihvp(removed)).masked_fill(~mask, 0)
+
+
+def descend(loss_at: Callable[[float], float]) -> tuple[float, float]:
+    """Choose how far to go along −F_KK⁻¹ g_K by measuring the loss.
+
+    OBS takes the model to be at a minimum; after removal it is not, and the first-order term of
+    the loss says where to go. The step that the quadratic model would take, 1, is far too long:
+    each block of F takes the whole descent on itself, as do the other thousands. So step sizes are
+    tried from a small one, doubling while the loss falls.
+
+    Args:
+        loss_at: Step size -> loss; of held-out samples.
+
+    Returns:
+        The best step size, 0 where none is better than to stay, and its loss.
+    """
+    best, lowest, size, misses = 0.0, loss_at(0.0), _SMALLEST_STEP, 0
+    while size <= 1 and misses < _MISSES:
+        loss = loss_at(size)
+        if loss < lowest:
+            best, lowest, misses = size, loss, 0
+        else:
+            misses += 1
+        size *= 2
+    return best, lowest

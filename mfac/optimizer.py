@@ -1,17 +1,14 @@
 """M-FAC as an optimizer: each gradient preconditioned by the Fisher of the last m gradients."""
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from mfac_compress.mfac.inverse import check_damping
+from mfac_compress.mfac.optimizer_options import check_group, group_size, group_window_dtype
 from mfac_compress.mfac.sliding_window import SlidingFisher
-
-_WINDOW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class MFAC(Optimizer):
@@ -97,7 +94,7 @@ class MFAC(Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            check_group(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -184,13 +181,20 @@ class MFAC(Optimizer):
             for index, state in state_dict["state"].items()
         }
         saved_groups = state_dict["param_groups"]
-        for group, saved in zip(self.param_groups, saved_groups, strict=False):
+        came = [len(saved["params"]) for saved in saved_groups]
+        held = [len(group["params"]) for group in self.param_groups]
+        if came != held:
+            raise ValueError(
+                "The state's groups must have as many parameters as this optimizer's. "
+                f"Got {came} for {held}."
+            )
+        for group, saved in zip(self.param_groups, saved_groups, strict=True):
             fisher = fishers.get(saved["params"][0])
-            if fisher is not None and SlidingFisher(**fisher).size != _size(group):
+            if fisher is not None and SlidingFisher(**fisher).size != group_size(group):
                 raise ValueError(
                     "The state's window must have one column for each weight of its group. Got "
-                    f"{SlidingFisher(**fisher).size} for {_size(group)} weights. Load it into an "
-                    "optimizer of the same model."
+                    f"{SlidingFisher(**fisher).size} for {group_size(group)} weights. Load it into "
+                    "an optimizer of the same model."
                 )
         super().load_state_dict({**state_dict, "state": others})
         for group, saved in zip(self.param_groups, saved_groups, strict=True):
@@ -213,23 +217,24 @@ class MFAC(Optimizer):
         if "fisher" not in state:
             state["fisher"] = SlidingFisher.empty(
                 group["num_gradients"],
-                _size(group),
-                _window_dtype(group),
+                group_size(group),
+                group_window_dtype(group),
                 group["params"][0].device,
             ).state()
         fisher = SlidingFisher(**state["fisher"])
-        if (fisher.num_gradients, fisher.dtype) != (group["num_gradients"], _window_dtype(group)):
+        m, dtype = group["num_gradients"], group_window_dtype(group)
+        if (fisher.num_gradients, fisher.dtype) != (m, dtype):
             raise ValueError(
                 "num_gradients and window_dtype must stay as they were at the first step, "
-                f"{fisher.num_gradients} and {fisher.dtype}. Got {group['num_gradients']} and "
-                f"{_window_dtype(group)}. Make a new optimizer."
+                f"{fisher.num_gradients} and {fisher.dtype}. Got {m} and {dtype}. "
+                "Make a new optimizer."
             )
         return fisher
 
     def _flat_gradient(self, index: int) -> Tensor | None:
         """The group's gradient with weight decay, as the window will hold it. Shape ``[d]``."""
         group = self.param_groups[index]
-        decay, dtype = group["weight_decay"], _window_dtype(group)
+        decay, dtype = group["weight_decay"], group_window_dtype(group)
         if all(p.grad is None for p in group["params"]):
             return None
         parts = []
@@ -246,7 +251,9 @@ class MFAC(Optimizer):
             parts.append(part.reshape(-1))
         flat = torch.cat(parts).to(dtype)
         if not flat.isfinite().all():
-            position = next(i for i, part in enumerate(parts) if not part.to(dtype).isfinite().all())
+            position = next(
+                i for i, part in enumerate(parts) if not part.to(dtype).isfinite().all()
+            )
             raise ValueError(
                 f"Gradients must be finite in the window's {dtype}. Got NaN or infinity for "
                 f"{self._name(index, position)}. Look at the batch and the loss"
@@ -274,49 +281,3 @@ class MFAC(Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 direction = state["momentum"].lerp_(direction, 1 - momentum)
             p.add_(direction, alpha=-lr)
-
-
-def _size(group: dict[str, Any]) -> int:
-    return sum(p.numel() for p in group["params"])
-
-
-def _window_dtype(group: dict[str, Any]) -> torch.dtype:
-    return group["window_dtype"] or reduce(
-        torch.promote_types, (p.dtype for p in group["params"])
-    )
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    """Check a group's options and parameters.
-
-    Raises:
-        ValueError: If one is unusable; names it.
-    """
-    check_damping(group["damping"])
-    m = group["num_gradients"]
-    if isinstance(m, bool) or not isinstance(m, int) or m < 1:
-        raise ValueError(f"num_gradients must be an integer of at least 1. Got {m}. Try 128.")
-    if not 0 <= group["lr"] < float("inf"):
-        raise ValueError(f"lr must be finite and not negative. Got {group['lr']}. Try 1e-3.")
-    if not 0 <= group["momentum"] < 1:
-        raise ValueError(f"momentum must be in [0, 1). Got {group['momentum']}. Try 0.9.")
-    if not 0 <= group["weight_decay"] < float("inf"):
-        raise ValueError(
-            f"weight_decay must be finite and not negative. Got {group['weight_decay']}."
-        )
-    if group["window_dtype"] not in (None, *_WINDOW_DTYPES):
-        raise ValueError(
-            f"window_dtype must be None or one of {', '.join(map(str, _WINDOW_DTYPES))}. "
-            f"Got {group['window_dtype']}."
-        )
-    if not _size(group) or not all(p.is_floating_point() for p in group["params"]):
-        raise ValueError(
-            "A group's parameters must be floating-point numbers, at least one. Got "
-            f"{_size(group)} numbers of {sorted({str(p.dtype) for p in group['params']})}."
-        )
-    devices = {p.device for p in group["params"]}
-    if len(devices) > 1:
-        raise ValueError(
-            f"A group's parameters must be on one device. Got {sorted(map(str, devices))}. "
-            "Give each device a group of its own."
-        )

@@ -35,9 +35,9 @@ class InversePlan:
 def uses_blocks(partition: BlockPartition, num_gradients: int) -> bool:
     """Whether B x B blocks are the smaller representation for these blocks and m.
 
-    Blocks of one size are where B < m; both take about the same work where B = m.
+    Blocks of one size are where B <= m; both take about the same work where B = m.
     """
-    return _block_elements(partition) < num_gradients * partition.size
+    return _block_elements(partition) <= num_gradients * partition.size
 
 
 def plan_inverse(
@@ -75,14 +75,21 @@ def plan_window(
         "window",
         _reason(partition, m),
         m * partition.size * window_dtype.itemsize,
-        partition.count * m * m * _FLOAT64 + partition.size * _FLOAT32,
+        kept_factors(partition, m, window_dtype) * m * m * _FLOAT64 + partition.size * _FLOAT32,
         _window_flops(partition, m),
     )
 
 
+def kept_factors(partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype) -> int:
+    """How many m x m factors are kept: all, or one at a time where all would need much memory."""
+    factors = partition.count * num_gradients * _FLOAT64
+    window = partition.size * window_dtype.itemsize
+    return partition.count if partition.count == 1 or 10 * factors <= window else 1
+
+
 def _reason(partition: BlockPartition, m: int) -> str:
     blocks, window = _block_elements(partition), m * partition.size
-    compared = "fewer" if blocks < window else "not fewer"
+    compared = "more" if blocks > window else "not more"
     return (
         f"blocks of up to B = {partition.largest} have {blocks:,} elements, {compared} than the "
         f"{window:,} of m = {m} gradients"

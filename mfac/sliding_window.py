@@ -27,7 +27,8 @@ _ACCELERATOR_TILE_ELEMENTS = 1 << 24
 
 # Float32 sums are taken while their rounding acts at most like this change of the damping,
 _DAMPING_TOLERANCE = 1e-2
-# and rounds the result by at most this share of its length. Beyond either, float64.
+# and round the result by at most this share of its length. Beyond either, float64; where that
+# does not do either, an error.
 _RESULT_TOLERANCE = 1e-4
 _ROUNDING = torch.finfo(torch.float32).eps / 2
 
@@ -104,8 +105,9 @@ class SlidingFisher:
             F⁻¹g. Shape ``[d]``, float32 or float64, whichever holds the window's dtype.
 
         Raises:
-            ValueError: If the gradient is not ``[d]``, the damping is not usable, or too small
-                beside the gradients for float64 to factor S.
+            ValueError: If the gradient is not ``[d]`` or the damping is not usable. If the damping
+                is too small beside the gradients for float64; the window has taken the gradient
+                then.
         """
         check_damping(damping)
         if gradient.shape != (self.size,):
@@ -119,7 +121,8 @@ class SlidingFisher:
         self.added += 1
         square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
         self._renew_gram(newest, self._product_dtype(square, damping))
-        return self._combine(self._coefficients(newest, damping))
+        coefficients = self._coefficients(newest, damping)
+        return self._combine(coefficients, self._combination_dtype(coefficients, newest, damping))
 
     def keep_columns(self, mask: Tensor) -> None:
         """Forget the removed weights: zero their columns and form GGᵀ anew.
@@ -166,17 +169,13 @@ class SlidingFisher:
         S.diagonal().add_(k * damping)
         factor, info = torch.linalg.cholesky_ex(S)
         if info:
-            raise ValueError(
-                f"damping must be large enough for float64 to factor the Fisher. Got {damping}, "
-                "which vanishes beside the gradients. Try ten times more, or scale the loss down."
-            )
+            raise _damping_too_small(damping)
         unit = torch.zeros(k, 1, dtype=torch.float64, device=S.device)
         unit[newest] = k
         return torch.cholesky_solve(unit, factor).squeeze(1)
 
-    def _combine(self, coefficients: Tensor) -> Tensor:
-        """Gᵀc, in float64 where the terms nearly cancel. Shape ``[d]``."""
-        dtype = self._combination_dtype(coefficients)
+    def _combine(self, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+        """Gᵀc, summed in the given dtype. Shape ``[d]``."""
         result = torch.empty(
             self.size,
             dtype=torch.promote_types(torch.float32, self.dtype),
@@ -187,15 +186,17 @@ class SlidingFisher:
             part.copy_(tile.mT.mv(coefficients.to(dtype)))
         return result
 
-    def _combination_dtype(self, coefficients: Tensor) -> torch.dtype:
-        """Float32 if its rounding of the terms cᵢgᵢ is small beside their sum, |Gᵀc|² = cᵀGGᵀc."""
-        if self.dtype == torch.float64:
-            return torch.float64
+    def _combination_dtype(self, coefficients: Tensor, newest: int, damping: float) -> torch.dtype:
+        """The dtype that rounds the sum of the terms cᵢgᵢ by little of |Gᵀc| >= gᵀGᵀc / |g|."""
         gram = self.gram[: self.held, : self.held]
-        terms = (coefficients.square() @ gram.diagonal()).sqrt()
-        length = (coefficients @ gram @ coefficients).clamp(min=0).sqrt()
-        exact_enough = _ROUNDING * terms <= _RESULT_TOLERANCE * length
-        return torch.float32 if exact_enough else torch.float64
+        terms = (coefficients.square() @ gram.diagonal()).sqrt().item()
+        along_newest = (gram[newest] @ coefficients).item()
+        allowed = _RESULT_TOLERANCE * along_newest
+        narrowest = torch.promote_types(torch.float32, self.dtype)
+        for dtype in (narrowest, torch.float64):
+            if torch.finfo(dtype).eps / 2 * terms * gram[newest, newest].sqrt().item() <= allowed:
+                return dtype
+        raise _damping_too_small(damping)
 
     def _widened(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The tiles' k gradients in the given dtype; valid until the next is asked for."""
@@ -207,6 +208,13 @@ class SlidingFisher:
         for tile in self.tiles:
             wide = buffer[: k * tile.shape[1]].view(k, tile.shape[1])
             yield wide.copy_(tile[:k])
+
+
+def _damping_too_small(damping: float) -> ValueError:
+    return ValueError(
+        f"damping must be large enough for float64 to invert the Fisher. Got {damping}, which "
+        "vanishes beside the gradients. Try ten times more, or scale the loss down."
+    )
 
 
 def _tile_widths(num_gradients: int, size: int, device: torch.device) -> list[int]:

@@ -1,4 +1,4 @@
-"""Batches of symmetric matrices: stored once, factored by products.
+"""Batches of symmetric matrices: stored by halves, factored by products.
 
 Rectangular full packed form: of a symmetric A of even side 2h, cut into A₁₁, A₂₁, A₂₂ of side h,
 the lower half of A₁₁ and the transposed lower half of A₂₂ make one ``[h + 1, h]`` matrix, with A₂₁
@@ -14,6 +14,13 @@ from torch import Tensor
 
 # Below this side LAPACK beats the products of the recursion.
 _SMALL = 32
+# Elements that are handled at a time: they should stay in the cache.
+_CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 17, 1 << 26
+
+
+def blocks_at_once(elements: int, device: torch.device) -> int:
+    """How many blocks to handle at a time, each of which needs so many elements."""
+    return max(1, (_CUDA_ELEMENTS if device.type == "cuda" else _CPU_ELEMENTS) // elements)
 
 
 def packed_zeros(count: int, size: int, device: torch.device | str) -> Tensor:
@@ -37,16 +44,14 @@ def add_products(packed: Tensor, rows: Tensor) -> None:
     packed[:, :half] += corner.triu_()
 
 
-def unpack_lower(packed: Tensor, size: int) -> Tensor:
-    """The lower halves as full matrices; what stands above the diagonals means nothing.
+def unpack_lower(packed: Tensor, out: Tensor) -> None:
+    """Write the lower halves as full matrices; what stands above the diagonals means nothing.
 
-    Shape ``[n, 2h + 1, h]`` -> ``[n, size, size]``.
+    Shape ``[n, 2h + 1, h]`` -> ``[n, 2h, 2h]``.
     """
     half = packed.shape[-1]
-    full = packed.new_empty(packed.shape[0], 2 * half, 2 * half)
-    full[:, :, :half] = packed[:, 1:]
-    full[:, half:, half:] = packed[:, :half].mT
-    return full[:, :size, :size]
+    out[:, :, :half] = packed[:, 1:]
+    out[:, half:, half:] = packed[:, :half].mT
 
 
 def packed_diagonal(packed: Tensor, size: int) -> Tensor:
@@ -61,8 +66,8 @@ def symmetrize(lower: Tensor) -> Tensor:
     return lower.tril() + lower.tril(-1).mT
 
 
-def inverse_factor(lower: Tensor) -> Tensor:
-    """R = L⁻¹ of A = LLᵀ, so that A⁻¹ = RᵀR. Shape ``[n, s, s]``; only lower halves are read.
+def inverse_factor(lower: Tensor, out: Tensor | None = None) -> Tensor:
+    """R = L⁻¹ of A = LLᵀ, so that A⁻¹ = RᵀR. Shape ``[n, s, s]``.
 
     LAPACK takes small matrices one at a time, far below the speed of products. Halving A,
 
@@ -70,10 +75,14 @@ def inverse_factor(lower: Tensor) -> Tensor:
 
     leaves most of the work to batched products.
 
+    Args:
+        lower: A. Shape ``[n, s, s]``; only its lower halves are read.
+        out: Where to write R, zero above the diagonals; None for a new tensor.
+
     Raises:
         torch.linalg.LinAlgError: If a matrix is not positive definite.
     """
-    R = torch.zeros_like(lower, memory_format=torch.contiguous_format)
+    R = torch.zeros_like(lower, memory_format=torch.contiguous_format) if out is None else out
     smallest = lower.shape[-1] if lower.is_cuda else _SMALL
     _fill_inverse_factor(lower, R, smallest)
     return R
@@ -94,3 +103,15 @@ def _fill_inverse_factor(A: Tensor, R: Tensor, smallest: int) -> None:
     rest = torch.baddbmm(A[:, second, second], L21, L21.mT, alpha=-1)
     _fill_inverse_factor(rest, R22, smallest)
     R[:, second, first] = -(R22 @ (L21 @ R11))
+
+
+def amplification(R: Tensor, scale: Tensor, diagonal: Tensor) -> float:
+    """By how much relative errors of F show in the diagonal of X = F⁻¹ = RᵀR.
+
+    An error E of F changes X_jj by x_jᵀ E x_j. Where E_ik is a random share of √(F_ii F_kk),
+    that is the same share of Σ_i F_ii X_ij², which over X_jj is Σ_i (F_ii X_ii) C_ij² with the
+    correlations C_ij = X_ij / √(X_ii X_jj). An estimate of those in float32 is enough.
+    """
+    R = (R * diagonal.rsqrt().unsqueeze(-2)).float()
+    correlations = torch.bmm(R.mT, R).square_()
+    return torch.bmm((scale * diagonal).float().unsqueeze(-2), correlations).max().item()

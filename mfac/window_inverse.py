@@ -1,4 +1,4 @@
-"""The inverse through m x m matrices: the smaller representation where a block has B >= m columns.
+"""The inverse through m x m matrices: the smaller representation where a block has B > m columns.
 
 With S = mλI + GGᵀ = LLᵀ in float64 and V = L⁻¹G, block by block:
 
@@ -8,66 +8,83 @@ With S = mλI + GGᵀ = LLᵀ in float64 and V = L⁻¹G, block by block:
 G is read in slices of columns, so a second m x d matrix is never made.
 """
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.columns import Columns
+from mfac_compress.mfac.gram_factor import GramFactor, inverse_diagonal
 from mfac_compress.mfac.inverse import InverseFisher, check_damping
+from mfac_compress.mfac.numerics import exact_products, too_small
 from mfac_compress.mfac.partition import BlockPartition
-
-# Elements of G that are widened to float64 at a time.
-_CHUNK_ELEMENTS = 1 << 22
+from mfac_compress.mfac.plan import kept_factors, plan_window
 
 
 class WindowInverse(InverseFisher):
-    """F⁻¹ as the gradient window and one m x m Cholesky factor a block.
+    """F⁻¹ as the gradient window and one m x m matrix a block.
 
     Args:
         gradients: G, kept by reference. Shape ``[m, d]``.
         damping: λ.
         partition: The blocks.
+        device: Where to calculate; None for where the gradients are.
+        on_disk: Whether the gradients are a mapped file, to be read in long pieces.
+
+    Raises:
+        ValueError: If a gradient is not finite.
+        PrecisionError: If rounding would show in the inverse.
     """
 
-    def __init__(self, gradients: Tensor, damping: float, partition: BlockPartition) -> None:
+    def __init__(
+        self,
+        gradients: Tensor,
+        damping: float,
+        partition: BlockPartition,
+        device: torch.device | str | None = None,
+        on_disk: bool = False,
+    ) -> None:
         self.damping = check_damping(damping)
         self.partition = partition
         self.num_gradients, self.size = gradients.shape
-        self._gradients = gradients
-        self._bounds = [
-            (start, min(start + run.size, run.stop))
+        self.plan = plan_window(partition, self.num_gradients, gradients.dtype)
+        device = torch.device(device or gradients.device)
+        self._shift = self.num_gradients * damping
+        self._blocks = [
+            Columns(gradients, *bounds, device, on_disk)
             for run in partition
-            for start in range(run.start, run.stop, run.size)
+            for bounds in run.bounds
         ]
-        self._factors = [self._factor(*bounds) for bounds in self._bounds]
+        dtype = torch.promote_types(torch.float32, gradients.dtype)
+        self._diagonal = torch.empty(self.size, dtype=dtype, device=device)
+        kept = kept_factors(partition, self.num_gradients, gradients.dtype)
+        self._factors: dict[int, Tensor] = {}
+        with exact_products():
+            for columns in self._blocks:
+                R, diagonal = inverse_diagonal(columns, self._shift, self.damping)
+                self._diagonal[columns.start : columns.stop] = diagonal.to(self._diagonal)
+                if kept == len(self._blocks):
+                    self._factors[columns.start] = R
 
     def ihvp(self, x: Tensor) -> Tensor:
         self._check_vector(x)
         result = torch.empty_like(x)
-        for (start, stop), factor in zip(self._bounds, self._factors, strict=True):
-            inner = self._sum(start, stop, lambda G, at: G @ x[at].to(G))
-            inner = torch.cholesky_solve(inner.unsqueeze(-1), factor).squeeze(-1)
-            for G, at in self._slices(start, stop):
+        for columns in self._blocks:
+            R = self._factor(columns)
+            inner = R.mT @ (R @ _product(columns, x))
+            for G, at in columns.slices(torch.float64):
                 result[at] = ((x[at].to(G) - G.mT @ inner) / self.damping).to(x)
         return result
 
     def diagonal(self) -> Tensor:
-        dtype = torch.promote_types(torch.float32, self._gradients.dtype)
-        result = torch.empty(self.size, dtype=dtype, device=self._gradients.device)
-        for (start, stop), factor in zip(self._bounds, self._factors, strict=True):
-            for G, at in self._slices(start, stop):
-                V = torch.linalg.solve_triangular(factor, G, upper=False)
-                result[at] = ((1 - V.square().sum(dim=0)) / self.damping).to(dtype)
-        return result
+        return self._diagonal.clone()
 
     def element(self, j: int, k: int) -> float:
         self._check_indices(j, k)
-        for (start, stop), factor in zip(self._bounds, self._factors, strict=True):
-            if start <= j < stop and start <= k < stop:
-                V = torch.linalg.solve_triangular(
-                    factor, self._gradients[:, [j, k]].to(factor), upper=False
-                )
-                return ((float(j == k) - V[:, 0] @ V[:, 1]) / self.damping).item()
+        if j == k:
+            return self._diagonal[j].item()
+        for columns in self._blocks:
+            if columns.start <= j < columns.stop and columns.start <= k < columns.stop:
+                v, w = (self._factor(columns) @ columns.gather(torch.tensor([j, k]))).unbind(dim=1)
+                return (-(v @ w) / self.damping).item()
         return 0.0
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
@@ -76,42 +93,41 @@ class WindowInverse(InverseFisher):
         self._check_vector(mask)
         result = weights.masked_fill(~mask, 0)
         removed = weights.masked_fill(mask, 0)
-        for start, stop in self._bounds:
-            coupling = self._sum(start, stop, lambda G, at: G @ removed[at].to(G))
-            factor = self._factor(start, stop, mask)
-            inner = torch.cholesky_solve(coupling.unsqueeze(-1), factor).squeeze(-1)
-            for G, at in self._slices(start, stop):
+        for columns in self._blocks:
+            R = self._kept_factor(columns, mask)
+            inner = R.mT @ (R @ _product(columns, removed))
+            for G, at in columns.slices(torch.float64):
                 result[at] += (G.mT @ inner).masked_fill(~mask[at], 0).to(result)
         return result
 
-    def _factor(self, start: int, stop: int, mask: Tensor | None = None) -> Tensor:
-        """L of S = mλI + GGᵀ over the columns of one block, or over its kept ones only."""
+    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
+        """See the base class. F_KK⁻¹ x_K = (x_K − G_Kᵀ S_K⁻¹ G_K x_K) / λ."""
+        self._check_vector(x)
+        self._check_vector(mask)
+        kept = x.masked_fill(~mask, 0)
+        result = torch.empty_like(x)
+        for columns in self._blocks:
+            R = self._kept_factor(columns, mask)
+            inner = R.mT @ (R @ _product(columns, kept))
+            for G, at in columns.slices(torch.float64):
+                solved = (kept[at].to(G) - G.mT @ inner) / self.damping
+                result[at] = solved.masked_fill(~mask[at], 0).to(x)
+        return result
 
-        def gram(G: Tensor, at: slice) -> Tensor:
-            kept = G if mask is None else G * mask[at]
-            return kept @ kept.mT
+    def _kept_factor(self, columns: Columns, mask: Tensor) -> Tensor:
+        """R of S_K over these columns."""
+        factor = GramFactor.of(columns, self._shift, torch.float64, mask)
+        if factor.norm_error == float("inf"):
+            raise too_small(self.damping, "float64 to factor the Fisher of the kept weights")
+        return factor.R
 
-        S = self._sum(start, stop, gram)
-        S.diagonal().add_(self.num_gradients * self.damping)
-        factor, info = torch.linalg.cholesky_ex(S)
-        if info.any():
-            raise ValueError(
-                f"damping must be large enough for float64 to factor the Fisher. Got "
-                f"{self.damping}, which vanishes beside the gradients. Try ten times more, or "
-                "scale the loss down."
-            )
-        return factor
+    def _factor(self, columns: Columns) -> Tensor:
+        """R of one block, made again where too many would have to be kept."""
+        if columns.start in self._factors:
+            return self._factors[columns.start]
+        return GramFactor.of(columns, self._shift, torch.float64).R
 
-    def _sum(self, start: int, stop: int, term: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        parts = self._slices(start, stop)
-        total = term(*next(parts))
-        for G, at in parts:
-            total += term(G, at)
-        return total
 
-    def _slices(self, start: int, stop: int) -> Iterator[tuple[Tensor, slice]]:
-        """Float64 copies of successive columns of G, with their place."""
-        width = max(1, _CHUNK_ELEMENTS // self.num_gradients)
-        for left in range(start, stop, width):
-            at = slice(left, min(left + width, stop))
-            yield self._gradients[:, at].double(), at
+def _product(columns: Columns, x: Tensor) -> Tensor:
+    """Gx over these columns. Shape ``[d]`` -> ``[m]``, float64."""
+    return sum(G @ x[at].to(G) for G, at in columns.slices(torch.float64))

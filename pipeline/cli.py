@@ -1,19 +1,21 @@
 """The command line: ``mfac-compress recipe.yaml model.pt``."""
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from click_default_group import DefaultGroup
-from rich.console import Console
 
-from mfac_compress.pipeline.errors import CompressError
+from mfac_compress.pipeline.errors import CompressError, stage_named
 
-_PASS, _GATE_FAILED, _INTERNAL = 0, 1, 3
+_PASS, _GATE_FAILED = 0, 1
 
 
 def _ends_well(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
@@ -22,16 +24,24 @@ def _ends_well(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> NoReturn:
         try:
-            code = command(*args, **kwargs) or _PASS
+            with stage_named("command line"), _terminated_as_interrupted():
+                code = command(*args, **kwargs) or _PASS
         except CompressError as error:
             click.echo(f"error: {error}", err=True)
             code = error.exit_code
-        except KeyboardInterrupt:
-            click.echo("error: interrupted while the inputs were loaded.", err=True)
-            code = _INTERNAL
         sys.exit(code)
 
     return run
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM, by which CI systems cancel jobs, end a run as tidily as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
@@ -40,23 +50,33 @@ def main() -> None:
     """Compress a trained PyTorch model into a sparse ONNX model, and judge it.
 
     \b
-    mfac-compress RECIPE MODEL -o DIRECTORY   is short for   mfac-compress run ...
+      mfac-compress RECIPE MODEL --dry-run      show what would be done
+      mfac-compress RECIPE MODEL -o DIRECTORY   do it
+      mfac-compress run --help                  all options, and the exit codes
+      mfac-compress schema                      all keys of a recipe
+
+    RECIPE is a YAML file, MODEL a checkpoint (.pt, .pth, .safetensors) or a program of torch.export
+    (.pt2). A first argument that is no command is a RECIPE.
     """
 
 
-@main.command()
+@main.command(short_help="Run RECIPE on MODEL.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Run directory. [runs/RECIPE's name]"
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a recipe key."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="Override a recipe key; may be given several times.",
 )
 @click.option("--dry-run", is_flag=True, help="Load and check everything, show the plan, stop.")
 @click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code as it is read.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Also say what is reused, and times.")
+@click.option("-v", "--verbose", is_flag=True, help="Also each step within the stages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @_ends_well
 def run(
@@ -77,32 +97,38 @@ def run(
       0  all gates pass
       1  a gate failed; results and report are written
       2  recipe, model or data is wrong
-      3  anything else
+      3  anything else; the stage is named
     """
     # Imported here, because PyTorch takes seconds and `--help` should not.
     from mfac_compress.pipeline.dry_run import show_plan
-    from mfac_compress.pipeline.inputs.load import load_inputs
+    from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
     from mfac_compress.pipeline.progress import Progress
     from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
+    from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
+    terminal = open_terminal(quiet=quiet, stderr=as_json)
     loaded = load_recipe(recipe, overrides)
-    terminal = Console(quiet=quiet, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
     if dry_run:
-        show_plan(load_inputs(loaded, model, trust_pickle=trust_pickle), terminal)
+        with stage_named("load"), progress.stage("load"):
+            context = load_inputs(loaded, model, trust_pickle=trust_pickle)
+        show_plan(context, terminal)
+        check_inputs(context)
         return _PASS
     output = output or Path("runs") / recipe.stem
-    report = compress(loaded, model, output, trust_pickle=trust_pickle, progress=progress)
-    if as_json:
-        click.echo(report.model_dump_json(indent=2))
+    # What a model or a loss prints must not come between the report and who reads it.
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        report = compress(loaded, model, output, trust_pickle=trust_pickle, progress=progress)
     print_verdict(report, terminal)
-    terminal.print(f"results: {output}", highlight=False, soft_wrap=True)
+    terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        _print(report.model_dump_json(indent=2))
     return _PASS if report.verdict == "pass" else _GATE_FAILED
 
 
-@main.command()
+@main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")
 @click.argument("of", type=click.Choice(["recipe", "report"]), default="recipe")
 @_ends_well
 def schema(of: str) -> None:
@@ -110,8 +136,16 @@ def schema(of: str) -> None:
     if of == "report":
         from mfac_compress.pipeline.verdict.report import Report
 
-        click.echo(json.dumps(Report.model_json_schema(), indent=2))
+        _print(json.dumps(Report.model_json_schema(), indent=2))
     else:
         from mfac_compress.pipeline.recipe.file import recipe_schema
 
-        click.echo(json.dumps(recipe_schema(), indent=2))
+        _print(json.dumps(recipe_schema(), indent=2))
+
+
+def _print(text: str) -> None:
+    """Print to stdout; who closed it has read enough, which is no fault of the run's."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

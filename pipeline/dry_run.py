@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.memory import MemoryPlan, megabytes, memory_plan
+from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan, readable_bytes
+from mfac_compress.pipeline.terminal import add_row, plain_table
 
 
 def show_plan(context: RunContext, console: Console) -> None:
@@ -13,28 +14,23 @@ def show_plan(context: RunContext, console: Console) -> None:
     if context.targets.left_out:
         console.print(_left_out(context))
     for line in _facts(context):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _matched(context: RunContext) -> Table:
-    table = Table(title="Tensors to prune", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("shape")
-    table.add_column("weights", justify="right")
-    table.add_column("target sparsity")
+    table = plain_table("Tensors to prune", "tensor", "shape", "weights", "target sparsity")
+    table.columns[2].justify = "right"
     for target in context.targets.matched:
         shape = " x ".join(map(str, target.shape))
         how = "on its own" if target.own_budget else "of all together"
-        table.add_row(target.name, shape, f"{target.weights:,}", f"{target.sparsity:g} {how}")
+        add_row(table, target.name, shape, f"{target.weights:,}", f"{target.sparsity:g} {how}")
     return table
 
 
 def _left_out(context: RunContext) -> Table:
-    table = Table(title="Left out", title_justify="left")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("why")
+    table = plain_table("Left out", "tensor", "why")
     for name, reason in context.targets.left_out.items():
-        table.add_row(name, reason)
+        add_row(table, name, reason)
     return table
 
 
@@ -59,9 +55,9 @@ def _memory(plan: MemoryPlan) -> list[str]:
     inverse = plan.inverse
     return [
         f"inverse: {inverse.representation}, because {inverse.reason}",
-        f"memory: gradients {megabytes(inverse.window_bytes)} + factors "
-        f"{megabytes(inverse.inverse_bytes)} = {megabytes(inverse.total_bytes)}; "
-        f"{inverse.flops / 1e9:,.1f} GFLOP",
-        f"budget: {megabytes(plan.budget_bytes)} ({plan.budget_from}): "
+        f"memory: gradients {readable_bytes(inverse.window_bytes)} + factors "
+        f"{readable_bytes(inverse.inverse_bytes)} = {readable_bytes(inverse.total_bytes)}; "
+        f"{inverse.flops / 1e9:,.2g} GFLOP",
+        f"budget: {readable_bytes(plan.budget_bytes)} ({plan.budget_from}): "
         f"{'fits' if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
     ]

@@ -1,5 +1,8 @@
 """The two ways a run can end without a verdict, each with its exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CompressError(Exception):
     """A run that ends without a verdict. The message says what to do about it."""
@@ -24,3 +27,20 @@ class StageError(CompressError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"stage {stage}: {message}")
         self.stage = stage
+
+
+@contextmanager
+def stage_named(stage: str) -> Iterator[None]:
+    """Name the stage in whatever goes wrong in it, also where the user interrupts it.
+
+    Raises:
+        StageError: For every exception but :class:`CompressError`.
+    """
+    try:
+        yield
+    except CompressError:
+        raise
+    except KeyboardInterrupt:
+        raise StageError(stage, "interrupted. Start again: finished stages are kept.") from None
+    except Exception as error:
+        raise StageError(stage, f"{type(error).__name__}: {error}") from error

@@ -1,42 +1,119 @@
-"""What the terminal shows while a run goes on."""
+"""What the terminal shows while a run goes on: one line a stage."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
 
 T = TypeVar("T")
 
 
-class Progress:
-    """Progress bars and remarks, on the given console.
+class Stage:
+    """A stage's line.
 
     Args:
-        console: Where to write; a quiet console shows nothing.
-        verbose: Also show remarks.
+        name: Of the stage.
+        console: Where to write.
+        bar: Shows the steps as they go; None where lines can not be written over.
+        verbose: Leave a line for every step.
+    """
+
+    def __init__(self, name: str, console: Console, bar: Bar | None, *, verbose: bool) -> None:
+        self.reused = False
+        """To be set where the result was found rather than made."""
+        self._name, self._console, self._bar, self._verbose = name, console, bar, verbose
+        self._start = time.perf_counter()
+        self._waiting = bar and bar.add_task(name, total=None)
+
+    def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        """Pass the items on, with a bar that ticks for each."""
+        start = time.perf_counter()
+        with self._ticking(label, total) as tick:
+            for item in items:
+                yield item
+                tick()
+        if self._verbose:
+            self._say(f"  {label}", f"{time.perf_counter() - start:.1f} s", style="dim")
+
+    def close(self) -> None:
+        """Say how the stage ended."""
+        seconds = f"{time.perf_counter() - self._start:.1f} s"
+        self._say(self._name, "reused" if self.reused else seconds)
+
+    @contextmanager
+    def _ticking(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar in the place of that which only says that the stage is at work."""
+        if self._bar is None:
+            yield lambda: None
+            return
+        self._bar.update(self._waiting, visible=False)
+        task = self._bar.add_task(label, total=total)
+        yield lambda: self._bar.advance(task)
+        self._bar.remove_task(task)
+        self._bar.update(self._waiting, visible=True)
+
+    def _say(self, what: str, outcome: str, style: str | None = None) -> None:
+        self._console.print(
+            f"{what:<24}{outcome:>8}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class Progress:
+    """Shows the stages of a run, one after the other.
+
+    While a stage runs, a terminal shows the bar of its present step. What stays, and what a log
+    gets, is one line a stage.
+
+    Args:
+        console: Where to write; a quiet console shows nothing. Default: nowhere.
+        verbose: Also leave a line for each step within the stages.
     """
 
     def __init__(self, console: Console | None = None, *, verbose: bool = False) -> None:
         self._console = console or Console(quiet=True)
         self._verbose = verbose
+        self._stage: Stage | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Open the line of a stage; what it tracks meanwhile is shown there."""
+        animated = self._console.is_terminal and not self._console.is_dumb_terminal
+        bar = _bar(self._console) if animated and not self._console.quiet else None
+        self._stage = Stage(name, self._console, bar, verbose=self._verbose)
+        try:
+            with bar or nullcontext():
+                yield self._stage
+            self._stage.close()
+        finally:
+            self._stage = None
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
-        """Pass the items on, one tick of a bar for each."""
-        columns = (
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with RichProgress(*columns, console=self._console) as bars:
-            task = bars.add_task(label, total=total)
-            for item in items:
-                yield item
-                bars.advance(task)
+        """Pass the items on; within a stage, with a bar that ticks for each."""
+        return iter(items) if self._stage is None else self._stage.track(items, label, total)
 
     def remark(self, text: str) -> None:
         """Say something that only the curious want to read."""
         if self._verbose:
-            self._console.print(text, style="dim", highlight=False)
+            self._console.print(f"  {text}", style="dim", markup=False, highlight=False)
+
+
+class _Count(MofNCompleteColumn):
+    """``96/128``; empty where the number of steps is not known."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total else Text()
+
+
+def _bar(console: Console) -> Bar:
+    columns = (
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(),
+        _Count(),
+        TimeElapsedColumn(),
+    )
+    return Bar(*columns, console=console, transient=True)

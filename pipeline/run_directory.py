@@ -26,6 +26,7 @@ RESULTS = (
 )
 _CACHE = ".cache"
 _LOCK = "run.lock"
+_DRAFT = ".draft-"
 
 
 class RunDirectory:
@@ -41,9 +42,14 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.cache = path / _CACHE
-        if path.exists() and not path.is_dir():
+        try:
+            is_file = path.exists() and not path.is_dir()
+            foreign = path.is_dir() and not self.cache.is_dir() and any(path.iterdir())
+        except (OSError, ValueError) as error:
+            raise InputError(_unusable(path, error)) from error
+        if is_file:
             raise InputError(f"-o must be a directory. Got the file {path}. Name another.")
-        if path.is_dir() and any(path.iterdir()) and not self.cache.is_dir():
+        if foreign:
             raise InputError(
                 f"-o must be a new, an empty or a run's own directory. Got {path}, which holds "
                 "other files. Name another."
@@ -66,7 +72,7 @@ class RunDirectory:
                 "name another directory."
             ) from None
         except OSError as error:
-            raise InputError(f"-o must be writable. Got {self.path}: {error.strerror}.") from error
+            raise InputError(_unusable(self.path, error)) from error
         try:
             yield self
         finally:
@@ -76,16 +82,30 @@ class RunDirectory:
         """Remove the results of an earlier run, so that none can pass for this one's."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
+        for left in self.cache.glob(f"{_DRAFT}*"):  # by a run that was killed
+            shutil.rmtree(left)
 
     def take_all(self, folder: Path) -> None:
         """Copy an artefact's files here. Not links: who edits a result must not edit the cache."""
         for file in folder.iterdir():
             if file.name != MANIFEST:
-                shutil.copy2(file, self.path / file.name)
+                with self._draft(file.name) as draft:
+                    shutil.copyfile(file, draft)
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
-        with tempfile.TemporaryDirectory(dir=self.cache) as scratch:
-            draft = Path(scratch) / name
+        """Write a text file."""
+        with self._draft(name) as draft:
             draft.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _draft(self, name: str) -> Iterator[Path]:
+        """A path to write to; the file takes its place when it is whole, or never."""
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.cache) as scratch:
+            draft = Path(scratch) / name
+            yield draft
             os.replace(draft, self.path / name)
+
+
+def _unusable(path: Path, error: OSError | ValueError) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"-o must be a directory that can be written to. Got {path}: {reason}. Name another."

@@ -13,10 +13,10 @@ import torch
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
-from mfac_compress.pipeline.errors import CompressError, StageError
+from mfac_compress.pipeline.errors import stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
-from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.progress import Progress, Stage
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run_directory import RunDirectory
@@ -63,11 +63,17 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
     progress = progress or Progress()
-    context = load_inputs(recipe, model_path, trust_pickle=trust_pickle, progress=progress)
-    check_inputs(context)
-    with RunDirectory(Path(output)).locked() as directory:
+    directory = RunDirectory(Path(output))
+    with stage_named("load"), progress.stage("load"):
+        context = load_inputs(recipe, model_path, trust_pickle=trust_pickle, progress=progress)
+        check_inputs(context)
+    with directory.locked():
         directory.clear()
-        return _Run(context, directory).go()
+        try:
+            return _Run(context, directory).go()
+        except BaseException:
+            directory.clear()  # of what was put in place before it went wrong
+            raise
 
 
 @dataclass
@@ -87,10 +93,13 @@ class _Run:
         recovered = self._stage(recover, recover.recover, pruned)
         exported = self._stage(export, export.export, recovered)
         validated = self._stage(validate, validate.validate, recovered, exported)
-        with self._timed("latency"):
-            comparisons = validate.measure_latency(context, exported.folder)
-        report = self._report(validated, tuple(map(latency_result, comparisons)), recovered)
-        self._publish(report, recovered, exported)
+        comparisons = []
+        if context.recipe.validate_.latency is not None:
+            with self._timed("latency"):
+                comparisons = validate.measure_latency(context, exported.folder)
+        with stage_named("report"):
+            report = self._report(validated, tuple(map(latency_result, comparisons)), recovered)
+            self._publish(report, recovered, exported)
         return report
 
     def _stage(
@@ -104,27 +113,20 @@ class _Run:
             **stage.depends_on(self.context),
         }
         folders = [artefact and artefact.folder for artefact in upstream]
-        with self._timed(name):
+        with self._timed(name) as line:
             artefact = StageCache(self.directory.cache).get(
                 name, ingredients, lambda folder: make(self.context, *folders, folder)
             )
-        how = "reused" if artefact.reused else f"{self.seconds[name]:.1f} s"
-        self.context.progress.remark(f"{name}: {how}")
+            line.reused = artefact.reused
         return artefact
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Note a stage's seconds, and name the stage in whatever goes wrong in it."""
+    def _timed(self, name: str) -> Iterator[Stage]:
+        """Show a stage, note its seconds, and name it in whatever goes wrong in it."""
         start = time.perf_counter()
-        try:
-            yield
-        except CompressError:
-            raise
-        except KeyboardInterrupt:
-            raise StageError(stage, "interrupted. Start again: finished stages are kept.") from None
-        except Exception as error:
-            raise StageError(stage, f"{type(error).__name__}: {error}") from error
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        with stage_named(name), self.context.progress.stage(name) as line:
+            yield line
+        self.seconds[name] = round(time.perf_counter() - start, 3)
 
     def _report(
         self, validated: Artefact, latency: tuple[LatencyResult, ...], recovered: Artefact
@@ -132,7 +134,7 @@ class _Run:
         measured = validated.facts
         recipe, targets = self.context.recipe, self.context.targets
         metric = MetricResult(**measured["metric"])
-        audit = tuple(TensorAuditResult(**tensor) for tensor in measured["audit"])
+        audit = tuple(self._in_model_order(measured["audit"]))
         size = _size_result(measured["size_bytes"])
         sparsity = SparsityResult(
             target=sum(b.sparsity * b.size for b in targets.budgets()) / targets.weights,
@@ -160,6 +162,12 @@ class _Run:
             audit=audit,
             recovery=recovered.facts,
         )
+
+    def _in_model_order(self, audit: list[dict[str, Any]]) -> Iterator[TensorAuditResult]:
+        """The masks' file orders them by name: ``10.weight`` before ``2.weight``."""
+        order = [target.name for target in self.context.targets.matched]
+        for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
+            yield TensorAuditResult(**tensor)
 
     def _publish(self, report: Report, recovered: Artefact, exported: Artefact) -> None:
         """Put the results in place, the report last: where it is, everything is."""

@@ -118,23 +118,24 @@ class ArraySource:
 
     def __init__(self, recipe: ArraysData, folder: Path) -> None:
         self._recipe, self._folder = recipe, folder
-        self._opened: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self._opened: dict[tuple[Path, bool], tuple[np.ndarray, np.ndarray]] = {}
 
-    def load(self, split: FileRows, key: str) -> ArraySamples:
+    def load(self, split: FileRows, key: str, *, labelled: bool = True) -> ArraySamples:
         """Take the samples of one split.
 
         Args:
             split: File and rows.
             key: The split's key in the recipe, for messages.
+            labelled: Whether targets are needed. Otherwise they may be missing, and are 0 then.
         Returns:
             The samples.
         Raises:
             InputError: If the file or an array in it is missing or does not fit the recipe.
         """
         path = (self._folder / Path(split.path).expanduser()).resolve()
-        if path not in self._opened:
-            self._opened[path] = _open(path, split.path, self._recipe, key)
-        x, y = self._opened[path]
+        if (path, labelled) not in self._opened:
+            self._opened[path, labelled] = _open(path, split.path, self._recipe, key, labelled)
+        x, y = self._opened[path, labelled]
         recipe = self._recipe
         preparation = Preparation(recipe.layout, recipe.divide_by, recipe.mean, recipe.std)
         return ArraySamples(x, y, split.rows, preparation=preparation, origin=split.path, key=key)
@@ -172,8 +173,14 @@ class DigitsSource:
         )
 
 
-def _open(path: Path, given: str, recipe: ArraysData, key: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = (_read(path, name, given, key) for name in (recipe.x, recipe.y))
+def _open(
+    path: Path, given: str, recipe: ArraysData, key: str, labelled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    x = _read(path, recipe.x, given, key)
+    if labelled or recipe.y in _names(path):
+        y = _read(path, recipe.y, given, key)
+    else:
+        y = np.zeros(len(x), dtype=np.int64)
     for name, array in ((recipe.x, x), (recipe.y, y)):
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             raise InputError(
@@ -186,6 +193,14 @@ def _open(path: Path, given: str, recipe: ArraysData, key: str) -> tuple[np.ndar
             f"{recipe.x!r} and {len(y)} of {recipe.y!r}."
         )
     return x, y
+
+
+def _names(path: Path) -> list[str]:
+    """Arrays of a file or folder that :func:`_read` has read one of."""
+    if path.is_dir():
+        return [file.stem for file in path.glob("*.npy")]
+    with np.load(path, allow_pickle=False) as archive:
+        return archive.files
 
 
 def _read(path: Path, name: str, given: str, key: str) -> np.ndarray:

@@ -17,7 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from mfac_compress.pipeline.errors import InputError
+
+_NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
+"""Whose lines do not help who looks for a fault in their own: the pipeline's, and PyTorch's."""
 
 
 def resolve_callable(spec: str, *, key: str, folder: Path) -> Callable[..., Any]:
@@ -163,15 +168,20 @@ def describe(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not frame.filename.startswith("<frozen")
+        if not frame.filename.startswith(_NOT_THE_USERS)
     ]
+    # None are left where a call does not fit: it fails in the line that makes it, which is ours.
     if not frames:
         return text
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 def _missing(owner: Any, name: str, spec: str) -> str:
-    public = [other for other in dir(owner) if not other.startswith("_")]
+    public = [
+        other
+        for other in dir(owner)
+        if not other.startswith("_") and callable(getattr(owner, other, None))
+    ]
     near = get_close_matches(name, public, n=3)
     advice = f" Did you mean {', '.join(near)}?" if near else ""
     return f"Got {spec!r}, and it has no {name!r}.{advice}"

@@ -1,6 +1,7 @@
 """What every stage of one run shares."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,10 @@ class RunContext:
 
     def fresh_module(self) -> nn.Module:
         """A copy of the dense model, on the run's device."""
-        return copy.deepcopy(self.model.module)
+        with warnings.catch_warnings():
+            # PyTorch warns of its own ways when it copies the module of an exported program.
+            warnings.simplefilter("ignore", FutureWarning)
+            return copy.deepcopy(self.model.module)
 
     def parameters_of(self, module: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of ``module`` that are pruned, in the order of the flat vector."""

@@ -47,13 +47,16 @@ class DataSplits:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_data(section: Data, *, folder: Path, needs_recovery: bool) -> DataSplits:
+def load_data(
+    section: Data, *, folder: Path, needs_recovery: bool, labelled: bool = True
+) -> DataSplits:
     """Open the data of a recipe and check that its splits share no samples.
 
     Args:
         section: The recipe's ``data``.
         folder: Where relative paths start: the recipe's folder.
         needs_recovery: Whether the run fine-tunes. Otherwise that split is not opened.
+        labelled: Whether calibration needs targets. Otherwise those of arrays may be missing.
     Returns:
         The splits.
     Raises:
@@ -64,10 +67,10 @@ def load_data(section: Data, *, folder: Path, needs_recovery: bool) -> DataSplit
     source = _open(section, folder)
     loaded = {}
     for name in names:
-        samples = _load(source, section, name)
+        samples = _load(source, section, name, labelled or name != "calibration")
         loaded[name] = Split(name, samples, augment if name == "recovery" else Augment())
     splits = DataSplits(loaded["calibration"], loaded.get("recovery"), loaded["validation"])
-    _check_same_form(splits)
+    _check_same_form(splits, labelled)
     for first, second in combinations(splits, 2):
         _check_disjoint(first, second, section.max_overlap)
     return splits
@@ -83,33 +86,37 @@ def _open(section: Data, folder: Path) -> Any:
     return DatasetSource(section, folder)
 
 
-def _load(source: Any, section: Data, name: str) -> Samples:
+def _load(source: Any, section: Data, name: str, labelled: bool) -> Samples:
     if isinstance(source, DatasetSource):
         return source.load(name)
     key = f"data.splits.{name}"
     place = getattr(section.splits, name)
     if place is None:
         raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
+    if isinstance(section, ArraysData):
+        return source.load(place, key, labelled=labelled)
     return source.load(place, key)
 
 
-def _check_same_form(splits: DataSplits) -> None:
+def _check_same_form(splits: DataSplits, labelled: bool) -> None:
     # Samples of another type would also never hash alike, and hide an overlap.
-    first = splits.calibration
-    expected = _form(first)
+    first = splits.validation
     for split in splits:
-        if _form(split) != expected:
+        with_targets = labelled or split is not splits.calibration
+        expected, found = (_form(one, with_targets) for one in (first, split))
+        if found != expected:
             raise InputError(
                 f"data must have samples of one shape and type in all splits. {first.name} has "
-                f"{expected}, {split.name} has {_form(split)}. Bring the files into one form."
+                f"{expected}, {split.name} has {found}. Bring the files into one form."
             )
 
 
-def _form(split: Split) -> str:
+def _form(split: Split, with_targets: bool) -> str:
     x, y = split.samples.fetch([0])
-    return (
-        f"x {str(x.dtype).removeprefix('torch.')} {list(x.shape[1:])}, "
-        f"y {str(y.dtype).removeprefix('torch.')} {list(y.shape[1:])}"
+    parts = {"x": x, "y": y} if with_targets else {"x": x}
+    return ", ".join(
+        f"{name} {str(part.dtype).removeprefix('torch.')} {list(part.shape[1:])}"
+        for name, part in parts.items()
     )
 
 

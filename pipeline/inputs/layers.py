@@ -116,8 +116,28 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
             f"{recipe.where('prune.exclude')}: at least one tensor must be left to prune. "
             f"Got all {len(prunable)} excluded. Narrow prune.exclude."
         )
+    _check_overrides_count(matched, overridden, recipe)
     in_order = {name: left_out[name] for name in shapes if name in left_out}
     return PruneTargets(tuple(matched), in_order)
+
+
+def _check_overrides_count(
+    matched: Iterable[Target], overridden: dict[str, str], recipe: Recipe
+) -> None:
+    """Refuse an override that another key, or a later override, takes everything from.
+
+    Raises:
+        InputError: If a pattern sets the sparsity of no tensor.
+    """
+    counting = {overridden[target.name] for target in matched if target.name in overridden}
+    for pattern in recipe.prune.overrides:
+        if pattern not in counting:
+            raise InputError(
+                f"{recipe.where('prune.overrides', pattern)}: a pattern must set the sparsity of "
+                f"a tensor. All that {pattern!r} matches is left out by prune.include or "
+                "prune.exclude, or matched by a later pattern, which counts. Put the general "
+                "pattern first, or take this one away."
+            )
 
 
 def _why_not(module: nn.Module, shapes: Iterable[str]) -> dict[str, str]:

@@ -7,13 +7,14 @@ import torch
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
+from mfac_compress.pipeline.inputs.draw import draw_samples
 from mfac_compress.pipeline.inputs.layers import match_targets
 from mfac_compress.pipeline.inputs.memory import memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.inputs.trial import try_out
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.stages.calibrate import draw_samples
 
 
 def load_inputs(
@@ -23,7 +24,7 @@ def load_inputs(
     trust_pickle: bool = False,
     progress: Progress | None = None,
 ) -> RunContext:
-    """Load model, data and task, match the layers.
+    """Load model, data and task, match the layers, and try whether they fit.
 
     Raises:
         InputError: If any of them is wrong.
@@ -36,9 +37,16 @@ def load_inputs(
     model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
     targets = match_targets(model.module, recipe)
     task = load_task(recipe.task, folder=folder)
-    data = load_data(recipe.data, folder=folder, needs_recovery=recipe.recover.epochs > 0)
+    data = load_data(
+        recipe.data,
+        folder=folder,
+        needs_recovery=recipe.recover.epochs > 0,
+        labelled=recipe.calibrate.labels is True,
+    )
     model.module.to(device)
-    return RunContext(recipe, model, data, task, targets, device, progress or Progress())
+    context = RunContext(recipe, model, data, task, targets, device, progress or Progress())
+    try_out(context)
+    return context
 
 
 def check_inputs(context: RunContext) -> None:

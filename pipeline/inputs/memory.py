@@ -40,8 +40,8 @@ class MemoryPlan:
         )
         return (
             "run.memory_budget must hold gradients and inverse, "
-            f"{megabytes(self.inverse.total_bytes)}. "
-            f"Got {megabytes(self.budget_bytes)} ({self.budget_from}). "
+            f"{readable_bytes(self.inverse.total_bytes)}. "
+            f"Got {readable_bytes(self.budget_bytes)} ({self.budget_from}). "
             f"{smaller}, or prune fewer tensors."
         )
 
@@ -60,6 +60,12 @@ def memory_plan(context: RunContext) -> MemoryPlan:
     return MemoryPlan(inverse, int(_SHARE_OF_FREE * free), what)
 
 
-def megabytes(count: int) -> str:
-    """Bytes for people: ``1,234.5 MB``."""
-    return f"{count / 1e6:,.1f} MB"
+def readable_bytes(count: int) -> str:
+    """Bytes for people: ``30.4 kB``, ``1,234.5 MB``; whole below 1 kB.
+
+    >>> readable_bytes(30373)
+    '30.4 kB'
+    """
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"

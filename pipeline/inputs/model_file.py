@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class LoadedModel:
 
     Attributes:
         module: On the CPU, in evaluation mode, float32, every parameter with ``requires_grad``.
-        fingerprint: SHA-256 in hex over the file, the factory's source and its arguments.
+        fingerprint: SHA-256 in hex over the file, the factory's source and arguments, and the
+            sources of the layers.
     """
 
     module: nn.Module
@@ -72,7 +74,7 @@ def load_model(
     _check_tensors(module, path)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    return LoadedModel(module, _fingerprint(content, section, folder))
+    return LoadedModel(module, _fingerprint(content, section, folder, module))
 
 
 def set_training(module: nn.Module, training: bool) -> None:
@@ -201,9 +203,22 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def _fingerprint(content: bytes, section: ModelSection, folder: Path) -> str:
+def _fingerprint(content: bytes, section: ModelSection, folder: Path, module: nn.Module) -> str:
     digest = hashlib.sha256(hashlib.sha256(content).digest())
     if section.factory is not None:
         digest.update(source_fingerprint(section.factory, key=_FACTORY, folder=folder).encode())
         digest.update(json.dumps(section.kwargs, sort_keys=True, default=str).encode())
+        for source in sorted(_layer_sources(module)):
+            digest.update(source)
     return digest.hexdigest()
+
+
+def _layer_sources(module: nn.Module) -> set[bytes]:
+    """Hash the files that define the model's layers: the factory may import them from others."""
+    names = {type(part).__module__ for part in module.modules()}
+    files = {
+        getattr(sys.modules.get(name), "__file__", None)
+        for name in names
+        if name.partition(".")[0] != "torch"
+    }
+    return {hashlib.sha256(Path(file).read_bytes()).digest() for file in files if file}

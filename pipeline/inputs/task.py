@@ -51,17 +51,33 @@ class Task:
             InputError: If outputs and targets do not fit the loss, or the user's function fails
                 or returns no scalar tensor.
         """
+        self.check(outputs, targets)
+        if label_smoothing:
+            if self.loss_name != "cross_entropy":
+                raise InputError(
+                    "recover.label_smoothing must be 0 unless task.loss is cross_entropy. "
+                    f"Got {label_smoothing} with task.loss {self.loss_name!r}."
+                )
+            return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        return self.unchecked_loss(outputs, targets)
+
+    def check(self, outputs: Tensor, targets: Tensor) -> None:
+        """Check that outputs and targets fit the built-in loss; only their shapes and classes.
+
+        Raises:
+            InputError: If they do not.
+        """
         _check_outputs(outputs)
         if self.loss_name == "cross_entropy":
             _check_cross_entropy(outputs, targets)
-            return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
-        if label_smoothing:
-            raise InputError(
-                "recover.label_smoothing must be 0 unless task.loss is cross_entropy. "
-                f"Got {label_smoothing} with task.loss {self.loss_name!r}."
-            )
-        if self.loss_name == "mse":
+        elif self.loss_name == "mse":
             _check_mse(outputs, targets)
+
+    def unchecked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """:meth:`loss` without :meth:`check`, which reads values and so can not be vectorised."""
+        if self.loss_name == "cross_entropy":
+            return F.cross_entropy(outputs, targets)
+        if self.loss_name == "mse":
             return F.mse_loss(outputs, targets.to(outputs.dtype))
         value = _call(self._own_loss, outputs, targets, key="task.loss", name=self.loss_name)
         if not isinstance(value, Tensor) or value.ndim != 0:

@@ -122,6 +122,12 @@ class CalibrateSection(Section):
     """m. Exactly this many, or the run ends with an error."""
     samples_per_gradient: Count = 8
     """Samples whose mean loss makes one gradient."""
+    labels: Literal[True, "model"] = True
+    """`true`: the data's. `model`: drawn from the model's own prediction, or random projections of
+    outputs that are no classes; the calibration data then needs no labels."""
+    gradients: Literal["auto", "loop", "vmap"] = "auto"
+    """How gradients are computed. `auto` times both on the first batches; they differ in rounding
+    only."""
     seed: Seed | None = None
     """Seed of the draw. Default: `run.seed`."""
     holdout: Share = 0.2
@@ -133,9 +139,15 @@ class FisherSection(Section):
     """The damped empirical Fisher and its inverse."""
 
     damping: Positive = 1e-5
-    """λ of F = λI + 1/m Σ gᵢgᵢᵀ."""
+    """λ of F = λI + 1/m Σ gᵢgᵢᵀ, in the unit of `damping_unit`."""
+    damping_unit: Literal["absolute", "mean_diagonal"] = "absolute"
+    """`mean_diagonal`: the damping is a multiple of the mean of the undamped Fisher's diagonal, so
+    that it fits models and losses of any scale."""
     block_size: Count | Literal["full"] = 128
     """Side of the diagonal blocks, which never straddle two tensors; `full`: one block of all."""
+    blocks: Literal["tensor", "row"] = "tensor"
+    """`tensor`: each tensor is cut every `block_size` weights. `row`: blocks follow its rows
+    (output channels), cut or put together to come near `block_size`."""
     window_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Storage of the gradients. Sums run in float32 or more."""
 
@@ -160,6 +172,12 @@ class PruneSection(Section):
     """Times that gradients and inverse are computed anew on the way."""
     schedule: Literal["geometric", "linear"] = "geometric"
     """How the density (geometric) or the sparsity (linear) moves over the steps."""
+    selection: Literal["independent", "sequential"] = "independent"
+    """`independent`: what each weight's removal costs on its own. `sequential`: within a block, one
+    weight is removed at a time, and the others are judged anew."""
+    first_order: bool = False
+    """Also follow the gradient that the pruned model has, as far as it lowers the loss on held-out
+    calibration samples."""
     update: Literal["joint", "single", "none"] = "joint"
     """`joint`: exact for the whole removed set. `single`: the paper's sum of single-weight
     corrections. `none`: the others stay as they are; the only choice with `magnitude`."""

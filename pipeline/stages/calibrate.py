@@ -1,5 +1,7 @@
 """Stage 1: the empirical Fisher's sums, from gradients of the loss on calibration samples."""
 
+import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mfac_compress.mfac.block_inverse import BlockFisher
-from mfac_compress.mfac.gradients import NonFiniteGradientError, loss_gradients
+from mfac_compress.mfac.gradients import (
+    Batch,
+    GradientSource,
+    Method,
+    NonFiniteGradientError,
+    batches_at_once,
+    fastest_method,
+)
+from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import uses_blocks
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.data import Split
+from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
 
-VERSION = 1
+VERSION = 2
 _FILE = "fisher.safetensors"
 
 Fisher = BlockFisher | GradientWindow
@@ -26,27 +36,24 @@ Fisher = BlockFisher | GradientWindow
 
 def depends_on(context: RunContext) -> dict[str, Any]:
     """What the Fisher is made of. Not the damping: that comes in at inversion."""
+    calibrate = context.recipe.calibrate
     return {
         "model": context.model.fingerprint,
         "samples": context.data.calibration.fingerprint,
         "loss": context.task.loss_fingerprint,
         "draw": draws_on(context),
-        "fisher": context.recipe.fisher.model_dump(exclude={"damping"}),
+        "how": [calibrate.labels, calibrate.gradients],
+        "fisher": context.recipe.fisher.model_dump(exclude={"damping", "damping_unit"}),
         "tensors": [target.name for target in context.targets.matched],
         "device": str(context.device),
     }
 
 
-def draws_on(context: RunContext) -> dict[str, Any]:
-    """What the choice of calibration samples depends on."""
-    return context.recipe.calibrate.model_dump() | {"seed": context.seed}
-
-
 def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
     """Compute the Fisher of the dense model and save it to ``folder``; returns facts."""
-    fisher = compute_fisher(context, context.model.module, step=0)
+    fisher, facts = compute_fisher(context, context.model.module, step=0)
     save_file(fisher.state(), folder / _FILE)
-    return {"num_gradients": fisher.num_gradients}
+    return facts
 
 
 def load_fisher(context: RunContext, folder: Path) -> Fisher:
@@ -56,79 +63,47 @@ def load_fisher(context: RunContext, folder: Path) -> Fisher:
     return fisher
 
 
-def compute_fisher(context: RunContext, module: nn.Module, step: int) -> Fisher:
+def compute_fisher(
+    context: RunContext, module: nn.Module, step: int
+) -> tuple[Fisher, dict[str, Any]]:
     """Draw samples for this step and gather exactly m gradients of the model as it is.
 
+    Returns:
+        The Fisher's sums, and facts: method and speed.
+
     Raises:
-        InputError: If the calibration split is too small, or a gradient is not finite.
+        InputError: If the calibration split is too small, a sample does not fit the loss, or a
+            gradient is not finite.
     """
-    section = context.recipe.calibrate
     draw = draw_samples(context, step)
-    fisher = _empty_fisher(context)
     set_training(module, False)
-    gradients = loss_gradients(
-        module,
-        context.task.loss,
-        _batches(context, context.data.calibration, draw),
-        context.parameters_of(module),
-    )
-    label = "calibrate" if not step else f"calibrate, step {step + 1}"
+    fisher = _empty_fisher(context)
+    source = GradientSource(module, _loss(context), context.parameters_of(module))
+    batches = _batches(context, module, draw, step)
     try:
-        for gradient in context.progress.track(gradients, label, section.num_gradients):
-            fisher.add(gradient.unsqueeze(0))
+        method, batches = _choose_method(context, source, batches)
+        start = time.perf_counter()
+        for rows in source.rows(_ticking(context, batches, step), method):
+            fisher.add(rows)
     except NonFiniteGradientError as error:
         raise InputError(_name_samples(error, draw)) from error
-    assert fisher.num_gradients == section.num_gradients
-    return fisher
-
-
-def draw_samples(context: RunContext, step: int) -> Tensor:
-    """Positions in the calibration split of each gradient's samples. Shape ``[m, samples]``."""
-    section = context.recipe.calibrate
-    pool = gradient_pool(context)
-    needed = section.num_gradients * section.samples_per_gradient
-    if needed > len(pool):
-        raise InputError(
-            "calibrate.num_gradients x calibrate.samples_per_gradient must not exceed the "
-            f"{len(pool)} calibration samples left beside calibrate.holdout. Got "
-            f"{section.num_gradients} x {section.samples_per_gradient} = {needed}. Lower one of "
-            "them, or give data.splits.calibration more samples."
-        )
-    generator = torch.Generator().manual_seed(context.seed * 1000 + step)
-    drawn = pool[torch.randperm(len(pool), generator=generator)[:needed]]
-    return drawn.view(section.num_gradients, section.samples_per_gradient)
-
-
-def gradient_pool(context: RunContext) -> Tensor:
-    """Calibration samples that gradients may be drawn from."""
-    return _shuffled(context)[_holdout_size(context) :]
-
-
-def holdout(context: RunContext) -> Tensor:
-    """Calibration samples that no gradient sees, for choices."""
-    return _shuffled(context)[: _holdout_size(context)]
-
-
-def _shuffled(context: RunContext) -> Tensor:
-    generator = torch.Generator().manual_seed(context.seed)
-    return torch.randperm(len(context.data.calibration), generator=generator)
-
-
-def _holdout_size(context: RunContext) -> int:
-    return round(context.recipe.calibrate.holdout * len(context.data.calibration))
-
-
-def _batches(context: RunContext, split: Split, draw: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for x, y in split.batches(draw.shape[1], indices=draw.flatten()):
-        yield x.to(context.device), y.to(context.device)
+    seconds = time.perf_counter() - start
+    assert fisher.num_gradients == context.recipe.calibrate.num_gradients
+    return fisher, {
+        "num_gradients": fisher.num_gradients,
+        "method": method,
+        "samples_per_second": round(draw.numel() / seconds, 1),
+    }
 
 
 def partition_of(context: RunContext) -> BlockPartition:
     """The Fisher's blocks for this recipe and model."""
-    size, bounds = context.recipe.fisher.block_size, context.targets.bounds
-    if size == "full":
-        return BlockPartition.contiguous(bounds[-1][1], None)
-    return BlockPartition.of_tensors(bounds, size)
+    section, targets = context.recipe.fisher, context.targets
+    if section.block_size == "full":
+        return BlockPartition.contiguous(targets.weights, None)
+    if section.blocks == "row":
+        return BlockPartition.of_rows([t.shape for t in targets.matched], section.block_size)
+    return BlockPartition.of_tensors(targets.bounds, section.block_size)
 
 
 def _empty_fisher(context: RunContext) -> Fisher:
@@ -138,6 +113,62 @@ def _empty_fisher(context: RunContext) -> Fisher:
         return BlockFisher(partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
     return GradientWindow(m, partition, dtype, context.device)
+
+
+def _loss(context: RunContext) -> Any:
+    """The loss whose gradients are taken; the batches are checked as they are made."""
+    if context.recipe.calibrate.labels == "model" and not _predicts_classes(context):
+        return projection_loss
+    return context.task.unchecked_loss
+
+
+def _predicts_classes(context: RunContext) -> bool:
+    return context.task.loss_name == "cross_entropy"
+
+
+def _batches(
+    context: RunContext, module: nn.Module, draw: Tensor, step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One batch for each gradient, with the targets that the recipe asks for."""
+    split = context.data.calibration
+    batches = (
+        (x.to(context.device), y.to(context.device))
+        for x, y in split.batches(draw.shape[1], indices=draw.flatten())
+    )
+    if context.recipe.calibrate.labels is True:
+        return _checked(context, module, batches)
+    relabel = sampled_labels if _predicts_classes(context) else random_projections
+    return relabel(module, batches, step_generator(context, step))
+
+
+def _checked(
+    context: RunContext, module: nn.Module, batches: Iterator[Batch]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Check that each batch's targets fit the loss; the outputs' form is that of the first."""
+    form = None
+    for x, y in batches:
+        if form is None:
+            with torch.no_grad():
+                form = module(x)
+        context.task.check(form, y)
+        yield x, y
+
+
+def _choose_method(
+    context: RunContext, source: GradientSource, batches: Iterator[Batch]
+) -> tuple[Method, Iterator[Batch]]:
+    """The recipe's method, or the faster one on the first batches, which are given back."""
+    section = context.recipe.calibrate
+    if section.gradients != "auto":
+        return section.gradients, batches
+    some = min(batches_at_once(section.samples_per_gradient), section.num_gradients)
+    first = list(itertools.islice(batches, some))
+    return fastest_method(source, first), itertools.chain(first, batches)
+
+
+def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+    label = "calibrate" if not step else f"calibrate, step {step + 1}"
+    return context.progress.track(batches, label, context.recipe.calibrate.num_gradients)
 
 
 def _name_samples(error: NonFiniteGradientError, draw: Tensor) -> str:

@@ -16,6 +16,7 @@ def invert(section: FisherSection, fisher: Fisher) -> InverseFisher:
         InputError: If the damping is too small to factor it.
     """
     try:
-        return fisher.invert(section.damping)
+        scale = fisher.mean_diagonal if section.damping_unit == "mean_diagonal" else 1.0
+        return fisher.invert(section.damping * scale)
     except ValueError as error:
-        raise InputError(f"fisher.{error}") from error
+        raise InputError(f"fisher.damping: {error}") from error

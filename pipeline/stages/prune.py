@@ -6,27 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mfac_compress.mfac import InverseFisher
+from mfac_compress.mfac.block_inverse import BlockInverse
+from mfac_compress.mfac.inverse import InverseFisher
 from mfac_compress.mfac.layout import TensorLayout
-from mfac_compress.mfac.obs import remove_weights
+from mfac_compress.mfac.obs import descend, remove_weights
 from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency, select_mask
 from mfac_compress.mfac.schedule import sparsity_schedule
+from mfac_compress.mfac.sequential import sequential_saliency
+from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.stages.calibrate import compute_fisher, load_fisher
+from mfac_compress.pipeline.stages.calibrate import Fisher, compute_fisher, load_fisher
+from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
 
-VERSION = 1
+VERSION = 2
 
 
 def depends_on(context: RunContext) -> dict[str, Any]:
     """What the masks and weights depend on, beside the Fisher."""
+    fisher = context.recipe.fisher
     return {
         "model": context.model.fingerprint,
         "prune": context.recipe.prune.model_dump(),
-        "damping": context.recipe.fisher.damping,
+        "damping": [fisher.damping, fisher.damping_unit],
         "targets": [[t.name, t.sparsity, t.own_budget] for t in context.targets.matched],
     }
 
@@ -39,24 +44,18 @@ def prune(context: RunContext, calibrated: Path | None, folder: Path) -> dict[st
         calibrated: Folder of the first step's Fisher; None where the method needs none.
         folder: Empty folder for the result.
     """
-    module = context.fresh_module()
-    parameters = context.parameters_of(module)
-    layout = TensorLayout.of(parameters)
-    weights = layout.flatten(parameters)
-    mask = torch.ones_like(weights, dtype=torch.bool)
-    sparsities = []
+    pruner = Pruner(context)
+    steps = []
     for step, budgets in enumerate(_steps(context)):
-        inverse = _inverse(context, module, calibrated, step)
-        saliency = (
-            magnitude_saliency(weights) if inverse is None else obs_saliency(weights, inverse)
-        )
-        mask = select_mask(saliency, budgets, mask)
-        weights = remove_weights(weights, mask, inverse, context.recipe.prune.update)
-        _write(parameters, layout.unflatten(weights))
-        sparsities.append(1 - mask.float().mean().item())
-    save_weights(module, folder)
-    save_masks(layout.unflatten(mask), folder)
-    return {"sparsity_by_step": sparsities}
+        if calibrated is None:
+            pruner.remove_smallest(budgets)
+            steps.append({"sparsity": pruner.sparsity})
+        else:
+            fisher = pruner.fisher(calibrated, step)
+            steps.append(pruner.remove_least_salient(fisher, budgets, step))
+    save_weights(pruner.module, folder)
+    save_masks(pruner.layout.unflatten(pruner.mask), folder)
+    return {"steps": steps}
 
 
 def _steps(context: RunContext) -> Iterator[list[Budget]]:
@@ -68,24 +67,74 @@ def _steps(context: RunContext) -> Iterator[list[Budget]]:
         yield [replace(b, sparsity=s) for b, s in zip(last, sparsities, strict=True)]
 
 
-def _inverse(
-    context: RunContext, module: nn.Module, calibrated: Path | None, step: int
-) -> InverseFisher | None:
-    """The inverse at this step's weights; the first step's gradients come from the cache."""
-    if calibrated is None:
-        return None
-    fisher = load_fisher(context, calibrated) if not step else compute_fisher(context, module, step)
-    label = f"invert, step {step + 1}"
-    for _ in context.progress.track([None], label, total=1):
-        inverse = invert(context.recipe.fisher, fisher)
-    return inverse
+class Pruner:
+    """The model on its way, its weights of interest as a flat vector beside it."""
 
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.module = context.fresh_module()
+        self._parameters = context.parameters_of(self.module)
+        self.layout = TensorLayout.of(self._parameters)
+        self.weights = self.layout.flatten(self._parameters)
+        self.mask = torch.ones_like(self.weights, dtype=torch.bool)
 
-def _saliency(weights: Tensor, inverse: InverseFisher | None) -> Tensor:
-    return magnitude_saliency(weights) if inverse is None else obs_saliency(weights, inverse)
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.mask.float().mean().item()
 
+    def fisher(self, calibrated: Path, step: int) -> Fisher:
+        """The Fisher at the present weights; the first step's comes from the cache."""
+        if step == 0:
+            return load_fisher(self.context, calibrated)
+        return compute_fisher(self.context, self.module, step)[0]
 
-@torch.no_grad()
-def _write(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+    def remove_smallest(self, budgets: list[Budget]) -> None:
+        """One step by magnitude."""
+        self.mask = select_mask(magnitude_saliency(self.weights), budgets, self.mask)
+        self._set(remove_weights(self.weights, self.mask, None, "none"))
+
+    def remove_least_salient(
+        self, fisher: Fisher, budgets: list[Budget], step: int
+    ) -> dict[str, Any]:
+        """One step by curvature; returns facts."""
+        section = self.context.recipe.prune
+        inverse = invert(self.context.recipe.fisher, fisher)
+        self.mask = select_mask(self._saliency(inverse), budgets, self.mask)
+        self._set(remove_weights(self.weights, self.mask, inverse, section.update))
+        facts: dict[str, Any] = {"sparsity": self.sparsity, "damping": inverse.damping}
+        if section.first_order:
+            facts |= self._follow_gradient(fisher, inverse)
+        self.context.progress.remark(f"step {step + 1}: sparsity {self.sparsity:.4f}")
+        return facts
+
+    def _saliency(self, inverse: InverseFisher) -> Tensor:
+        if self.context.recipe.prune.selection == "independent":
+            return obs_saliency(self.weights, inverse)
+        if not isinstance(inverse, BlockInverse):
+            raise InputError(
+                "prune.selection sequential needs fisher.block_size below "
+                f"calibrate.num_gradients. Got {self.context.recipe.fisher.block_size} and "
+                f"{inverse.num_gradients}. Lower the block size."
+            )
+        return sequential_saliency(self.weights, self.mask, inverse)
+
+    def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:
+        gradient = fisher.mean_gradient.to(self.weights)
+        direction = -inverse.kept_ihvp(gradient, self.mask)
+        weights = self.weights
+
+        def loss_at(step_size: float) -> float:
+            self._set(weights + step_size * direction)
+            return holdout_loss(self.context, self.module)
+
+        step_size, loss = descend(loss_at)
+        self._set(weights + step_size * direction)
+        return {"step_size": step_size, "holdout_loss": loss}
+
+    @torch.no_grad()
+    def _set(self, weights: Tensor) -> None:
+        """Take new weights, into the model too."""
+        self.weights = weights
+        values = self.layout.unflatten(weights)
+        for name, parameter in self._parameters.items():
+            parameter.copy_(values[name])

@@ -13,10 +13,10 @@ from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestim
 from mfac_compress.mfac.masking import MaskKeeper
 from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.data import Split
+from mfac_compress.pipeline.inputs.draw import draws_on, gradient_pool
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.recipe.schema import RecoverSection
-from mfac_compress.pipeline.stages.calibrate import draws_on, gradient_pool, holdout
+from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.weights import load_masks, load_weights, save_masks, save_weights
 
 VERSION = 1
@@ -41,7 +41,7 @@ def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
     module = load_weights(context.fresh_module(), pruned)
     masks = load_masks(pruned)
     losses = list(_train(context, module, masks)) if context.recipe.recover.epochs else []
-    batchnorm = _settle_batchnorm(context, module)
+    batchnorm = settle_batchnorm(context, module)
     save_weights(module, folder)
     save_masks(masks, folder)
     return {"loss_by_epoch": losses, "batchnorm": batchnorm}
@@ -112,7 +112,7 @@ def _lr_curve(section: RecoverSection, steps: int) -> Callable[[int], float]:
     return curves[section.schedule]
 
 
-def _settle_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
+def settle_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
     """Re-estimate batch-norm statistics if the recipe says so, or if it helps.
 
     It hurts at low sparsity and is worth much at high: `auto` measures the loss on calibration
@@ -123,28 +123,15 @@ def _settle_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
         return {"reestimated": False}
     before = batchnorm_state(module)
     split, pool = context.data.calibration, gradient_pool(context)
-    loss_before = _loss(context, module, split) if choice == "auto" else None
+    loss_before = holdout_loss(context, module) if choice == "auto" else None
     reestimate_batchnorm(
         module,
         (x.to(context.device) for x, _ in split.batches(_BATCHNORM_BATCH, indices=pool)),
     )
     if choice == "always":
         return {"reestimated": True}
-    loss_after = _loss(context, module, split)
+    loss_after = holdout_loss(context, module)
     better = loss_after < loss_before
     if not better:
         module.load_state_dict(before, strict=False)
     return {"reestimated": better, "holdout_loss": [loss_before, loss_after]}
-
-
-@torch.no_grad()
-def _loss(context: RunContext, module: nn.Module, split: Split) -> float:
-    """Mean loss on the held-out calibration samples, in evaluation mode."""
-    set_training(module, False)
-    held = holdout(context)
-    total = 0.0
-    for x, y in split.batches(_BATCHNORM_BATCH, indices=held):
-        total += context.task.loss(module(x.to(context.device)), y.to(context.device)).item() * len(
-            x
-        )
-    return total / len(held)

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from mfac_compress.pipeline.inputs.memory import megabytes
+from mfac_compress.pipeline.inputs.memory import readable_bytes
+from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict.report import GateResult, LatencyResult, Report, SpreadResult
 
 Rows = list[Sequence[str]]
@@ -42,15 +43,15 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
 def print_verdict(report: Report, console: Console) -> None:
     """The verdict table."""
     color = "green" if report.verdict == "pass" else "red"
-    table = Table(title=_headline(report), title_style=f"bold {color}", title_justify="left")
-    for column in ("", "dense", "sparse", ""):
-        table.add_column(column, overflow="fold")
+    table = plain_table(_headline(report), "", "dense", "sparse", "", style=f"bold {color}")
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for row in [*_measured_rows(report), *_latency_rows(report)]:
-        table.add_row(*row)
+        add_row(table, *row)
     table.add_section()
     for name, result, why in _gate_rows(report.gates):
         style = "green" if result == "pass" else "bold red"
-        table.add_row(name, "", f"[{style}]{result}[/]", why)
+        add_row(table, name, "", Text(result, style), why)
     console.print(table)
 
 
@@ -84,11 +85,16 @@ def _measured_rows(report: Report) -> Rows:
         ),
         (
             "file, compressed",
-            megabytes(size.dense.compressed_bytes),
-            megabytes(size.sparse.compressed_bytes),
+            readable_bytes(size.dense.compressed_bytes),
+            readable_bytes(size.sparse.compressed_bytes),
             f"ratio {size.ratio:.3f}",
         ),
-        ("file", megabytes(size.dense.raw_bytes), megabytes(size.sparse.raw_bytes), ""),
+        (
+            "file",
+            readable_bytes(size.dense.raw_bytes),
+            readable_bytes(size.sparse.raw_bytes),
+            "",
+        ),
         (
             "parity error",
             "",

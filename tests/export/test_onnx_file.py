@@ -196,3 +196,14 @@ def test_other_float_types_keep_their_type(dtype, tmp_path):
     assert torch.equal(torch.from_numpy(weight.copy()), model.weight.detach())
     assert not torch.from_numpy(weight[0].copy()).signbit().any()
     assert isinstance(open_session(tmp_path / "m.onnx"), onnxruntime.InferenceSession)
+
+
+def test_the_memory_order_of_the_example_leaves_no_trace(tmp_path):
+    """NumPy gives an added channel axis the stride 1, which PyTorch takes for channels-last."""
+    example = torch.rand(2, 64).as_strided((2, 1, 8, 8), (64, 1, 8, 1))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    export_onnx(model, example, tmp_path / "net.onnx")
+
+    operators = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    assert not operators & {"Gather", "Range"}

@@ -1,40 +1,60 @@
-"""Gradients as rows of the flat vector."""
+"""Gradients as rows of the flat vector, by loop and by vmap."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mfac_compress.mfac.gradients import NonFiniteGradientError, loss_gradients
+from mfac_compress.mfac.gradients import (
+    GradientSource,
+    NonFiniteGradientError,
+    batches_at_once,
+    fastest_method,
+)
 from mfac_compress.mfac.layout import TensorLayout
+
+METHODS = ["loop", "vmap"]
 
 
 def _model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).eval()
 
 
-def _parameters(model, names):
-    return {name: dict(model.named_parameters())[name] for name in names}
+def _source(model, names=("3.weight", "0.weight"), loss=cross_entropy):
+    parameters = dict(model.named_parameters())
+    return GradientSource(model, loss, {name: parameters[name] for name in names})
 
 
-def test_a_row_is_the_gradient_of_the_mean_loss():
-    model, x, y = _model(), torch.randn(6, 4), torch.randint(3, (6,))
-    names = ["2.weight", "0.weight"]
+def _batches(count, size=2):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, 4, generator=generator), torch.randint(3, (size,), generator=generator))
+        for _ in range(count)
+    ]
 
-    (row,) = loss_gradients(model, cross_entropy, [(x, y)], _parameters(model, names))
 
-    cross_entropy(model(x), y).backward()
-    expected = torch.cat([_parameters(model, names)[n].grad.flatten() for n in names])
-    torch.testing.assert_close(row, expected)
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_are_the_gradients_of_the_mean_losses(method):
+    model, batches = _model(), _batches(40)
+    source = _source(model)
+
+    rows = torch.cat(list(source.rows(batches, method)))
+
+    assert rows.shape == (40, 35)
+    for row, (x, y) in zip(rows, batches, strict=True):
+        model.zero_grad()
+        cross_entropy(model(x), y).backward()
+        expected = torch.cat([p.grad.flatten() for p in source.parameters.values()])
+        torch.testing.assert_close(row, expected)
 
 
 def test_a_row_agrees_with_finite_differences():
     model = _model().double()
     x, y = torch.randn(3, 4, dtype=torch.float64), torch.randint(3, (3,))
-    parameters = _parameters(model, ["0.weight"])
-    (row,) = loss_gradients(model, cross_entropy, [(x, y)], parameters)
-    weight, eps = parameters["0.weight"], 1e-6
+    source = _source(model, ["0.weight"])
+    ((row,),) = source.rows([(x, y)])
+    weight, eps = source.parameters["0.weight"], 1e-6
 
     for column in (0, 7, 19):
         flat = weight.data.view(-1)
@@ -43,37 +63,56 @@ def test_a_row_agrees_with_finite_differences():
         flat[column] -= 2 * eps
         down = cross_entropy(model(x), y)
         flat[column] += eps
-        assert row[column].item() == pytest.approx(((up - down) / (2 * eps)).item(), rel=1e-5)
+        difference = ((up - down) / (2 * eps)).item()
+        assert row[column].item() == pytest.approx(difference, rel=1e-5, abs=1e-8)
 
 
-def test_the_model_is_not_changed():
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_is_not_changed(method):
     model = _model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    batches = [(torch.randn(2, 4), torch.randint(3, (2,)))] * 2
 
-    list(loss_gradients(model, cross_entropy, batches, _parameters(model, ["0.weight"])))
+    list(_source(model).rows(_batches(3), method))
 
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_gradient_that_is_not_finite_names_batch_and_tensor():
-    model = _model()
-    good = (torch.randn(2, 4), torch.randint(3, (2,)))
-    bad = (torch.tensor([[float("inf"), 0, 0, 0]]), torch.tensor([0]))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_that_is_not_finite_names_batch_and_tensor(method):
+    batches = _batches(30)
+    batches[21][0][0, 0] = float("inf")
 
-    with pytest.raises(NonFiniteGradientError, match=r"of 0\.weight for batch 1") as error:
-        list(loss_gradients(model, cross_entropy, [good, bad], _parameters(model, ["0.weight"])))
+    with pytest.raises(NonFiniteGradientError, match=r"gradient of 3\.weight for batch 21") as e:
+        list(_source(_model()).rows(batches, method))
 
-    assert (error.value.index, error.value.tensor) == (1, "0.weight")
+    assert (e.value.index, e.value.tensor) == (21, "3.weight")
 
 
 def test_a_tensor_outside_the_loss_is_refused():
-    model = _model()
-    unused = nn.Parameter(torch.ones(2))
-    batch = (torch.randn(2, 4), torch.randint(3, (2,)))
+    source = GradientSource(_model(), cross_entropy, {"spare": nn.Parameter(torch.ones(2))})
     with pytest.raises(ValueError, match="spare"):
-        list(loss_gradients(model, cross_entropy, [batch], {"spare": unused}))
+        list(source.rows(_batches(1)))
+
+
+def test_the_method_is_the_one_that_took_less_time(monkeypatch):
+    from mfac_compress.mfac import gradients
+
+    for seconds, expected in [({"loop": 1, "vmap": 2}, "loop"), ({"loop": 2, "vmap": 1}, "vmap")]:
+        monkeypatch.setattr(gradients, "_seconds", lambda *args, s=seconds: s[args[-1]])
+        assert fastest_method(_source(_model()), _batches(2)) == expected
+
+
+def test_what_vmap_can_not_run_is_looped():
+    def loss(outputs, targets):
+        return cross_entropy(outputs, targets) * (2 if outputs.sum() > 0 else 1)
+
+    assert fastest_method(_source(_model(), loss=loss), _batches(4)) == "loop"
+
+
+def test_vmap_takes_at_least_one_batch_at_a_time():
+    assert batches_at_once(10_000) == 1
+    assert batches_at_once(1) > batches_at_once(8) > 1
 
 
 def test_flatten_and_unflatten_are_inverses():

@@ -6,6 +6,7 @@ import torch
 from mfac_compress.mfac import InverseFisher
 from mfac_compress.mfac.block_inverse import BlockFisher, BlockInverse
 from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.plan import plan_inverse
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.mfac.window_inverse import WindowInverse
 
@@ -57,8 +58,8 @@ def test_one_block_equals_the_full_matrix(gradients):
 
 
 def test_representation_is_the_smaller_one(gradients):
-    assert isinstance(InverseFisher.build(gradients(8, 20), block_size=7), BlockInverse)
-    assert isinstance(InverseFisher.build(gradients(8, 20), block_size=8), WindowInverse)
+    assert isinstance(InverseFisher.build(gradients(8, 24), block_size=8), BlockInverse)
+    assert isinstance(InverseFisher.build(gradients(8, 24), block_size=12), WindowInverse)
 
 
 def test_the_callers_gradients_are_not_changed(gradients):
@@ -134,7 +135,8 @@ def test_narrow_windows_are_inverted_as_what_they_hold(gradients, dense_fisher, 
         ({"gradients": torch.ones(3)}, r"gradients must be \[m, d\]"),
         ({"gradients": torch.ones(0, 3)}, r"gradients must be \[m, d\]"),
         ({"gradients": torch.ones(2, 3, dtype=torch.int64)}, "floating-point"),
-        ({"gradients": torch.tensor([[0.0, 1.0], [float("inf"), 0.0]])}, "infinity in row 1"),
+        ({"gradients": torch.tensor([[0.0, 1.0, 2.0], [float("inf"), 0.0, 1.0]])}, "in row 1"),
+        ({"gradients": torch.tensor([[0.0, float("nan")]] * 4)}, "in columns 0 to 2"),
         ({"partition": BlockPartition.contiguous(5, 2)}, "must cover the d = 3 columns"),
     ],
 )
@@ -173,3 +175,62 @@ def test_a_window_refuses_more_than_it_holds_and_what_its_dtype_does_not():
         window.add(torch.full((1, 3), 1e6))
     with pytest.raises(ValueError, match="full"):
         window.add(torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("make", [BlockFisher, lambda p: GradientWindow(70, p)])
+def test_means_are_those_of_the_gradients(gradients, make):
+    G = gradients(70, 9)
+    fisher = make(BlockPartition.contiguous(9, 4))
+    for part in G.split(33):
+        fisher.add(part)
+
+    torch.testing.assert_close(fisher.mean_gradient, G.double().mean(0))
+    assert fisher.mean_diagonal == pytest.approx(G.double().square().mean().item())
+
+
+def test_gradients_added_later_do_not_change_an_inverse(gradients):
+    fisher = BlockFisher(BlockPartition.contiguous(9, 4))
+    fisher.add(gradients(6, 9))
+    inverse, x = fisher.invert(1e-3), torch.ones(9)
+    before = inverse.ihvp(x)
+
+    fisher.add(gradients(100, 9))
+
+    assert torch.equal(inverse.ihvp(x), before)
+    assert not torch.equal(fisher.invert(1e-3).ihvp(x), before)
+
+
+def test_added_gradients_may_be_overwritten_by_the_caller(gradients):
+    fisher, buffer = BlockFisher(BlockPartition.contiguous(9, 4)), gradients(6, 9).clone()
+    fisher.add(buffer)
+    buffer.zero_()
+
+    torch.testing.assert_close(
+        fisher.invert(1e-3).diagonal(), InverseFisher.build(gradients(6, 9), 1e-3, 4).diagonal()
+    )
+
+
+def test_blocks_are_the_damped_fisher(gradients, dense_fisher):
+    G = gradients(20, 10)
+    inverse = InverseFisher.build(G, 1e-3, 5)
+    dense = dense_fisher(G, 1e-3, 5)
+
+    for part, fisher in inverse.blocks():
+        for (start, stop), block in zip(part.bounds, fisher, strict=True):
+            torch.testing.assert_close(block, dense[start:stop, start:stop], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_the_plan_tells_what_was_built(gradients, block_size):
+    inverse = InverseFisher.build(gradients(8, 20), block_size=block_size)
+    assert inverse.plan == plan_inverse(BlockPartition.contiguous(20, block_size), 8)
+    assert inverse.plan.representation == ("window" if block_size is None else "blocks")
+
+
+def test_rows_of_a_tensor_are_blocks_of_their_own(gradients, dense_fisher):
+    G, partition = gradients(30, 22), BlockPartition.of_rows([(3, 5), (1, 7)], block_size=4)
+    diagonal = InverseFisher.build(G, 1e-3, partition=partition).diagonal().double()
+
+    for start, stop in [bounds for run in partition for bounds in run.bounds]:
+        dense = torch.linalg.inv(dense_fisher(G[:, start:stop], 1e-3))
+        torch.testing.assert_close(diagonal[start:stop], dense.diag(), rtol=1e-5, atol=0)

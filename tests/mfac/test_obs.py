@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mfac_compress.mfac import InverseFisher
-from mfac_compress.mfac.obs import remove_weights
+from mfac_compress.mfac.obs import descend, remove_weights
 from mfac_compress.mfac.saliency import obs_saliency
 
 SHAPES = [(8, 20, None), (30, 20, None), (30, 20, 6), (5, 21, 7)]
@@ -62,6 +62,20 @@ def test_single_update_adds_up_the_papers_corrections(gradients, dense_fisher, m
     torch.testing.assert_close(
         updated.double(), expected.masked_fill(~mask, 0), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("m", "d", "block_size"), SHAPES)
+def test_the_kept_inverse_is_that_of_the_kept_rows_and_columns(
+    gradients, dense_fisher, m, d, block_size
+):
+    G, x, mask = gradients(m, d), torch.randn(d), torch.rand(d) > 0.5
+    F_KK = dense_fisher(G, 1e-3, block_size)[mask][:, mask]
+    expected = torch.zeros(d, dtype=torch.float64)
+    expected[mask] = torch.linalg.solve(F_KK, x[mask].double())
+
+    solved = InverseFisher.build(G, 1e-3, block_size).kept_ihvp(x, mask)
+
+    torch.testing.assert_close(solved.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("update", ["joint", "single", "none"])
@@ -120,3 +134,25 @@ def test_joint_beats_every_other_choice_of_correction_on_pairs(gradients, dense_
         w_Q = w[Q].double()
         expected = 0.5 * w_Q @ torch.linalg.solve(torch.linalg.inv(F)[Q][:, Q], w_Q)
         assert (0.5 * delta @ F @ delta).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_descent_ends_at_the_power_of_two_with_the_lowest_loss():
+    size, loss = descend(lambda step: (step - 0.03) ** 2)
+    assert size == 2.0**-5
+    assert loss == pytest.approx((2.0**-5 - 0.03) ** 2)
+
+
+def test_the_descent_stays_where_no_step_helps():
+    tried = []
+
+    def loss_at(step):
+        tried.append(step)
+        return 1 + step
+
+    assert descend(loss_at) == (0.0, 1.0)
+    assert len(tried) == 3
+
+
+def test_the_descent_may_go_all_the_way_and_survives_infinite_losses():
+    assert descend(lambda step: -step) == (1.0, -1.0)
+    assert descend(lambda step: float("nan") if step > 0.1 else -step)[0] == 2.0**-4

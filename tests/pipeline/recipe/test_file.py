@@ -47,7 +47,7 @@ BAD = {
         ["Did you mean recover.batch_size or validate.batch_size?"],
     ),
     "key of a deeper section": ("gates: {}", 3, ["Did you mean validate.gates?"]),
-    "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, block_size"]),
+    "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, damping_unit"]),
     "far key of the top": ("zzz: 1", 3, ["A recipe has vars, folder, run, model, data"]),
     "bound": ("calibrate: {holdout: 1.5}", 3, ["of at least 0 and below 1. Got 1.5."]),
     "bound below": ("fisher:\n  damping: 0.0", 4, ["a number above 0. Got 0.0.", "1e-05"]),

@@ -1,0 +1,98 @@
+"""Accuracy of each way to prune, on a real model without any training.
+
+    python benchmarks/obs_solvers.py RECIPE MODEL [--methods ...] [--seeds 0 1 2]
+
+One run goes through all sparsities in 16 steps (gradients and inverse computed anew in each), so
+that each of them is reached in at most 16. Every choice, that of batch-norm statistics too, is made
+on calibration data; the accuracy is that of the whole validation split, in PyTorch. Prints a line
+for each run and a last line of JSON.
+"""
+
+import argparse
+import copy
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.stages.calibrate import compute_fisher
+from mfac_compress.pipeline.stages.prune import Pruner
+from mfac_compress.pipeline.stages.recover import settle_batchnorm
+
+STEPS = {0.5: 3, 0.6: 3, 0.7: 3, 0.8: 3, 0.9: 4}
+METHODS = {
+    "magnitude": ["prune.method=magnitude", "prune.update=none"],
+    "single": ["prune.update=single"],
+    "joint": [],
+    "joint, sequential": ["prune.selection=sequential"],
+    "joint, first order": ["prune.first_order=true"],
+    "joint, sequential, first order": ["prune.selection=sequential", "prune.first_order=true"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("model")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    results = []
+    for seed in arguments.seeds:
+        for method in arguments.methods:
+            overrides = ["recover.epochs=0", f"run.seed={seed}", *METHODS[method]]
+            recipe = load_recipe(arguments.recipe, [*overrides, *arguments.overrides])
+            result = {"method": method, "seed": seed, **run(load_inputs(recipe, arguments.model))}
+            print(json.dumps(result), flush=True)
+            results.append(result)
+    print(json.dumps({"threads": torch.get_num_threads(), "results": results}))
+
+
+def run(context: RunContext) -> dict[str, object]:
+    """Accuracy at each sparsity, and the seconds that it took to get there."""
+    pruner, step, kept, start = Pruner(context), 0, 1.0, time.perf_counter()
+    accuracies, pruning = {}, 0.0
+    for sparsity, steps in STEPS.items():
+        densities = kept * ((1 - sparsity) / kept) ** (np.arange(1, steps + 1) / steps)
+        for density in densities:
+            one_step(pruner, 1 - density, step)
+            step += 1
+        kept = 1 - sparsity
+        pruning += time.perf_counter() - start
+        accuracies[f"{sparsity:.0%}"] = round(100 * accuracy(context, pruner.module), 2)
+        accuracies[f"{sparsity:.0%} seconds"] = round(pruning)
+        start = time.perf_counter()
+    return accuracies
+
+
+def one_step(pruner: Pruner, sparsity: float, step: int) -> None:
+    """Remove down to one sparsity over all tensors together."""
+    context = pruner.context
+    budgets = [replace(budget, sparsity=sparsity) for budget in context.targets.budgets()]
+    if context.recipe.prune.method == "magnitude":
+        pruner.remove_smallest(budgets)
+    else:
+        fisher, _ = compute_fisher(context, pruner.module, step)
+        pruner.remove_least_salient(fisher, budgets, step)
+
+
+@torch.no_grad()
+def accuracy(context: RunContext, pruned: torch.nn.Module) -> float:
+    """On the validation split, after batch-norm statistics are settled as in a run."""
+    module = copy.deepcopy(pruned)
+    settle_batchnorm(context, module)
+    parts = [
+        (module(x.to(context.device)).cpu(), y) for x, y in context.data.validation.batches(250)
+    ]
+    outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    return float(np.mean(context.task.evaluate(outputs, targets)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The factor of S = mλI + GGᵀ, and the diagonal of F⁻¹ as exactly as is promised.
+
+With S = LLᵀ, R = L⁻¹ and v_j column j of V = RG, the diagonal is (1 − n_j)/λ for n_j = ‖v_j‖².
+An error E of RSRᵀ changes n_j by v_jᵀEv_j, at most ‖E‖n_j, which is the share ‖E‖n_j/(1 − n_j) of
+the diagonal. The n_j sum to less than m, so however ill-conditioned G is, no more than about m
+of the d columns come near 1. Hence three stages, each for what the one before left in doubt:
+
+1. products in float32;
+2. products in float64, with the error of each column bounded on its own;
+3. columns J whose 1 − n_j cancels are taken out of S. With S_K = mλI + G_K G_Kᵀ of the others,
+   [F⁻¹]_JJ = (λ(I + G_JᵀS_K⁻¹G_J))⁻¹ holds no difference.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mfac_compress.mfac.columns import Columns
+from mfac_compress.mfac.numerics import (
+    TOLERANCE,
+    fits_float32,
+    norm_bound,
+    sum_error,
+    too_small,
+)
+
+# With a larger error of RSRᵀ than this, bounds of first order mean nothing.
+_FIRST_ORDER = 0.1
+_COLUMNS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class GramFactor:
+    """S = mλI + GGᵀ = LLᵀ and R = L⁻¹, float64 ``[m, m]``.
+
+    Attributes:
+        R: Inverse of the Cholesky factor.
+        scale: √S_ii. Shape ``[m]``.
+        error: Of S_ij, relative to √(S_ii S_jj).
+        norm_error: ‖E‖, for the whole of RSRᵀ; infinite where S could not be factored.
+        growth: By how much products with R amplify rounding: ‖|R||L|‖.
+    """
+
+    R: Tensor
+    scale: Tensor
+    error: float
+    norm_error: float
+    growth: float
+
+    @classmethod
+    def of(
+        cls, columns: Columns, shift: float, dtype: torch.dtype, keep: Tensor | None = None
+    ) -> "GramFactor":
+        """Factor S with products in ``dtype``, for all columns or those where ``keep`` is true."""
+        S, error = columns.gram(dtype, keep)
+        if dtype == torch.float64:
+            _check_finite(S.diagonal())
+        S.diagonal().add_(shift)
+        scale, m = S.diagonal().sqrt(), S.shape[0]
+        error += sum_error(m, torch.float64)
+        L, info = torch.linalg.cholesky_ex(S)
+        if info.item() or not torch.isfinite(scale).all():
+            return cls(L, scale, error, float("inf"), float("inf"))
+        R = torch.linalg.solve_triangular(L, torch.eye(m).to(L), upper=False)
+        growth = norm_bound(R.abs() @ L.abs()) ** 0.5
+        # A random symmetric matrix of entries of this size has a norm of about 2√m times as much.
+        return cls(R, scale, error, error * m**0.5 / 2 * norm_bound(R * scale), growth)
+
+
+def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Tensor, Tensor]:
+    """R of S, and the diagonal of F⁻¹ on these columns.
+
+    Args:
+        columns: G.
+        shift: mλ.
+        damping: λ.
+
+    Returns:
+        R ``[m, m]`` and the diagonal ``[stop - start]``, both float64.
+
+    Raises:
+        PrecisionError: If even float64 can not give the diagonal to :data:`TOLERANCE`.
+    """
+    width = columns.stop - columns.start
+    n = torch.empty(width, dtype=torch.float64, device=columns.device)
+    doubtful = torch.arange(width, device=columns.device)
+    factor, dtype = None, torch.promote_types(torch.float32, columns.gradients.dtype)
+    if dtype == torch.float32 and fits_float32(damping):
+        factor = GramFactor.of(columns, shift, dtype)
+        if factor.norm_error <= TOLERANCE:
+            doubtful = _measure(columns, factor, dtype, n, doubtful)
+    if doubtful.numel():
+        factor = _exact_factor(columns, shift, damping)
+        doubtful = _measure(columns, factor, torch.float64, n, doubtful)
+        doubtful = _look_closer(columns, factor, n, doubtful)
+    assert factor is not None
+    diagonal = (1 - n) / damping
+    if doubtful.numel():
+        diagonal[doubtful] = _without_difference(columns, doubtful, shift, damping)
+    return factor.R, diagonal
+
+
+def _check_finite(squares: Tensor) -> None:
+    bad = (~torch.isfinite(squares)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"gradients must be finite, and so must their squares. Got NaN or infinity in row "
+            f"{bad[0]}. Look at the sample that it came from."
+        )
+
+
+def _exact_factor(
+    columns: Columns, shift: float, damping: float, keep: Tensor | None = None
+) -> GramFactor:
+    factor = GramFactor.of(columns, shift, torch.float64, keep)
+    if not factor.norm_error <= _FIRST_ORDER:
+        raise too_small(damping, "float64 to factor the Fisher")
+    return factor
+
+
+def _measure(
+    columns: Columns, factor: GramFactor, dtype: torch.dtype, n: Tensor, doubtful: Tensor
+) -> Tensor:
+    """Write n_j of the doubtful columns; returns those that are still in doubt."""
+    if 8 * len(doubtful) > len(n):
+        n.copy_(columns.leverage(factor.R, dtype))
+    else:
+        for part in doubtful.split(_COLUMNS_AT_ONCE):
+            n[part] = (factor.R @ columns.gather(columns.start + part)).square_().sum(dim=0)
+    error = factor.norm_error + 2 * factor.growth * sum_error(factor.R.shape[0], dtype)
+    now = n[doubtful]
+    return doubtful[~(error * now <= TOLERANCE * (1 - now))]
+
+
+def _look_closer(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tensor) -> Tensor:
+    """The columns that stay in doubt when the error of each is bounded on its own.
+
+    With x = S⁻¹g, an error D of S changes n by xᵀDx and one of the product Rg by 2vᵀ(|R||g|).
+    """
+    R, left = factor.R, [doubtful[:0]]
+    rounding = sum_error(R.shape[0], torch.float64)
+    for part in doubtful.split(_COLUMNS_AT_ONCE):
+        G = columns.gather(columns.start + part)
+        V = R @ G
+        gram = factor.error * (factor.scale.unsqueeze(1) * (R.mT @ V)).square_().sum(dim=0)
+        product = 2 * rounding * (V.abs() * (R.abs() @ G.abs())).sum(dim=0)
+        left.append(part[~(gram + product <= TOLERANCE * (1 - n[part]))])
+    return torch.cat(left)
+
+
+def _without_difference(columns: Columns, doubtful: Tensor, shift: float, damping: float) -> Tensor:
+    """Diagonal of F⁻¹ on the columns J by their Schur complement. Shape ``[len(J)]``."""
+    keep = torch.ones(columns.gradients.shape[1], dtype=torch.bool, device=columns.device)
+    keep[columns.start + doubtful] = False
+    factor = _exact_factor(columns, shift, damping, keep)
+    V = factor.R @ columns.gather(columns.start + doubtful)
+    block = V.mT @ V
+    block.diagonal().add_(1)
+    L, info = torch.linalg.cholesky_ex(block)
+    if info.item():
+        raise too_small(damping, "float64 to factor the Fisher")
+    inverse = torch.cholesky_inverse(L)
+    diagonal = inverse.diagonal()
+    # The same bounds as for blocks of F, since errors of W = VᵀV are shares of its diagonal.
+    own = inverse.square() * block.diagonal().unsqueeze(1)
+    gram = (factor.scale.unsqueeze(1) * (factor.R.mT @ (V @ inverse))).square_()
+    rounding = sum_error(len(doubtful) + len(V), torch.float64) * (1 + 2 * factor.growth)
+    error = rounding * own.sum(dim=0) + factor.error * gram.sum(dim=0)
+    if not (error <= TOLERANCE * diagonal).all():
+        raise too_small(damping, "float64 to invert the Fisher")
+    return diagonal / damping

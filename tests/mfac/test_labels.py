@@ -1,0 +1,57 @@
+"""Targets without labels: their averages are the true Fisher and the Gauss-Newton matrix."""
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mfac_compress.mfac.gradients import GradientSource
+from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
+
+
+def _rows(model, loss, batches):
+    source = GradientSource(model, loss, dict(model.named_parameters()))
+    return torch.cat(list(source.rows(batches, "vmap")))
+
+
+def test_sampled_labels_give_the_true_fisher():
+    """For softmax regression on one input x it is (diag p − ppᵀ) ⊗ xxᵀ."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 3, bias=False), torch.tensor([[1.0, -2.0]])
+    generator = torch.Generator().manual_seed(0)
+    batches = sampled_labels(model, [(x, torch.zeros(1))] * 4000, generator)
+
+    rows = _rows(model, cross_entropy, batches)
+
+    p = model(x).softmax(-1)[0]
+    expected = torch.kron(torch.diag(p) - torch.outer(p, p), x.T @ x)
+    torch.testing.assert_close(rows.T @ rows / 4000, expected, atol=0.05, rtol=0)
+
+
+def test_random_projections_give_the_gauss_newton_matrix():
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 3, bias=False), torch.tensor([[1.0, -2.0]])
+    generator = torch.Generator().manual_seed(0)
+    batches = random_projections(model, [(x, torch.zeros(1))] * 4000, generator)
+
+    rows = _rows(model, projection_loss, batches)
+
+    expected = torch.kron(torch.eye(3), x.T @ x)
+    torch.testing.assert_close(rows.T @ rows / 4000, expected, atol=0.25, rtol=0)
+
+
+def test_labels_of_many_positions_keep_their_shape():
+    model = nn.Conv1d(2, 4, 1)
+    ((_, y),) = sampled_labels(model, [(torch.randn(5, 2, 7), None)], torch.Generator())
+    assert y.shape == (5, 7)
+    assert y.dtype == torch.int64
+    assert 0 <= y.min() <= y.max() < 4
+
+
+def test_the_same_seed_draws_the_same():
+    model, batch = nn.Linear(2, 3), (torch.randn(50, 2), None)
+    draws = [
+        next(sampled_labels(model, [batch], torch.Generator().manual_seed(seed)))[1]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])

@@ -1,0 +1,68 @@
+"""Windows on disk, and what a build needs in memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.window import GradientWindow
+
+_BUILD = """
+import torch
+from mfac_compress.mfac import InverseFisher
+
+def memory(field):
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+torch.set_num_threads(1)
+InverseFisher.build(torch.randn(128, 2048), 1e-5)
+idle = memory("VmRSS")
+G = torch.empty(128, 300_000, dtype=torch.{dtype})
+for row in G:
+    row.copy_(torch.randn(300_000))
+InverseFisher.build(G, 1e-5)
+print((memory("VmHWM") - idle) / G.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's VmHWM")
+def test_a_full_build_needs_little_beside_the_window():
+    child = [sys.executable, "-c", _BUILD.format(dtype="float32")]
+    answer = subprocess.run(child, check=True, capture_output=True, text=True, timeout=120)
+    assert float(answer.stdout) < 1.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block_size", [None, 1500])
+def test_a_window_on_disk_gives_the_same_inverse(tmp_path, gradients, dtype, block_size):
+    G, partition = gradients(20, 4000), BlockPartition.contiguous(4000, block_size)
+    inverses = []
+    for folder in (None, tmp_path):
+        window = GradientWindow(20, partition, dtype, folder=folder)
+        for part in G.split(7):
+            window.add(part)
+        inverses.append(window.invert(1e-4))
+    memory, disk = inverses
+    x, mask = torch.randn(4000), torch.rand(4000) > 0.5
+
+    torch.testing.assert_close(disk.diagonal(), memory.diagonal())
+    torch.testing.assert_close(disk.ihvp(x), memory.ihvp(x))
+    torch.testing.assert_close(disk.joint_update(x, mask), memory.joint_update(x, mask))
+
+
+def test_the_file_leaves_nothing_behind(tmp_path):
+    window = GradientWindow(4, BlockPartition.contiguous(100, None), folder=tmp_path)
+    window.add(torch.ones(4, 100))
+
+    assert not list(tmp_path.iterdir())
+    assert window.state()["gradients"].sum() == 400
+
+
+def test_a_folder_that_is_too_small_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="GB free"):
+        GradientWindow(1 << 20, BlockPartition.contiguous(1 << 40, None), folder=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,66 @@
+"""One line a stage, bars while they run, nothing garbled where lines can not be written over."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mfac_compress.pipeline.progress import Progress
+
+
+def _shown(*, terminal, verbose=False, **console):
+    output = io.StringIO()
+    progress = Progress(
+        Console(file=output, force_terminal=terminal, width=80, **console), verbose=verbose
+    )
+    with progress.stage("prune"):
+        for step in (1, 2):
+            list(progress.track(range(3), f"calibrate, step {step}", 3))
+            progress.remark(f"after step {step}")
+    with progress.stage("recover") as line:
+        line.reused = True
+    return output.getvalue()
+
+
+def test_a_log_gets_one_line_a_stage():
+    prune, recover = _shown(terminal=False).splitlines()
+    assert prune.split() == ["prune", "0.0", "s"]
+    assert recover.split() == ["recover", "reused"]
+
+
+def test_a_verbose_log_also_gets_the_steps_and_remarks():
+    lines = [line.split("  ")[1] for line in _shown(terminal=False, verbose=True).splitlines()[:4]]
+    assert lines == ["calibrate, step 1", "after step 1", "calibrate, step 2", "after step 2"]
+
+
+def test_a_terminal_sees_bars_that_go_when_the_stage_ends():
+    shown = _shown(terminal=True, color_system=None)
+    assert "calibrate, step 2" in shown
+    assert "0/3" in shown
+    clear_line = "\x1b[2K"
+    assert "━" not in shown.rpartition(clear_line)[2]
+
+
+def test_a_dumb_terminal_is_treated_as_a_log():
+    dumb = {"TERM": "dumb"}
+    assert "\x1b" not in _shown(terminal=True, _environ=dumb)
+    assert len(_shown(terminal=True, _environ=dumb).splitlines()) == 2
+
+
+def test_a_quiet_console_shows_nothing():
+    assert _shown(terminal=True, quiet=True, verbose=True) == ""
+
+
+def test_an_interrupt_gives_the_terminal_back():
+    output = io.StringIO()
+    progress = Progress(Console(file=output, force_terminal=True, width=80))
+
+    def interrupted():
+        with progress.stage("prune"):
+            for _ in progress.track(range(3), "calibrate", 3):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert output.getvalue().rindex("\x1b[?25h") > output.getvalue().rindex("\x1b[?25l")
+    assert list(progress.track(range(2), "no stage", 2)) == [0, 1]
