@@ -136,7 +136,10 @@ def peak_memory(case: Case, dtype: str) -> dict:
     """What a full build needs beyond an idle process, as a multiple of the window."""
     child = [sys.executable, __file__, "--child", str(case.d), str(case.m), dtype]
     answer = subprocess.run(child, check=True, capture_output=True, text=True, timeout=900)
-    return {"case": f"{case.name} {dtype}", **json.loads(answer.stdout.splitlines()[-1])}
+    return {
+        "case": f"full d={case.d} m={case.m} {dtype}",
+        **json.loads(answer.stdout.splitlines()[-1]),
+    }
 
 
 def measure_memory(d: int, m: int, dtype: str) -> None:

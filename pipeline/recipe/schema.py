@@ -222,19 +222,31 @@ def _unreadable(key: KeyPath, pattern: str) -> Iterator[Fault]:
             yield Fault(key, f"must hold a regular expression after re:. Got {pattern!r}: {error}.")
 
 
+class SlidingWindowSection(Section):
+    """The Fisher of the optimizer `mfac`."""
+
+    num_gradients: Count = 128
+    """The newest gradients, of which it is made."""
+    damping: Positive = 1e-5
+    """λ."""
+
+
 class RecoverSection(Section):
     """Short fine-tuning in which no removed weight comes back."""
 
     epochs: Index = 0
     """Passes over the recovery split. 0: no recovery."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """What turns gradients into steps."""
+    optimizer: Literal["sgd", "adamw", "mfac"] = "sgd"
+    """What turns gradients into steps. `mfac` preconditions them by the Fisher of a sliding window
+    of gradients, which needs `window.num_gradients` times the model's memory."""
     lr: Positive = 0.01
     """Learning rate at the start."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate moves from `lr` to the end."""
     momentum: Share = 0.9
-    """Of `sgd`."""
+    """Of `sgd` and `mfac`."""
+    window: SlidingWindowSection = SlidingWindowSection()
+    """Of `mfac`."""
     weight_decay: NonNegative = 1e-4
     """Pull of every weight towards zero."""
     batch_size: Count = 128

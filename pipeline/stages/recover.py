@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
 from mfac_compress.mfac.masking import MaskKeeper
+from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.draw import draws_on, gradient_pool
@@ -94,6 +95,15 @@ def _optimizer(section: RecoverSection, module: nn.Module) -> torch.optim.Optimi
     parameters = [p for p in module.parameters() if p.requires_grad]
     if section.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=section.lr, weight_decay=section.weight_decay)
+    if section.optimizer == "mfac":
+        return MFAC(
+            parameters,
+            lr=section.lr,
+            num_gradients=section.window.num_gradients,
+            damping=section.window.damping,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+        )
     return torch.optim.SGD(
         parameters,
         lr=section.lr,

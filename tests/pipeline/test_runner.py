@@ -304,6 +304,25 @@ def test_magnitude_needs_no_gradients(project, frozen_stages):
         assert (~mask).sum() == mask.sum()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "mfac"])
+def test_no_optimizer_brings_removed_weights_back(project, optimizer):
+    project.recipe["recover"] = {
+        "epochs": 3,
+        "optimizer": optimizer,
+        "window": {"num_gradients": 8},
+    }
+    project.run()
+
+    (manifest,) = (project.output / ".cache" / "recover").glob("*/manifest.json")
+    losses = json.loads(manifest.read_text())["facts"]["loss_by_epoch"]
+    weights = load_file(project.output / "model.safetensors")
+    masks = load_file(project.output / "masks.safetensors")
+
+    assert len(losses) == 3
+    for name, mask in masks.items():
+        assert not weights[name][~mask].any()
+
+
 def test_overrides_and_exclusions_reach_the_masks(project):
     project.recipe["prune"] = {"sparsity": 0.5, "overrides": {"3": 0.25}}
     project.run("--set", "validate.gates.min_sparsity=null")

@@ -39,7 +39,7 @@ BAD = {
     "key of another section": (
         "run:\n  damping: 1",
         4,
-        ["run.damping is not", "Did you mean fisher.damping?"],
+        ["run.damping is not", "Did you mean fisher.damping or"],
     ),
     "key of two sections": (
         "calibrate: {batch_size: 1}",
@@ -56,7 +56,7 @@ BAD = {
     "near choice": (
         "recover: {optimizer: adam}",
         3,
-        ["must be one of sgd, adamw. Got 'adam'. Did you mean adamw?"],
+        ["must be one of sgd, adamw, mfac. Got 'adam'. Did you mean adamw?"],
     ),
     "one of two types": (
         "fisher: {block_size: 0}",
