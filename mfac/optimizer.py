@@ -250,7 +250,8 @@ class MFAC(Optimizer):
                 part = p.grad.add(p, alpha=decay) if decay else p.grad
             parts.append(part.reshape(-1))
         flat = torch.cat(parts).to(dtype)
-        if not flat.isfinite().all():
+        # One pass: the largest magnitude is NaN or infinity if any is.
+        if not torch.linalg.vector_norm(flat, float("inf")).isfinite():
             position = next(
                 i for i, part in enumerate(parts) if not part.to(dtype).isfinite().all()
             )
