@@ -45,7 +45,7 @@ class RunDirectory:
         try:
             is_file = path.exists() and not path.is_dir()
             foreign = path.is_dir() and not self.cache.is_dir() and any(path.iterdir())
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InputError(_unusable(path, error)) from error
         if is_file:
             raise InputError(f"-o must be a directory. Got the file {path}. Name another.")
@@ -71,7 +71,7 @@ class RunDirectory:
                 f"-o must not be in use. Another run is writing to {self.path}. Wait for it, or "
                 "name another directory."
             ) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(_unusable(self.path, error)) from error
         try:
             yield self

@@ -99,7 +99,7 @@ class _Run:
                 comparisons = validate.measure_latency(context, exported.folder)
         with stage_named("report"):
             report = self._report(validated, tuple(map(latency_result, comparisons)), recovered)
-            self._publish(report, recovered, exported)
+            self._publish(report, self._resolved(calibrated), recovered, exported)
         return report
 
     def _stage(
@@ -169,12 +169,21 @@ class _Run:
         for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
             yield TensorAuditResult(**tensor)
 
-    def _publish(self, report: Report, recovered: Artefact, exported: Artefact) -> None:
-        """Put the results in place, the report last: where it is, everything is."""
+    def _resolved(self, calibrated: Artefact | None) -> Recipe:
+        """The recipe with what the run measured and chose, so that it gives the same run again."""
         recipe = self.context.recipe
+        if calibrated is None:
+            return recipe
+        chosen = recipe.calibrate.model_copy(update={"gradients": calibrated.facts["method"]})
+        return recipe.model_copy(update={"calibrate": chosen})
+
+    def _publish(
+        self, report: Report, resolved: Recipe, recovered: Artefact, exported: Artefact
+    ) -> None:
+        """Put the results in place, the report last: where it is, everything is."""
         for folder in (exported.folder, recovered.folder):
             self.directory.take_all(folder)
-        self.directory.write("recipe.resolved.yaml", dump_recipe(recipe))
+        self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
         self.directory.write("manifest.json", json.dumps(self._manifest(), indent=2) + "\n")
         self.directory.write("report.md", markdown(report, self.seconds))
         self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Where a run's progress and verdict are shown."""
 
+import io
 import os
 import sys
 
@@ -25,7 +26,10 @@ def open_terminal(*, quiet: bool, stderr: bool) -> Console:
         quiet: Show nothing.
         stderr: Leave stdout to programs.
     """
-    terminal = _Terminal(quiet=quiet, file=sys.stderr if stderr else sys.stdout)
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # a run must not fail at a letter in a path
+    terminal = _Terminal(quiet=quiet, file=stream)
     if not terminal.is_terminal and "COLUMNS" not in os.environ:
         terminal.width = _WIDTH_OF_LOGS
     return terminal

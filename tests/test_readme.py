@@ -28,6 +28,12 @@ def test_the_example_recipe_is_valid():
     Recipe.model_validate(yaml.safe_load(text))
 
 
+def test_the_examples_of_other_data_and_tasks_are_valid():
+    (text,) = [block for block in _blocks("yaml") if block.startswith("# other data")]
+    for part in yaml.safe_load_all(text):
+        Recipe.model_validate({"prune": {"sparsity": 0.5}, "recover": {"epochs": 1}} | part)
+
+
 def test_every_command_line_is_one_the_tool_takes(tmp_path, monkeypatch):
     """Options are parsed by the real command; the files are stand-ins, so it ends with 2."""
     monkeypatch.chdir(tmp_path)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
+from mfac_compress.mfac.batchnorm import has_batchnorm
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
-from mfac_compress.pipeline.inputs.draw import draw_samples
+from mfac_compress.pipeline.inputs.draw import draw_samples, holdout
 from mfac_compress.pipeline.inputs.layers import match_targets
 from mfac_compress.pipeline.inputs.memory import memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
@@ -55,12 +56,34 @@ def check_inputs(context: RunContext) -> None:
     Raises:
         InputError: If the calibration split or the memory does not suffice.
     """
+    _check_batchnorm(context)
     if context.recipe.prune.method != "mfac":
         return
     draw_samples(context, step=0)
     plan = memory_plan(context)
     if not plan.fits:
         raise InputError(plan.advice)
+
+
+def _check_batchnorm(context: RunContext) -> None:
+    """Check that choices have samples to be made on, and batch norm batches to train on.
+
+    Raises:
+        InputError: If not.
+    """
+    recipe, batchnorm = context.recipe, has_batchnorm(context.model.module)
+    chooses = recipe.prune.first_order or (recipe.recover.batchnorm == "auto" and batchnorm)
+    if chooses and not len(holdout(context)):
+        raise InputError(
+            f"{recipe.where('calibrate.holdout')}: must leave at least one sample for the choices "
+            "of prune.first_order and recover.batchnorm auto. Got none of "
+            f"{len(context.data.calibration)}. Raise it, or set them to false and never."
+        )
+    if recipe.recover.epochs and recipe.recover.batch_size == 1 and batchnorm:
+        raise InputError(
+            f"{recipe.where('recover.batch_size')}: must be at least 2 for a model with batch "
+            "norm, which has no variance of one sample. Got 1."
+        )
 
 
 def _device(recipe: Recipe) -> torch.device:

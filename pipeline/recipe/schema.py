@@ -125,9 +125,9 @@ class CalibrateSection(Section):
     labels: Literal[True, "model"] = True
     """`true`: the data's. `model`: drawn from the model's own prediction, or random projections of
     outputs that are no classes; the calibration data then needs no labels."""
-    gradients: Literal["auto", "loop", "vmap"] = "auto"
-    """How gradients are computed. `auto` times both on the first batches; they differ in rounding
-    only."""
+    gradients: Literal["loop", "vmap", "auto"] = "loop"
+    """How gradients are computed. `auto` times both on the first batches and takes the faster one.
+    They differ in rounding, so two runs with `auto` may; the resolved recipe says what it was."""
     seed: Seed | None = None
     """Seed of the draw. Default: `run.seed`."""
     holdout: Share = 0.2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -49,14 +50,6 @@ Bytes = Annotated[
         }
     ),
 ]
-Text = Annotated[str, Field(min_length=1)]
-CallableName = Annotated[
-    str,
-    Field(
-        pattern=r"^.+:[^\W\d][\w.]*$",
-        examples=["package.module:callable", "path/to/file.py:callable"],
-    ),
-]
 Arguments = dict[str, JsonValue]
 """What YAML and JSON can say, so that a run can be written down and repeated."""
 
@@ -80,6 +73,25 @@ class Faults(ValueError):
     def __init__(self, faults: tuple[Fault, ...]) -> None:
         super().__init__(" ".join(f"{key_name(fault.key)} {fault.text}" for fault in faults))
         self.faults = faults
+
+
+def _without_nul(text: str) -> str:
+    # The one character that no path may hold: the system's own error for it names no key.
+    if "\0" in text:
+        raise Faults((Fault((), f"must be text without NUL characters. Got {text[:40]!r}."),))
+    return text
+
+
+_NoNul = AfterValidator(_without_nul)
+Text = Annotated[str, Field(min_length=1), _NoNul]
+CallableName = Annotated[
+    str,
+    Field(
+        pattern=r"^.+:[^\W\d][\w.]*$",
+        examples=["package.module:callable", "path/to/file.py:callable"],
+    ),
+    _NoNul,
+]
 
 
 class Section(BaseModel):

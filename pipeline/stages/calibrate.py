@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_gene
 from mfac_compress.pipeline.inputs.model_file import set_training
 
 VERSION = 2
-_FILE = "fisher.safetensors"
+_FILE, _METHOD = "fisher.safetensors", "method"
 
 Fisher = BlockFisher | GradientWindow
 
@@ -52,7 +53,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
 def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
     """Compute the Fisher of the dense model and save it to ``folder``; returns facts."""
     fisher, facts = compute_fisher(context, context.model.module, step=0)
-    save_file(fisher.state(), folder / _FILE)
+    save_file(fisher.state(), folder / _FILE, metadata={_METHOD: facts["method"]})
     return facts
 
 
@@ -63,10 +64,22 @@ def load_fisher(context: RunContext, folder: Path) -> Fisher:
     return fisher
 
 
+def load_method(folder: Path) -> Method:
+    """How :func:`calibrate` computed the gradients; the steps after it do as it did."""
+    with safe_open(folder / _FILE, framework="pt") as file:
+        return file.metadata()[_METHOD]
+
+
 def compute_fisher(
-    context: RunContext, module: nn.Module, step: int
+    context: RunContext, module: nn.Module, step: int, method: Method | None = None
 ) -> tuple[Fisher, dict[str, Any]]:
     """Draw samples for this step and gather exactly m gradients of the model as it is.
+
+    Args:
+        context: The run's.
+        module: In the state that the gradients are wanted at.
+        step: Number of the pruning step, which the draw depends on.
+        method: How to compute the gradients; None to choose as the recipe says.
 
     Returns:
         The Fisher's sums, and facts: method and speed.
@@ -81,7 +94,8 @@ def compute_fisher(
     source = GradientSource(module, _loss(context), context.parameters_of(module))
     batches = _batches(context, module, draw, step)
     try:
-        method, batches = _choose_method(context, source, batches)
+        if method is None:
+            method, batches = _choose_method(context, source, batches)
         start = time.perf_counter()
         for rows in source.rows(_ticking(context, batches, step), method):
             fisher.add(rows)

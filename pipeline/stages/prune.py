@@ -17,7 +17,7 @@ from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.stages.calibrate import Fisher, compute_fisher, load_fisher
+from mfac_compress.pipeline.stages.calibrate import Fisher, compute_fisher, load_fisher, load_method
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
@@ -86,7 +86,7 @@ class Pruner:
         """The Fisher at the present weights; the first step's comes from the cache."""
         if step == 0:
             return load_fisher(self.context, calibrated)
-        return compute_fisher(self.context, self.module, step)[0]
+        return compute_fisher(self.context, self.module, step, load_method(calibrated))[0]
 
     def remove_smallest(self, budgets: list[Budget]) -> None:
         """One step by magnitude."""

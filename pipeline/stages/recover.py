@@ -77,6 +77,7 @@ def _train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> 
                 scheduler.step()
                 total += loss.item() * len(x)
             keeper.check()
+            _check_finite(module, epoch)
             yield _finite(total / len(split), epoch)
     set_training(module, False)
 
@@ -89,6 +90,17 @@ def _finite(loss: float, epoch: int) -> float:
             "Lower recover.lr.",
         )
     return loss
+
+
+def _check_finite(module: nn.Module, epoch: int) -> None:
+    """The loss of a batch is that before its step: the last step shows in the weights only."""
+    for name, value in module.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise StageError(
+                "recover",
+                f"weights must stay finite. Got NaN or infinity in {name} after epoch "
+                f"{epoch + 1}. Lower recover.lr.",
+            )
 
 
 def _optimizer(section: RecoverSection, module: nn.Module) -> torch.optim.Optimizer:

@@ -1,6 +1,8 @@
 """The command line: subcommands, outputs, and that a dry run writes nothing."""
 
 import json
+import subprocess
+import sys
 
 from click.testing import CliRunner
 
@@ -59,3 +61,42 @@ def test_the_verdict_table_ends_the_run(project):
     assert "PASS: 3 gates passed" in output
     assert "accuracy" in output
     assert "results:" in output.splitlines()[-1]
+
+
+def test_a_dry_run_fails_where_the_run_would(project):
+    result = project.run("--dry-run", "--set", "calibrate.num_gradients=81")
+    assert result.exit_code == 2
+    assert "calibrate.num_gradients" in result.output
+    assert "Tensors to prune" in result.output
+
+
+def test_what_a_loss_prints_does_not_come_between_the_json(project):
+    (project.folder / "loss.py").write_text(
+        "from torch.nn.functional import cross_entropy\n"
+        "def loss(outputs, targets):\n"
+        "    print('in the loss')\n"
+        "    return cross_entropy(outputs, targets)\n"
+    )
+    project.recipe["task"] = {"loss": "loss.py:loss"}
+    # Function transforms may call the loss without its prints; the trial before the run does not.
+    result = project.run("--json")
+
+    assert "in the loss" in result.stderr
+    assert json.loads(result.stdout)["verdict"] == "pass"
+
+
+def test_who_stops_reading_the_json_changes_no_exit_code():
+    command = [sys.executable, "-m", "mfac_compress.pipeline", "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_an_error_of_our_own_is_no_failed_gate(project, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("mfac_compress.pipeline.verdict.report_text.print_verdict", fail)
+    result = project.run()
+    assert result.exit_code == 3
+    assert result.output.endswith("error: stage command line: RuntimeError: a bug\n")

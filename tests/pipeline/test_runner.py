@@ -1,7 +1,10 @@
 """A whole run: what it leaves behind, what it reuses, what it never leaves."""
 
 import json
+import os
 import re
+import signal
+import warnings
 
 import numpy as np
 import onnx
@@ -384,3 +387,89 @@ def test_two_runs_in_one_directory_are_refused(project):
 
     assert result.exit_code == 2
     assert "Another run is writing" in result.output
+
+
+def test_a_terminated_stage_is_named_like_an_interrupted_one(project, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(prune, "prune", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    result = project.run()
+
+    assert result.exit_code == 3
+    assert "stage prune: interrupted" in result.output
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_results_that_can_not_all_be_written_are_taken_away(project, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("mfac_compress.pipeline.runner.markdown", fail)
+    result = project.run()
+
+    assert result.exit_code == 3
+    assert "stage report: OSError: No space left on device" in result.output
+    assert not _files(project)
+
+
+def test_a_directory_that_can_not_be_used_is_refused_before_anything_is_loaded(project):
+    project.output.write_text("a file")
+    result = project.run(model=project.folder / "none.pt")
+    assert "-o must be a directory" in result.output
+
+
+def test_the_audit_is_in_the_order_of_the_model(project):
+    (project.folder / "net.py").write_text(
+        "from collections import OrderedDict\nfrom torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(OrderedDict(b=nn.Linear(6, 8), a=nn.Linear(8, 3)))\n"
+    )
+    state = {"b.weight": (8, 6), "b.bias": (8,), "a.weight": (3, 8), "a.bias": (3,)}
+    model = project.folder / "own.pt"
+    torch.save({name: torch.randn(shape) for name, shape in state.items()}, model)
+    project.run("-q", model=model)
+
+    audit = json.loads((project.output / "report.json").read_text())["audit"]
+    assert [tensor["name"] for tensor in audit] == ["b.weight", "a.weight"]
+
+
+def test_a_program_of_torch_export_is_compressed_without_warnings(project):
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net.eval(), (torch.ones(2, 6),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, project.folder / "net.pt2")
+    del project.recipe["model"]
+    project.recipe["validate"]["gates"] = {}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = project.run(model=project.folder / "net.pt2")
+
+    assert result.exit_code == 0, result.output
+
+
+def test_choices_need_held_out_samples(project):
+    result = project.run("--set", "calibrate.holdout=0")
+    assert result.exit_code == 2
+    assert "calibrate.holdout" in result.output
+    assert not project.output.exists()
+
+
+def test_batch_norm_does_not_train_on_single_samples(project):
+    result = project.run("--set", "recover.batch_size=1")
+    assert result.exit_code == 2
+    assert "recover.batch_size" in result.output
+
+
+def test_recovery_that_diverges_names_the_learning_rate(project):
+    result = project.run("--set", "recover.lr=1e30")
+    assert result.exit_code == 3
+    assert "stage recover" in result.output
+    assert "Lower recover.lr" in result.output
+    assert not _files(project) & set(RESULTS)
+
+
+def test_the_same_recipe_gives_the_same_weights(project, finished):
+    assert project.run("-q", "--set", "validate.latency=null").exit_code == 0
+    first, second = (load_file(p.output / "model.safetensors") for p in (project, finished))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,9 +4,16 @@ import pickle
 import sys
 
 import pytest
+import torch
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import resolve_callable, source_fingerprint
+from mfac_compress.pipeline.inputs.callables import (
+    describe,
+    resolve_callable,
+    source_fingerprint,
+)
+from mfac_compress.pipeline.inputs.model_file import load_model
+from mfac_compress.pipeline.recipe.schema import ModelSection
 
 KEY = "model.factory"
 
@@ -111,3 +118,27 @@ def test_the_fingerprint_follows_the_source_and_the_name(net, tmp_path):
     net.write_text(net.read_text() + "# edited\n")
     assert first != fingerprint("models/net.py:Net")
     assert fingerprint("json:dumps") != fingerprint("json:loads")
+
+
+def test_only_what_can_be_called_is_suggested(net, tmp_path):
+    with pytest.raises(InputError) as error:
+        resolve("models/net.py:sizes", tmp_path)
+    assert "size" not in str(error.value).partition("no 'sizes'")[2]
+
+
+def test_a_fault_is_placed_in_the_users_lines_or_nowhere(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef wide(): return torch.ones(2) + torch.ones(3)\n"
+        "def deep(): return torch.nn.functional.linear(torch.ones(2), torch.ones(3, 3))\n"
+    )
+    for name, place in [("wide", " (own.py, line 2)"), ("deep", " (own.py, line 3)")]:
+        with pytest.raises(RuntimeError) as error:
+            resolve(f"own.py:{name}", tmp_path)()
+        assert describe(error.value).endswith(place)
+
+
+def test_a_call_that_does_not_fit_names_no_line_of_ours(net, tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
+    section = ModelSection(factory="models/net.py:build_net", kwargs={"width": 3})
+    with pytest.raises(InputError, match=r"unexpected keyword argument 'width'\.$"):
+        load_model(tmp_path / "w.pt", section, folder=tmp_path)

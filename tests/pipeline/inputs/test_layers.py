@@ -118,3 +118,22 @@ def test_an_exported_program_is_matched_by_its_graph():
     recipe = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.5}})
 
     assert _names(match_targets(module, recipe)) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        {"overrides": {"layer2.0": 0.9, "layer2.*": 0.1}},
+        {"overrides": {"layer2.0": 0.9}, "exclude": ["layer2.0.weight"]},
+        {"overrides": {"layer2.0": 0.9}, "include": ["layer1.*"]},
+    ],
+    ids=["a later override", "an exclusion", "an inclusion"],
+)
+def test_an_override_that_sets_nothing_is_refused(prune):
+    with pytest.raises(InputError, match=r"prune\.overrides\['layer2\.0'\].*must set the sparsity"):
+        _match(**prune)
+
+
+def test_of_overrides_the_general_one_comes_first():
+    targets = _match(overrides={"layer2.*": 0.1, "layer2.0": 0.9})
+    assert {t.name: t.sparsity for t in targets.matched}["layer2.0.weight"] == 0.9

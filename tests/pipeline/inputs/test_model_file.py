@@ -1,5 +1,6 @@
 """Properties of loading a model: what fits is loaded exactly, what does not is named."""
 
+import sys
 import zipfile
 
 import pytest
@@ -375,3 +376,20 @@ def rewrite(path, change):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in records:
             archive.writestr(name, data)
+
+
+def test_the_fingerprint_covers_layers_from_other_files(tmp_path, state, monkeypatch):
+    (tmp_path / "own_layers.py").write_text(SOURCE)
+    (tmp_path / "net.py").write_text("from own_layers import net\n")
+    torch.save(state, tmp_path / "net.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def fingerprint():
+        section = ModelSection(factory=FACTORY)
+        return load_model(tmp_path / "net.pt", section, folder=tmp_path).fingerprint
+
+    first, again = fingerprint(), fingerprint()
+    (tmp_path / "own_layers.py").write_text(SOURCE + "# another forward\n")
+
+    assert first == again != fingerprint()
+    sys.modules.pop("own_layers")

@@ -49,6 +49,11 @@ BAD = {
     "key of a deeper section": ("gates: {}", 3, ["Did you mean validate.gates?"]),
     "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, damping_unit"]),
     "far key of the top": ("zzz: 1", 3, ["A recipe has vars, folder, run, model, data"]),
+    "NUL in a path": (
+        'model: {factory: "a\\0.py:net"}',
+        3,
+        ["model.factory must be text without NUL characters. Got 'a\\x00.py:net'."],
+    ),
     "bound": ("calibrate: {holdout: 1.5}", 3, ["of at least 0 and below 1. Got 1.5."]),
     "bound below": ("fisher:\n  damping: 0.0", 4, ["a number above 0. Got 0.0.", "1e-05"]),
     "stacked bound": ("export: {opset: 17}", 3, ["export.opset", "at least 18. Got 17."]),

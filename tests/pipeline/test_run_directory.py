@@ -1,0 +1,60 @@
+"""The run directory: files come whole or not at all, and a place that can not be used is named."""
+
+import pytest
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.run_directory import RunDirectory
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["too long", "not a name"])
+def test_a_name_that_no_directory_can_have_is_refused(tmp_path, name):
+    with (
+        pytest.raises(InputError, match="-o must be a directory that can be written to"),
+        RunDirectory(tmp_path / name).locked(),
+    ):
+        pass
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"can be written to.*Not a directory"),
+        RunDirectory(tmp_path / "file" / "out").locked(),
+    ):
+        pass
+
+
+def test_a_copy_that_breaks_off_leaves_the_place_empty(tmp_path, monkeypatch):
+    (tmp_path / "artefact").mkdir()
+    (tmp_path / "artefact" / "model.onnx").write_bytes(b"whole")
+
+    def break_off(_, target):
+        target.write_bytes(b"wh")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", break_off)
+    with RunDirectory(tmp_path / "out").locked() as directory:
+        with pytest.raises(OSError, match="No space"):
+            directory.take_all(tmp_path / "artefact")
+        assert not (directory.path / "model.onnx").exists()
+        assert [file.name for file in directory.cache.iterdir()] == ["run.lock"]
+
+
+def test_results_may_be_read_by_whom_the_umask_lets(tmp_path):
+    """safetensors writes files that only their owner may read."""
+    (tmp_path / "artefact").mkdir()
+    (tmp_path / "artefact" / "model.safetensors").touch(mode=0o600)
+    with RunDirectory(tmp_path / "out").locked() as directory:
+        directory.take_all(tmp_path / "artefact")
+        directory.write("report.json", "{}")
+    taken, written = (
+        (tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "report.json")
+    )
+    assert taken == written
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
+    with RunDirectory(tmp_path / "out").locked() as directory:
+        (directory.cache / ".draft-killed").mkdir()
+        directory.clear()
+        assert [file.name for file in directory.cache.iterdir()] == ["run.lock"]
