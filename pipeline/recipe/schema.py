@@ -40,6 +40,7 @@ from mfac_compress.pipeline.recipe.section import (
     Seed,
     Share,
     Text,
+    Threads,
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name
@@ -81,7 +82,7 @@ class RunSection(Section):
     """`auto` takes the GPU where there is one."""
     seed: Seed = 0
     """Seeds every random draw of the run."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads of PyTorch. Default: PyTorch's own choice."""
     memory_budget: Bytes | None = None
     """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free."""
@@ -283,7 +284,7 @@ class LatencySection(Section):
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 16)
     """Samples of one call."""
-    threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
     """Threads of ONNX Runtime."""
     warmup: Index = 5
     """Calls of each file that are not timed."""

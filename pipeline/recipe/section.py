@@ -35,6 +35,9 @@ Share = Annotated[float, Field(ge=0, lt=1), NoSwitch]
 Positive = Annotated[float, Field(gt=0), NoSwitch]
 NonNegative = Annotated[float, Field(ge=0), NoSwitch]
 Count = Annotated[int, Field(ge=1), NoSwitch]
+# Where a thread library can not make as many as it is asked for it ends the process, and the exit
+# codes with it.
+Threads = Annotated[int, Field(ge=1, le=1024), NoSwitch]
 Index = Annotated[int, Field(ge=0), NoSwitch]
 Seed = Annotated[int, Field(ge=0, lt=2**32), NoSwitch]
 Bytes = Annotated[

@@ -73,7 +73,11 @@ BAD = {
         5,
         ["validate.gates.confidence must be a number above 0 and below 1 or none. Got 95."],
     ),
-    "number or null": ("run: {threads: many}", 3, ["a whole number of at least 1 or null."]),
+    "number or null": (
+        "run: {threads: many}",
+        3,
+        ["a whole number of at least 1 and at most 1,024 or null."],
+    ),
     "switch for a number": ("recover: {epochs: yes}", 3, ["a whole number", "Got true."]),
     "size": ("run: {memory_budget: 8XB}", 3, ["text like 8GB", "Got '8XB'."]),
     "text for a list": ("validate: {latency: {threads: 1}}", 3, ["a list", "Write [1]."]),
