@@ -5,7 +5,7 @@ in half of each symmetric block, which takes the memory of float32 squares: O(dB
 factored a few blocks at a time, whenever the inverse is used, so that no factors are kept either.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -243,20 +243,20 @@ class BlockInverse(InverseFisher):
         return (R[:, row] @ R[:, column]).item()
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
-        self._check_vector(weights)
-        self._check_vector(mask)
-        result = torch.empty_like(weights)
-        for part, fisher in self.blocks():
-            updated = joint_blocks(fisher, part.cut(weights).to(fisher), part.cut(mask))
-            result[part.start : part.stop] = part.join(updated).to(weights)
-        return result
+        return self._solve_blocks(joint_blocks, weights, mask)
 
     def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self._solve_blocks(solve_kept, x, mask)
+
+    def _solve_blocks(
+        self, solve: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Apply ``solve(F, x, mask)`` to all blocks, some at a time. Shape ``[d]`` -> ``[d]``."""
         self._check_vector(x)
         self._check_vector(mask)
         result = torch.empty_like(x)
         for part, fisher in self.blocks():
-            solved = solve_kept(fisher, part.cut(x).to(fisher), part.cut(mask))
+            solved = solve(fisher, part.cut(x).to(fisher), part.cut(mask))
             result[part.start : part.stop] = part.join(solved).to(x)
         return result
 
