@@ -87,12 +87,13 @@ class Columns:
         """
         result = torch.empty(self.stop - self.start, dtype=torch.float64, device=self.device)
         R = R.to(dtype)
-        V = torch.empty(R.shape[0], self.width, dtype=dtype, device=self.device)
+        # (RG)ᵀ: the BLAS is a fifth faster at a transposed G, whose rows lie far apart.
+        V = torch.empty(self.width, R.shape[0], dtype=dtype, device=self.device)
         for G, at in self.slices(dtype):
-            columns = V[:, : G.shape[1]]
+            columns = V[: G.shape[1]]
             for rows, before in self._tiles():
-                torch.mm(R[rows, before], G[before], out=columns[rows])
-            result[at.start - self.start : at.stop - self.start] = columns.square_().sum(dim=0)
+                torch.mm(G[before].T, R[rows, before].T, out=columns[:, rows])
+            result[at.start - self.start : at.stop - self.start] = columns.square_().sum(dim=1)
         return result
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:

@@ -9,13 +9,15 @@ References:
     Algorithm.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Below this side LAPACK beats the products of the recursion.
 _SMALL = 32
-# Elements that are handled at a time: they should stay in the cache.
-_CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 17, 1 << 26
+# Elements that are handled at a time: as few as make up for the cost of a call, so that they stay
+# in the shared cache.
+_CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 20, 1 << 26
 
 
 def blocks_at_once(elements: int, device: torch.device) -> int:
@@ -26,7 +28,12 @@ def blocks_at_once(elements: int, device: torch.device) -> int:
 def packed_zeros(count: int, size: int, device: torch.device | str) -> Tensor:
     """Storage of ``count`` zero matrices of side ``size``. Shape ``[count, 2h + 1, h]``."""
     half = (size + 1) // 2
-    return torch.zeros(count, 2 * half + 1, half, dtype=torch.float64, device=device)
+    shape = (count, 2 * half + 1, half)
+    if torch.device(device).type == "cpu":
+        # NumPy asks the system for huge pages, which torch does not: mapping the memory in small
+        # ones takes as long as filling it several times.
+        return torch.from_numpy(np.zeros(shape))
+    return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def add_products(packed: Tensor, rows: Tensor) -> None:
