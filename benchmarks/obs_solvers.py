@@ -25,13 +25,15 @@ from mfac_compress.pipeline.stages.prune import Pruner
 from mfac_compress.pipeline.stages.recover import settle_batchnorm
 
 STEPS = {0.5: 3, 0.6: 3, 0.7: 3, 0.8: 3, 0.9: 4}
+SEQUENTIAL, FIRST_ORDER = "prune.selection=sequential", "prune.first_order=true"
+PLAIN = ["prune.selection=independent", "prune.first_order=false"]
 METHODS = {
-    "magnitude": ["prune.method=magnitude", "prune.update=none"],
-    "single": ["prune.update=single"],
-    "joint": [],
-    "joint, sequential": ["prune.selection=sequential"],
-    "joint, first order": ["prune.first_order=true"],
-    "joint, sequential, first order": ["prune.selection=sequential", "prune.first_order=true"],
+    "magnitude": [*PLAIN, "prune.method=magnitude", "prune.update=none"],
+    "single": [*PLAIN, "prune.update=single"],
+    "joint": PLAIN,
+    "joint, sequential": [*PLAIN, SEQUENTIAL],
+    "joint, first order": [*PLAIN, FIRST_ORDER],
+    "joint, sequential, first order": [SEQUENTIAL, FIRST_ORDER],
 }
 
 
