@@ -41,14 +41,14 @@ def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
     """Fine-tune the pruned model; saves weights and masks to ``folder``, returns facts."""
     module = load_weights(context.fresh_module(), pruned)
     masks = load_masks(pruned)
-    losses = list(_train(context, module, masks)) if context.recipe.recover.epochs else []
+    losses = list(train(context, module, masks)) if context.recipe.recover.epochs else []
     batchnorm = settle_batchnorm(context, module)
     save_weights(module, folder)
     save_masks(masks, folder)
     return {"loss_by_epoch": losses, "batchnorm": batchnorm}
 
 
-def _train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> Iterator[float]:
+def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> Iterator[float]:
     """Yield the mean loss of each epoch."""
     section, split = context.recipe.recover, context.data.recovery
     assert split is not None  # the recipe holds this

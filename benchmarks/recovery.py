@@ -1,0 +1,148 @@
+"""Optimizers compared on the recovery of a pruned model: accuracy by epoch and by second.
+
+    python benchmarks/recovery.py RECIPE MODEL --work FOLDER [--plot recovery.svg]
+
+The model is pruned once, as the recipe says, into FOLDER. Each optimizer trains it from there with
+the recipe's epochs, batch size and schedule; its learning rate is the one of three that has the
+lowest loss, after one epoch, on the held-out calibration samples. The accuracy is that of the whole
+validation split, in PyTorch. Seconds are those of the processor, in training only; take one thread.
+Prints a line for each run and a last line of JSON.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mfac_compress.pipeline.errors import StageError
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.stages.calibrate import calibrate
+from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.prune import prune
+from mfac_compress.pipeline.stages.recover import train
+from mfac_compress.pipeline.weights import load_masks, load_weights
+
+MFAC = ["recover.optimizer=mfac", "recover.momentum=0.9"]
+OPTIMIZERS = {
+    "SGD": ["recover.optimizer=sgd", "recover.momentum=0.9"],
+    "AdamW": ["recover.optimizer=adamw"],
+    **{f"M-FAC, m={m}": [*MFAC, f"recover.window.num_gradients={m}"] for m in (32, 128, 512)},
+}
+LEARNING_RATES = {"sgd": (0.1, 0.03, 0.01), "adamw": (3e-3, 1e-3, 3e-4), "mfac": (1e-2, 3e-3, 1e-3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("model")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the pruned model")
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--plot", type=Path, help="picture to write; needs matplotlib")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    arguments = parser.parse_args()
+
+    def context_for(*overrides: str) -> RunContext:
+        recipe = load_recipe(arguments.recipe, [*arguments.overrides, *overrides])
+        return load_inputs(recipe, arguments.model)
+
+    pruned = pruned_model(context_for(), arguments.work)
+    start = pruned_accuracy(context_for(), pruned)
+    print(json.dumps({"pruned": start}), flush=True)
+    results = []
+    for name in arguments.optimizers:
+        own = OPTIMIZERS[name]
+        lr = best_learning_rate(lambda *more, own=own: context_for(*own, *more), pruned)
+        context = context_for(*own, f"recover.lr={lr}")
+        results.append({"optimizer": name, "lr": lr, **train_and_judge(context, pruned)})
+        print(json.dumps(results[-1]), flush=True)
+    if arguments.plot:
+        draw(start, results, arguments.plot)
+    print(json.dumps({"threads": torch.get_num_threads(), "pruned": start, "results": results}))
+
+
+def pruned_model(context: RunContext, work: Path) -> Path:
+    """Folder with the pruned weights and masks, made if it is not there."""
+    calibrated, pruned = work / "calibrated", work / "pruned"
+    if not pruned.exists():
+        calibrated.mkdir(parents=True)
+        calibrate(context, calibrated)
+        pruned.mkdir()
+        prune(context, calibrated, pruned)
+    return pruned
+
+
+def pruned_accuracy(context: RunContext, pruned: Path) -> float:
+    return accuracy(context, load_weights(context.fresh_module(), pruned))
+
+
+def best_learning_rate(context_for, pruned: Path) -> float:
+    """The one with the lowest held-out loss after one epoch; nothing of the validation split."""
+    losses = {}
+    for lr in LEARNING_RATES[context_for().recipe.recover.optimizer]:
+        context = context_for("recover.epochs=1", f"recover.lr={lr}")
+        module = load_weights(context.fresh_module(), pruned)
+        try:
+            list(train(context, module, load_masks(pruned)))
+        except (StageError, ValueError) as error:  # too high a rate diverges
+            print(json.dumps({"lr": lr, "failed": str(error)}), flush=True)
+            continue
+        losses[lr] = holdout_loss(context, module)
+    print(json.dumps({"holdout_loss": losses}), flush=True)
+    return min(losses, key=losses.__getitem__)
+
+
+def train_and_judge(context: RunContext, pruned: Path) -> dict[str, object]:
+    """Accuracy and processor seconds after each epoch."""
+    module = load_weights(context.fresh_module(), pruned)
+    epochs, seconds, accuracies = train(context, module, load_masks(pruned)), 0.0, []
+    by_second = []
+    start = time.process_time()
+    for _ in epochs:
+        seconds += time.process_time() - start
+        by_second.append(round(seconds, 1))
+        accuracies.append(accuracy(context, module))
+        start = time.process_time()
+    return {"accuracy": accuracies, "seconds": by_second}
+
+
+@torch.no_grad()
+def accuracy(context: RunContext, module: nn.Module) -> float:
+    """On the validation split, in percent; leaves the module as it is."""
+    judged = copy.deepcopy(module)
+    set_training(judged, False)
+    parts = [
+        (judged(x.to(context.device)).cpu(), y) for x, y in context.data.validation.batches(250)
+    ]
+    outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    return round(100 * float(np.mean(context.task.evaluate(outputs, targets))), 2)
+
+
+def draw(start: float, results: list[dict], path: Path) -> None:
+    """Accuracy by epoch, and by second."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for result in results:
+        accuracies = [start, *result["accuracy"]]
+        label = f"{result['optimizer']}, lr {result['lr']:g}"
+        axes[0].plot(range(len(accuracies)), accuracies, marker="o", label=label)
+        axes[1].plot([0, *result["seconds"]], accuracies, marker="o", label=label)
+    axes[0].set(xlabel="epoch", ylabel="validation accuracy in %")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    axes[1].set(xlabel="processor seconds of training")
+    axes[1].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
