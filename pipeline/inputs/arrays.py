@@ -1,6 +1,7 @@
 """Data in arrays: the digits of scikit-learn, .npz files and folders of .npy files."""
 
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -204,7 +205,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _read(path: Path, name: str, given: str, key: str) -> np.ndarray:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, False for a name that is too long
         raise InputError(
             f"{key}.path must be a file or folder that exists. Got {given!r}, looked for {path}. "
             "Relative paths start at the recipe's folder."

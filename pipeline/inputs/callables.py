@@ -9,6 +9,8 @@ loaded anew.
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,6 +59,27 @@ def resolve_callable(spec: str, *, key: str, folder: Path) -> Callable[..., Any]
     return found
 
 
+def check_takes(
+    function: Callable[..., Any], arguments: tuple[str, ...], *, key: str, name: str
+) -> None:
+    """Check, without a call, that a function takes these positional arguments.
+
+    Raises:
+        InputError: If it does not.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are written in C tell nothing of themselves
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise InputError(
+            f"{key} must be a function of ({', '.join(arguments)}). Got {name!r}, which takes "
+            f"{signature}: {error}."
+        ) from error
+
+
 def source_fingerprint(spec: str, *, key: str, folder: Path) -> str:
     """Hash the source that a recipe key names, for cache keys.
 
@@ -99,7 +122,7 @@ def _file_path(place: str, spec: str, key: str, folder: Path) -> Path:
     path = (folder / Path(place).expanduser()).resolve()
     if path.suffix != ".py":
         raise InputError(f"{key} must name a .py file. Got {spec!r}. Write path/to/file.py:name.")
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, False for a name that is too long
         raise InputError(
             f"{key} must name a file that exists. Got {spec!r}, looked for {path}. "
             "Relative paths start at the recipe's folder."

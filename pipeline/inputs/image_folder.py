@@ -140,7 +140,7 @@ class FolderSource:
                 classes are not those of the splits before.
         """
         path = (self._folder / Path(split.path).expanduser()).resolve()
-        if not path.is_dir():
+        if not os.path.isdir(path):  # unlike Path's, False for a name that is too long
             raise InputError(
                 f"{key}.path must be a folder that exists. Got {split.path!r}, looked for {path}. "
                 "Relative paths start at the recipe's folder."

@@ -57,6 +57,7 @@ def check_inputs(context: RunContext) -> None:
         InputError: If the calibration split or the memory does not suffice.
     """
     _check_batchnorm(context)
+    _check_input_name(context)
     if context.recipe.prune.method != "mfac":
         return
     draw_samples(context, step=0)
@@ -84,6 +85,24 @@ def _check_batchnorm(context: RunContext) -> None:
             f"{recipe.where('recover.batch_size')}: must be at least 2 for a model with batch "
             "norm, which has no variance of one sample. Got 1."
         )
+
+
+def _check_input_name(context: RunContext) -> None:
+    """Check that the graph's input does not take the name of one of its initializers.
+
+    Raises:
+        InputError: If it does.
+    """
+    recipe = context.recipe
+    for key, name in (
+        ("input_name", recipe.export.input_name),
+        ("output_name", recipe.export.output_name),
+    ):
+        if name in context.model.module.state_dict():
+            raise InputError(
+                f"{recipe.where(f'export.{key}')}: must not be the name of one of the model's "
+                f"tensors. Got {name!r}. Choose another name."
+            )
 
 
 def _device(recipe: Recipe) -> torch.device:

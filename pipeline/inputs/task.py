@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, source_fingerprint
+from mfac_compress.pipeline.inputs.callables import (
+    check_takes,
+    describe,
+    resolve_callable,
+    source_fingerprint,
+)
 from mfac_compress.pipeline.recipe.schema import TaskSection
 
 LOSSES = ("cross_entropy", "mse")
@@ -141,6 +146,7 @@ def _resolve(
     if name in built_in:
         return None, name
     function = resolve_callable(name, key=key, folder=folder)
+    check_takes(function, ("outputs", "targets"), key=key, name=name)
     return function, source_fingerprint(name, key=key, folder=folder)
 
 

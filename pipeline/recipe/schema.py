@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+from onnx.defs import onnx_opset_version
 from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.recipe.data_schema import (
@@ -272,6 +273,13 @@ class ExportSection(Section):
     """Name of the graph's output."""
 
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
+        newest = onnx_opset_version()
+        if self.opset > newest:
+            yield Fault(
+                ("opset",),
+                f"must be at most {newest}, the newest that the installed onnx knows. "
+                f"Got {self.opset}.",
+            )
         if self.input_name == self.output_name:
             yield Fault(
                 ("output_name",),

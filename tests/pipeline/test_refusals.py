@@ -17,6 +17,11 @@ FRAGMENTS = {
     "missing recipe": ["The recipe must be a file that exists"],
     "missing model": ["The model must be a file that exists"],
     "missing data": ["data.splits.validation.path must be a file or folder that exists"],
+    "data with a name too long": ["data.splits.validation.path must be a file or folder that"],
+    "factory with a name too long": ["model.factory must name a file that exists"],
+    "opset of the future": ["export.opset must be at most", "Got 99", "recipe.yaml:"],
+    "input named as a tensor": ["(export.input_name): must not be the name", "Got '0.weight'"],
+    "metric of other arguments": ["task.metric must be a function of (outputs, targets)"],
     "truncated model": ["It may be cut off"],
     "missing factory": ["model.factory must name something in net.py", "has no 'network'"],
     "factory of another model": ["must fit the model of model.factory", "of another shape"],
@@ -25,36 +30,45 @@ FRAGMENTS = {
 }
 
 
+SETTINGS = {
+    "unknown key": ("prune", {"sparcity": 0.5}),
+    "wrong type": ("prune.sparsity", "most"),
+    "unmatched layer": ("prune.exclude", ["4.weight"]),
+    "overlapping rows": ("data.splits.recovery.rows", [100, 300]),
+    "missing data": ("data.splits.validation.path", "none.npz"),
+    "data with a name too long": ("data.splits.validation.path", "n" * 300),
+    "missing factory": ("model.factory", "net.py:network"),
+    "factory with a name too long": ("model.factory", f"{'n' * 300}.py:net"),
+    "factory of another model": ("model.kwargs", {"width": 8}),
+    "factory that fails": ("model.kwargs", {"wdith": 8}),
+    "opset of the future": ("export", {"opset": 99}),
+    "input named as a tensor": ("export", {"input_name": "0.weight"}),
+    "metric of other arguments": ("task", {"metric": "own.py:metric"}),
+}
+
+
 def _prepare(project, wrong):
     """Put one wrong thing into a sound project; returns model file and recipe."""
-    recipe, model = project.recipe, project.model
-    splits = recipe["data"]["splits"]
-    if wrong == "unknown key":
-        recipe["prune"] = {"sparcity": 0.5}
-    elif wrong == "wrong type":
-        recipe["prune"]["sparsity"] = "most"
-    elif wrong == "unmatched layer":
-        recipe["prune"]["exclude"] = ["4.weight"]
-    elif wrong == "overlapping rows":
-        splits["recovery"]["rows"] = [100, 300]
-    elif wrong == "overlapping content":
+    model = project.model
+    if wrong in SETTINGS:
+        path, value = SETTINGS[wrong]
+        *sections, key = path.split(".")
+        section = project.recipe
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    if wrong == "overlapping content":
         with np.load(project.folder / "train.npz") as data:
             np.savez(project.folder / "copy.npz", x=data["x"][:50], y=data["y"][:50])
-        splits["validation"]["path"] = "copy.npz"
+        project.recipe["data"]["splits"]["validation"]["path"] = "copy.npz"
+    elif wrong == "metric of other arguments":
+        (project.folder / "own.py").write_text("def metric(outputs):\n    return 0.0\n")
     elif wrong == "missing model":
         model = project.folder / "none.pt"
-    elif wrong == "missing data":
-        splits["validation"]["path"] = "none.npz"
     elif wrong == "truncated model":
         model = project.folder / "net.pt"
         torch.save({"0.weight": torch.zeros(1000)}, model)
         model.write_bytes(model.read_bytes()[:2000])
-    elif wrong == "missing factory":
-        recipe["model"]["factory"] = "net.py:network"
-    elif wrong == "factory of another model":
-        recipe["model"]["kwargs"] = {"width": 8}
-    elif wrong == "factory that fails":
-        recipe["model"]["kwargs"] = {"wdith": 8}
     elif wrong == "refused pickle":
         model = project.folder / "module.pt"
         torch.save(nn.Linear(6, 3), model)
