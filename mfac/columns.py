@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.numerics import sum_error
+from mfac_compress.mfac.sharing import ALONE, Holders
 
 _CPU_COLUMNS, _CUDA_COLUMNS = 1024, 1 << 15
 _CPU_TILE, _CUDA_TILE = 64, 512
@@ -29,6 +30,7 @@ class Columns:
         stop: Behind the last column.
         device: Where to calculate.
         on_disk: Whether G is a mapped file.
+        holders: Of these columns and others of the same block.
     """
 
     gradients: Tensor
@@ -36,6 +38,7 @@ class Columns:
     stop: int
     device: torch.device
     on_disk: bool = False
+    holders: Holders = ALONE
 
     @property
     def width(self) -> int:
@@ -57,6 +60,8 @@ class Columns:
     def gram(self, dtype: torch.dtype, keep: Tensor | None = None) -> tuple[Tensor, float]:
         """GGᵀ, or G_K G_Kᵀ of kept columns, its products in ``dtype`` and their sum in float64.
 
+        Over the columns of all holders, who get the same.
+
         Args:
             dtype: Of the products.
             keep: True = take the column. Shape ``[d]``.
@@ -75,6 +80,7 @@ class Columns:
                 torch.mm(G[rows], G[before].T, out=product[rows, before])
             total += product
             squares += product.diagonal().double().square()
+        total, squares = self.holders.sum(total), self.holders.sum(squares)
         share = (squares.sqrt() / total.diagonal().clamp_min(1e-300)).max().item()
         return total, share * sum_error(min(self.width, self.stop - self.start), dtype)
 
@@ -95,6 +101,16 @@ class Columns:
                 torch.mm(G[before].T, R[rows, before].T, out=columns[:, rows])
             result[at.start - self.start : at.stop - self.start] = columns.square_().sum(dim=1)
         return result
+
+    def product(self, x: Tensor) -> Tensor:
+        """Gx over the columns of all holders. Shape ``[d]`` -> ``[m]``, float64."""
+        parts = (G @ x[at].to(G) for G, at in self.slices(torch.float64))
+        return self.holders.sum(sum(parts))
+
+    def most(self, value: float) -> float:
+        """The largest of all holders' values, so that all take the same way."""
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        return self.holders.join(own).max().item()
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:
         m = self.gradients.shape[0]

@@ -58,14 +58,16 @@ class GramFactor:
             _check_finite(S.diagonal())
         S.diagonal().add_(shift)
         scale, m = S.diagonal().sqrt(), S.shape[0]
-        error += sum_error(m, torch.float64)
+        error = columns.most(error + sum_error(m, torch.float64))
         L, info = torch.linalg.cholesky_ex(S)
-        if info.item() or not torch.isfinite(scale).all():
+        # Another processor may round otherwise, but all holders must take the same way.
+        if columns.most(info.item() or not torch.isfinite(scale).all()):
             return cls(L, scale, error, float("inf"), float("inf"))
         R = torch.linalg.solve_triangular(L, torch.eye(m).to(L), upper=False)
         growth = norm_bound(R.abs() @ L.abs()) ** 0.5
         # A random symmetric matrix of entries of this size has a norm of about 2√m times as much.
-        return cls(R, scale, error, error * m**0.5 / 2 * norm_bound(R * scale), growth)
+        norm_error = columns.most(error * m**0.5 / 2 * norm_bound(R * scale))
+        return cls(R, scale, error, norm_error, growth)
 
 
 def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Tensor, Tensor]:
@@ -90,13 +92,13 @@ def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Te
         factor = GramFactor.of(columns, shift, dtype)
         if factor.norm_error <= TOLERANCE:
             doubtful = _measure(columns, factor, dtype, n, doubtful)
-    if doubtful.numel():
+    if columns.most(doubtful.numel()):
         factor = _exact_factor(columns, shift, damping)
         doubtful = _measure(columns, factor, torch.float64, n, doubtful)
         doubtful = _look_closer(columns, factor, n, doubtful)
     assert factor is not None
     diagonal = (1 - n) / damping
-    if doubtful.numel():
+    if columns.most(doubtful.numel()):
         diagonal[doubtful] = _without_difference(columns, doubtful, shift, damping)
     return factor.R, diagonal
 
@@ -150,11 +152,15 @@ def _look_closer(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tens
 
 
 def _without_difference(columns: Columns, doubtful: Tensor, shift: float, damping: float) -> Tensor:
-    """Diagonal of F⁻¹ on the columns J by their Schur complement. Shape ``[len(J)]``."""
+    """Diagonal of F⁻¹ on the doubtful columns by the Schur complement of J, everyone's together.
+
+    Shape ``[len(doubtful)]``.
+    """
+    holders = columns.holders
     keep = torch.ones(columns.gradients.shape[1], dtype=torch.bool, device=columns.device)
     keep[columns.start + doubtful] = False
     factor = _exact_factor(columns, shift, damping, keep)
-    V = factor.R @ columns.gather(columns.start + doubtful)
+    V = holders.join((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
     block = V.mT @ V
     block.diagonal().add_(1)
     L, info = torch.linalg.cholesky_ex(block)
@@ -165,8 +171,9 @@ def _without_difference(columns: Columns, doubtful: Tensor, shift: float, dampin
     # The same bounds as for blocks of F, since errors of W = VᵀV are shares of its diagonal.
     own = inverse.square() * block.diagonal().unsqueeze(1)
     gram = (factor.scale.unsqueeze(1) * (factor.R.mT @ (V @ inverse))).square_()
-    rounding = sum_error(len(doubtful) + len(V), torch.float64) * (1 + 2 * factor.growth)
+    rounding = sum_error(len(diagonal) + len(V), torch.float64) * (1 + 2 * factor.growth)
     error = rounding * own.sum(dim=0) + factor.error * gram.sum(dim=0)
-    if not (error <= TOLERANCE * diagonal).all():
+    if columns.most(not (error <= TOLERANCE * diagonal).all()):
         raise too_small(damping, "float64 to invert the Fisher")
-    return diagonal / damping
+    counts = holders.join(torch.tensor([len(doubtful)], device=columns.device)).tolist()
+    return diagonal.split(counts)[holders.rank] / damping

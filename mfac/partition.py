@@ -5,8 +5,10 @@ blocks, the last block is padded with columns of zero gradient, which the dampin
 of λI that touch nothing else.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -74,6 +76,15 @@ class BlockRun:
         period, inner = divmod(column - self.start, self._length)
         block, place = divmod(inner, self.size)
         return period * self._in_period + block, place
+
+    def part(self, start: int, stop: int) -> "BlockRun":
+        """Its blocks in columns ``[start, stop)``, counted from ``start``.
+
+        The ends are outside the run, or at ends of what ``split(1)`` yields.
+        """
+        left, right = max(self.start, start), min(self.stop, stop)
+        period = self.period if self._periods > 1 else None
+        return BlockRun(left - start, right - start, self.size, period)
 
     def split(self, blocks: int) -> Iterator["BlockRun"]:
         """The run as shorter ones, of about ``blocks`` blocks each, in order."""
@@ -157,6 +168,32 @@ class BlockPartition:
             if run.start <= column < run.stop:
                 return index, *run.locate(column)
         raise ValueError(f"A column must lie in [0, {self.size}). Got {column}.")
+
+    def cuts(self, count: int) -> list[int]:
+        """Ends of ``count`` parts of whole blocks with about the same number of elements.
+
+        Raises:
+            ValueError: If there are not enough blocks.
+        """
+        pieces = [piece for run in self for piece in run.split(1)]
+        if len(pieces) < count:
+            raise ValueError(
+                f"The Fisher must have a block for each process. Got {len(pieces)} blocks for "
+                f"{count} processes. Use fewer processes, or smaller blocks."
+            )
+        elements = list(accumulate(piece.count * piece.size**2 for piece in pieces))
+        cuts, done = [0], 0
+        for part in range(1, count + 1):
+            even = bisect_left(elements, elements[-1] * part / count) + 1
+            done = min(max(even, done + 1), len(pieces) - count + part)  # some for everyone
+            cuts.append(pieces[done - 1].stop)
+        return cuts
+
+    def part(self, start: int, stop: int) -> "BlockPartition":
+        """The blocks between two :meth:`cuts`, counted from ``start``."""
+        return BlockPartition(
+            run.part(start, stop) for run in self if run.start < stop and run.stop > start
+        )
 
     def cut(self, x: Tensor) -> list[Tensor]:
         """Shape ``[..., d]`` -> one ``[..., count, size]`` for each run."""

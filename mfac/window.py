@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.sharing import ALONE, Holders
 from mfac_compress.mfac.window_inverse import WindowInverse
 
 
@@ -22,6 +23,7 @@ class GradientWindow:
         device: Where they live, and where the inverse is calculated.
         folder: Where to keep the gradients on disk instead of in memory, in a file that has no
             name any more once it is open, so that it is gone with the window, come what may.
+        holders: Who hold the columns of a block of which these are a part.
 
     Raises:
         ValueError: If the folder can not hold the window.
@@ -34,8 +36,10 @@ class GradientWindow:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
+        holders: Holders = ALONE,
     ) -> None:
         self.partition = partition
+        self._holders = holders
         self.num_gradients = 0
         self._device = torch.device(device)
         self._on_disk = folder is not None
@@ -85,7 +89,9 @@ class GradientWindow:
             ValueError: If no gradient was added, or the damping is not usable.
             PrecisionError: If rounding would show in the inverse.
         """
-        return WindowInverse(self._held(), damping, self.partition, self._device, self._on_disk)
+        return WindowInverse(
+            self._held(), damping, self.partition, self._device, self._on_disk, self._holders
+        )
 
     def state(self) -> dict[str, Tensor]:
         """What :meth:`load_state` reads back."""

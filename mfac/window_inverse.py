@@ -17,6 +17,7 @@ from mfac_compress.mfac.inverse import InverseFisher, check_damping
 from mfac_compress.mfac.numerics import exact_products, too_small
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import kept_factors, plan_window
+from mfac_compress.mfac.sharing import ALONE, Holders
 
 
 class WindowInverse(InverseFisher):
@@ -28,6 +29,8 @@ class WindowInverse(InverseFisher):
         partition: The blocks.
         device: Where to calculate; None for where the gradients are.
         on_disk: Whether the gradients are a mapped file, to be read in long pieces.
+        holders: Who hold the columns of a block of which these are a part. Vectors are this
+            holder's columns, ``[d]``, everywhere; and all holders make the same calls.
 
     Raises:
         ValueError: If a gradient is not finite.
@@ -41,6 +44,7 @@ class WindowInverse(InverseFisher):
         partition: BlockPartition,
         device: torch.device | str | None = None,
         on_disk: bool = False,
+        holders: Holders = ALONE,
     ) -> None:
         self.damping = check_damping(damping)
         self.partition = partition
@@ -49,7 +53,7 @@ class WindowInverse(InverseFisher):
         device = torch.device(device or gradients.device)
         self._shift = self.num_gradients * damping
         self._blocks = [
-            Columns(gradients, *bounds, device, on_disk)
+            Columns(gradients, *bounds, device, on_disk, holders)
             for run in partition
             for bounds in run.bounds
         ]
@@ -69,7 +73,7 @@ class WindowInverse(InverseFisher):
         result = torch.empty_like(x)
         for columns in self._blocks:
             R = self._factor(columns)
-            inner = R.mT @ (R @ _product(columns, x))
+            inner = R.mT @ (R @ columns.product(x))
             for G, at in columns.slices(torch.float64):
                 result[at] = ((x[at].to(G) - G.mT @ inner) / self.damping).to(x)
         return result
@@ -95,7 +99,7 @@ class WindowInverse(InverseFisher):
         removed = weights.masked_fill(mask, 0)
         for columns in self._blocks:
             R = self._kept_factor(columns, mask)
-            inner = R.mT @ (R @ _product(columns, removed))
+            inner = R.mT @ (R @ columns.product(removed))
             for G, at in columns.slices(torch.float64):
                 result[at] += (G.mT @ inner).masked_fill(~mask[at], 0).to(result)
         return result
@@ -108,7 +112,7 @@ class WindowInverse(InverseFisher):
         result = torch.empty_like(x)
         for columns in self._blocks:
             R = self._kept_factor(columns, mask)
-            inner = R.mT @ (R @ _product(columns, kept))
+            inner = R.mT @ (R @ columns.product(kept))
             for G, at in columns.slices(torch.float64):
                 solved = (kept[at].to(G) - G.mT @ inner) / self.damping
                 result[at] = solved.masked_fill(~mask[at], 0).to(x)
@@ -126,8 +130,3 @@ class WindowInverse(InverseFisher):
         if columns.start in self._factors:
             return self._factors[columns.start]
         return GramFactor.of(columns, self._shift, torch.float64).R
-
-
-def _product(columns: Columns, x: Tensor) -> Tensor:
-    """Gx over these columns. Shape ``[d]`` -> ``[m]``, float64."""
-    return sum(G @ x[at].to(G) for G, at in columns.slices(torch.float64))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mfac_compress.pipeline.world import World
+
 MANIFEST = "manifest.json"
 
 
@@ -38,11 +40,13 @@ class StageCache:
     """The artefacts of a run directory, the newest of each stage.
 
     Args:
-        root: Folder of the cache; made when first needed.
+        root: Folder of the cache; made when first needed. Only the first process looks at it.
+        world: The processes that ask for artefacts together. Default: this one.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, world: World | None = None) -> None:
         self._root = root
+        self._world = world or World()
 
     def get(
         self,
@@ -55,12 +59,37 @@ class StageCache:
         Args:
             stage: Name of the stage.
             ingredients: All that the result depends on, as plain JSON.
-            make: Fills an empty folder and returns the facts, as plain JSON.
+            make: Fills an empty folder and returns the facts, as plain JSON. Called in all
+                processes; the first one alone has a folder.
         """
         key = content_key(ingredients)
         folder = self._root / stage / key[:16]
-        if (folder / MANIFEST).is_file():
-            return Artefact(folder, key, _read_facts(folder), reused=True)
+        found = self._world.first(lambda: self._find(folder, key))
+        if found is not None:
+            return found
+        made = None
+        if self._world.is_first:
+            made = self._make(stage, folder, key, ingredients, make)
+        else:
+            make(Path(os.devnull))
+        artefact = self._world.first(lambda: made)
+        assert artefact is not None
+        return artefact
+
+    @staticmethod
+    def _find(folder: Path, key: str) -> Artefact | None:
+        if not (folder / MANIFEST).is_file():
+            return None
+        return Artefact(folder, key, _read_facts(folder), reused=True)
+
+    def _make(
+        self,
+        stage: str,
+        folder: Path,
+        key: str,
+        ingredients: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+    ) -> Artefact:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
             work = Path(scratch) / "artefact"

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click_default_group import DefaultGroup
 
-from mfac_compress.pipeline.errors import CompressError, stage_named
+from mfac_compress.pipeline.errors import CompressError, ElsewhereError, stage_named
+
+if TYPE_CHECKING:
+    from mfac_compress.pipeline.world import World
 
 _PASS, _GATE_FAILED = 0, 1
 
@@ -27,7 +30,8 @@ def _ends_well(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
             with stage_named("command line"), _terminated_as_interrupted():
                 code = command(*args, **kwargs) or _PASS
         except CompressError as error:
-            click.echo(f"error: {error}", err=True)
+            if not (isinstance(error, ElsewhereError) and error.told):
+                click.echo(f"error: {error}", err=True)
             code = error.exit_code
         sys.exit(code)
 
@@ -42,6 +46,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _heard(heard: bool) -> Iterator[None]:
+    """Let stdout through, or not: of several processes only one is to be heard."""
+    if heard:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
@@ -79,7 +93,31 @@ def main() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Also each step within the stages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @_ends_well
-def run(
+def run(**options: Any) -> None:
+    """Run RECIPE on MODEL (.pt, .pth, .safetensors or .pt2).
+
+    \b
+    Exit codes:
+      0  all gates pass
+      1  a gate failed; results and report are written
+      2  recipe, model or data is wrong
+      3  anything else; the stage is named
+
+    \b
+    Several processes share the work where torchrun starts them:
+      torchrun --nproc-per-node 4 -m mfac_compress.pipeline RECIPE MODEL
+    torchrun ends with 1 for each of the codes but 0, and prints the code.
+    """
+    # Imported here, because PyTorch takes seconds and `--help` should not.
+    from mfac_compress.pipeline.world import open_world
+
+    with open_world() as world, _heard(world.is_first):
+        _run(world, **options)
+
+
+@_ends_well
+def _run(
+    world: "World",
     recipe: Path,
     model: Path,
     output: Path | None,
@@ -90,41 +128,39 @@ def run(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Run RECIPE on MODEL (.pt, .pth, .safetensors or .pt2).
-
-    \b
-    Exit codes:
-      0  all gates pass
-      1  a gate failed; results and report are written
-      2  recipe, model or data is wrong
-      3  anything else; the stage is named
-    """
-    # Imported here, because PyTorch takes seconds and `--help` should not.
+    """:func:`run` as one of several processes."""
     from mfac_compress.pipeline.dry_run import show_plan
     from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
     from mfac_compress.pipeline.progress import Progress
     from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
+    from mfac_compress.pipeline.stages.shared_batch import check_sharing
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
-    terminal = open_terminal(quiet=quiet, stderr=as_json)
-    loaded = load_recipe(recipe, overrides)
+    terminal = open_terminal(quiet=quiet or not world.is_first, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
+    with world.together():
+        loaded = load_recipe(recipe, overrides)
     if dry_run:
-        with stage_named("load"), progress.stage("load"):
-            context = load_inputs(loaded, model, trust_pickle=trust_pickle)
+        with stage_named("load"), progress.stage("load"), world.together():
+            context = load_inputs(loaded, model, trust_pickle=trust_pickle, world=world)
         show_plan(context, terminal)
-        check_inputs(context)
+        with world.together():
+            check_inputs(context)
+        check_sharing(context)
         return _PASS
     output = output or Path("runs") / recipe.stem
     # What a model or a loss prints must not come between the report and who reads it.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = compress(loaded, model, output, trust_pickle=trust_pickle, progress=progress)
+        report = compress(
+            loaded, model, output, trust_pickle=trust_pickle, progress=progress, world=world
+        )
     print_verdict(report, terminal)
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         _print(report.model_dump_json(indent=2))
+    world.agreed = True
     return _PASS if report.verdict == "pass" else _GATE_FAILED
 
 

@@ -1,4 +1,4 @@
-"""The two ways a run can end without a verdict, each with its exit code."""
+"""The ways a run can end without a verdict, each with its exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +27,22 @@ class StageError(CompressError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(f"stage {stage}: {message}")
         self.stage = stage
+
+
+class ElsewhereError(CompressError):
+    """Another process of the run has failed.
+
+    Args:
+        rank: Which one.
+        message: Its error's.
+        exit_code: Its error's.
+        told: Whether yet another process says so.
+    """
+
+    def __init__(self, rank: int, message: str, exit_code: int, *, told: bool) -> None:
+        super().__init__(f"process {rank}: {message}")
+        self.exit_code = exit_code
+        self.told = told
 
 
 @contextmanager

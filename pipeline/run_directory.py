@@ -78,6 +78,21 @@ class RunDirectory:
         finally:
             lock.release()
 
+    @contextmanager
+    def opened(self) -> Iterator["RunDirectory"]:
+        """Lock the directory and clear it, once more if the run fails: of what is in place then.
+
+        Raises:
+            InputError: As :meth:`locked` does.
+        """
+        with self.locked():
+            self.clear()
+            try:
+                yield self
+            except BaseException:
+                self.clear()
+                raise
+
     def clear(self) -> None:
         """Remove the results of an earlier run, so that none can pass for this one's."""
         for name in RESULTS:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ import torch
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
-from mfac_compress.pipeline.errors import stage_named
+from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress, Stage
@@ -21,6 +21,7 @@ from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run_directory import RunDirectory
 from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.stages.shared_batch import check_sharing
 from mfac_compress.pipeline.verdict.gates import judge
 from mfac_compress.pipeline.verdict.report import (
     LatencyResult,
@@ -34,6 +35,7 @@ from mfac_compress.pipeline.verdict.report import (
 )
 from mfac_compress.pipeline.verdict.report_text import markdown
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
+from mfac_compress.pipeline.world import World
 
 
 def compress(
@@ -43,6 +45,7 @@ def compress(
     *,
     trust_pickle: bool = False,
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> Report:
     """Run a recipe on a model and write the run directory.
 
@@ -52,6 +55,7 @@ def compress(
         output: Run directory; made if it is not there.
         trust_pickle: Allow the checkpoint to run code while it is read.
         progress: Where progress is shown. Default: nowhere.
+        world: The processes that run this together; the first one writes. Default: this one.
 
     Returns:
         The report. A failed gate does not raise: look at ``report.verdict``.
@@ -62,18 +66,37 @@ def compress(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    progress = progress or Progress()
-    directory = RunDirectory(Path(output))
+    progress, world = progress or Progress(), world or World()
+    directory = world.first(lambda: RunDirectory(Path(output)))
     with stage_named("load"), progress.stage("load"):
-        context = load_inputs(recipe, model_path, trust_pickle=trust_pickle, progress=progress)
-        check_inputs(context)
-    with directory.locked():
-        directory.clear()
-        try:
-            return _Run(context, directory).go()
-        except BaseException:
-            directory.clear()  # of what was put in place before it went wrong
-            raise
+        with world.together():
+            context = load_inputs(
+                recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
+            )
+            check_inputs(context)
+        _check_same_inputs(context)
+        check_sharing(context)
+    with ExitStack() as stack:
+        world.first(lambda: stack.enter_context(directory.opened()))
+        return _Run(context, directory).go()
+
+
+def _check_same_inputs(context: RunContext) -> None:
+    """Check that all processes, which may be on several machines, read the same files."""
+    own = {
+        "recipe": recipe_hash(context.recipe),
+        "model": context.model.fingerprint,
+        "data": context.data.fingerprint,
+        "task.loss": context.task.loss_fingerprint,
+    }
+    firsts = context.world.first(lambda: own)
+    with context.world.together():
+        others = [name for name in own if own[name] != firsts[name]]
+        if others:
+            raise InputError(
+                f"{', '.join(others)} must be the same for all processes. Got another in process "
+                f"{context.world.rank}. Bring the files of its machine up to date."
+            )
 
 
 @dataclass
@@ -91,8 +114,14 @@ class _Run:
             calibrated = self._stage(calibrate, calibrate.calibrate)
         pruned = self._stage(prune, prune.prune, calibrated)
         recovered = self._stage(recover, recover.recover, pruned)
-        exported = self._stage(export, export.export, recovered)
-        validated = self._stage(validate, validate.validate, recovered, exported)
+        # From here on there is nothing to share, and the others would only disturb latencies.
+        return context.world.first(lambda: self._judge(calibrated, recovered))
+
+    def _judge(self, calibrated: Artefact | None, recovered: Artefact) -> Report:
+        """Export, measure, judge and publish, in one process."""
+        context, alone = self.context, World()
+        exported = self._stage(export, export.export, recovered, world=alone)
+        validated = self._stage(validate, validate.validate, recovered, exported, world=alone)
         comparisons = []
         if context.recipe.validate_.latency is not None:
             with self._timed("latency"):
@@ -103,9 +132,13 @@ class _Run:
         return report
 
     def _stage(
-        self, stage: ModuleType, make: Callable[..., Mapping[str, Any]], *upstream: Artefact | None
+        self,
+        stage: ModuleType,
+        make: Callable[..., Mapping[str, Any]],
+        *upstream: Artefact | None,
+        world: World | None = None,
     ) -> Artefact:
-        """The artefact of a stage, found or made from those before it."""
+        """The artefact of a stage, found or made from those before it; by default by all."""
         name = stage.__name__.rpartition(".")[2]
         ingredients = {
             "version": stage.VERSION,
@@ -114,7 +147,7 @@ class _Run:
         }
         folders = [artefact and artefact.folder for artefact in upstream]
         with self._timed(name) as line:
-            artefact = StageCache(self.directory.cache).get(
+            artefact = StageCache(self.directory.cache, world or self.context.world).get(
                 name, ingredients, lambda folder: make(self.context, *folders, folder)
             )
             line.reused = artefact.reused
@@ -201,6 +234,7 @@ class _Run:
             "device": str(context.device),
             "machine": machine_load(),
             "threads": torch.get_num_threads(),
+            "processes": context.world.size,
             "seconds": self.seconds,
         }
 

@@ -17,8 +17,13 @@ def save_weights(module: nn.Module, folder: Path) -> None:
 
 def load_weights(module: nn.Module, folder: Path) -> nn.Module:
     """Read back what :func:`save_weights` wrote; returns ``module``."""
-    module.load_state_dict(load_file(folder / WEIGHTS))
+    module.load_state_dict(load_state(folder))
     return module
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """The state that :func:`save_weights` wrote, on the CPU."""
+    return load_file(folder / WEIGHTS)
 
 
 def save_masks(masks: dict[str, Tensor], folder: Path) -> None:

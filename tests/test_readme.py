@@ -37,10 +37,11 @@ def test_the_examples_of_other_data_and_tasks_are_valid():
 def test_every_command_line_is_one_the_tool_takes(tmp_path, monkeypatch):
     """Options are parsed by the real command; the files are stand-ins, so it ends with 2."""
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^(?:- run: )?(mfac-compress [^>\n]*)", README, re.M)
-    assert len(commands) >= 3
+    tool = r"(?:mfac-compress|torchrun .* -m mfac_compress\.pipeline)"
+    commands = re.findall(rf"^(?:- run: )?{tool} ([^>\n]*)", README, re.M)
+    assert len(commands) >= 4
     for command in commands:
-        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        result = CliRunner().invoke(main, shlex.split(command))
         assert "No such option" not in result.output
         assert "recipe.yaml" in result.output
         assert result.exit_code == 2

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunContext:
     targets: PruneTargets
     device: torch.device
     progress: Progress
+    world: World = field(default_factory=World)
 
     @property
     def seed(self) -> int:

@@ -16,6 +16,8 @@ from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.inputs.trial import try_out
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.stages.calibrate import shards_of
+from mfac_compress.pipeline.world import World
 
 
 def load_inputs(
@@ -24,13 +26,15 @@ def load_inputs(
     *,
     trust_pickle: bool = False,
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> RunContext:
     """Load model, data and task, match the layers, and try whether they fit.
 
     Raises:
         InputError: If any of them is wrong.
     """
-    device = _device(recipe)
+    world = world or World()
+    device = _device(recipe, world)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     torch.manual_seed(recipe.run.seed)
@@ -45,7 +49,7 @@ def load_inputs(
         labelled=recipe.calibrate.labels is True,
     )
     model.module.to(device)
-    context = RunContext(recipe, model, data, task, targets, device, progress or Progress())
+    context = RunContext(recipe, model, data, task, targets, device, progress or Progress(), world)
     try_out(context)
     return context
 
@@ -61,9 +65,25 @@ def check_inputs(context: RunContext) -> None:
     if context.recipe.prune.method != "mfac":
         return
     draw_samples(context, step=0)
+    _check_shares(context)
     plan = memory_plan(context)
     if not plan.fits:
         raise InputError(plan.advice)
+
+
+def _check_shares(context: RunContext) -> None:
+    """Check that there are gradients and blocks for all processes.
+
+    Raises:
+        InputError: If not.
+    """
+    m, processes = context.recipe.calibrate.num_gradients, context.world.size
+    if m < processes:
+        raise InputError(
+            f"{context.recipe.where('calibrate.num_gradients')}: must be at least 1 for each of "
+            f"{processes} processes. Got {m}. Use fewer processes."
+        )
+    shards_of(context)
 
 
 def _check_batchnorm(context: RunContext) -> None:
@@ -105,11 +125,11 @@ def _check_input_name(context: RunContext) -> None:
             )
 
 
-def _device(recipe: Recipe) -> torch.device:
-    """The device that the recipe asks for.
+def _device(recipe: Recipe, world: World) -> torch.device:
+    """The device that the recipe asks for; of several GPUs, this process' own.
 
     Raises:
-        InputError: If it asks for a GPU and there is none.
+        InputError: If it asks for a GPU and there is none, or not one for each process.
     """
     has_gpu = torch.cuda.is_available()
     if recipe.run.device == "cuda" and not has_gpu:
@@ -117,4 +137,15 @@ def _device(recipe: Recipe) -> torch.device:
             f"{recipe.where('run.device')}: cuda needs a GPU that PyTorch can use. Got none. "
             "Use auto or cpu."
         )
-    return torch.device("cuda" if has_gpu and recipe.run.device != "cpu" else "cpu")
+    if not has_gpu or recipe.run.device == "cpu":
+        return torch.device("cpu")
+    if world.size == 1:
+        return torch.device("cuda")
+    if torch.cuda.device_count() < world.local_size:
+        raise InputError(
+            f"{recipe.where('run.device')}: each process of a machine needs a GPU of its own. Got "
+            f"{torch.cuda.device_count()} for {world.local_size} processes. Start fewer, or use "
+            "cpu."
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from mfac_compress.mfac.plan import InversePlan, plan_inverse
+from mfac_compress.mfac.plan import InversePlan, plan_blocks, plan_window, uses_blocks
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.stages.calibrate import partition_of
+from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
 
 _SHARE_OF_FREE = 0.8
 
@@ -47,16 +47,28 @@ class MemoryPlan:
 
 
 def memory_plan(context: RunContext) -> MemoryPlan:
-    """Set the inverse's needs against the recipe's budget, or against the free memory."""
+    """Set the inverse's needs against the recipe's budget, or against the free memory.
+
+    Of each process, where there are several: the one with the most columns counts, and the free
+    memory is shared by those of one machine.
+    """
     recipe = context.recipe
     dtype = getattr(torch, recipe.fisher.window_dtype)
-    inverse = plan_inverse(partition_of(context), recipe.calibrate.num_gradients, dtype)
+    m, shards = recipe.calibrate.num_gradients, [s.partition for s in shards_of(context)]
+    if uses_blocks(partition_of(context), m):
+        plans = [plan_blocks(part, m) for part in shards]
+    else:
+        plans = [plan_window(part, m, dtype) for part in shards]
+    inverse = max(plans, key=lambda plan: plan.total_bytes)
     if recipe.run.memory_budget is not None:
         return MemoryPlan(inverse, int(recipe.run.memory_budget), "run.memory_budget")
     if context.device.type == "cuda":
         free, what = torch.cuda.mem_get_info(context.device)[0], "80% of the GPU's free memory"
     else:
         free, what = psutil.virtual_memory().available, "80% of the free memory"
+        if context.world.local_size > 1:
+            free //= context.world.local_size
+            what += f", for each of {context.world.local_size} processes"
     return MemoryPlan(inverse, int(_SHARE_OF_FREE * free), what)
 
 

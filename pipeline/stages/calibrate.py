@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ from mfac_compress.mfac.gradients import (
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import uses_blocks
+from mfac_compress.mfac.sharing import ALONE, Shard, divide
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
 
-VERSION = 2
-_FILE, _METHOD = "fisher.safetensors", "method"
+VERSION = 3
+_METHOD = "method"
+# Each exchange between processes takes a millisecond or two, so short rows travel together.
+_SENT_BYTES = 1 << 26
 
 Fisher = BlockFisher | GradientWindow
 
@@ -47,26 +51,36 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "fisher": context.recipe.fisher.model_dump(exclude={"damping", "damping_unit"}),
         "tensors": [target.name for target in context.targets.matched],
         "device": str(context.device),
+        "processes": context.world.size,
     }
 
 
 def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
-    """Compute the Fisher of the dense model and save it to ``folder``; returns facts."""
+    """Compute the Fisher of the dense model and save it to ``folder``; returns facts.
+
+    Each process' columns make one file, so that none ever holds them all.
+    """
     fisher, facts = compute_fisher(context, context.model.module, step=0)
-    save_file(fisher.state(), folder / _FILE, metadata={_METHOD: facts["method"]})
+    metadata = {_METHOD: facts["method"]}
+    context.world.collect(
+        fisher.state(), lambda rank, state: save_file(state, folder / _file(rank), metadata)
+    )
     return facts
 
 
 def load_fisher(context: RunContext, folder: Path) -> Fisher:
-    """Read back what :func:`calibrate` saved."""
+    """Read back what :func:`calibrate` saved, this process' columns."""
     fisher = _empty_fisher(context)
-    fisher.load_state(load_file(folder / _FILE, device=str(context.device)))
+    state = context.world.hand_out(
+        lambda rank: load_file(folder / _file(rank), device=str(context.device))
+    )
+    fisher.load_state(state)
     return fisher
 
 
 def load_method(folder: Path) -> Method:
     """How :func:`calibrate` computed the gradients; the steps after it do as it did."""
-    with safe_open(folder / _FILE, framework="pt") as file:
+    with safe_open(folder / _file(0), framework="pt") as file:
         return file.metadata()[_METHOD]
 
 
@@ -75,6 +89,8 @@ def compute_fisher(
 ) -> tuple[Fisher, dict[str, Any]]:
     """Draw samples for this step and gather exactly m gradients of the model as it is.
 
+    Of N processes each computes its N-th part of the gradients, and keeps its columns of all.
+
     Args:
         context: The run's.
         module: In the state that the gradients are wanted at.
@@ -82,7 +98,7 @@ def compute_fisher(
         method: How to compute the gradients; None to choose as the recipe says.
 
     Returns:
-        The Fisher's sums, and facts: method and speed.
+        The Fisher's sums on this process' columns, and facts: method and speed.
 
     Raises:
         InputError: If the calibration split is too small, a sample does not fit the loss, or a
@@ -93,14 +109,12 @@ def compute_fisher(
     fisher = _empty_fisher(context)
     source = GradientSource(module, _loss(context), context.parameters_of(module))
     batches = _batches(context, module, draw, step)
-    try:
-        if method is None:
-            method, batches = _choose_method(context, source, batches)
-        start = time.perf_counter()
-        for rows in source.rows(_ticking(context, batches, step), method):
-            fisher.add(rows)
-    except NonFiniteGradientError as error:
-        raise InputError(_name_samples(error, draw)) from error
+    if method is None:
+        method, batches = _choose_method(context, source, batches, draw)
+    start = time.perf_counter()
+    rows = source.rows(_ticking(context, batches, step), method)
+    for own_columns in _dealt_out(context, rows, draw):
+        fisher.add(own_columns)
     seconds = time.perf_counter() - start
     assert fisher.num_gradients == context.recipe.calibrate.num_gradients
     return fisher, {
@@ -108,6 +122,37 @@ def compute_fisher(
         "method": method,
         "samples_per_second": round(draw.numel() / seconds, 1),
     }
+
+
+def _dealt_out(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Iterator[Tensor]:
+    """Everyone's rows, this process' columns, until nobody has any more."""
+    world = context.world
+    columns = [shard.columns for shard in shards_of(context)]
+    none = torch.empty(0, context.targets.weights, device=context.device)
+    row_bytes = none.shape[1] * none.itemsize
+    at_once = max(1, _SENT_BYTES // row_bytes) if world.size > 1 else 1
+    while True:
+        with world.together(), _samples_named(context, draw):
+            parts = list(itertools.islice(rows, at_once))
+        own_rows = parts[0] if len(parts) == 1 else torch.cat([none, *parts])
+        own_columns = world.deal_out(own_rows, columns)
+        if not len(own_columns):
+            return
+        yield own_columns
+
+
+def shards_of(context: RunContext) -> list[Shard]:
+    """The Fisher's columns of each process.
+
+    Raises:
+        InputError: If there are not enough blocks for all.
+    """
+    partition = partition_of(context)
+    within = not uses_blocks(partition, context.recipe.calibrate.num_gradients)
+    try:
+        return divide(partition, context.world.size, within_blocks=within)
+    except ValueError as error:
+        raise InputError(f"fisher.block_size: {error}") from error
 
 
 def partition_of(context: RunContext) -> BlockPartition:
@@ -121,12 +166,17 @@ def partition_of(context: RunContext) -> BlockPartition:
 
 
 def _empty_fisher(context: RunContext) -> Fisher:
-    partition = partition_of(context)
-    m = context.recipe.calibrate.num_gradients
-    if uses_blocks(partition, m):
-        return BlockFisher(partition, context.device)
+    """A Fisher of this process' columns."""
+    m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.world.rank]
+    if uses_blocks(partition_of(context), m):
+        return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
-    return GradientWindow(m, partition, dtype, context.device)
+    holders = context.world if shard.coupled else ALONE
+    return GradientWindow(m, shard.partition, dtype, context.device, holders=holders)
+
+
+def _file(rank: int) -> str:
+    return f"fisher-{rank}.safetensors"
 
 
 def _loss(context: RunContext) -> Any:
@@ -143,16 +193,21 @@ def _predicts_classes(context: RunContext) -> bool:
 def _batches(
     context: RunContext, module: nn.Module, draw: Tensor, step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One batch for each gradient, with the targets that the recipe asks for."""
-    split = context.data.calibration
+    """One batch for each gradient of this process, with the targets that the recipe asks for."""
+    split, own = context.data.calibration, context.world.share(len(draw))
     batches = (
         (x.to(context.device), y.to(context.device))
-        for x, y in split.batches(draw.shape[1], indices=draw.flatten())
+        for x, y in split.batches(draw.shape[1], indices=draw[own].flatten())
     )
     if context.recipe.calibrate.labels is True:
         return _checked(context, module, batches)
     relabel = sampled_labels if _predicts_classes(context) else random_projections
-    return relabel(module, batches, step_generator(context, step))
+    # A generator for each gradient: its targets must not depend on which process makes others.
+    seeds = torch.randint(2**31, (len(draw),), generator=step_generator(context, step))[own]
+    return itertools.chain.from_iterable(
+        relabel(module, [batch], torch.Generator().manual_seed(seed))
+        for batch, seed in zip(batches, seeds.tolist(), strict=True)
+    )
 
 
 def _checked(
@@ -169,26 +224,40 @@ def _checked(
 
 
 def _choose_method(
-    context: RunContext, source: GradientSource, batches: Iterator[Batch]
+    context: RunContext, source: GradientSource, batches: Iterator[Batch], draw: Tensor
 ) -> tuple[Method, Iterator[Batch]]:
-    """The recipe's method, or the faster one on the first batches, which are given back."""
+    """The recipe's method, or the faster one on the first batches, which are given back.
+
+    The first process measures for all.
+    """
     section = context.recipe.calibrate
     if section.gradients != "auto":
         return section.gradients, batches
-    some = min(batches_at_once(section.samples_per_gradient), section.num_gradients)
-    first = list(itertools.islice(batches, some))
-    return fastest_method(source, first), itertools.chain(first, batches)
+    with context.world.together():
+        first = list(itertools.islice(batches, batches_at_once(section.samples_per_gradient)))
+
+    def measured() -> Method:
+        with _samples_named(context, draw):
+            return fastest_method(source, first)
+
+    return context.world.first(measured), itertools.chain(first, batches)
 
 
 def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
     label = "calibrate" if not step else f"calibrate, step {step + 1}"
-    return context.progress.track(batches, label, context.recipe.calibrate.num_gradients)
+    m = context.recipe.calibrate.num_gradients
+    return context.progress.track(batches, label, len(range(m)[context.world.share(m)]))
 
 
-def _name_samples(error: NonFiniteGradientError, draw: Tensor) -> str:
-    samples = draw[error.index].tolist()
-    return (
-        f"Gradients must be finite. Got NaN or infinity in {error.tensor} for the calibration "
-        f"samples {samples} (loss {error.loss:g}). Look at these samples in "
-        "data.splits.calibration, and at task.loss."
-    )
+@contextmanager
+def _samples_named(context: RunContext, draw: Tensor) -> Iterator[None]:
+    """Name the samples of a gradient that is not finite."""
+    try:
+        yield
+    except NonFiniteGradientError as error:
+        samples = draw[context.world.share(len(draw))][error.index].tolist()
+        raise InputError(
+            f"Gradients must be finite. Got NaN or infinity in {error.tensor} for the calibration "
+            f"samples {samples} (loss {error.loss:g}). Look at these samples in "
+            "data.splits.calibration, and at task.loss."
+        ) from error

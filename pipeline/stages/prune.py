@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.stages.calibrate import Fisher, compute_fisher, load_fisher, load_method
+from mfac_compress.pipeline.stages.calibrate import (
+    Fisher,
+    compute_fisher,
+    load_fisher,
+    load_method,
+    shards_of,
+)
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
@@ -53,8 +60,7 @@ def prune(context: RunContext, calibrated: Path | None, folder: Path) -> dict[st
         else:
             fisher = pruner.fisher(calibrated, step)
             steps.append(pruner.remove_least_salient(fisher, budgets, step))
-    save_weights(pruner.module, folder)
-    save_masks(pruner.layout.unflatten(pruner.mask), folder)
+    context.world.first(lambda: pruner.save(folder))
     return {"steps": steps}
 
 
@@ -68,7 +74,10 @@ def _steps(context: RunContext) -> Iterator[list[Budget]]:
 
 
 class Pruner:
-    """The model on its way, its weights of interest as a flat vector beside it."""
+    """The model on its way, its weights of interest as a flat vector beside it.
+
+    Each process has the whole of both, and the inverse on its own columns.
+    """
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -78,6 +87,11 @@ class Pruner:
         self.weights = self.layout.flatten(self._parameters)
         self.mask = torch.ones_like(self.weights, dtype=torch.bool)
 
+    @cached_property
+    def own(self) -> slice:
+        """This process' columns."""
+        return shards_of(self.context)[self.context.world.rank].columns
+
     @property
     def sparsity(self) -> float:
         return 1 - self.mask.float().mean().item()
@@ -86,7 +100,13 @@ class Pruner:
         """The Fisher at the present weights; the first step's comes from the cache."""
         if step == 0:
             return load_fisher(self.context, calibrated)
-        return compute_fisher(self.context, self.module, step, load_method(calibrated))[0]
+        method = self.context.world.first(lambda: load_method(calibrated))
+        return compute_fisher(self.context, self.module, step, method)[0]
+
+    def save(self, folder: Path) -> None:
+        """Write weights and masks."""
+        save_weights(self.module, folder)
+        save_masks(self.layout.unflatten(self.mask), folder)
 
     def remove_smallest(self, budgets: list[Budget]) -> None:
         """One step by magnitude."""
@@ -98,9 +118,14 @@ class Pruner:
     ) -> dict[str, Any]:
         """One step by curvature; returns facts."""
         section = self.context.recipe.prune
-        inverse = invert(self.context.recipe.fisher, fisher)
-        self.mask = select_mask(self._saliency(inverse), budgets, self.mask)
-        self._set(remove_weights(self.weights, self.mask, inverse, section.update))
+        world, own = self.context.world, self.own
+        inverse = invert(self.context, fisher)
+        # All select from the same saliencies, so their masks are the same.
+        with world.together():
+            own_saliency = self._saliency(inverse)
+        self.mask = select_mask(world.join(own_saliency), budgets, self.mask)
+        updated = remove_weights(self.weights[own], self.mask[own], inverse, section.update)
+        self._set(world.join(updated))
         facts: dict[str, Any] = {"sparsity": self.sparsity, "damping": inverse.damping}
         if section.first_order:
             facts |= self._follow_gradient(fisher, inverse)
@@ -108,26 +133,29 @@ class Pruner:
         return facts
 
     def _saliency(self, inverse: InverseFisher) -> Tensor:
+        """Of this process' columns."""
+        own = self.own
         if self.context.recipe.prune.selection == "independent":
-            return obs_saliency(self.weights, inverse)
+            return obs_saliency(self.weights[own], inverse)
         if not isinstance(inverse, BlockInverse):
             raise InputError(
                 "prune.selection sequential needs fisher.block_size below "
                 f"calibrate.num_gradients. Got {self.context.recipe.fisher.block_size} and "
                 f"{inverse.num_gradients}. Lower the block size."
             )
-        return sequential_saliency(self.weights, self.mask, inverse)
+        return sequential_saliency(self.weights[own], self.mask[own], inverse)
 
     def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:
+        world, own = self.context.world, self.own
         gradient = fisher.mean_gradient.to(self.weights)
-        direction = -inverse.kept_ihvp(gradient, self.mask)
+        direction = -world.join(inverse.kept_ihvp(gradient, self.mask[own]))
         weights = self.weights
 
         def loss_at(step_size: float) -> float:
             self._set(weights + step_size * direction)
             return holdout_loss(self.context, self.module)
 
-        step_size, loss = descend(loss_at)
+        step_size, loss = world.first(lambda: descend(loss_at))
         self._set(weights + step_size * direction)
         return {"step_size": step_size, "holdout_loss": loss}
 

@@ -18,7 +18,8 @@ from mfac_compress.pipeline.inputs.draw import draws_on, gradient_pool
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
-from mfac_compress.pipeline.weights import load_masks, load_weights, save_masks, save_weights
+from mfac_compress.pipeline.stages.shared_batch import backward
+from mfac_compress.pipeline.weights import load_masks, load_state, save_masks, save_weights
 
 VERSION = 1
 _BATCHNORM_BATCH = 256
@@ -39,12 +40,12 @@ def depends_on(context: RunContext) -> dict[str, Any]:
 
 def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
     """Fine-tune the pruned model; saves weights and masks to ``folder``, returns facts."""
-    module = load_weights(context.fresh_module(), pruned)
-    masks = load_masks(pruned)
+    world, module = context.world, context.fresh_module()
+    state, masks = world.first(lambda: (load_state(pruned), load_masks(pruned)))
+    module.load_state_dict(state)
     losses = list(train(context, module, masks)) if context.recipe.recover.epochs else []
-    batchnorm = settle_batchnorm(context, module)
-    save_weights(module, folder)
-    save_masks(masks, folder)
+    batchnorm = world.first(lambda: settle_batchnorm(context, module))
+    world.first(lambda: (save_weights(module, folder), save_masks(masks, folder)))
     return {"loss_by_epoch": losses, "batchnorm": batchnorm}
 
 
@@ -67,18 +68,15 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
             for x, y in context.progress.track(batches, label, batches_per_epoch):
                 if len(x) == 1 < section.batch_size:
                     continue  # the odd one out has no variance for batch norm
-                outputs = module(x.to(context.device))
-                loss = context.task.loss(
-                    outputs, y.to(context.device), label_smoothing=section.label_smoothing
-                )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                total += backward(context, module, x, y, context.world) * len(x)
                 optimizer.step()
                 scheduler.step()
-                total += loss.item() * len(x)
-            keeper.check()
-            _check_finite(module, epoch)
-            yield _finite(total / len(split), epoch)
+            with context.world.together():
+                keeper.check()
+                _check_finite(module, epoch)
+                loss = _finite(total / len(split), epoch)
+            yield loss
     set_training(module, False)
 
 

@@ -94,6 +94,12 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="module")
+def module_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One that the tests of a module share."""
+    return Project(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose run has passed; for looking at, not for changing."""
     project = Project(tmp_path_factory.mktemp("finished"))

@@ -1,0 +1,103 @@
+"""The gradient of a batch whose samples several processes share.
+
+Each process runs the model on its share. The loss is taken of everyone's outputs, so it may be any
+function of them, and the gradients of the shares add up to the whole batch's.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.world import World
+
+_TOLERANCE = 1e-3
+
+
+def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, world: World) -> float:
+    """Set the gradients of a batch's loss, the same in all processes.
+
+    Args:
+        context: The run's.
+        module: In training mode; the same in all processes.
+        x: The whole batch, in all processes. One smaller than their number is not shared.
+        y: Its targets.
+        world: Who share it.
+
+    Returns:
+        The loss of the whole batch.
+    """
+    device, section = context.device, context.recipe.recover
+    shared = 1 < world.size <= len(x)
+    own = world.share(len(x)) if shared else slice(None)
+    with shared_batchnorm(module, world.sum) if shared else nullcontext():
+        outputs = module(x[own].to(device))
+        if shared:
+            everyone = world.join(outputs.detach())
+            everyone[own] = outputs
+            outputs = everyone
+        loss = context.task.loss(outputs, y.to(device), label_smoothing=section.label_smoothing)
+        loss.backward()
+    if shared:
+        _set_gradient(module, world.sum(_gradient(module)))
+    return loss.item()
+
+
+def check_sharing(context: RunContext) -> None:
+    """Check on a small batch that shares of it give the gradient of the whole.
+
+    Raises:
+        InputError: If not: dropout, or a layer other than batch norm that mixes samples.
+    """
+    world, split = context.world, context.data.recovery
+    if world.size == 1 or not context.recipe.recover.epochs or len(split) < world.size:
+        return
+    x, y = next(split.batches(2 * world.size))
+    gradients, drawn = [], _random_state(context)
+    for who in (World(), world):
+        module = context.fresh_module()
+        set_training(module, True)
+        backward(context, module, x, y, who)
+        gradients.append(_gradient(module))
+    with world.together():
+        _compare(context, *gradients, draws=not torch.equal(drawn, _random_state(context)))
+
+
+def _compare(context: RunContext, whole: Tensor, shared: Tensor, *, draws: bool) -> None:
+    where = context.recipe.where("recover.epochs")
+    if draws:
+        raise InputError(
+            f"{where}: must be 0 in several processes for a model that draws random numbers while "
+            "it trains (dropout), since no two processes draw the same. Recover in one process."
+        )
+    if (shared - whole).norm() > _TOLERANCE * whole.norm():
+        raise InputError(
+            f"{where}: must be 0 in several processes for a model in which samples of a batch "
+            "depend on each other otherwise than through PyTorch's batch norm. Got gradients that "
+            f"differ by {(shared - whole).norm() / whole.norm():.2g} of the whole. Recover in one "
+            "process."
+        )
+
+
+def _random_state(context: RunContext) -> Tensor:
+    """Of the generators that a model draws from."""
+    state = torch.get_rng_state()
+    if context.device.type == "cuda":
+        state = torch.cat([state, torch.cuda.get_rng_state(context.device)])
+    return state
+
+
+def _gradient(module: nn.Module) -> Tensor:
+    """All gradients in one vector, so that they travel together."""
+    return torch.cat([p.grad.reshape(-1) for p in module.parameters() if p.grad is not None])
+
+
+def _set_gradient(module: nn.Module, gradient: Tensor) -> None:
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    parts = gradient.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad.copy_(part.view_as(parameter))

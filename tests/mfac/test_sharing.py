@@ -1,0 +1,132 @@
+"""Columns shared by several holders give what one holder of all gives."""
+
+import threading
+
+import pytest
+import torch
+
+from mfac_compress.mfac.block_inverse import BlockFisher
+from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.sharing import ALONE, divide
+from mfac_compress.mfac.window import GradientWindow
+
+COUNT = 3
+
+
+class _Thread:
+    """A holder whose peers are other threads."""
+
+    def __init__(self, rank, table, barrier):
+        self.rank, self._table, self._barrier = rank, table, barrier
+
+    def _all(self, x):
+        self._table[self.rank] = x
+        self._barrier.wait(timeout=20)
+        parts = list(self._table)
+        self._barrier.wait(timeout=20)
+        return parts
+
+    def sum(self, x):
+        return torch.stack(self._all(x.clone())).sum(dim=0)
+
+    def join(self, x):
+        return torch.cat(self._all(x))
+
+
+def _by_holders(work):
+    """Results of work(holder) of all holders; the first error of any is raised."""
+    table, barrier = [None] * COUNT, threading.Barrier(COUNT)
+    results, errors = [None] * COUNT, []
+
+    def run(rank):
+        try:
+            results[rank] = work(_Thread(rank, table, barrier))
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(COUNT)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def _duplicates(G):
+    G[1::2] = G[::2]
+    return G
+
+
+def _cancelling(G):
+    G[:, ::7] *= 1e4  # whose leverage comes near 1, in the columns of every holder
+    return G
+
+
+@pytest.mark.parametrize("form", [lambda G: G, _duplicates, _cancelling])
+@pytest.mark.parametrize("damping", [1e-2, 1e-7])
+def test_a_window_in_parts_equals_the_whole(form, damping):
+    m, d = 8, 40
+    G = form(torch.randn(m, d, generator=torch.Generator().manual_seed(0)))
+    partition = BlockPartition.contiguous(d, None)
+    w = torch.randn(d, generator=torch.Generator().manual_seed(1))
+    mask = w.abs() > 0.5
+
+    def all_of(gradients, part, holders, at):
+        window = GradientWindow(m, part, holders=holders)
+        window.add(gradients)
+        F = window.invert(damping)
+        return [
+            F.diagonal(),
+            F.ihvp(w[at]),
+            F.joint_update(w[at], mask[at]),
+            F.kept_ihvp(w[at], mask[at]),
+        ]
+
+    def work(holder):
+        shard = divide(partition, COUNT, within_blocks=True)[holder.rank]
+        assert shard.coupled
+        return all_of(G[:, shard.columns], shard.partition, holder, shard.columns)
+
+    whole = all_of(G, partition, ALONE, slice(None))
+    for expected, *parts in zip(whole, *_by_holders(work), strict=True):
+        torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        BlockPartition.contiguous(70, 8),
+        BlockPartition.of_tensors([(0, 20), (20, 25), (25, 70)], 8),
+        BlockPartition.of_rows([(3, 10), (5, 8)], 4),
+    ],
+)
+def test_blocks_divided_equal_blocks_together(partition):
+    G = torch.randn(12, 70, generator=torch.Generator().manual_seed(0))
+    fisher = BlockFisher(partition)
+    fisher.add(G)
+    expected = fisher.invert(1e-4).diagonal()
+
+    shards = divide(partition, COUNT)
+
+    parts = []
+    for shard in shards:
+        own = BlockFisher(shard.partition)
+        own.add(G[:, shard.columns])
+        parts.append(own.invert(1e-4).diagonal())
+    assert torch.cat(parts).equal(expected)
+    together = [end for s in shards for run in s.partition for _, end in run.bounds]
+    assert len(together) == partition.count
+
+
+def test_every_holder_gets_a_fair_share_of_the_work():
+    shards = divide(BlockPartition.contiguous(12_800, 128), 8)
+    assert {shard.partition.count for shard in shards} == {12, 13}
+    assert (shards[0].columns.start, shards[-1].columns.stop) == (0, 12_800)
+
+
+def test_fewer_blocks_than_holders_are_refused():
+    with pytest.raises(ValueError, match="Got 2 blocks for 3 processes"):
+        divide(BlockPartition.contiguous(16, 8), COUNT)

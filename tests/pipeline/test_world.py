@@ -1,0 +1,253 @@
+"""Several processes, started by torchrun, give what one gives, or end as one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mfac_compress.pipeline.errors import CompressError
+from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
+from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.run_directory import RESULTS
+from mfac_compress.pipeline.stages.calibrate import calibrate
+from mfac_compress.pipeline.stages.prune import prune
+from mfac_compress.pipeline.stages.recover import recover
+from mfac_compress.pipeline.stages.shared_batch import check_sharing
+from mfac_compress.pipeline.world import World, open_world
+
+RECIPES = {
+    "sequential": {
+        "fisher": {"block_size": 8, "blocks": "row", "damping": 0.1},
+        "prune": {"sparsity": 0.5, "steps": 2, "first_order": True, "selection": "sequential"},
+        # 200 samples in batches of 33: uneven shares, and a last batch of two.
+        "recover": {"epochs": 2, "lr": 0.3, "batch_size": 33, "batchnorm": "never"},
+    },
+    "joint": {
+        "calibrate": {"num_gradients": 33, "samples_per_gradient": 2, "gradients": "vmap"},
+        "fisher": {"block_size": 16, "damping": 0.1, "damping_unit": "mean_diagonal"},
+        "prune": {"sparsity": 0.6, "steps": 2},
+        "recover": {"epochs": 2, "lr": 0.01, "optimizer": "mfac", "window": {"num_gradients": 6}},
+    },
+    "full": {
+        # Ahead of batch norm some gradients are rounding and no more, by which AdamW steps.
+        "model": {"factory": "models.py:plain"},
+        "calibrate": {"num_gradients": 33, "samples_per_gradient": 2, "labels": "model"},
+        "fisher": {"block_size": "full", "damping": 1e-6},
+        "prune": {"sparsity": 0.6, "steps": 2, "first_order": True},
+        "recover": {"epochs": 2, "lr": 0.01, "optimizer": "adamw", "batch_size": 64},
+    },
+}
+OTHER_MODELS = """
+import torch
+from torch import nn
+
+class Mixing(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+def of(layer):
+    return nn.Sequential(nn.Linear(6, 16), layer, nn.ReLU(), nn.Linear(16, 3))
+
+def plain():
+    return of(nn.Identity())
+
+def dropout():
+    return of(nn.Dropout(0.5))
+
+def mixing():
+    return of(Mixing())
+"""
+ONE_BLOCK = {
+    "calibrate": {"num_gradients": 150, "samples_per_gradient": 1},
+    "fisher": {"block_size": "full"},
+}
+# What only some processes would notice, and what only one can say.
+REFUSED = {
+    "dropout": ({"model": {"factory": "models.py:dropout"}}, "recover.epochs.*random"),
+    "mixing": ({"model": {"factory": "models.py:mixing"}}, "recover.epochs.*depend on each other"),
+    "blocks": (ONE_BLOCK, "fisher.block_size.*1 blocks for 2 processes"),
+    "infinite": ({"task": {"loss": "loss.py:not_finite_in_1"}}, "^process 1: Gradients.*finite"),
+}
+LOSS = """
+import os, signal, traceback
+from torch.nn.functional import cross_entropy
+
+def not_finite_in_1(outputs, targets):
+    stage = {frame.name for frame in traceback.extract_stack()}
+    value = cross_entropy(outputs, targets)
+    return value * float("inf") if "calibrate" in stage and os.environ["RANK"] == "1" else value
+
+def deadly(outputs, targets):
+    stages = {frame.name for frame in traceback.extract_stack()}
+    rank, stage = os.environ.get("DIES", "0 never").split()
+    if stage in stages and os.environ["RANK"] == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return cross_entropy(outputs, targets)
+"""
+
+
+def _go_through(recipe: Path, world: World) -> Path:
+    """The stages that processes share; returns the folder of their artefacts."""
+    with world.together():
+        context = load_inputs(load_recipe(recipe), recipe.with_suffix(".safetensors"), world=world)
+        check_inputs(context)
+    check_sharing(context)
+    folder = recipe.parent / f"{recipe.stem}-{world.size}"
+    calibrated, pruned, recovered = (folder / name for name in ("fisher", "pruned", "recovered"))
+    world.first(lambda: [place.mkdir(parents=True) for place in (calibrated, pruned, recovered)])
+    calibrate(context, calibrated)
+    prune(context, calibrated, pruned)
+    recover(context, pruned, recovered)
+    return folder
+
+
+def _main(folder: Path) -> None:
+    """What torchrun starts: all recipes, and what became of those that are to be refused."""
+    with open_world() as world:
+        for name in RECIPES:
+            _go_through(folder / f"{name}.yaml", world)
+        refusals = {}
+        for name in REFUSED:
+            try:
+                _go_through(folder / f"{name}.yaml", world)
+            except CompressError as error:
+                refusals[name] = [str(error), error.exit_code, getattr(error, "told", False)]
+        (folder / f"refusals-{world.rank}.json").write_text(json.dumps(refusals))
+
+
+def _torchrun(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [sys.executable, *launcher, *command],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def _command(project, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    recipe = project.write_recipe().name
+    command = ["-m", "mfac_compress.pipeline", recipe, project.model.name, "-o", "out"]
+    return _torchrun(project.folder, *command, *arguments, **environment)
+
+
+def _blur(folder: Path) -> None:
+    """Classes that overlap, so that there is something left to learn."""
+    noise = np.random.default_rng(5)
+    for path in folder.glob("*.npz"):
+        with np.load(path) as data:
+            x, y = data["x"], data["y"]
+        np.savez(path, x=x + 3 * noise.normal(size=x.shape).astype(np.float32), y=y)
+
+
+@pytest.fixture(scope="module")
+def shared(module_project):
+    """A project after two processes went through all recipes."""
+    project = module_project
+    _blur(project.folder)
+    (project.folder / "models.py").write_text(OTHER_MODELS)
+    (project.folder / "loss.py").write_text(LOSS)
+    model = load_file(project.model)
+    own = {key: value for key, value in model.items() if not key.startswith("1.")}
+    common = project.recipe
+    for name, changes in (RECIPES | {n: c for n, (c, _) in REFUSED.items()}).items():
+        project.recipe = common | changes
+        project.write_recipe().rename(project.folder / f"{name}.yaml")
+        weights = own if "model" in changes else model
+        save_file(weights, project.folder / f"{name}.safetensors")
+
+    result = _torchrun(project.folder, __file__, str(project.folder))
+
+    assert result.returncode == 0, result.stderr
+    return project
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_processes_give_the_masks_and_weights_of_one(shared, name):
+    alone = _go_through(shared.folder / f"{name}.yaml", World())
+    together = shared.folder / f"{name}-2"
+
+    for stage in ("pruned", "recovered"):
+        masks = load_file(together / stage / "masks.safetensors")
+        for key, mask in load_file(alone / stage / "masks.safetensors").items():
+            assert masks[key].equal(mask)
+        weights = load_file(together / stage / "model.safetensors")
+        for key, tensor in load_file(alone / stage / "model.safetensors").items():
+            torch.testing.assert_close(weights[key], tensor, rtol=1e-5, atol=1e-5)
+    learnt = weights["3.bias"] - load_file(shared.model)["3.bias"]
+    assert learnt.abs().max() > 1e-3, "recovery did nothing"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_process_holds_all_columns(shared, name):
+    sizes = [path.stat().st_size for path in (shared.folder / f"{name}-2/fisher").iterdir()]
+    (whole,) = (shared.folder / f"{name}-1/fisher").iterdir()
+    assert len(sizes) == 2
+    assert max(sizes) < 0.7 * whole.stat().st_size
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_is_everyones_and_told_once(shared, name):
+    first, second = (
+        json.loads((shared.folder / f"refusals-{rank}.json").read_text())[name] for rank in (0, 1)
+    )
+    assert re.search(REFUSED[name][1], first[0])
+    assert (first[1:], second[1:]) == ([2, False], [2, True])
+
+
+def test_a_wrong_recipe_gives_one_message_and_its_exit_code(project):
+    result = _command(project, "--set", "calibrate.num_gradients=81")
+
+    assert result.returncode == 1, "torchrun's own"
+    assert result.stderr.count("error: calibrate.num_gradients") == 1, result.stderr
+    assert result.stderr.count("error: ") == 1, result.stderr
+    assert "exitcode  : 2" in result.stderr
+    assert not project.output.exists()
+
+
+def test_a_failed_gate_gives_one_report_and_the_exit_code_of_gates(project):
+    project.recipe["validate"]["gates"] = {"min_sparsity": 0.9}
+
+    result = _command(project, "--json")
+
+    assert json.loads(result.stdout)["verdict"] == "fail", result.stderr
+    assert result.returncode == 1
+    assert "exitcode  : 1" in result.stderr
+    assert {path.name for path in project.output.iterdir()} >= set(RESULTS) - {
+        "model.onnx.data",
+        "dense.onnx.data",
+    }
+    assert json.loads((project.output / "manifest.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize("dies", ["1 calibrate", "0 prune", "1 recover"])
+def test_a_process_that_is_killed_ends_the_run_without_results(project, dies):
+    (project.folder / "loss.py").write_text(LOSS)
+    project.recipe["task"] = {"loss": "loss.py:deadly"}
+    project.recipe["prune"]["steps"] = 2
+    (project.output / ".cache").mkdir(parents=True)
+    (project.output / "report.json").write_text("of an earlier run")
+
+    result = _command(project, DIES=dies)
+
+    assert result.returncode == 1
+    assert "exitcode  : -9" in result.stderr
+    assert result.stderr.count("error: stage ") == 1, result.stderr
+    assert not {path.name for path in project.output.iterdir()} & set(RESULTS)
+    stage = dies.split()[1]
+    assert not list((project.output / ".cache" / stage).glob("*/manifest.json"))
+    assert project.run().exit_code == 0, "what is left is in nobody's way"
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))
