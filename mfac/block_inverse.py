@@ -129,21 +129,21 @@ class BlockFisher:
             sum_error(rows, self.products),
         )
 
-    def state(self) -> dict[str, Tensor]:
-        """What :meth:`load_state` reads back."""
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        """What :meth:`add_part` takes: a single part, for the sums fit into memory."""
         self.flush()
-        return {
+        yield {
             "num_gradients": torch.tensor(self.num_gradients),
             "gradient_sum": self._gradient_sum,
             **{str(i): total for i, total in enumerate(self.sums)},
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take the sums of another Fisher of the same partition."""
+    def add_part(self, part: dict[str, Tensor]) -> None:
+        """Take the sums of another Fisher of the same partition, in place of one's own."""
         self._waiting = []
-        self.num_gradients = int(state["num_gradients"])
-        self._gradient_sum = state["gradient_sum"]
-        self.sums = [state[str(i)] for i in range(len(self.sums))]
+        self.num_gradients = int(part["num_gradients"])
+        self._gradient_sum = part["gradient_sum"]
+        self.sums = [part[str(i)] for i in range(len(self.sums))]
         self._shared = True
 
     def _check_filled(self) -> None:

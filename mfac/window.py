@@ -1,6 +1,7 @@
 """The window of gradients that the m x m representation works on, in memory or on disk."""
 
 import os
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -11,6 +12,9 @@ from torch import Tensor
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.sharing import ALONE, Holders
 from mfac_compress.mfac.window_inverse import WindowInverse
+
+# Of a window on disk, so many gradients are in memory at once when they are copied.
+_ROWS_OF_PART = 16
 
 
 class GradientWindow:
@@ -93,14 +97,15 @@ class GradientWindow:
             self._held(), damping, self.partition, self._device, self._on_disk, self._holders
         )
 
-    def state(self) -> dict[str, Tensor]:
-        """What :meth:`load_state` reads back."""
-        return {"gradients": self._rows[: self.num_gradients]}
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        """What :meth:`add_part` takes, piece by piece: on disk, a few gradients at a time."""
+        rows = _ROWS_OF_PART if self._on_disk else self.num_gradients
+        for gradients in self._held().split(rows):
+            yield {"gradients": gradients}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take the gradients of another window of the same size."""
-        self.num_gradients = 0
-        self.add(state["gradients"])
+    def add_part(self, part: dict[str, Tensor]) -> None:
+        """Take a part of another window of the same columns."""
+        self.add(part["gradients"])
 
     def _held(self) -> Tensor:
         if not self.num_gradients:

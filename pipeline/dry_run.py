@@ -53,11 +53,12 @@ def _facts(context: RunContext) -> list[str]:
 
 def _memory(plan: MemoryPlan) -> list[str]:
     inverse = plan.inverse
+    fits = "fits, with the gradients on disk in the run directory" if plan.on_disk else "fits"
     return [
         f"inverse: {inverse.representation}, because {inverse.reason}",
         f"memory: gradients {readable_bytes(inverse.window_bytes)} + factors "
         f"{readable_bytes(inverse.inverse_bytes)} = {readable_bytes(inverse.total_bytes)}; "
         f"{inverse.flops / 1e9:,.2g} GFLOP",
         f"budget: {readable_bytes(plan.budget_bytes)} ({plan.budget_from}): "
-        f"{'fits' if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
+        f"{fits if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
     ]

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,7 +73,11 @@ def compress(
             context = load_inputs(
                 recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
             )
-            check_inputs(context)
+            plan = check_inputs(context)
+        # One for all processes: how much memory is free differs between them.
+        if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
+            context = replace(context, window_folder=directory.cache)
+            progress.remark("gradients on disk, being more than the memory budget")
         _check_same_inputs(context)
         check_sharing(context)
     with ExitStack() as stack:

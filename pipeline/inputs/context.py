@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class RunContext:
     device: torch.device
     progress: Progress
     world: World = field(default_factory=World)
+    window_folder: Path | None = None
+    """Where gradients are kept that the memory budget does not hold; None for in memory."""
 
     @property
     def seed(self) -> int:

@@ -10,7 +10,7 @@ from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
 from mfac_compress.pipeline.inputs.draw import draw_samples, holdout
 from mfac_compress.pipeline.inputs.layers import match_targets
-from mfac_compress.pipeline.inputs.memory import memory_plan
+from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.inputs.trial import try_out
@@ -54,8 +54,11 @@ def load_inputs(
     return context
 
 
-def check_inputs(context: RunContext) -> None:
+def check_inputs(context: RunContext) -> MemoryPlan | None:
     """Check what only the inputs together can tell: samples for m gradients, memory.
+
+    Returns:
+        What the inverse needs; None where the method makes none.
 
     Raises:
         InputError: If the calibration split or the memory does not suffice.
@@ -63,12 +66,13 @@ def check_inputs(context: RunContext) -> None:
     _check_batchnorm(context)
     _check_input_name(context)
     if context.recipe.prune.method != "mfac":
-        return
+        return None
     draw_samples(context, step=0)
     _check_shares(context)
     plan = memory_plan(context)
     if not plan.fits:
         raise InputError(plan.advice)
+    return plan
 
 
 def _check_shares(context: RunContext) -> None:

@@ -28,7 +28,17 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.inverse.total_bytes <= self.budget_bytes
+        """Whether it can be done at all, be it with the gradients on disk."""
+        return self.on_disk or self.inverse.total_bytes <= self.budget_bytes
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the gradients live on disk. Sums on blocks are all in use at all times."""
+        inverse = self.inverse
+        return (
+            inverse.representation == "window"
+            and inverse.inverse_bytes <= self.budget_bytes < inverse.total_bytes
+        )
 
     @property
     def advice(self) -> str:

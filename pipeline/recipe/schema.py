@@ -86,7 +86,8 @@ class RunSection(Section):
     threads: Threads | None = None
     """CPU threads of PyTorch. Default: PyTorch's own choice."""
     memory_budget: Bytes | None = None
-    """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free."""
+    """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free. With
+    `fisher.block_size: full`, gradients beyond it are kept on disk, in the run directory."""
 
 
 class ModelSection(Section):

@@ -62,25 +62,30 @@ def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
     """
     fisher, facts = compute_fisher(context, context.model.module, step=0)
     metadata = {_METHOD: facts["method"]}
-    context.world.collect(
-        fisher.state(), lambda rank, state: save_file(state, folder / _file(rank), metadata)
-    )
+    for number, part in enumerate(fisher.parts()):
+        context.world.collect(
+            part,
+            lambda rank, own, number=number: save_file(own, folder / _file(rank, number), metadata),
+        )
     return facts
 
 
 def load_fisher(context: RunContext, folder: Path) -> Fisher:
     """Read back what :func:`calibrate` saved, this process' columns."""
     fisher = _empty_fisher(context)
-    state = context.world.hand_out(
-        lambda rank: load_file(folder / _file(rank), device=str(context.device))
-    )
-    fisher.load_state(state)
+    for number in range(context.world.first(lambda: len(list(folder.glob(_file(0, "*")))))):
+        part = context.world.hand_out(
+            lambda rank, number=number: load_file(
+                folder / _file(rank, number), device=str(context.device)
+            )
+        )
+        fisher.add_part(part)
     return fisher
 
 
 def load_method(folder: Path) -> Method:
     """How :func:`calibrate` computed the gradients; the steps after it do as it did."""
-    with safe_open(folder / _file(0), framework="pt") as file:
+    with safe_open(folder / _file(0, 0), framework="pt") as file:
         return file.metadata()[_METHOD]
 
 
@@ -166,17 +171,27 @@ def partition_of(context: RunContext) -> BlockPartition:
 
 
 def _empty_fisher(context: RunContext) -> Fisher:
-    """A Fisher of this process' columns."""
+    """A Fisher of this process' columns.
+
+    Raises:
+        InputError: If there is no room on disk for gradients that the memory does not hold.
+    """
     m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.world.rank]
     if uses_blocks(partition_of(context), m):
         return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
     holders = context.world if shard.coupled else ALONE
-    return GradientWindow(m, shard.partition, dtype, context.device, holders=holders)
+    folder = context.window_folder
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return GradientWindow(m, shard.partition, dtype, context.device, folder, holders)
+    except ValueError as error:
+        raise InputError(f"run.memory_budget is exceeded, and {error}") from error
 
 
-def _file(rank: int) -> str:
-    return f"fisher-{rank}.safetensors"
+def _file(rank: int, part: int | str) -> str:
+    return f"fisher-{rank}-{part}.safetensors"
 
 
 def _loss(context: RunContext) -> Any:

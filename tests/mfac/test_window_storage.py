@@ -54,12 +54,25 @@ def test_a_window_on_disk_gives_the_same_inverse(tmp_path, gradients, dtype, blo
     torch.testing.assert_close(disk.joint_update(x, mask), memory.joint_update(x, mask))
 
 
+def test_a_window_on_disk_is_copied_in_small_parts(tmp_path, gradients):
+    G, partition = gradients(40, 100), BlockPartition.contiguous(100, None)
+    window = GradientWindow(40, partition, folder=tmp_path)
+    window.add(G)
+    other = GradientWindow(40, partition)
+    parts = list(window.parts())
+    for part in parts:
+        other.add_part(part)
+
+    assert max(len(part["gradients"]) for part in parts) <= 16
+    assert torch.equal(torch.cat([part["gradients"] for part in other.parts()]), G)
+
+
 def test_the_file_leaves_nothing_behind(tmp_path):
     window = GradientWindow(4, BlockPartition.contiguous(100, None), folder=tmp_path)
     window.add(torch.ones(4, 100))
 
     assert not list(tmp_path.iterdir())
-    assert window.state()["gradients"].sum() == 400
+    assert sum(part["gradients"].sum() for part in window.parts()) == 400
 
 
 def test_a_folder_that_is_too_small_is_refused(tmp_path):

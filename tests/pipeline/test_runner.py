@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import warnings
 
@@ -366,6 +367,24 @@ def test_memory_that_does_not_suffice_is_an_error(project):
     assert result.exit_code == 2
     assert "run.memory_budget" in result.output
     assert not project.output.exists()
+
+
+def test_gradients_of_twice_the_memory_budget_live_on_disk(project):
+    """8 gradients of 96 weights take 3 kB; the same numbers come out, and no file stays."""
+    how = {"fisher.block_size": "full", "calibrate.num_gradients": 8, "prune.steps": 2}
+    flags = [flag for key, value in how.items() for flag in ("--set", f"{key}={value}")]
+    weights = []
+    for budget in ("1GB", "1.5KB"):
+        flags += ["--set", f"run.memory_budget={budget}"]
+        result = project.run("--verbose", *flags)
+        assert result.exit_code == 0, result.output
+        weights.append(load_file(project.output / "model.safetensors"))
+        assert ("gradients on disk" in result.output) == (budget == "1.5KB")
+        assert not list(project.output.rglob("window-*"))
+        shutil.rmtree(project.output)
+    assert "on disk" in project.run(*flags, "--dry-run").output
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor)
 
 
 def test_a_foreign_directory_is_refused_and_left_alone(project):
