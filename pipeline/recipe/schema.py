@@ -175,21 +175,27 @@ class PruneSection(Section):
     """Times that gradients and inverse are computed anew on the way."""
     schedule: Literal["geometric", "linear"] = "geometric"
     """How the density (geometric) or the sparsity (linear) moves over the steps."""
-    selection: Literal["independent", "sequential"] = "independent"
+    selection: Literal["independent", "sequential"] | None = None
     """`independent`: what each weight's removal costs on its own. `sequential`: within a block, one
-    weight is removed at a time, and the others are judged anew."""
-    first_order: bool = False
+    weight is removed at a time, and the others are judged anew. Default: `sequential` where the
+    Fisher is kept as blocks, else `independent`."""
+    first_order: bool = True
     """Also follow the gradient that the pruned model has, as far as it lowers the loss on held-out
-    calibration samples."""
+    calibration samples. Default: true where `update` is `joint`."""
     update: Literal["joint", "single", "none"] = "joint"
     """`joint`: exact for the whole removed set. `single`: the paper's sum of single-weight
     corrections. `none`: the others stay as they are; the only choice with `magnitude`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _magnitude_has_no_update(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("method") == "magnitude":
-            return {"update": "none"} | given
+    def _defaults_of_others(cls, given: Any) -> Any:
+        """Magnitude knows no update, and weights that are not to move follow no gradient."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("method") == "magnitude":
+            given = {"update": "none"} | given
+        if given.get("update", "joint") != "joint":
+            given = {"first_order": False} | given
         return given
 
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
@@ -198,6 +204,12 @@ class PruneSection(Section):
                 ("update",),
                 "must be none where prune.method is magnitude, which computes no curvature. "
                 f"Got {self.update}.",
+            )
+        if self.update == "none" and self.first_order:
+            yield Fault(
+                ("first_order",),
+                "must be false where prune.update is none, which leaves the weights as they are. "
+                "Got true.",
             )
         yield from duplicates("include", self.include)
         yield from duplicates("exclude", self.exclude)

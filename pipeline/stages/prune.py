@@ -134,10 +134,11 @@ class Pruner:
 
     def _saliency(self, inverse: InverseFisher) -> Tensor:
         """Of this process' columns."""
-        own = self.own
-        if self.context.recipe.prune.selection == "independent":
+        own, selection = self.own, self.context.recipe.prune.selection
+        has_blocks = isinstance(inverse, BlockInverse)
+        if selection == "independent" or (selection is None and not has_blocks):
             return obs_saliency(self.weights[own], inverse)
-        if not isinstance(inverse, BlockInverse):
+        if not has_blocks:
             raise InputError(
                 "prune.selection sequential needs fisher.block_size below "
                 f"calibrate.num_gradients. Got {self.context.recipe.fisher.block_size} and "

@@ -217,8 +217,8 @@ def test_every_update_in_both_representations(project, update, block_size):
 @pytest.mark.parametrize(
     "change",
     [
-        {"prune": {"selection": "sequential"}},
-        {"prune": {"first_order": True}},
+        {"prune": {"selection": "independent"}},
+        {"prune": {"first_order": False}},
         {"fisher": {"blocks": "row"}},
         {"fisher": {"damping_unit": "mean_diagonal", "damping": 0.1}},
         {"calibrate": {"gradients": "vmap"}},

@@ -70,6 +70,26 @@ def test_numbers_may_be_text_but_never_switches():
             recipe(**{section: {key: True}})
 
 
+@pytest.mark.parametrize(
+    ("given", "follows"),
+    [
+        ({}, True),
+        ({"update": "single"}, False),
+        ({"update": "single", "first_order": True}, True),
+        ({"update": "none"}, False),
+        ({"method": "magnitude"}, False),
+    ],
+    ids=str,
+)
+def test_only_the_joint_update_follows_the_gradient_unasked(given, follows):
+    assert recipe(prune={"sparsity": 0.5, **given}).prune.first_order == follows
+
+
+def test_weights_that_stay_as_they_are_follow_no_gradient():
+    with pytest.raises(ValidationError, match=r"must be false where prune\.update is none"):
+        recipe(prune={"sparsity": 0.5, "update": "none", "first_order": True})
+
+
 def test_the_memory_budget_takes_units():
     assert recipe(run={"memory_budget": "8GB"}).run.memory_budget == 8_000_000_000
 
