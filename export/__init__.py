@@ -8,6 +8,7 @@ from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
+from mfac_compress.export.sparse import kernel_library
 
 __all__ = [
     "FileSize",
@@ -20,6 +21,7 @@ __all__ = [
     "compare_latency",
     "export_onnx",
     "file_size",
+    "kernel_library",
     "machine_load",
     "median_interval",
     "open_session",
