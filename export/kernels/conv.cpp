@@ -11,17 +11,17 @@ namespace {
 constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
 constexpr int64_t kSumsBytes = 16 << 10;
 
-bool is_planes(const NodeInfo& node, const char* name) {
-  const std::string layout = node.word(name, "nchw");
+bool is_planes(const NodeInfo& node, const char* name, bool otherwise = false) {
+  const std::string layout = node.word(name, otherwise ? "planes" : "nchw");
   require(layout == "nchw" || layout == "planes",
-          std::string(name) + " must be nchw or planes. Got '" + layout + "'");
+          name, " must be nchw or planes. Got '", layout, "'");
   return layout == "planes";
 }
 
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
   const int64_t value = node.integer(name, 0);
   require(parts >= 1 && value >= 1 && value % parts == 0,
-          std::string(name) + " must be a positive multiple of group");
+          name, " must be a positive multiple of group");
   return value / parts;
 }
 
@@ -37,21 +37,36 @@ float clipped(float y, const Activation& activation) {
   return y > activation.high ? activation.high : y;
 }
 
+// Zeros above and below one channel of planes.
+void clear_borders(const Images& image, float* pixels, bool above, bool below) {
+  if (above) std::fill(pixels - image.origin(), pixels, 0.0f);
+  float* end = pixels + (image.height - 1) * image.row_stride() + image.width;
+  if (below) std::fill(end, end + image.row_stride(), 0.0f);
+}
+
+// Where one channel's first pixel is, and how far it is to the row below.
+struct Channel {
+  const float* pixels;
+  int64_t row_stride;
+};
+
 // Write a strip's valid pixels where they belong, row by row.
 void scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
-             const float* residual, const Activation& activation) {
+             Channel residual, const Activation& activation) {
   const Images& image = plan.output;
   const int64_t stride = plan.runs.row_stride;
   const int64_t end = std::min(tile.first + floats, plan.runs.length);
   for (int64_t row = tile.first / stride; row * stride < end; ++row) {
     const int64_t first = std::max(tile.first - row * stride, int64_t{0});
     const int64_t last = std::min(end - row * stride, image.width);
+    if (first >= last) continue;
     const float* from = sums + row * stride - tile.first;
-    const int64_t at = image.origin() + row * image.row_stride();
+    const float* add = residual.pixels ? residual.pixels + row * residual.row_stride : nullptr;
+    float* to = out + row * image.row_stride();
     for (int64_t x = first; x < last; ++x)
-      out[at + x] = clipped(from[x] + (residual ? residual[at + x] : 0.0f), activation);
-    if (first < last) activation.apply_gelu(out + at + first, last - first);
-    if (image.planes && first < last && last == image.width) out[at + last] = 0.0f;
+      to[x] = clipped(from[x] + (add ? add[x] : 0.0f), activation);
+    activation.apply_gelu(to + first, last - first);
+    if (image.planes && last == image.width) to[last] = 0.0f;
   }
 }
 
@@ -62,6 +77,7 @@ struct Conv::Batch {
   const float* x;
   float* y;
   const float* residual;
+  Images residuals;  // its layout
   int64_t count;
 };
 
@@ -76,6 +92,7 @@ Conv::Conv(const NodeInfo& node)
       window_(read_window(node)),
       input_planes_(is_planes(node, "input_layout")),
       output_planes_(is_planes(node, "output_layout")),
+      residual_planes_(is_planes(node, "residual_layout", output_planes_)),
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(node, parts_, window_), parts_)),
       activation_(read_activation(node)) {}
@@ -90,9 +107,10 @@ void Conv::run(const Call& call) const {
       output_images(input, window_, parts_ * weights_.outputs, output_planes_);
   const Shape shape = output.shape(batch.count);
   const Tensor residual = call.input(kResidual);
-  require(!residual || residual.shape == shape,
-          "residual must have the output's shape " + text(shape) + ". Got " + text(residual.shape));
-  const int64_t values = element_count(x.shape);
+  batch.residuals = output;
+  batch.residuals.planes = residual_planes_;
+  require(!residual || residual.shape == batch.residuals.shape(batch.count), "residual must be ",
+          batch.residuals.shape(batch.count), ". Got ", residual.shape);
   element_count(shape);
   batch.plan = plans_.find(weights_, window_, input, output);
   batch.x = x.floats();
@@ -100,10 +118,10 @@ void Conv::run(const Call& call) const {
   batch.residual = residual ? residual.floats() : nullptr;
   if (output.planes)
     std::memset(batch.y + batch.count * output.image_stride(), 0,
-                static_cast<size_t>(output.spare() * output.channel_stride()) * sizeof(float));
+                Images::kReadBeyond * sizeof(float));
   if (batch.count == 0) return;
   run_images(call, batch);
-  if (!simd_kernels().all_finite(batch.x, values)) run_dense(batch);
+  if (!simd_kernels().all_finite(batch.x, batch.count * input.image_stride())) run_dense(batch);
 }
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
@@ -113,16 +131,15 @@ void Conv::run_images(const Call& call, const Batch& batch) const {
   const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride + Images::kReadBeyond +
                                             window_.pads[1]);
   auto stage = [&](int64_t image, float* to) {
-    const float* from = batch.x + image * input.image_stride() + input.origin();
     for (int64_t c = 0; c < input.channels; ++c)
-      stage_channel(from + c * input.channel_stride(), input, window_, runs,
+      stage_channel(batch.x + input.offset(image, c), input, window_, runs,
                     to + c * runs.channel_stride);
     const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
     std::memset(to + end, 0, (staged - end) * sizeof(float));
   };
   auto in_place = [&](int64_t image) {
     const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
-    return batch.x + image * input.image_stride() + input.origin() - back;
+    return batch.x + input.offset(image, 0) - back;
   };
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
   const int64_t work = static_cast<int64_t>(weights_.values.size()) * runs.length;
@@ -173,19 +190,11 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
   const int64_t end = weights_.groups * (share.chunk + 1) / share.chunks;
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
   for (int64_t part = 0; part < parts_; ++part) {
-    if (output.planes) {  // the borders above and below
-      const int64_t first = begin * weights_.block;
+    if (output.planes) {
       const int64_t last = std::min(end * weights_.block, weights_.outputs);
-      for (int64_t o = first; o < last; ++o) {
-        float* plane = batch.y + image * output.image_stride() +
-                       (part * weights_.outputs + o) * output.channel_stride();
-        const int64_t above = output.origin();
-        const int64_t below = (output.height + 1) * output.row_stride();
-        if (share.tile_begin == 0) std::memset(plane, 0, static_cast<size_t>(above) * sizeof(float));
-        if (share.tile_end == tiles)
-          std::memset(plane + below, 0,
-                      static_cast<size_t>(output.channel_stride() - below) * sizeof(float));
-      }
+      for (int64_t o = begin * weights_.block; o < last; ++o)
+        clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + o),
+                      share.tile_begin == 0, share.tile_end == tiles);
     }
     for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
       run_tile(batch, pixels, image, plan.tiles[t], part, begin, end);
@@ -201,47 +210,48 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
   const Images& output = plan.output;
   const int64_t floats = int64_t{tile.vectors} * table.lanes;
   const int64_t channels_per_part = channels_ / parts_;
+  const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
   // A buffer holds some groups at a time; without one all go at once.
-  const int64_t step = tile.direct ? group_end - group_begin
+  const int64_t step = direct ? group_end - group_begin
                                    : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
   float* sums =
-      tile.direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
+      direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);
     const int64_t first_output = group * weights_.block;
-    const int64_t at = image * output.image_stride() +
-                       (part * weights_.outputs + first_output) * output.channel_stride();
-    const int64_t in_channel = output.origin() + tile.first;
+    const int64_t channel = part * weights_.outputs + first_output;
+    const int64_t at = output.offset(image, channel) + tile.first;
     Strip strip{};
     strip.values = w.values.data();
     strip.offsets = w.indices.data();
-    strip.out = tile.direct ? batch.y + at + in_channel : sums;
-    strip.stride = tile.direct ? output.channel_stride() : floats;
+    strip.out = direct ? batch.y + at : sums;
+    strip.stride = direct ? output.channel_stride() : floats;
     strip.group_begin = 0;
     strip.group_end = end - group;
     strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
     strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
-    strip.residual = tile.direct && batch.residual ? batch.residual + at + in_channel : nullptr;
+    strip.residual = direct && batch.residual ? batch.residual + at : nullptr;
     strip.keep = output.planes ? plan.keep.data() + tile.first : nullptr;
     strip.low = activation_.low;
     strip.high = activation_.high;
     for (int64_t range = 0; range < w.ranges; ++range) {
-      const int64_t channel = part * channels_per_part + range * plan.range_channels;
+      const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
-      strip.base = reinterpret_cast<const char*>(pixels + channel * plan.runs.channel_stride +
+      strip.base = reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride +
                                                  tile.first);
       strip.first = range == 0;
-      strip.last = tile.direct && range + 1 == w.ranges;
+      strip.last = direct && range + 1 == w.ranges;
       run(strip);
     }
-    for (int64_t o = 0; o < strip.outputs; ++o) {
-      const int64_t channel = at + o * output.channel_stride();
-      if (!tile.direct)
-        scatter(sums + o * floats, tile, floats, plan, batch.y + channel,
-                batch.residual ? batch.residual + channel : nullptr, activation_);
-      else if (activation_.gelu)
-        activation_.apply_gelu(batch.y + channel + in_channel, floats);
+    for (int64_t o = 0; o < strip.outputs && !direct; ++o) {
+      const Images& residuals = batch.residuals;
+      const int64_t there = batch.residual ? residuals.offset(image, channel + o) : 0;
+      scatter(sums + o * floats, tile, floats, plan, batch.y + output.offset(image, channel + o),
+              {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()},
+              activation_);
     }
+    for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
+      activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
   }
 }
 
@@ -259,7 +269,8 @@ void Conv::run_dense(const Batch& batch) const {
       const int64_t part = o / weights_.outputs;
       unpack_output(weights_, part, o % weights_.outputs, w);
       const float bias = weights_.bias[part * weights_.groups * weights_.block + o % weights_.outputs];
-      const int64_t channel = image * out.image_stride() + o * out.channel_stride() + out.origin();
+      const int64_t channel = out.offset(image, o);
+      const int64_t there = batch.residuals.offset(image, o);
       for (int64_t row = 0; row < out.height; ++row) {
         for (int64_t column = 0; column < out.width; ++column) {
           float sum = bias;
@@ -271,17 +282,17 @@ void Conv::run_dense(const Batch& batch) const {
                                tap % window_.kernel[1] * window_.dilations[1];
             if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
             const int64_t c = part * channels + i / window_.taps();
-            sum += w[i] * x[c * in.channel_stride() + in.origin() + iy * in.row_stride() + ix];
+            sum += w[i] * batch.x[in.offset(image, c) + iy * in.row_stride() + ix];
           }
           const int64_t at = channel + row * out.row_stride() + column;
-          if (batch.residual) sum += batch.residual[at];
+          if (batch.residual)
+            sum += batch.residual[there + row * batch.residuals.row_stride() + column];
           batch.y[at] = clipped(sum, activation_);
         }
         activation_.apply_gelu(batch.y + channel + row * out.row_stride(), out.width);
       }
     }
   }
-  (void)channels;
 }
 
 }  // namespace mfac

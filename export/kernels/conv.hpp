@@ -26,7 +26,7 @@ class Conv {
   int64_t channels_;
   int64_t parts_;
   Window window_;
-  bool input_planes_, output_planes_;
+  bool input_planes_, output_planes_, residual_planes_;
   PackedWeights weights_;
   Activation activation_;
   PlanCache plans_;

@@ -1,8 +1,9 @@
 #include "conv_geometry.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
+
+#include "simd.hpp"
 
 namespace mfac {
 namespace {
@@ -13,11 +14,10 @@ void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t leas
                std::vector<int64_t> otherwise) {
   const std::vector<int64_t> read = node.integers(name, otherwise);
   require(read.size() == otherwise.size(),
-          std::string(name) + " must have " + std::to_string(otherwise.size()) + " numbers");
+          name, " must have ", otherwise.size(), " numbers");
   for (size_t i = 0; i < read.size(); ++i) {
     require(read[i] >= least && read[i] <= kLargestAttribute,
-            std::string(name) + " must lie in [" + std::to_string(least) + ", 32768]. Got " +
-                std::to_string(read[i]));
+            name, " must lie in [", least, ", 32768]. Got ", read[i]);
     to[i] = read[i];
   }
 }
@@ -26,9 +26,7 @@ void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t leas
 int64_t output_size(int64_t input, const Window& w, int axis) {
   const int64_t padded = input + w.pads[axis] + w.pads[axis + 2];
   const int64_t reach = (w.kernel[axis] - 1) * w.dilations[axis] + 1;
-  require(padded >= reach, "the padded input (" + std::to_string(padded) +
-                               ") must be at least as large as the dilated kernel (" +
-                               std::to_string(reach) + ")");
+  require(padded >= reach, "the padded input (", padded, ") must be at least as large as the dilated kernel (", reach, ")");
   return (padded - reach) / w.strides[axis] + 1;
 }
 
@@ -42,6 +40,16 @@ bool reads_planes_in_place(const Images& input, const Images& output, const Wind
   return fits && input.height == output.height && input.width == output.width;
 }
 
+// The remainders by the stride that the taps have.
+std::vector<int64_t> phases(const Window& w, int axis) {
+  std::vector<int64_t> all;
+  for (int64_t tap = 0; tap < w.kernel[axis]; ++tap) {
+    const int64_t phase = tap * w.dilations[axis] % w.strides[axis];
+    if (std::find(all.begin(), all.end(), phase) == all.end()) all.push_back(phase);
+  }
+  return all;
+}
+
 }  // namespace
 
 Shape Images::shape(int64_t batch) const {
@@ -51,20 +59,20 @@ Shape Images::shape(int64_t batch) const {
 
 Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch) {
   const char* name = planes ? "X must be [N * C + spare, H + 2, W + 1]" : "X must be [N, C, H, W]";
-  require(shape.rank == (planes ? 3u : 4u), std::string(name) + ". Got " + text(shape));
+  require(shape.rank == (planes ? 3u : 4u), name, ". Got ", shape);
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < shape.rank; ++i)
-    require(shape.dims[i] >= 0 && shape.dims[i] <= most, "X is too large: " + text(shape));
+    require(shape.dims[i] >= 0 && shape.dims[i] <= most, "X is too large: ", shape);
   Images images;
   images.planes = planes;
   images.channels = channels;
   images.height = planes ? shape.dims[1] - 2 : shape.dims[2];
   images.width = planes ? shape.dims[2] - 1 : shape.dims[3];
   require(images.height >= 1 && images.width >= 1,
-          "X must have at least one pixel. Got " + text(shape));
+          "X must have at least one pixel. Got ", shape);
   *batch = planes ? (shape.dims[0] - images.spare()) / channels : shape.dims[0];
   require(*batch >= 0 && images.shape(*batch) == shape,
-          std::string(name) + " with C = " + std::to_string(channels) + ". Got " + text(shape));
+          name, " with C = ", channels, ". Got ", shape);
   return images;
 }
 
@@ -90,15 +98,20 @@ int64_t Runs::tap_offset(const Window& w, int64_t y, int64_t x) const {
   const int64_t row = y * w.dilations[0];
   const int64_t column = x * w.dilations[1];
   if (in_place) return row * row_stride + column;
-  const int64_t phase = row % w.strides[0] * w.strides[1] + column % w.strides[1];
+  const auto place = [](const std::vector<int64_t>& phases, int64_t phase) {
+    return std::find(phases.begin(), phases.end(), phase) - phases.begin();
+  };
+  const int64_t phase =
+      place(phase_rows, row % w.strides[0]) * static_cast<int64_t>(phase_columns.size()) +
+      place(phase_columns, column % w.strides[1]);
   return phase * phase_stride + row / w.strides[0] * row_stride + column / w.strides[1];
 }
 
-Runs plan_runs(const Images& input, const Images& output, const Window& w, int lanes) {
+Runs plan_runs(const Images& input, const Images& output, const Window& w) {
   Runs runs;
   const bool single = w.taps() == 1 && w.strides[0] == 1 && w.strides[1] == 1 &&
                       input.height == output.height && input.width == output.width;
-  const bool whole = single && !input.planes && input.channel_stride() % lanes == 0;
+  const bool whole = single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
   runs.in_place = whole || reads_planes_in_place(input, output, w);
   if (runs.in_place) {
     runs.row_stride = input.row_stride();
@@ -117,8 +130,10 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, int l
     require(runs.row_stride < (int64_t{1} << 31) && runs.rows < (int64_t{1} << 31),
             "the padded input is too large");
     runs.phase_stride = runs.rows * runs.row_stride;
-    require(!__builtin_mul_overflow(runs.phase_stride, w.strides[0] * w.strides[1],
-                                    &runs.channel_stride),
+    runs.phase_rows = phases(w, 0);
+    runs.phase_columns = phases(w, 1);
+    const size_t count = runs.phase_rows.size() * runs.phase_columns.size();
+    require(!__builtin_mul_overflow(runs.phase_stride, count, &runs.channel_stride),
             "the padded input is too large");
   }
   runs.length = (output.height - 1) * runs.row_stride + output.width;
@@ -131,32 +146,31 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, int l
 
 void stage_channel(const float* pixels, const Images& input, const Window& w, const Runs& runs,
                    float* staged) {
-  for (int64_t py = 0; py < w.strides[0]; ++py) {
-    for (int64_t px = 0; px < w.strides[1]; ++px) {
-      float* phase = staged + (py * w.strides[1] + px) * runs.phase_stride;
-      // Columns q with 0 <= q * stride + px - pad < width.
-      const int64_t shift = w.pads[1] - px;
-      const int64_t first =
-          std::clamp<int64_t>((shift + w.strides[1] - 1) / w.strides[1], 0, runs.row_stride);
-      const int64_t from = first * w.strides[1] - shift;
-      const int64_t fitting = from < input.width ? (input.width - from - 1) / w.strides[1] + 1 : 0;
-      const int64_t count = from < 0 ? 0 : std::min(fitting, runs.row_stride - first);
-      for (int64_t r = 0; r < runs.rows; ++r) {
-        float* to = phase + r * runs.row_stride;
-        const int64_t y = r * w.strides[0] + py - w.pads[0];
-        if (y < 0 || y >= input.height || count <= 0) {
-          std::memset(to, 0, static_cast<size_t>(runs.row_stride) * sizeof(float));
-          continue;
-        }
-        const float* row = pixels + y * input.row_stride() + from;
-        std::memset(to, 0, static_cast<size_t>(first) * sizeof(float));
-        if (w.strides[1] == 1)
-          std::memcpy(to + first, row, static_cast<size_t>(count) * sizeof(float));
-        else
-          for (int64_t q = 0; q < count; ++q) to[first + q] = row[q * w.strides[1]];
-        std::memset(to + first + count, 0,
-                    static_cast<size_t>(runs.row_stride - first - count) * sizeof(float));
-      }
+  // Element i of a phase is the input's element i * step - shift; `first` is the first inside.
+  const auto first_inside = [](int64_t shift, int64_t step, int64_t most) {
+    return std::clamp<int64_t>((shift + step - 1) / step, 0, most);
+  };
+  const auto count_inside = [](int64_t from, int64_t size, int64_t step, int64_t most) {
+    return from >= 0 && from < size ? std::min((size - from - 1) / step + 1, most) : 0;
+  };
+  const auto copy_rows = simd_kernels().copy_rows;
+  for (const int64_t py : runs.phase_rows) {
+    const int64_t above = first_inside(w.pads[0] - py, w.strides[0], runs.rows);
+    const int64_t y = above * w.strides[0] - w.pads[0] + py;
+    const int64_t rows = count_inside(y, input.height, w.strides[0], runs.rows - above);
+    for (const int64_t px : runs.phase_columns) {
+      const int64_t before = first_inside(w.pads[1] - px, w.strides[1], runs.row_stride);
+      const int64_t x = before * w.strides[1] - w.pads[1] + px;
+      const int64_t count = count_inside(x, input.width, w.strides[1], runs.row_stride - before);
+      float* inside = staged + above * runs.row_stride;
+      float* below = inside + rows * runs.row_stride;
+      std::fill(staged, inside, 0.0f);
+      if (rows > 0)
+        copy_rows({pixels + y * input.row_stride() + (count > 0 ? x : 0),
+                   w.strides[0] * input.row_stride(), inside, runs.row_stride, rows, w.strides[1],
+                   count > 0 ? before : 0, count});
+      staged += runs.phase_stride;
+      std::fill(below, staged, 0.0f);
     }
   }
 }

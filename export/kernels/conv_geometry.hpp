@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ort.hpp"
 
@@ -20,6 +21,10 @@ struct Images {
   int64_t channel_stride() const { return (planes ? height + 2 : height) * row_stride(); }
   int64_t image_stride() const { return channels * channel_stride(); }
   int64_t origin() const { return planes ? row_stride() + 1 : 0; }  // of the first pixel
+  // Of a channel's first pixel.
+  int64_t offset(int64_t image, int64_t channel) const {
+    return image * image_stride() + channel * channel_stride() + origin();
+  }
   int64_t spare() const {
     return planes ? (kReadBeyond + channel_stride() - 1) / channel_stride() : 0;
   }
@@ -49,11 +54,11 @@ struct Runs {
   int64_t phase_stride = 0;   // floats from one phase of a channel to the next
   int64_t channel_stride = 0;
   int64_t rows = 0;           // of a phase
+  std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
   int64_t length = 0;         // from the first output pixel to the last
   int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
 };
-// lanes: floats of the vectors that will read the runs.
-Runs plan_runs(const Images& input, const Images& output, const Window& window, int lanes);
+Runs plan_runs(const Images& input, const Images& output, const Window& window);
 
 // Copy one channel into its phases, with zeros where the padding is.
 void stage_channel(const float* pixels, const Images& input, const Window& window, const Runs& runs,

@@ -1,12 +1,11 @@
 #include "conv_plan.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace mfac {
 namespace {
 
-constexpr int64_t kRangeBytes = 20 << 10;  // of activations in the first cache
+constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
 
 // As few tiles as the registers allow, all about as long.
 std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& table, int longest) {
@@ -31,11 +30,9 @@ int64_t channels_in_range(const PackedWeights& weights, const Window& window, co
   int64_t reach = 0;
   for (int64_t y = 0; y < window.kernel[0]; ++y)
     reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
-  const int64_t phases = std::min(window.strides[0] * window.strides[1], window.taps());
-  const int64_t floats = (std::min(tile_floats, runs.length) + reach) * phases;
-  static const char* env = std::getenv("MC");
-  const int64_t range_bytes = env ? std::atoi(env) * 1024 : kRangeBytes;
-  const int64_t fitting = std::max<int64_t>(range_bytes / (4 * floats), 1);
+  const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
+  const int64_t floats = (std::min(tile_floats, runs.length) + reach) * static_cast<int64_t>(phases);
+  const int64_t fitting = std::max<int64_t>(kRangeBytes / (4 * floats), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);
@@ -46,11 +43,11 @@ int64_t channels_in_range(const PackedWeights& weights, const Window& window, co
 
 ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
                    const Images& output) {
-  const StripTable& table = simd_kernels().narrow;
   ConvPlan plan;
   plan.input = input;
   plan.output = output;
-  plan.runs = plan_runs(input, output, window, table.lanes);
+  plan.runs = plan_runs(input, output, window);
+  const StripTable& table = simd_kernels().narrow;
   const int longest = table.longest[block_class(weights.block)];
   plan.tiles = cut(output, plan.runs, table, longest);
   plan.range_channels =

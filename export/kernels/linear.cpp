@@ -1,7 +1,6 @@
 #include "linear.hpp"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "scratch.hpp"
 
@@ -9,20 +8,18 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kRowsOneByOne = 3;      // up to here a strip would be mostly empty
-constexpr int64_t kRangeBytes = 20 << 10;  // of activations in the first cache
-constexpr int64_t kSumsBytes = 16 << 10;   // of outputs between two transpositions
+constexpr int64_t kRangeBytes = 64 << 10;  // of activations that are worked on at a time
+constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
 constexpr int64_t kTaskWork = 100000;      // multiply-adds that are worth a thread
 
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;
-  static const char* env = std::getenv("MT");
-  return std::min(env ? std::atoi(env) : 2, wide.longest[block_class(block)]);
+  return std::min(2, wide.longest[block_class(block)]);
 }
 
 RangedWeights order(const PackedWeights& weights, int64_t rows) {
   const int64_t step = rows * static_cast<int64_t>(sizeof(float));
-  static const char* env = std::getenv("MR");
-  int64_t width = std::max<int64_t>((env ? std::atoi(env) * 1024 : kRangeBytes) / step, 16);
+  int64_t width = std::max<int64_t>(kRangeBytes / step, 16);
   // Each range costs a load and a store of every sum: it must hold a few blocks of each group.
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
@@ -54,13 +51,13 @@ Linear::Linear(const NodeInfo& node)
 void Linear::run(const Call& call) const {
   const Tensor x = call.input(kX);
   require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == weights_.inputs,
-          "X must be [..., " + std::to_string(weights_.inputs) + "]. Got " + text(x.shape));
+          "X must be [..., ", weights_.inputs, "]. Got ", x.shape);
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
   Shape shape = x.shape;
   shape.dims[shape.rank - 1] = weights_.outputs;
   const Tensor residual = call.input(kResidual);
   require(!residual || residual.shape == shape,
-          "residual must have the output's shape " + text(shape) + ". Got " + text(residual.shape));
+          "residual must have the output's shape ", shape, ". Got ", residual.shape);
   const int64_t values = element_count(x.shape);
   const Rows rows{x.floats(), call.output(shape), residual ? residual.floats() : nullptr,
                   values / weights_.inputs};
@@ -142,8 +139,7 @@ void Linear::tile(const Rows& rows, const float* columns, int size, int64_t firs
   const RangedWeights& w = tiled_[size];
   const int64_t height = int64_t{simd.wide.lanes} * vectors_[size];
   const StripFunction run = simd.wide.run[block_class(weights_.block)][vectors_[size]];
-  static const char* env = std::getenv("MS");
-  const int64_t step = std::max<int64_t>((env ? std::atoi(env) * 1024 : kSumsBytes) / (height * 4 * weights_.block), 1);
+  const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4 * weights_.block), 1);
   float* sums = scratch().sums.floats(static_cast<size_t>(step * weights_.block * height));
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);

@@ -14,7 +14,7 @@ bool succeeded(const ort::Api& api, ort::Status* status) {
 }
 
 void must(const ort::Api& api, ort::Status* status, const char* doing) {
-  require(succeeded(api, status), std::string("ONNX Runtime could not ") + doing);
+  require(succeeded(api, status), "ONNX Runtime could not ", doing);
 }
 
 struct InfoRelease {
@@ -29,11 +29,9 @@ Tensor view(const ort::Api& api, const ort::Value* value, ort::ElementType type)
   std::unique_ptr<ort::TensorInfo, InfoRelease> info(raw, InfoRelease{&api});
   ort::ElementType found = ort::kUndefined;
   must(api, api.element_type(info.get(), &found), "tell a tensor's type");
-  require(found == type, "the tensor has element type " + std::to_string(found) + ", not " +
-                             std::to_string(type));
+  require(found == type, "the tensor has element type ", int64_t{found}, ", not ", int64_t{type});
   must(api, api.rank(info.get(), &tensor.shape.rank), "tell a tensor's rank");
-  require(tensor.shape.rank <= kMaxRank, "tensors must have at most 8 dimensions. Got " +
-                                             std::to_string(tensor.shape.rank));
+  require(tensor.shape.rank <= kMaxRank, "tensors must have at most 8 dimensions");
   must(api, api.dimensions(info.get(), tensor.shape.dims, tensor.shape.rank), "tell a shape");
   void* data = nullptr;
   must(api, api.tensor_data(const_cast<ort::Value*>(value), &data), "give a tensor's data");
@@ -43,10 +41,6 @@ Tensor view(const ort::Api& api, const ort::Value* value, ort::ElementType type)
 }
 
 }  // namespace
-
-void require(bool holds, const std::string& otherwise) {
-  if (!holds) throw Refusal("mfac_compress: " + otherwise);
-}
 
 bool Shape::operator==(const Shape& other) const {
   if (rank != other.rank) return false;
@@ -66,7 +60,7 @@ int64_t element_count(const Shape& shape) {
   int64_t count = 1;
   for (size_t i = 0; i < shape.rank; ++i)
     require(shape.dims[i] >= 0 && !__builtin_mul_overflow(count, shape.dims[i], &count),
-            "the shape " + text(shape) + " is too large");
+            "the shape ", shape, " is too large");
   return count;
 }
 
@@ -85,7 +79,7 @@ std::string NodeInfo::word(const char* name, const char* otherwise) const {
   size_t size = sizeof(buffer);  // with the closing zero
   size_t needed = 0;
   if (!succeeded(api_, api_.string_attribute(info_, name, nullptr, &needed))) return otherwise;
-  require(needed <= size, std::string(name) + " is longer than any value that it may have");
+  require(needed <= size, name, " is longer than any value that it may have");
   must(api_, api_.string_attribute(info_, name, buffer, &size), "read an attribute");
   buffer[sizeof(buffer) - 1] = 0;
   return buffer;
@@ -94,7 +88,7 @@ std::string NodeInfo::word(const char* name, const char* otherwise) const {
 std::vector<int64_t> NodeInfo::integers(const char* name, std::vector<int64_t> otherwise) const {
   size_t size = 0;
   if (!succeeded(api_, api_.ints_attribute(info_, name, nullptr, &size))) return otherwise;
-  require(size <= 16, std::string(name) + " must have at most 16 numbers");
+  require(size <= 16, name, " must have at most 16 numbers");
   std::vector<int64_t> values(size);
   if (size > 0) must(api_, api_.ints_attribute(info_, name, values.data(), &size), "read integers");
   return values;
@@ -106,7 +100,7 @@ Tensor NodeInfo::constant(size_t index, const char* name, ort::ElementType type,
   const ort::Value* value = nullptr;
   const bool found = succeeded(api_, api_.constant_input(info_, index, &is_constant, &value));
   if (found && is_constant && value != nullptr) return view(api_, value, type);
-  require(optional, std::string(name) + " must be a constant initializer");
+  require(optional, name, " must be a constant initializer");
   return {};
 }
 

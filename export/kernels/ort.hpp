@@ -15,8 +15,6 @@ struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-void require(bool holds, const std::string& otherwise);
-
 constexpr size_t kMaxRank = 8;
 
 struct Shape {
@@ -25,7 +23,19 @@ struct Shape {
   bool operator==(const Shape& other) const;
   bool operator!=(const Shape& other) const { return !(*this == other); }
 };
+
+inline std::string text(const char* words) { return words; }
+inline std::string text(const std::string& words) { return words; }
+inline std::string text(int64_t number) { return std::to_string(number); }
 std::string text(const Shape& shape);
+
+// Refuse unless something holds. The words are put together only then: this runs in every call.
+template <class... Parts>
+inline void require(bool holds, const Parts&... parts) {
+  if (__builtin_expect(holds, 1)) return;
+  throw Refusal("mfac_compress: " + (text(parts) + ...));
+}
+
 // The product of all dimensions. Throws where it does not fit.
 int64_t element_count(const Shape& shape);
 

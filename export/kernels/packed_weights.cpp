@@ -10,8 +10,7 @@ namespace {
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 
 void check_rank(const Tensor& tensor, const char* name, size_t rank) {
-  require(tensor.shape.rank == rank, std::string(name) + " must have " + std::to_string(rank) +
-                                         " dimensions. Got " + text(tensor.shape));
+  require(tensor.shape.rank == rank, name, " must have ", rank, " dimensions. Got ", tensor.shape);
 }
 
 std::vector<int32_t> read_ints(const NodeInfo& node, Input input, const char* name) {
@@ -25,7 +24,7 @@ void check_starts(const std::vector<int32_t>& starts, size_t blocks) {
   require(starts.front() == 0, "starts must begin with 0");
   require(std::is_sorted(starts.begin(), starts.end()), "starts must not fall");
   require(static_cast<size_t>(starts.back()) == blocks,
-          "starts must end with the number of indices, " + std::to_string(blocks));
+          "starts must end with the number of indices, ", blocks);
 }
 
 void check_indices(const PackedWeights& w) {
@@ -33,8 +32,7 @@ void check_indices(const PackedWeights& w) {
     int64_t before = -1;
     for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i) {
       require(w.indices[i] > before && w.indices[i] < w.inputs,
-              "indices must rise within a group and lie in [0, " + std::to_string(w.inputs) +
-                  "). Got " + std::to_string(w.indices[i]));
+              "indices must rise within a group and lie in [0, ", w.inputs, "). Got ", w.indices[i]);
       before = w.indices[i];
     }
   }
@@ -47,7 +45,7 @@ void read_bias(const NodeInfo& node, PackedWeights& w) {
   if (!w.has_bias) return;
   check_rank(bias, "bias", 1);
   require(bias.shape.dims[0] == w.parts * w.outputs,
-          "bias must have one number an output. Got " + text(bias.shape));
+          "bias must have one number an output. Got ", bias.shape);
   for (int64_t part = 0; part < w.parts; ++part)
     std::copy_n(bias.floats() + part * w.outputs, w.outputs,
                 w.bias.begin() + part * w.groups * w.block);
@@ -62,7 +60,7 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
   w.parts = parts;
   w.block = node.integer("block", 1);
   require(w.block == 1 || w.block == 4 || w.block == 8 || w.block == 16,
-          "block must be 1, 4, 8 or 16. Got " + std::to_string(w.block));
+          "block must be 1, 4, 8 or 16. Got ", w.block);
   require(outputs >= 1 && outputs <= kLargest && inputs >= 1 && inputs <= kLargest && parts >= 1 &&
               parts <= kLargest,
           "numbers of inputs and outputs must lie in [1, 2^31)");
@@ -81,7 +79,7 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
   check_rank(values, "values", 2);
   require(values.shape.dims[0] == static_cast<int64_t>(w.indices.size()) &&
               values.shape.dims[1] == w.block,
-          "values must be [indices, block]. Got " + text(values.shape));
+          "values must be [indices, block]. Got ", values.shape);
   w.values.assign(values.floats(), values.floats() + w.indices.size() * w.block);
   read_bias(node, w);
   return w;

@@ -33,6 +33,15 @@ struct Strip {
 };
 using StripFunction = void (*)(const Strip&);
 
+// to[r][before + i] = from[r][i * step] for i < count; zeros before and behind.
+struct RowCopy {
+  const float* from;
+  int64_t from_stride;  // floats from row to row
+  float* to;
+  int64_t to_stride;  // all of it is written
+  int64_t rows, step, before, count;
+};
+
 constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
 constexpr int kMaxVectors = 28;
 
@@ -53,6 +62,7 @@ struct SimdKernels {
   // rows[r][k] = clip(columns[k][r] + residual[r][k]), r < count.
   void (*to_rows)(const float* columns, int64_t column_stride, int64_t count, int64_t width,
                   float* rows, const float* residual, int64_t row_stride, float low, float high);
+  void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);
   void (*gelu_erf)(float* values, int64_t count);

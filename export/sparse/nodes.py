@@ -71,6 +71,7 @@ def sparse_conv(
     dilations: Sequence[int] = (1, 1),
     input_layout: str = "nchw",
     output_layout: str = "nchw",
+    residual_layout: str | None = None,
 ) -> SparseNode:
     """Build ``y = activation(conv(x, W) + bias + residual)`` for images.
 
@@ -80,7 +81,7 @@ def sparse_conv(
         y: Name of the output.
         weight: Packed from ``[outputs, C / group, h, w]``.
         bias: float32, shape ``[outputs]``.
-        residual: Name of a tensor of the output's shape and layout, added before the activation.
+        residual: Name of a tensor like the output that is added before the activation.
         activation: none, relu, clip, gelu (with erf) or gelu_tanh.
         clip: Bounds, for the activation clip.
         strides: Down and right.
@@ -88,12 +89,14 @@ def sparse_conv(
         dilations: Down and right.
         input_layout: nchw, or planes where the input comes from a sparse convolution that says so.
         output_layout: The same of the output.
+        residual_layout: That of the residual; as the output's unless given.
     Raises:
         ValueError: If weight, bias, activation or layout do not fit.
     """
     if len(weight.shape) != 4:
         raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
-    for layout in (input_layout, output_layout):
+    residual_layout = residual_layout or output_layout
+    for layout in (input_layout, output_layout, residual_layout):
         if layout not in _LAYOUTS:
             raise ValueError(f"layouts must be one of {_LAYOUTS}. Got {layout!r}.")
     attributes = {
@@ -106,6 +109,7 @@ def sparse_conv(
         "dilations": list(dilations),
         "input_layout": input_layout,
         "output_layout": output_layout,
+        "residual_layout": residual_layout,
     }
     return _node("SparseConv", name, x, y, weight, bias, residual, activation, clip, attributes)
 

@@ -17,6 +17,7 @@ SimdKernels make_table(const char* name) {
   table.narrow = strip_table<MFAC_NARROW>();
   table.to_columns = to_columns<MFAC_WIDE>;
   table.to_rows = to_rows<MFAC_WIDE>;
+  table.copy_rows = copy_rows;
   table.row[0] = row_of_singles;
   table.row[1] = row_of_blocks<4, 4>;
   table.row[2] = row_of_blocks<8, MFAC_NARROW>;

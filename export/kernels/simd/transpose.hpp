@@ -36,6 +36,38 @@ struct Interleave<16> {
 };
 #endif
 
+// Every other one of 2 L - 1 elements.
+#if MFAC_NARROW == 4
+MFAC_INLINE Floats<4> every_other(const float* from) {
+  return __builtin_shufflevector(load<4>(from), load<4>(from + 3), 0, 2, 5, 7);
+}
+#else
+MFAC_INLINE Floats<8> every_other(const float* from) {
+  return __builtin_shufflevector(load<8>(from), load<8>(from + 7), 0, 2, 4, 6, 9, 11, 13, 15);
+}
+#endif
+
+MFAC_INLINE void pick(const float* from, int64_t step, int64_t count, float* to) {
+  constexpr int L = MFAC_NARROW;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + L <= count; i += L) store<L>(to + i, load<L>(from + i));
+  } else if (step == 2) {
+    for (; i + L <= count; i += L) store<L>(to + i, every_other(from + 2 * i));
+  }
+  for (; i < count; ++i) to[i] = from[i * step];
+}
+
+void copy_rows(const RowCopy& given) {
+  const RowCopy c = given;
+  float* to = c.to;
+  for (int64_t r = 0; r < c.rows; ++r, to += c.to_stride) {
+    for (int64_t i = 0; i < c.before; ++i) to[i] = 0.0f;
+    pick(c.from + r * c.from_stride, c.step, c.count, to + c.before);
+    for (int64_t i = c.before + c.count; i < c.to_stride; ++i) to[i] = 0.0f;
+  }
+}
+
 template <int L>
 MFAC_INLINE void transpose(Floats<L>* square) {
   MFAC_UNROLL
