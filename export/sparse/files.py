@@ -22,11 +22,10 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     path = os.fspath(path)
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(path)
     except Exception as error:
         raise ValueError(
-            f"There must be a valid ONNX file at {path}. Reading it failed with "
-            f"{type(error).__name__}: {error}. Export it again."
+            f"There must be an ONNX file at {path}, whole and with its .data file. Reading it "
+            f"failed with {type(error).__name__}: {error}"
         ) from error
     if any(imported.domain == DOMAIN for imported in model.opset_import):
         raise ValueError(
@@ -55,8 +54,7 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
             onnx.checker.check_model(draft)
         except onnx.checker.ValidationError as error:
             raise ValueError(
-                f"The rewritten graph must pass the ONNX checker. It said: {error}. Use the plain "
-                "file, and please report this."
+                f"A model must pass the ONNX checker to be written as {path}. It said: {error}"
             ) from error
         path.with_name(data).unlink(missing_ok=True)  # of a larger model before
         if draft.with_name(data).is_file():

@@ -103,12 +103,12 @@ def _reason(
 ) -> str:
     if isinstance(layer.found, Refusal):
         return layer.found.reason
-    few = operator.sparsity < LEAST_SPARSITY and operator not in choice.plan
+    few = operator.sparsity < LEAST_SPARSITY
     alone = trial is not None and trial.pays
     reasons = {
         "faster": operator in plan and alone,
         "saves changes of layout around it": operator in plan,
-        "faster on its own, but not in the whole model": operator in choice.plan,
+        "faster on its own, but not in the whole model": operator in choice.plan and alone,
         f"fewer than {LEAST_SPARSITY:.0%} of its weights are zero": few,
         "not timed": trial is None,
         "faster on its own, but not with the layers around it": alone,
