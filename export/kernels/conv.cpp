@@ -1,6 +1,7 @@
 #include "conv.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "scratch.hpp"
@@ -37,11 +38,14 @@ float clipped(float y, const Activation& activation) {
   return y > activation.high ? activation.high : y;
 }
 
-// Zeros above and below one channel of planes.
-void clear_borders(const Images& image, float* pixels, bool above, bool below) {
-  if (above) std::fill(pixels - image.origin(), pixels, 0.0f);
-  float* end = pixels + (image.height - 1) * image.row_stride() + image.width;
-  if (below) std::fill(end, end + image.row_stride(), 0.0f);
+// Zeros above the first of some channels of planes, between them, and below the last.
+void clear_borders(const Images& image, float* pixels, int64_t channels, bool above, bool below) {
+  const int64_t inside = (image.height - 1) * image.row_stride() + image.width;
+  for (int64_t c = 0; c <= channels; ++c, pixels += image.channel_stride()) {
+    const int64_t before = above && c < channels ? image.origin() : 0;
+    const int64_t after = below && c > 0 ? image.channel_stride() - image.origin() - inside : 0;
+    std::fill(pixels - image.origin() - after, pixels - image.origin() + before, 0.0f);
+  }
 }
 
 // Where one channel's first pixel is, and how far it is to the row below.
@@ -50,12 +54,14 @@ struct Channel {
   int64_t row_stride;
 };
 
-// Write a strip's valid pixels where they belong, row by row.
-void scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
+// Write a strip's valid pixels where they belong, row by row. Tells whether all are finite.
+bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
              Channel residual, const Activation& activation) {
   const Images& image = plan.output;
   const int64_t stride = plan.runs.row_stride;
   const int64_t end = std::min(tile.first + floats, plan.runs.length);
+  const auto clip = simd_kernels().clip;
+  bool finite = true;
   for (int64_t row = tile.first / stride; row * stride < end; ++row) {
     const int64_t first = std::max(tile.first - row * stride, int64_t{0});
     const int64_t last = std::min(end - row * stride, image.width);
@@ -63,22 +69,25 @@ void scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan
     const float* from = sums + row * stride - tile.first;
     const float* add = residual.pixels ? residual.pixels + row * residual.row_stride : nullptr;
     float* to = out + row * image.row_stride();
-    for (int64_t x = first; x < last; ++x)
-      to[x] = clipped(from[x] + (add ? add[x] : 0.0f), activation);
+    finite &= clip(from + first, add ? add + first : nullptr, last - first, activation.low,
+                   activation.high, to + first);
     activation.apply_gelu(to + first, last - first);
     if (image.planes && last == image.width) to[last] = 0.0f;
   }
+  return finite;
 }
 
 }  // namespace
 
 struct Conv::Batch {
   std::shared_ptr<const ConvPlan> plan;
-  const float* x;
-  float* y;
-  const float* residual;
+  const float* x = nullptr;
+  float* y = nullptr;
+  const float* residual = nullptr;
   Images residuals;  // its layout
-  int64_t count;
+  int64_t count = 0;
+  // Whether any output is NaN or infinite. Threads only ever set it.
+  mutable std::atomic<bool> not_finite{false};
 };
 
 // One task's part of an image: some tiles and some groups of outputs.
@@ -101,7 +110,7 @@ void Conv::run(const Call& call) const {
   const Tensor x = call.input(kX);
   require(static_cast<bool>(x), "X must be there");
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
-  Batch batch{};
+  Batch batch;
   const Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
   const Images output =
       output_images(input, window_, parts_ * weights_.outputs, output_planes_);
@@ -116,12 +125,25 @@ void Conv::run(const Call& call) const {
   batch.x = x.floats();
   batch.y = call.output(shape);
   batch.residual = residual ? residual.floats() : nullptr;
-  if (output.planes)
-    std::memset(batch.y + batch.count * output.image_stride(), 0,
-                Images::kReadBeyond * sizeof(float));
-  if (batch.count == 0) return;
-  run_images(call, batch);
-  if (!simd_kernels().all_finite(batch.x, batch.count * input.image_stride())) run_dense(batch);
+  if (batch.count > 0) run_images(call, batch);
+  bool finite = !batch.not_finite;
+  if (!input_is_finite(batch)) {
+    run_dense(batch);
+    finite = simd_kernels().all_finite(batch.y, batch.count * output.image_stride());
+  }
+  if (output.planes) {
+    float* spare = batch.y + batch.count * output.image_stride();
+    std::fill(spare, spare + Images::kReadBeyond, 0.0f);
+    if (!finite) spare[Images::kNotFinite] = 1.0f;
+  }
+}
+
+// The convolution that wrote planes has looked at what it wrote.
+bool Conv::input_is_finite(const Batch& batch) const {
+  const Images& input = batch.plan->input;
+  const int64_t floats = batch.count * input.image_stride();
+  if (input.planes) return batch.x[floats + Images::kNotFinite] == 0.0f;
+  return simd_kernels().all_finite(batch.x, floats);
 }
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
@@ -191,10 +213,10 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
   for (int64_t part = 0; part < parts_; ++part) {
     if (output.planes) {
+      const int64_t first = begin * weights_.block;
       const int64_t last = std::min(end * weights_.block, weights_.outputs);
-      for (int64_t o = begin * weights_.block; o < last; ++o)
-        clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + o),
-                      share.tile_begin == 0, share.tile_end == tiles);
+      clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + first),
+                    last - first, share.tile_begin == 0, share.tile_end == tiles);
     }
     for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
       run_tile(batch, pixels, image, plan.tiles[t], part, begin, end);
@@ -234,6 +256,8 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.keep = output.planes ? plan.keep.data() + tile.first : nullptr;
     strip.low = activation_.low;
     strip.high = activation_.high;
+    bool not_finite = false;
+    strip.not_finite = &not_finite;
     for (int64_t range = 0; range < w.ranges; ++range) {
       const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
@@ -246,10 +270,11 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     for (int64_t o = 0; o < strip.outputs && !direct; ++o) {
       const Images& residuals = batch.residuals;
       const int64_t there = batch.residual ? residuals.offset(image, channel + o) : 0;
-      scatter(sums + o * floats, tile, floats, plan, batch.y + output.offset(image, channel + o),
-              {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()},
-              activation_);
+      not_finite |= !scatter(
+          sums + o * floats, tile, floats, plan, batch.y + output.offset(image, channel + o),
+          {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()}, activation_);
     }
+    if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
       activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
   }

@@ -21,6 +21,7 @@ class Conv {
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
+  bool input_is_finite(const Batch& batch) const;
   void run_dense(const Batch& batch) const;
 
   int64_t channels_;

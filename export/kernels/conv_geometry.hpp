@@ -30,6 +30,8 @@ struct Images {
   }
   Shape shape(int64_t batch) const;
   static constexpr int64_t kReadBeyond = 32;  // floats
+  // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as zeros.
+  static constexpr int64_t kNotFinite = 31;
 };
 
 // Read batch and size from a tensor's shape. Throws Refusal where it does not fit.

@@ -48,8 +48,7 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   plan.output = output;
   plan.runs = plan_runs(input, output, window);
   const StripTable& table = simd_kernels().narrow;
-  const int longest = table.longest[block_class(weights.block)];
-  plan.tiles = cut(output, plan.runs, table, longest);
+  plan.tiles = cut(output, plan.runs, table, table.longest[block_class(weights.block)]);
   plan.range_channels =
       channels_in_range(weights, window, plan.runs, int64_t{plan.tiles[0].vectors} * table.lanes);
   for (int64_t part = 0; part < weights.parts; ++part) {

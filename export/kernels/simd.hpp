@@ -30,6 +30,7 @@ struct Strip {
   float low, high;        // clip
   bool first;             // start from the bias, not from what is in out
   bool last;              // residual, clip and keep follow
+  bool* not_finite;       // set where a last output is NaN or infinite; or null
 };
 using StripFunction = void (*)(const Strip&);
 
@@ -43,7 +44,7 @@ struct RowCopy {
 };
 
 constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
-constexpr int kMaxVectors = 28;
+constexpr int kMaxVectors = 16;
 
 // Strips of 1 ... longest vectors of `lanes` floats, for each block size.
 struct StripTable {
@@ -65,6 +66,9 @@ struct SimdKernels {
   void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);
+  // out[i] = clip(values[i] + residual[i]), without a residual where it is null; all finite?
+  bool (*clip)(const float* values, const float* residual, int64_t count, float low, float high,
+               float* out);
   void (*gelu_erf)(float* values, int64_t count);
   void (*gelu_tanh)(float* values, int64_t count);
   bool (*all_finite)(const float* values, int64_t count);

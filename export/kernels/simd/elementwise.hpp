@@ -65,7 +65,24 @@ bool all_finite(const float* values, int64_t count) {
   Floats<L> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   for (; i < count; i += L)
     sum += load_some<L>(values + i, count - i < L ? count - i : L) * 0.0f;
-  float total = 0;
-  for (int lane = 0; lane < L; ++lane) total += sum[lane];
-  return total == 0;
+  return all_zero<L>(sum);
+}
+
+bool clip_all(const float* values, const float* residual, int64_t count, float low, float high,
+              float* out) {
+  constexpr int L = MFAC_NARROW;
+  Floats<L> zeros = {};
+  for (int64_t i = 0; i < count; i += L) {
+    const int64_t some = count - i < L ? count - i : L;
+    const bool all = some == L;
+    Floats<L> y = all ? load<L>(values + i) : load_some<L>(values + i, some);
+    if (residual) y += all ? load<L>(residual + i) : load_some<L>(residual + i, some);
+    y = clip<L>(y, low, high);
+    if (all)
+      store<L>(out + i, y);
+    else
+      store_some<L>(out + i, y, some);
+    zeros += y * 0.0f;
+  }
+  return all_zero<L>(zeros);
 }

@@ -3,11 +3,31 @@
 // PART outputs of a group are worked on together, so that the accumulators fit the registers; with
 // few of them, CHAINS independent sets hide the latency of the multiply-add.
 
+// What follows the sums of the output that is at `at`. `zeros` stays 0 as long as all is finite.
+template <int L, int T>
+MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zeros) {
+  if (s.residual) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + t * L);
+  }
+  MFAC_UNROLL
+  for (int t = 0; t < T; ++t) y[t] = clip<L>(y[t], s.low, s.high);
+  if (s.keep) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) y[t] = masked<L>(y[t], (Ints<L>)load<L>(s.keep + t * L));
+  }
+  MFAC_UNROLL
+  for (int t = 0; t < T; ++t) zeros[t % 2] += y[t] * 0.0f;
+}
+
 template <int L, int PART, int T, int CHAINS>
-MFAC_INLINE void strip_part(const Strip& s, int64_t group, int block, int part) {
+MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
+                            Floats<L>* zeros) {
+  // Opaque, so that nothing of it is kept in registers through the inner loop, which needs them.
+  asm("" : "+r"(given));
+  const Strip& s = *given;
   Floats<L> sum[CHAINS][PART][T];
-  const int64_t output = group * block + part;
-  float* out = s.out + output * s.stride;
+  int64_t output = group * block + part;
   MFAC_UNROLL
   for (int o = 0; o < PART; ++o) {
     MFAC_UNROLL
@@ -15,7 +35,8 @@ MFAC_INLINE void strip_part(const Strip& s, int64_t group, int block, int part) 
       if (s.first)
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
-        sum[0][o][t] = output + o < s.outputs ? load<L>(out + o * s.stride + t * L) : Floats<L>{};
+        sum[0][o][t] = output + o < s.outputs ? load<L>(s.out + (output + o) * s.stride + t * L)
+                                              : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
     }
@@ -46,32 +67,33 @@ MFAC_INLINE void strip_part(const Strip& s, int64_t group, int block, int part) 
       }
     }
   }
+  for (int c = 1; c < CHAINS; ++c) {
+    MFAC_UNROLL
+    for (int o = 0; o < PART; ++o) {
+      MFAC_UNROLL
+      for (int t = 0; t < T; ++t) sum[0][o][t] += sum[c][o][t];
+    }
+  }
+  asm("" : "+r"(output));  // the same for the addresses of the outputs
   MFAC_UNROLL
   for (int o = 0; o < PART; ++o) {
-    if (output + o >= s.outputs) break;
+    if (PART > 1 && output + o >= s.outputs) break;
+    const int64_t at = (output + o) * s.stride;
+    float* out = s.out + at;
+    if (s.last) finish<L, T>(s, at, sum[0][o], zeros);
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) {
-      Floats<L> y = sum[0][o][t];
-      MFAC_UNROLL
-      for (int c = 1; c < CHAINS; ++c) y += sum[c][o][t];
-      const int64_t at = (output + o) * s.stride + t * L;
-      if (s.last) {
-        if (s.residual) y += load<L>(s.residual + at);
-        y = clip<L>(y, s.low, s.high);
-        if (s.keep) y = masked<L>(y, (Ints<L>)load<L>(s.keep + t * L));
-      }
-      store<L>(s.out + at, y);
-    }
+    for (int t = 0; t < T; ++t) store<L>(out + t * L, sum[0][o][t]);
   }
 }
 
 template <int L, int BLOCK, int PART, int T>
-void strip(const Strip& given) {
-  const Strip s = given;  // a copy that no store can change: its members stay in registers
+void strip(const Strip& s) {
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
+  Floats<L> zeros[2] = {};  // as long as all that is added is finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
     for (int part = 0; part < BLOCK; part += PART)
-      strip_part<L, PART, T, kChains>(s, group, BLOCK, part);
+      strip_part<L, PART, T, kChains>(&s, group, BLOCK, part, zeros);
+  if (s.not_finite && !all_zero<L>(zeros[0] + zeros[1])) *s.not_finite = true;
 }
 
 template <int L, int BLOCK, int PART, int T, int LONGEST>

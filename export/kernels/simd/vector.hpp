@@ -48,3 +48,10 @@ template <int L>
 MFAC_INLINE Floats<L> masked(Floats<L> value, Ints<L> keep) {
   return (Floats<L>)((Ints<L>)value & keep);
 }
+
+template <int L>
+MFAC_INLINE bool all_zero(Floats<L> value) {
+  float total = 0;
+  for (int lane = 0; lane < L; ++lane) total += value[lane] * value[lane];
+  return total == 0;
+}
