@@ -106,6 +106,7 @@ def run(
     from mfac_compress.pipeline.progress import Progress
     from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
+    from mfac_compress.pipeline.stages.accelerate import check_artifact
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
@@ -117,6 +118,7 @@ def run(
             context = load_inputs(loaded, model, trust_pickle=trust_pickle)
         show_plan(context, terminal)
         check_inputs(context)
+        check_artifact(loaded)
         return _PASS
     output = output or Path("runs") / recipe.stem
     # What a model or a loss prints must not come between the report and who reads it.
