@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from mfac_compress.export.sparse.compose import Plan, piece
+from mfac_compress.export.sparse.compose import piece
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.layout import chains
+from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
 from mfac_compress.export.sparse.measure import Setting, race, random_feeds
 from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.timing import median_ratio
@@ -56,7 +56,7 @@ class Choice:
     """What sparse operators shall compute.
 
     Attributes:
-        plan: The operators, with their block sizes.
+        plan: The operators, their block sizes and layouts.
         trials: Of the operators that were timed.
     """
 
@@ -74,7 +74,7 @@ def choose(
         operators: All that could be computed by sparse operators.
         shapes: At each setting, of every value that an operator reads.
     """
-    plan: dict[SparseOperator, int] = {}
+    plan: dict[SparseOperator, Placement] = {}
     trials: dict[SparseOperator, Trial] = {}
     for chain in chains(graph, operators):
         worth = [operator for operator in chain if _may_pay(operator)]
@@ -95,7 +95,7 @@ def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes
     blocks = operator.blocks(_MOST_PADDING)
     by_block: dict[int, list[PieceTime]] = {block: [] for block in blocks}
     for setting in shapes:
-        plans = [{}, *({operator: block} for block in blocks)]
+        plans = [{}, *({operator: Placement(block)} for block in blocks)]
         dense, *sparse = _race(graph, [operator], plans, setting, shapes[setting])
         for block, times in zip(blocks, sparse, strict=True):
             ratio = median_ratio(times, dense)
@@ -111,20 +111,36 @@ def _best(
     shapes: Mapping[Setting, Shapes],
 ) -> Plan:
     """The fastest of some ways to compute a chain; empty where ONNX Runtime's own is."""
-    single = {o: trials[o].block for o in chain if trials[o].pays and _may_pay(o)}
+    blocks = {operator: trials[operator].block for operator in chain}
+    single = {o: block for o, block in blocks.items() if trials[o].pays and _may_pay(o)}
     if len(chain) == 1:
-        return single
-    sparse = {o: trials[o].block for o in chain if _may_pay(o) or o.selection}
-    linked = {o: trials[o].block for o in chain}
-    plans = [plan for plan in (single, sparse, linked) if plan]
-    plans = [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+        return {o: Placement(block) for o, block in single.items()}
+    sparse = {o: block for o, block in blocks.items() if _may_pay(o) or o.selection}
+    # The layout first, for the sparse ones; then which of the others are worth it as links.
+    by_kind = [placed(graph, sparse, kind) for kind in KINDS]
+    plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
+    plan, ratio = _fastest(graph, chain, plans, shapes)
+    kind = KINDS[by_kind.index(plan)]
+    rivals = [placed(graph, part, kind) for part in (single, blocks) if part and part != sparse]
+    if rivals:
+        plan, ratio = _fastest(graph, chain, [plan, *rivals], shapes)
+    return plan if ratio <= WORTH else {}
+
+
+def _fastest(
+    graph: Graph,
+    chain: Sequence[SparseOperator],
+    plans: Sequence[Plan],
+    shapes: Mapping[Setting, Shapes],
+) -> tuple[Plan, float]:
+    """The plan with the best mean ratio to the dense chain, and its worst ratio."""
     ratios: list[list[float]] = [[] for _ in plans]
     for setting in shapes:
         dense, *others = _race(graph, chain, [{}, *plans], setting, shapes[setting])
         for place, times in enumerate(others):
             ratios[place].append(median_ratio(times, dense))
     best = min(range(len(plans)), key=lambda place: fmean(ratios[place]))
-    return plans[best] if max(ratios[best]) <= WORTH else {}
+    return plans[best], max(ratios[best])
 
 
 def _race(

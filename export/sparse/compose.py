@@ -7,12 +7,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from mfac_compress.export.sparse.graph import Graph, values_read
-from mfac_compress.export.sparse.layout import in_planes
+from mfac_compress.export.sparse.layout import Plan, in_planes
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
 from mfac_compress.export.sparse.operator import SparseOperator
-
-Plan = Mapping[SparseOperator, int]
-"""The operators to be computed by the kernels, and the block size of each."""
 
 
 class _Composed(NamedTuple):
@@ -58,7 +55,7 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     tensors = [*source.initializer, *composed.initializers]
     model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
     # A value in planes has another shape than the one noted.
-    noted = {name for node in nodes for name in node.output} - in_planes(graph, list(plan))
+    noted = {name for node in nodes for name in node.output} - in_planes(graph, plan)
     model.graph.value_info.extend(info for info in source.value_info if info.name in noted)
     _import_domain(model)
     return model
@@ -110,7 +107,7 @@ def piece(
 
 def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     """The nodes at these positions, with an operator's node at the place of its last one."""
-    planes = in_planes(graph, list(plan))
+    planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
     taken = {tensor.name for tensor in graph.model.graph.initializer}
@@ -118,7 +115,7 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     for position in positions:
         operator = ends.get(position)
         if operator is not None:
-            built = _renamed(operator.build(plan[operator], planes), taken)
+            built = _renamed(operator.build(plan[operator].block, planes), taken)
             composed.nodes.append(built.node)
             composed.initializers.extend(built.initializers)
         elif position not in covered:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, PieceTime, Trial
-from mfac_compress.export.sparse.compose import Plan
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.multiplications import multiplications
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
 
@@ -88,7 +88,7 @@ def _describe(
         sparsity=1 - np.count_nonzero(weight) / weight.size if known else None,
         macs=macs,
         kept_macs=kept_macs,
-        block=plan.get(operator),
+        block=plan[operator].block if operator in plan else None,
         times=trial.times if trial else (),
         reason=_reason(layer, operator, trial, choice, plan),
     )

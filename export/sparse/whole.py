@@ -7,8 +7,9 @@ from statistics import fmean, median
 import onnx
 
 from mfac_compress.export.sparse.choose import WORTH
-from mfac_compress.export.sparse.compose import Plan, rewrite
+from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import Setting, race
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.sparse.skip_layer_norm import keep_sums_apart
@@ -68,7 +69,7 @@ def _parts(plan: Plan) -> Iterator[Plan]:
     """All of it; then, where it holds both, convolutions and matrix products each alone."""
     if plan:
         yield plan
-    kinds = [{o: block for o, block in plan.items() if bool(o.window) is kind} for kind in (0, 1)]
+    kinds = [{o: p for o, p in plan.items() if bool(o.window) is kind} for kind in (0, 1)]
     if all(kinds):
         yield from kinds
 

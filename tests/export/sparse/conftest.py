@@ -13,6 +13,7 @@ from mfac_compress.export import kernel_library
 from mfac_compress.export.sparse.compose import name_nodes, rewrite
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.probe import shapes_of
 
@@ -109,7 +110,7 @@ def rewritten(kernels) -> Callable[..., Rewritten]:
         graph, layers, shapes = _find(model)
         operators = fuse(graph, layers, shapes)
         before = model.SerializeToString()
-        sparse = rewrite(graph, {each: block for each in operators if only(each)})
+        sparse = rewrite(graph, {each: Placement(block) for each in operators if only(each)})
         assert model.SerializeToString() == before
         onnx.checker.check_model(sparse, full_check=False)
         options = onnxruntime.SessionOptions()

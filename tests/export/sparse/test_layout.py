@@ -3,7 +3,7 @@
 import numpy as np
 
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.layout import chains, in_planes
+from mfac_compress.export.sparse.layout import KINDS, Placement, chains, in_planes, placed
 
 IMAGES = {"x": ["n", 8, 9, 7]}
 PADDED = {"pads": [1, 1, 1, 1]}
@@ -52,8 +52,22 @@ def test_chains_are_what_hands_images_on(find, make_model, sparse_weight):
     graph, layers, shapes = find(model)
     operators = fuse(graph, layers, shapes)
     assert chains(graph, operators) == [operators]
-    assert in_planes(graph, operators) == {"r0", "r1"}
-    assert in_planes(graph, operators[:1]) == frozenset()
+    assert in_planes(graph, dict.fromkeys(operators, Placement(1))) == {"r0", "r1"}
+    assert in_planes(graph, dict.fromkeys(operators[:1], Placement(1))) == frozenset()
+
+
+def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_weight):
+    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains by the border."""
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"]),
+        ("Conv", ["a", "w1"], ["b"], PADDED),
+        ("Conv", ["b", "w0"], ["y"]),
+    ]
+    weights = {"w0": sparse_weight(8, 8, 1, 1), "w1": sparse_weight(8, 8, 3, 3)}
+    graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
+    blocks = dict.fromkeys(fuse(graph, layers, shapes), 4)
+    kinds = {kind: in_planes(graph, placed(graph, blocks, kind)) for kind in KINDS}
+    assert kinds == {"all": {"a", "b"}, "windowed": {"a"}, "none": frozenset()}
 
 
 def test_the_shortcut_of_thin_resnets_is_a_convolution_within_a_chain(
