@@ -98,6 +98,9 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
             f"{tried}, {_name(one.setting)}: {one.dense_ms:.3f} ms in stock ONNX Runtime, "
             f"{one.sparse_ms:.3f} ms with sparse operators: {1 / one.ratio:.2f}x",
         )
+    if measured.difference is not None:
+        share = f"{measured.difference:.1g} of the largest"
+        _say(console, f"outputs with and without sparse operators differ by {share}")
     if measured.reason:
         _say(console, f"no sparse file: {measured.reason}")
 

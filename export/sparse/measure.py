@@ -1,11 +1,12 @@
 """Time parts of a model, computed by ONNX Runtime and by the sparse operators, in turn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.files import written
@@ -36,7 +37,7 @@ def race(
     Returns:
         For each model, milliseconds a call by round.
     """
-    calls = [_run_of(model, feeds, threads) for model in models]
+    calls = [partial(open_model(model, threads).run, None, dict(feeds)) for model in models]
     return in_turn(calls, threads=threads, rounds=rounds)
 
 
@@ -52,9 +53,9 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]
     }
 
 
-def _run_of(model: onnx.ModelProto, feeds: Feeds, threads: int) -> Callable[[], object]:
+def open_model(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+    """A session of a model in memory, with the kernels where it has sparse operators."""
     sparse = any(imported.domain == DOMAIN for imported in model.opset_import)
     # ONNX Runtime has read the file once the session is there.
     with written(model) as path:
-        session = open_session(path, threads=threads, library=kernel_library() if sparse else None)
-    return partial(session.run, None, dict(feeds))
+        return open_session(path, threads=threads, library=kernel_library() if sparse else None)

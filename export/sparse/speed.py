@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
 from mfac_compress.export.sparse.choose import Choice, choose
 from mfac_compress.export.sparse.compose import name_nodes
+from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph
@@ -27,12 +28,15 @@ class FileSpeed:
         whole: Of the model with sparse operators, or of the best that was tried; else empty.
         model: With sparse operators, never slower at a setting; None where there is none.
         reason: Why there is no model; empty where there is one.
+        difference: Of the outputs with and without sparse operators, as a share of the largest.
+            None where there are none to compare.
     """
 
     layers: tuple[LayerSpeed, ...]
     whole: tuple[WholeSpeed, ...]
     model: onnx.ModelProto | None
     reason: str
+    difference: float | None
 
 
 def measure_speed(
@@ -67,14 +71,22 @@ def measure_speed(
         choice = choose(graph, operators, shapes)
     feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
     whole = best_whole(graph, choice.plan, feeds)
+    difference = None
+    if whole.model is not None:
+        difference = largest_difference(model, whole.model, feeds[settings[0]])
+        if difference > MOST_DIFFERENCE:
+            whole = replace(whole, plan={}, model=None)
     first = by_batch[settings[0].batch_size]
     rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
-    return FileSpeed(rows, whole.speeds, whole.model, _reason(kernels, choice, whole.plan))
+    reason = _reason(kernels, choice, whole.plan, difference)
+    return FileSpeed(rows, whole.speeds, whole.model, reason, difference)
 
 
-def _reason(kernels: bool, choice: Choice, plan: object) -> str:
+def _reason(kernels: bool, choice: Choice, plan: object, difference: float | None) -> str:
     if not kernels:
         return "nothing was timed"
+    if difference is not None and difference > MOST_DIFFERENCE:
+        return f"its outputs differ by {difference:.2g} of the largest"
     if not choice.trials:
         return "no layer that a sparse operator could compute has enough zeros"
     if not choice.plan:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 _SHORTEST_MS = 1.0  # long against the clocks' resolution
 _WARMUP = 2
+_LONG_MS = 2000.0  # calls that take this long together are timed in fewer rounds
+_FEWEST_ROUNDS = 5
 
 
 def in_turn(
@@ -18,7 +20,8 @@ def in_turn(
         calls: What to time.
         threads: That the calls use. At one, the CPU time of this thread is taken, which other
             programs do not lengthen; else wall time.
-        rounds: How often each is timed. The order turns from round to round.
+        rounds: How often each is timed; down to five times where that takes many seconds. The order
+            turns from round to round.
     Returns:
         For each call, milliseconds by round.
     """
@@ -26,7 +29,9 @@ def in_turn(
     for call in calls:
         for _ in range(_WARMUP):
             call()
-    repeats = [max(1, math.ceil(_SHORTEST_MS / max(1e-3, _time(c, 1, clock)))) for c in calls]
+    single = [max(1e-3, _time(call, 1, clock)) for call in calls]
+    repeats = [max(1, math.ceil(_SHORTEST_MS / each)) for each in single]
+    rounds = min(rounds, max(_FEWEST_ROUNDS, int(_LONG_MS / sum(single))))
     times: list[list[float]] = [[] for _ in calls]
     for number in range(rounds):
         order = range(len(calls)) if number % 2 == 0 else reversed(range(len(calls)))

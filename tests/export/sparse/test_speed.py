@@ -6,6 +6,7 @@ import pytest
 
 from mfac_compress.export import Setting, measure_speed, write_model
 from mfac_compress.export.sparse import choose, speed, whole
+from mfac_compress.export.sparse.difference import largest_difference
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 SETTINGS = [Setting(1, 1), Setting(8, 1)]
@@ -139,3 +140,23 @@ def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch
 def test_a_real_race_ends_with_a_model_or_a_reason(two_layers, kernels):
     found = measure_speed(two_layers, _feeds_of, SETTINGS)
     assert (found.model is None) == bool(found.reason)
+
+
+def test_a_model_whose_outputs_differ_is_not_written(two_layers, times, monkeypatch):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    assert measure_speed(two_layers, _feeds_of, SETTINGS).difference < 1e-6
+    monkeypatch.setattr(speed, "largest_difference", lambda *_: 0.5)
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert found.model is None
+    assert found.layers[0].block is None
+    assert "differ by 0.5" in found.reason
+
+
+def test_differences_are_relative_and_see_what_is_not_finite(make_model):
+    def scaled(factor):
+        return make_model([("Mul", ["x", "f"], ["y"])], {"x": ["n", 2]}, ["y"], f=factor)
+
+    feeds = {"x": np.array([[10.0, 20.0]], np.float32)}
+    one, more = (scaled(np.float32(factor)) for factor in (1.0, 1.01))
+    assert largest_difference(one, more, feeds) == pytest.approx(0.01, rel=1e-4)
+    assert largest_difference(one, scaled(np.float32(np.nan)), feeds) == np.inf
