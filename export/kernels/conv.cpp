@@ -14,15 +14,15 @@ constexpr int64_t kSumsBytes = 16 << 10;
 
 bool is_planes(const NodeInfo& node, const char* name, bool otherwise = false) {
   const std::string layout = node.word(name, otherwise ? "planes" : "nchw");
-  require(layout == "nchw" || layout == "planes",
-          name, " must be nchw or planes. Got '", layout, "'");
+  require(layout == "nchw" || layout == "planes", name, " must be nchw or planes. Got '", layout,
+          "'");
   return layout == "planes";
 }
 
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
   const int64_t value = node.integer(name, 0);
-  require(parts >= 1 && value >= 1 && value % parts == 0,
-          name, " must be a positive multiple of group");
+  require(parts >= 1 && value >= 1 && value % parts == 0, name,
+          " must be a positive multiple of group");
   return value / parts;
 }
 
@@ -112,8 +112,7 @@ void Conv::run(const Call& call) const {
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
   Batch batch;
   const Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
-  const Images output =
-      output_images(input, window_, parts_ * weights_.outputs, output_planes_);
+  const Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
   const Shape shape = output.shape(batch.count);
   const Tensor residual = call.input(kResidual);
   batch.residuals = output;
@@ -150,8 +149,8 @@ void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
   const Images& input = plan.input;
   const Runs& runs = plan.runs;
-  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride + Images::kReadBeyond +
-                                            window_.pads[1]);
+  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
+                                            Images::kReadBeyond + window_.pads[1]);
   auto stage = [&](int64_t image, float* to) {
     for (int64_t c = 0; c < input.channels; ++c)
       stage_channel(batch.x + input.offset(image, c), input, window_, runs,
@@ -235,7 +234,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
   const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
   // A buffer holds some groups at a time; without one all go at once.
   const int64_t step = direct ? group_end - group_begin
-                                   : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
+                              : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
   float* sums =
       direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
   for (int64_t group = group_begin; group < group_end; group += step) {
@@ -261,8 +260,8 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     for (int64_t range = 0; range < w.ranges; ++range) {
       const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
-      strip.base = reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride +
-                                                 tile.first);
+      strip.base =
+          reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
       run(strip);
@@ -293,7 +292,8 @@ void Conv::run_dense(const Batch& batch) const {
     for (int64_t o = 0; o < out.channels; ++o) {
       const int64_t part = o / weights_.outputs;
       unpack_output(weights_, part, o % weights_.outputs, w);
-      const float bias = weights_.bias[part * weights_.groups * weights_.block + o % weights_.outputs];
+      const float bias =
+          weights_.bias[part * weights_.groups * weights_.block + o % weights_.outputs];
       const int64_t channel = out.offset(image, o);
       const int64_t there = batch.residuals.offset(image, o);
       for (int64_t row = 0; row < out.height; ++row) {

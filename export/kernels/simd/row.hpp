@@ -57,8 +57,7 @@ void row_of_blocks(const Strip& s) {
       for (int c = 0; c < kChains; ++c) {
         const float* values = s.values + int64_t{i + c} * BLOCK;
         MFAC_UNROLL
-        for (int p = 0; p < kParts; ++p)
-          sum[c][p] += x[s.offsets[i + c]] * load<L>(values + p * L);
+        for (int p = 0; p < kParts; ++p) sum[c][p] += x[s.offsets[i + c]] * load<L>(values + p * L);
       }
     }
     for (; i < end; ++i) {
