@@ -1,9 +1,9 @@
 #include "conv.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
+#include "conv_output.hpp"
 #include "scratch.hpp"
 
 namespace mfac {
@@ -33,62 +33,7 @@ int64_t inputs_of_output(const NodeInfo& node, int64_t parts, const Window& wind
   return inputs;
 }
 
-float clipped(float y, const Activation& activation) {
-  y = y < activation.low ? activation.low : y;
-  return y > activation.high ? activation.high : y;
-}
-
-// Zeros above the first of some channels of planes, between them, and below the last.
-void clear_borders(const Images& image, float* pixels, int64_t channels, bool above, bool below) {
-  const int64_t inside = (image.height - 1) * image.row_stride() + image.width;
-  for (int64_t c = 0; c <= channels; ++c, pixels += image.channel_stride()) {
-    const int64_t before = above && c < channels ? image.origin() : 0;
-    const int64_t after = below && c > 0 ? image.channel_stride() - image.origin() - inside : 0;
-    std::fill(pixels - image.origin() - after, pixels - image.origin() + before, 0.0f);
-  }
-}
-
-// Where one channel's first pixel is, and how far it is to the row below.
-struct Channel {
-  const float* pixels;
-  int64_t row_stride;
-};
-
-// Write a strip's valid pixels where they belong, row by row. Tells whether all are finite.
-bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
-             Channel residual, const Activation& activation) {
-  const Images& image = plan.output;
-  const int64_t stride = plan.runs.row_stride;
-  const int64_t end = std::min(tile.first + floats, plan.runs.length);
-  const auto clip = simd_kernels().clip;
-  bool finite = true;
-  for (int64_t row = tile.first / stride; row * stride < end; ++row) {
-    const int64_t first = std::max(tile.first - row * stride, int64_t{0});
-    const int64_t last = std::min(end - row * stride, image.width);
-    if (first >= last) continue;
-    const float* from = sums + row * stride - tile.first;
-    const float* add = residual.pixels ? residual.pixels + row * residual.row_stride : nullptr;
-    float* to = out + row * image.row_stride();
-    finite &= clip(from + first, add ? add + first : nullptr, last - first, activation.low,
-                   activation.high, to + first);
-    activation.apply_gelu(to + first, last - first);
-    if (image.planes && last == image.width) to[last] = 0.0f;
-  }
-  return finite;
-}
-
 }  // namespace
-
-struct Conv::Batch {
-  std::shared_ptr<const ConvPlan> plan;
-  const float* x = nullptr;
-  float* y = nullptr;
-  const float* residual = nullptr;
-  Images residuals;  // its layout
-  int64_t count = 0;
-  // Whether any output is NaN or infinite. Threads only ever set it.
-  mutable std::atomic<bool> not_finite{false};
-};
 
 // One task's part of an image: some tiles and some groups of outputs.
 struct Conv::Share {
@@ -135,14 +80,6 @@ void Conv::run(const Call& call) const {
     std::fill(spare, spare + Images::kReadBeyond, 0.0f);
     if (!finite) spare[Images::kNotFinite] = 1.0f;
   }
-}
-
-// The convolution that wrote planes has looked at what it wrote.
-bool Conv::input_is_finite(const Batch& batch) const {
-  const Images& input = batch.plan->input;
-  const int64_t floats = batch.count * input.image_stride();
-  if (input.planes) return batch.x[floats + Images::kNotFinite] == 0.0f;
-  return simd_kernels().all_finite(batch.x, floats);
 }
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
@@ -276,47 +213,6 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
       activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
-  }
-}
-
-// Images with a NaN or an infinity: 0 * NaN is NaN, so weights that are not stored count as well.
-void Conv::run_dense(const Batch& batch) const {
-  const ConvPlan& plan = *batch.plan;
-  const Images& in = plan.input;
-  const Images& out = plan.output;
-  float* w = scratch().columns.floats(static_cast<size_t>(weights_.inputs));
-  const int64_t channels = channels_ / parts_;
-  for (int64_t image = 0; image < batch.count; ++image) {
-    const float* x = batch.x + image * in.image_stride();
-    if (simd_kernels().all_finite(x, in.image_stride())) continue;
-    for (int64_t o = 0; o < out.channels; ++o) {
-      const int64_t part = o / weights_.outputs;
-      unpack_output(weights_, part, o % weights_.outputs, w);
-      const float bias =
-          weights_.bias[part * weights_.groups * weights_.block + o % weights_.outputs];
-      const int64_t channel = out.offset(image, o);
-      const int64_t there = batch.residuals.offset(image, o);
-      for (int64_t row = 0; row < out.height; ++row) {
-        for (int64_t column = 0; column < out.width; ++column) {
-          float sum = bias;
-          for (int64_t i = 0; i < weights_.inputs; ++i) {
-            const int64_t tap = i % window_.taps();
-            const int64_t iy = row * window_.strides[0] - window_.pads[0] +
-                               tap / window_.kernel[1] * window_.dilations[0];
-            const int64_t ix = column * window_.strides[1] - window_.pads[1] +
-                               tap % window_.kernel[1] * window_.dilations[1];
-            if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
-            const int64_t c = part * channels + i / window_.taps();
-            sum += w[i] * batch.x[in.offset(image, c) + iy * in.row_stride() + ix];
-          }
-          const int64_t at = channel + row * out.row_stride() + column;
-          if (batch.residual)
-            sum += batch.residual[there + row * batch.residuals.row_stride() + column];
-          batch.y[at] = clipped(sum, activation_);
-        }
-        activation_.apply_gelu(batch.y + channel + row * out.row_stride(), out.width);
-      }
-    }
   }
 }
 
