@@ -20,6 +20,11 @@ X86_FLAGS = {
 }
 
 
+def is_x86():
+    """Whether the instruction sets of x86 can be compiled for."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 class BuildKernels(build_ext):
     """A plain shared library, each instruction set's source with its own flags."""
 
@@ -27,10 +32,9 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
     def build_extension(self, ext):
-        x86 = platform.machine() in ("x86_64", "AMD64")
         objects = []
         for source in ext.sources:
-            extra = X86_FLAGS.get(Path(source).name, []) if x86 else []
+            extra = X86_FLAGS.get(Path(source).name, []) if is_x86() else []
             objects += self.compiler.compile(
                 [source], output_dir=self.build_temp, extra_postargs=FLAGS + extra
             )
@@ -46,15 +50,16 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
-    ext_modules=[
-        Extension(
-            "mfac_compress.export.kernels.libmfac_sparse",
-            sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
-            depends=sorted(str(path) for path in KERNELS.rglob("*.hpp")),
-            language="c++",
-            optional=True,
-        )
-    ],
-)
+if __name__ == "__main__":
+    setup(
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
+        ext_modules=[
+            Extension(
+                "mfac_compress.export.kernels.libmfac_sparse",
+                sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
+                depends=sorted(str(path) for path in KERNELS.rglob("*.hpp")),
+                language="c++",
+                optional=True,
+            )
+        ],
+    )

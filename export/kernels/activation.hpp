@@ -1,4 +1,5 @@
-// What follows the sums: a clip inside the kernels, GELU in a pass of its own over what is in cache.
+// What follows the sums: a clip inside the kernels, GELU in a pass of its own over what is in
+// cache.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 namespace mfac {
 
 struct Activation {
-  float low, high;                                   // without bounds where there is no clip
+  float low, high;  // without bounds where there is no clip
   void (*gelu)(float* values, int64_t count) = nullptr;
   void apply_gelu(float* values, int64_t count) const {
     if (gelu != nullptr) gelu(values, count);

@@ -1,9 +1,9 @@
 #include "conv.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
+#include "conv_output.hpp"
 #include "scratch.hpp"
 
 namespace mfac {
@@ -14,15 +14,15 @@ constexpr int64_t kSumsBytes = 16 << 10;
 
 bool is_planes(const NodeInfo& node, const char* name, bool otherwise = false) {
   const std::string layout = node.word(name, otherwise ? "planes" : "nchw");
-  require(layout == "nchw" || layout == "planes",
-          name, " must be nchw or planes. Got '", layout, "'");
+  require(layout == "nchw" || layout == "planes", name, " must be nchw or planes. Got '", layout,
+          "'");
   return layout == "planes";
 }
 
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
   const int64_t value = node.integer(name, 0);
-  require(parts >= 1 && value >= 1 && value % parts == 0,
-          name, " must be a positive multiple of group");
+  require(parts >= 1 && value >= 1 && value % parts == 0, name,
+          " must be a positive multiple of group");
   return value / parts;
 }
 
@@ -33,62 +33,7 @@ int64_t inputs_of_output(const NodeInfo& node, int64_t parts, const Window& wind
   return inputs;
 }
 
-float clipped(float y, const Activation& activation) {
-  y = y < activation.low ? activation.low : y;
-  return y > activation.high ? activation.high : y;
-}
-
-// Zeros above the first of some channels of planes, between them, and below the last.
-void clear_borders(const Images& image, float* pixels, int64_t channels, bool above, bool below) {
-  const int64_t inside = (image.height - 1) * image.row_stride() + image.width;
-  for (int64_t c = 0; c <= channels; ++c, pixels += image.channel_stride()) {
-    const int64_t before = above && c < channels ? image.origin() : 0;
-    const int64_t after = below && c > 0 ? image.channel_stride() - image.origin() - inside : 0;
-    std::fill(pixels - image.origin() - after, pixels - image.origin() + before, 0.0f);
-  }
-}
-
-// Where one channel's first pixel is, and how far it is to the row below.
-struct Channel {
-  const float* pixels;
-  int64_t row_stride;
-};
-
-// Write a strip's valid pixels where they belong, row by row. Tells whether all are finite.
-bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
-             Channel residual, const Activation& activation) {
-  const Images& image = plan.output;
-  const int64_t stride = plan.runs.row_stride;
-  const int64_t end = std::min(tile.first + floats, plan.runs.length);
-  const auto clip = simd_kernels().clip;
-  bool finite = true;
-  for (int64_t row = tile.first / stride; row * stride < end; ++row) {
-    const int64_t first = std::max(tile.first - row * stride, int64_t{0});
-    const int64_t last = std::min(end - row * stride, image.width);
-    if (first >= last) continue;
-    const float* from = sums + row * stride - tile.first;
-    const float* add = residual.pixels ? residual.pixels + row * residual.row_stride : nullptr;
-    float* to = out + row * image.row_stride();
-    finite &= clip(from + first, add ? add + first : nullptr, last - first, activation.low,
-                   activation.high, to + first);
-    activation.apply_gelu(to + first, last - first);
-    if (image.planes && last == image.width) to[last] = 0.0f;
-  }
-  return finite;
-}
-
 }  // namespace
-
-struct Conv::Batch {
-  std::shared_ptr<const ConvPlan> plan;
-  const float* x = nullptr;
-  float* y = nullptr;
-  const float* residual = nullptr;
-  Images residuals;  // its layout
-  int64_t count = 0;
-  // Whether any output is NaN or infinite. Threads only ever set it.
-  mutable std::atomic<bool> not_finite{false};
-};
 
 // One task's part of an image: some tiles and some groups of outputs.
 struct Conv::Share {
@@ -112,8 +57,7 @@ void Conv::run(const Call& call) const {
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
   Batch batch;
   const Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
-  const Images output =
-      output_images(input, window_, parts_ * weights_.outputs, output_planes_);
+  const Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
   const Shape shape = output.shape(batch.count);
   const Tensor residual = call.input(kResidual);
   batch.residuals = output;
@@ -138,20 +82,12 @@ void Conv::run(const Call& call) const {
   }
 }
 
-// The convolution that wrote planes has looked at what it wrote.
-bool Conv::input_is_finite(const Batch& batch) const {
-  const Images& input = batch.plan->input;
-  const int64_t floats = batch.count * input.image_stride();
-  if (input.planes) return batch.x[floats + Images::kNotFinite] == 0.0f;
-  return simd_kernels().all_finite(batch.x, floats);
-}
-
 void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
   const Images& input = plan.input;
   const Runs& runs = plan.runs;
-  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride + Images::kReadBeyond +
-                                            window_.pads[1]);
+  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
+                                            Images::kReadBeyond + window_.pads[1]);
   auto stage = [&](int64_t image, float* to) {
     for (int64_t c = 0; c < input.channels; ++c)
       stage_channel(batch.x + input.offset(image, c), input, window_, runs,
@@ -235,7 +171,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
   const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
   // A buffer holds some groups at a time; without one all go at once.
   const int64_t step = direct ? group_end - group_begin
-                                   : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
+                              : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
   float* sums =
       direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
   for (int64_t group = group_begin; group < group_end; group += step) {
@@ -261,8 +197,8 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     for (int64_t range = 0; range < w.ranges; ++range) {
       const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
-      strip.base = reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride +
-                                                 tile.first);
+      strip.base =
+          reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
       run(strip);
@@ -277,46 +213,6 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
       activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
-  }
-}
-
-// Images with a NaN or an infinity: 0 * NaN is NaN, so weights that are not stored count as well.
-void Conv::run_dense(const Batch& batch) const {
-  const ConvPlan& plan = *batch.plan;
-  const Images& in = plan.input;
-  const Images& out = plan.output;
-  float* w = scratch().columns.floats(static_cast<size_t>(weights_.inputs));
-  const int64_t channels = channels_ / parts_;
-  for (int64_t image = 0; image < batch.count; ++image) {
-    const float* x = batch.x + image * in.image_stride();
-    if (simd_kernels().all_finite(x, in.image_stride())) continue;
-    for (int64_t o = 0; o < out.channels; ++o) {
-      const int64_t part = o / weights_.outputs;
-      unpack_output(weights_, part, o % weights_.outputs, w);
-      const float bias = weights_.bias[part * weights_.groups * weights_.block + o % weights_.outputs];
-      const int64_t channel = out.offset(image, o);
-      const int64_t there = batch.residuals.offset(image, o);
-      for (int64_t row = 0; row < out.height; ++row) {
-        for (int64_t column = 0; column < out.width; ++column) {
-          float sum = bias;
-          for (int64_t i = 0; i < weights_.inputs; ++i) {
-            const int64_t tap = i % window_.taps();
-            const int64_t iy = row * window_.strides[0] - window_.pads[0] +
-                               tap / window_.kernel[1] * window_.dilations[0];
-            const int64_t ix = column * window_.strides[1] - window_.pads[1] +
-                               tap % window_.kernel[1] * window_.dilations[1];
-            if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
-            const int64_t c = part * channels + i / window_.taps();
-            sum += w[i] * batch.x[in.offset(image, c) + iy * in.row_stride() + ix];
-          }
-          const int64_t at = channel + row * out.row_stride() + column;
-          if (batch.residual)
-            sum += batch.residual[there + row * batch.residuals.row_stride() + column];
-          batch.y[at] = clipped(sum, activation_);
-        }
-        activation_.apply_gelu(batch.y + channel + row * out.row_stride(), out.width);
-      }
-    }
   }
 }
 

@@ -1,6 +1,8 @@
 // SparseConv: Y = act(conv(X, W) + bias + residual), in the layouts of conv_geometry.hpp.
 #pragma once
 
+#include <atomic>
+
 #include "activation.hpp"
 #include "conv_plan.hpp"
 #include "ort.hpp"
@@ -15,7 +17,17 @@ class Conv {
   void run(const Call& call) const;
 
  private:
-  struct Batch;
+  // One call's images.
+  struct Batch {
+    std::shared_ptr<const ConvPlan> plan;
+    const float* x = nullptr;
+    float* y = nullptr;
+    const float* residual = nullptr;
+    Images residuals;  // its layout
+    int64_t count = 0;
+    // Whether any output is NaN or infinite. Threads only ever set it.
+    mutable std::atomic<bool> not_finite{false};
+  };
   struct Share;
   void run_images(const Call& call, const Batch& batch) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;

@@ -13,11 +13,10 @@ constexpr int64_t kLargestAttribute = 1 << 15;
 void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t least,
                std::vector<int64_t> otherwise) {
   const std::vector<int64_t> read = node.integers(name, otherwise);
-  require(read.size() == otherwise.size(),
-          name, " must have ", otherwise.size(), " numbers");
+  require(read.size() == otherwise.size(), name, " must have ", otherwise.size(), " numbers");
   for (size_t i = 0; i < read.size(); ++i) {
-    require(read[i] >= least && read[i] <= kLargestAttribute,
-            name, " must lie in [", least, ", 32768]. Got ", read[i]);
+    require(read[i] >= least && read[i] <= kLargestAttribute, name, " must lie in [", least,
+            ", 32768]. Got ", read[i]);
     to[i] = read[i];
   }
 }
@@ -26,7 +25,8 @@ void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t leas
 int64_t output_size(int64_t input, const Window& w, int axis) {
   const int64_t padded = input + w.pads[axis] + w.pads[axis + 2];
   const int64_t reach = (w.kernel[axis] - 1) * w.dilations[axis] + 1;
-  require(padded >= reach, "the padded input (", padded, ") must be at least as large as the dilated kernel (", reach, ")");
+  require(padded >= reach, "the padded input (", padded,
+          ") must be at least as large as the dilated kernel (", reach, ")");
   return (padded - reach) / w.strides[axis] + 1;
 }
 
@@ -68,11 +68,10 @@ Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* b
   images.channels = channels;
   images.height = planes ? shape.dims[1] - 2 : shape.dims[2];
   images.width = planes ? shape.dims[2] - 1 : shape.dims[3];
-  require(images.height >= 1 && images.width >= 1,
-          "X must have at least one pixel. Got ", shape);
+  require(images.height >= 1 && images.width >= 1, "X must have at least one pixel. Got ", shape);
   *batch = planes ? (shape.dims[0] - images.spare()) / channels : shape.dims[0];
-  require(*batch >= 0 && images.shape(*batch) == shape,
-          name, " with C = ", channels, ". Got ", shape);
+  require(*batch >= 0 && images.shape(*batch) == shape, name, " with C = ", channels, ". Got ",
+          shape);
   return images;
 }
 
@@ -111,7 +110,8 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w) {
   Runs runs;
   const bool single = w.taps() == 1 && w.strides[0] == 1 && w.strides[1] == 1 &&
                       input.height == output.height && input.width == output.width;
-  const bool whole = single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
+  const bool whole =
+      single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
   runs.in_place = whole || reads_planes_in_place(input, output, w);
   if (runs.in_place) {
     runs.row_stride = input.row_stride();

@@ -1,8 +1,8 @@
 // Where the pixels of a convolution lie.
 //
-// "nchw": [N, C, H, W]. "planes": [N * C + spare, H + 2, W + 1], each channel with a border of zeros:
-// one row above, one below, and one column at the left that also serves as the right border of the
-// row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
+// "nchw": [N, C, H, W]. "planes": [N * C + spare, H + 2, W + 1], each channel with a border of
+// zeros: one row above, one below, and one column at the left that also serves as the right border
+// of the row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
 // convolution reads its input where it lies. The spare planes are there to be read beyond the end.
 #pragma once
 
@@ -30,7 +30,8 @@ struct Images {
   }
   Shape shape(int64_t batch) const;
   static constexpr int64_t kReadBeyond = 32;  // floats
-  // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as zeros.
+  // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as
+  // zeros.
   static constexpr int64_t kNotFinite = 31;
 };
 
@@ -51,13 +52,13 @@ Images output_images(const Images& input, const Window& window, int64_t channels
 // Strides split a channel into phases: pixel (y, x) of the padded input goes to phase
 // (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
 struct Runs {
-  bool in_place = false;      // read from the tensor, not from a copy
-  int64_t row_stride = 0;     // floats
-  int64_t phase_stride = 0;   // floats from one phase of a channel to the next
+  bool in_place = false;     // read from the tensor, not from a copy
+  int64_t row_stride = 0;    // floats
+  int64_t phase_stride = 0;  // floats from one phase of a channel to the next
   int64_t channel_stride = 0;
-  int64_t rows = 0;           // of a phase
+  int64_t rows = 0;                                // of a phase
   std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
-  int64_t length = 0;         // from the first output pixel to the last
+  int64_t length = 0;                              // from the first output pixel to the last
   int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
 };
 Runs plan_runs(const Images& input, const Images& output, const Window& window);

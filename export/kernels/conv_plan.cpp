@@ -8,7 +8,8 @@ namespace {
 constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
 
 // As few tiles as the registers allow, all about as long.
-std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& table, int longest) {
+std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& table,
+                      int longest) {
   const int64_t vectors = (runs.length + table.lanes - 1) / table.lanes;
   const int64_t count = (vectors + longest - 1) / longest;
   // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
@@ -31,7 +32,8 @@ int64_t channels_in_range(const PackedWeights& weights, const Window& window, co
   for (int64_t y = 0; y < window.kernel[0]; ++y)
     reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
   const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
-  const int64_t floats = (std::min(tile_floats, runs.length) + reach) * static_cast<int64_t>(phases);
+  const int64_t floats =
+      (std::min(tile_floats, runs.length) + reach) * static_cast<int64_t>(phases);
   const int64_t fitting = std::max<int64_t>(kRangeBytes / (4 * floats), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());

@@ -7,7 +7,7 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kRowsOneByOne = 3;      // up to here a strip would be mostly empty
+constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
 constexpr int64_t kRangeBytes = 64 << 10;  // of activations that are worked on at a time
 constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
 constexpr int64_t kTaskWork = 100000;      // multiply-adds that are worth a thread
@@ -39,8 +39,8 @@ struct Linear::Rows {
 };
 
 Linear::Linear(const NodeInfo& node)
-    : weights_(read_weights(node, node.integer("out_features", 0), node.integer("in_features", 0),
-                            1)),
+    : weights_(
+          read_weights(node, node.integer("out_features", 0), node.integer("in_features", 0), 1)),
       activation_(read_activation(node)) {
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;
@@ -56,8 +56,8 @@ void Linear::run(const Call& call) const {
   Shape shape = x.shape;
   shape.dims[shape.rank - 1] = weights_.outputs;
   const Tensor residual = call.input(kResidual);
-  require(!residual || residual.shape == shape,
-          "residual must have the output's shape ", shape, ". Got ", residual.shape);
+  require(!residual || residual.shape == shape, "residual must have the output's shape ", shape,
+          ". Got ", residual.shape);
   const int64_t values = element_count(x.shape);
   const Rows rows{x.floats(), call.output(shape), residual ? residual.floats() : nullptr,
                   values / weights_.inputs};
@@ -71,7 +71,8 @@ void Linear::run(const Call& call) const {
 
 void Linear::run_rows(const Call& call, const Rows& rows) const {
   const int64_t work = static_cast<int64_t>(weights_.values.size());
-  const int64_t chunks = std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 16));
+  const int64_t chunks =
+      std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 16));
   auto task = [&](size_t index) {
     const int64_t row = static_cast<int64_t>(index) / chunks;
     const int64_t chunk = static_cast<int64_t>(index) % chunks;
@@ -112,8 +113,8 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
     for (int64_t first = 0; first < height; first += lanes) {
       const int64_t row = tile * height + first;
       const int64_t count = std::clamp<int64_t>(rows.count - row, 0, lanes);
-      simd.to_columns(rows.x + row * weights_.inputs * (count > 0), weights_.inputs, count, weights_.inputs,
-                      columns + first, height);
+      simd.to_columns(rows.x + row * weights_.inputs * (count > 0), weights_.inputs, count,
+                      weights_.inputs, columns + first, height);
     }
   };
   float* all = shared ? scratch().inputs.floats(floats * tiles) : nullptr;
@@ -183,7 +184,9 @@ void Linear::run_dense(const Rows& rows) const {
       float sum = weights_.bias[output];
       for (int64_t k = 0; k < weights_.inputs; ++k) sum += w[k] * x[k];
       if (rows.residual) sum += rows.residual[row * weights_.outputs + output];
-      y[output] = sum < activation_.low ? activation_.low : sum > activation_.high ? activation_.high : sum;
+      y[output] = sum < activation_.low    ? activation_.low
+                  : sum > activation_.high ? activation_.high
+                                           : sum;
     }
     activation_.apply_gelu(y, weights_.outputs);
   }

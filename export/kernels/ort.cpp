@@ -51,8 +51,7 @@ bool Shape::operator==(const Shape& other) const {
 
 std::string text(const Shape& shape) {
   std::string all = "[";
-  for (size_t i = 0; i < shape.rank; ++i)
-    all += (i ? ", " : "") + std::to_string(shape.dims[i]);
+  for (size_t i = 0; i < shape.rank; ++i) all += (i ? ", " : "") + std::to_string(shape.dims[i]);
   return all + "]";
 }
 

@@ -60,8 +60,10 @@ class Api {
   Status* int_attribute(const KernelInfo* info, const char* name, int64_t* out) const {
     return at<Status* (*)(const KernelInfo*, const char*, int64_t*)>(86)(info, name, out);
   }
-  Status* string_attribute(const KernelInfo* info, const char* name, char* out, size_t* size) const {
-    return at<Status* (*)(const KernelInfo*, const char*, char*, size_t*)>(87)(info, name, out, size);
+  Status* string_attribute(const KernelInfo* info, const char* name, char* out,
+                           size_t* size) const {
+    return at<Status* (*)(const KernelInfo*, const char*, char*, size_t*)>(87)(info, name, out,
+                                                                               size);
   }
   Status* input_count(const KernelContext* context, size_t* out) const {
     return at<Status* (*)(const KernelContext*, size_t*)>(88)(context, out);
@@ -79,12 +81,12 @@ class Api {
   Status* ints_attribute(const KernelInfo* info, const char* name, int64_t* out,
                          size_t* size) const {
     return at<Status* (*)(const KernelInfo*, const char*, int64_t*, size_t*)>(163)(info, name, out,
-                                                                                 size);
+                                                                                   size);
   }
   Status* constant_input(const KernelInfo* info, size_t index, int* is_constant,
                          const Value** out) const {
     return at<Status* (*)(const KernelInfo*, size_t, int*, const Value**)>(249)(info, index,
-                                                                              is_constant, out);
+                                                                                is_constant, out);
   }
   Status* parallel_for(const KernelContext* context, void (*task)(void*, size_t), size_t total,
                        size_t batches, void* argument) const {

@@ -32,7 +32,8 @@ void check_indices(const PackedWeights& w) {
     int64_t before = -1;
     for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i) {
       require(w.indices[i] > before && w.indices[i] < w.inputs,
-              "indices must rise within a group and lie in [0, ", w.inputs, "). Got ", w.indices[i]);
+              "indices must rise within a group and lie in [0, ", w.inputs, "). Got ",
+              w.indices[i]);
       before = w.indices[i];
     }
   }
@@ -44,8 +45,8 @@ void read_bias(const NodeInfo& node, PackedWeights& w) {
   w.has_bias = static_cast<bool>(bias);
   if (!w.has_bias) return;
   check_rank(bias, "bias", 1);
-  require(bias.shape.dims[0] == w.parts * w.outputs,
-          "bias must have one number an output. Got ", bias.shape);
+  require(bias.shape.dims[0] == w.parts * w.outputs, "bias must have one number an output. Got ",
+          bias.shape);
   for (int64_t part = 0; part < w.parts; ++part)
     std::copy_n(bias.floats() + part * w.outputs, w.outputs,
                 w.bias.begin() + part * w.groups * w.block);

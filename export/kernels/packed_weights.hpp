@@ -14,8 +14,8 @@ struct PackedWeights {
   int64_t inputs = 0;   // that each output could read
   int64_t parts = 1;    // convolution groups, one after the other
   int64_t block = 1;
-  int64_t groups = 0;           // of outputs, in one part
-  std::vector<int32_t> starts;  // [parts * groups + 1]
+  int64_t groups = 0;            // of outputs, in one part
+  std::vector<int32_t> starts;   // [parts * groups + 1]
   std::vector<int32_t> indices;  // [blocks], rising within a group
   std::vector<float> values;     // [blocks, block]
   std::vector<float> bias;       // [parts, groups * block], zero where there is none

@@ -12,7 +12,8 @@ namespace mfac {
 
 // Sums over stored weights for a strip of positions that are contiguous in memory.
 //
-//   out[o][p] = f(start[o] + sum over the blocks i of o's group: values[i][o] * base[offsets[i] + p])
+//   out[o][p] = f(start[o] + sum over the blocks i of o's group: values[i][o] * base[offsets[i] +
+//   p])
 //
 // A group is `block` consecutive outputs that share their inputs.
 struct Strip {
@@ -20,8 +21,8 @@ struct Strip {
   const float* values;     // [blocks, block]
   const int32_t* starts;   // [groups + 1] into offsets
   const char* base;
-  float* out;         // [outputs, stride]
-  int64_t stride;     // floats
+  float* out;      // [outputs, stride]
+  int64_t stride;  // floats
   int64_t group_begin, group_end;
   int64_t outputs;        // the last group may reach beyond them
   const float* bias;      // [groups * block]

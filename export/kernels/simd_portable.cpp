@@ -3,7 +3,6 @@
 
 #define MFAC_WIDE 4
 #define MFAC_NARROW 4
-#define MFAC_GATHER 4
 #if defined(__aarch64__)
 #define MFAC_REGISTERS 32
 #else

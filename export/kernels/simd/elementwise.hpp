@@ -63,8 +63,7 @@ bool all_finite(const float* values, int64_t count) {
     for (int c = 0; c < 4; ++c) sums[c] += load<L>(values + i + c * L) * 0.0f;
   }
   Floats<L> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  for (; i < count; i += L)
-    sum += load_some<L>(values + i, count - i < L ? count - i : L) * 0.0f;
+  for (; i < count; i += L) sum += load_some<L>(values + i, count - i < L ? count - i : L) * 0.0f;
   return all_zero<L>(sum);
 }
 

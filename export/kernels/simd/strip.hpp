@@ -35,8 +35,8 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       if (s.first)
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
-        sum[0][o][t] = output + o < s.outputs ? load<L>(s.out + (output + o) * s.stride + t * L)
-                                              : Floats<L>{};
+        sum[0][o][t] =
+            output + o < s.outputs ? load<L>(s.out + (output + o) * s.stride + t * L) : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
     }

@@ -1,5 +1,5 @@
 // The templates of this folder, put together for one instruction set. The including file defines
-// MFAC_WIDE and MFAC_NARROW (lanes), MFAC_REGISTERS (vector registers), MFAC_GATHER (lanes).
+// MFAC_WIDE and MFAC_NARROW (lanes), and MFAC_REGISTERS (vector registers).
 #include "vector.hpp"
 
 #include "strip.hpp"
