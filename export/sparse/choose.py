@@ -52,16 +52,34 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What sparse operators shall compute.
+class Part:
+    """A chain, or a layer alone, that is faster with sparse operators.
 
     Attributes:
         plan: The operators, their block sizes and layouts.
-        trials: Of the operators that were timed.
+        ratio: Sparse / dense of the part as one piece, the worst of all settings.
     """
 
     plan: Plan
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What sparse operators should compute.
+
+    Attributes:
+        parts: The fastest first; no operator is in two.
+        trials: Of the operators that were timed.
+    """
+
+    parts: tuple[Part, ...]
     trials: Mapping[SparseOperator, Trial]
+
+    @property
+    def plan(self) -> Plan:
+        """All parts together."""
+        return {operator: place for part in self.parts for operator, place in part.plan.items()}
 
 
 def choose(
@@ -74,7 +92,7 @@ def choose(
         operators: All that could be computed by sparse operators.
         shapes: At each setting, of every value that an operator reads.
     """
-    plan: dict[SparseOperator, Placement] = {}
+    parts: list[Part] = []
     trials: dict[SparseOperator, Trial] = {}
     for chain in chains(graph, operators):
         worth = [operator for operator in chain if _may_pay(operator)]
@@ -82,8 +100,15 @@ def choose(
             continue
         # The others of a chain may be worth it as links, which save changes of layout.
         trials |= {operator: _try(graph, operator, shapes) for operator in chain}
-        plan |= _best(graph, chain, trials, shapes)
-    return Choice(plan, trials)
+        best = _best(graph, chain, trials, shapes)
+        if best is not None:
+            parts.append(best)
+        elif len(chain) > 1:
+            # Not as a whole; but what hands images on without a dense layer between may.
+            paying = [operator for operator in worth if trials[operator].pays]
+            shorter = [_best(graph, c, trials, shapes) for c in chains(graph, paying)]
+            parts += [part for part in shorter if part is not None]
+    return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)
 
 
 def _may_pay(operator: SparseOperator) -> bool:
@@ -109,12 +134,13 @@ def _best(
     chain: Sequence[SparseOperator],
     trials: Mapping[SparseOperator, Trial],
     shapes: Mapping[Setting, Shapes],
-) -> Plan:
-    """The fastest of some ways to compute a chain; empty where ONNX Runtime's own is."""
+) -> Part | None:
+    """The fastest of some ways to compute a chain; None where ONNX Runtime's own is."""
     blocks = {operator: trials[operator].block for operator in chain}
     single = {o: block for o, block in blocks.items() if trials[o].pays and _may_pay(o)}
     if len(chain) == 1:
-        return {o: Placement(block) for o, block in single.items()}
+        worst = max(time.ratio for time in trials[chain[0]].times)
+        return Part(placed(graph, single, "none"), worst) if single else None
     sparse = {o: block for o, block in blocks.items() if _may_pay(o) or o.selection}
     # The layout first, for the sparse ones; then which of the others are worth it as links.
     by_kind = [placed(graph, sparse, kind) for kind in KINDS]
@@ -124,7 +150,7 @@ def _best(
     rivals = [placed(graph, part, kind) for part in (single, blocks) if part and part != sparse]
     if rivals:
         plan, ratio = _fastest(graph, chain, [plan, *rivals], shapes)
-    return plan if ratio <= WORTH else {}
+    return Part(plan, ratio) if ratio <= WORTH else None
 
 
 def _fastest(

@@ -64,13 +64,13 @@ def measure_speed(
     layers = find_layers(graph)
     by_batch = _shapes(graph, feeds_of, settings)
     operators = fuse(graph, layers, by_batch[max(by_batch)])
-    choice = Choice({}, {})
+    choice = Choice((), {})
     if kernels:
         kernel_library()
         shapes = {setting: by_batch[setting.batch_size] for setting in settings}
         choice = choose(graph, operators, shapes)
     feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
-    whole = best_whole(graph, choice.plan, feeds)
+    whole = best_whole(graph, choice.parts, feeds)
     difference = None
     if whole.model is not None:
         difference = largest_difference(model, whole.model, feeds[settings[0]])
@@ -89,7 +89,7 @@ def _reason(kernels: bool, choice: Choice, plan: object, difference: float | Non
         return f"its outputs differ by {difference:.2g} of the largest"
     if not choice.trials:
         return "no layer that a sparse operator could compute has enough zeros"
-    if not choice.plan:
+    if not choice.parts:
         return "no layer is faster as a sparse operator"
     return "" if plan else "the layers that are faster alone do not make the whole model faster"
 

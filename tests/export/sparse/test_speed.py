@@ -160,3 +160,29 @@ def test_differences_are_relative_and_see_what_is_not_finite(make_model):
     one, more = (scaled(np.float32(factor)) for factor in (1.0, 1.01))
     assert largest_difference(one, more, feeds) == pytest.approx(0.01, rel=1e-4)
     assert largest_difference(one, scaled(np.float32(np.nan)), feeds) == np.inf
+
+
+@pytest.fixture
+def four_convolutions(make_model, sparse_weight, tmp_path):
+    """Sparse, sparse, dense, sparse."""
+    kept = {"w0": 0.2, "w1": 0.2, "w2": 1.0, "w3": 0.2}
+    nodes = [
+        ("Conv", [before, name], [after], {"pads": [1, 1, 1, 1]})
+        for before, name, after in zip("xabc", kept, "abcy", strict=True)
+    ]
+    weights = {
+        name: sparse_weight(8, 8, 3, 3, seed=seed, kept=share)
+        for seed, (name, share) in enumerate(kept.items())
+    }
+    model = make_model(nodes, {"x": ["n", 8, 6, 6]}, ["y"], **weights)
+    write_model(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 6, 6), np.float32)}
+
+
+def test_a_chain_that_does_not_pay_is_cut_at_its_dense_layers(four_convolutions, times):
+    """Of all four as one piece nothing is faster; the pieces beside the dense layer are."""
+    times(lambda blocks, batch: {0: 1.0, 1: 0.5, 2: 0.4, 3: 3.0, 4: 3.0}[len(blocks)])
+    found = measure_speed(*four_convolutions, SETTINGS)
+    # The whole model with three is slower as well, with the better piece of two it is faster.
+    assert [layer.block is not None for layer in found.layers] == [True, True, False, False]
+    assert found.layers[3].reason == "faster on its own, but not in the whole model"
