@@ -1,5 +1,6 @@
 """Write graphs in which sparse operators stand for what they can compute."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from mfac_compress.export.sparse.operator import SparseOperator
 class _Composed(NamedTuple):
     nodes: list[onnx.NodeProto]
     initializers: list[TensorProto]
+    by_content: dict[bytes, str]
+    """Names of the initializers by what they hold."""
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
@@ -111,31 +114,33 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
     taken = {tensor.name for tensor in graph.model.graph.initializer}
-    composed = _Composed([], [])
+    composed = _Composed([], [], {})
     for position in positions:
         operator = ends.get(position)
         if operator is not None:
-            built = _renamed(operator.build(plan[operator].block, planes), taken)
-            composed.nodes.append(built.node)
-            composed.initializers.extend(built.initializers)
+            _add(composed, operator.build(plan[operator].block, planes), taken)
         elif position not in covered:
             composed.nodes.append(graph.nodes[position])
     return composed
 
 
-def _renamed(built: SparseNode, taken: set[str]) -> SparseNode:
-    """The node, its initializers renamed where a name is in use; notes the names as taken."""
+def _add(composed: _Composed, built: SparseNode, taken: set[str]) -> None:
+    """Add a node; its initializers get names that are free, and equal ones are kept once."""
+    names = {}
     for tensor in built.initializers:
-        name = tensor.name
-        while name in taken:
-            name += "_"
-        if name != tensor.name:
-            places = [i for i, read in enumerate(built.node.input) if read == tensor.name]
-            for place in places:
-                built.node.input[place] = name
-            tensor.name = name
-        taken.add(name)
-    return built
+        original, tensor.name = tensor.name, ""
+        content = hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest()
+        tensor.name = original
+        if content not in composed.by_content:
+            while tensor.name in taken:
+                tensor.name += "_"
+            taken.add(tensor.name)
+            composed.initializers.append(tensor)
+            composed.by_content[content] = tensor.name
+        names[original] = composed.by_content[content]
+    for place, read in enumerate(built.node.input):
+        built.node.input[place] = names.get(read, read)
+    composed.nodes.append(built.node)
 
 
 def _living(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
