@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels-fuzz kernels-matrix clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
@@ -14,7 +14,13 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+kernels-fuzz: .venv/installed  ## hostile sparse operators under the sanitizers, a minute each
+	MFAC_FUZZ_SECONDS=60 $(BIN)/pytest -s tests/export/kernels/test_fuzz.py
+
+kernels-matrix: .venv/installed  ## the sparse kernels in the oldest, a middle and the newest ONNX Runtime
+	tests/export/kernels/matrix.sh $(BIN)/python 1.22.0 1.24.1 latest
+
+.venv/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard export/kernels/*.?pp export/kernels/simd/*.hpp)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -8,21 +8,38 @@ from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
+from mfac_compress.export.sparse.files import write_model
+from mfac_compress.export.sparse.inputs import RandomInputs
+from mfac_compress.export.sparse.layer_speed import LayerSpeed
+from mfac_compress.export.sparse.library import kernel_library
+from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.sessions import sparse_session
+from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
+from mfac_compress.export.sparse.whole import WholeSpeed
 
 __all__ = [
     "FileSize",
+    "FileSpeed",
     "Interval",
     "LatencyComparison",
+    "LayerSpeed",
+    "RandomInputs",
+    "Setting",
     "Spread",
     "TensorAudit",
     "Timing",
+    "WholeSpeed",
     "audit_zeros",
     "compare_latency",
     "export_onnx",
     "file_size",
+    "kernel_library",
     "machine_load",
+    "measure_speed",
     "median_interval",
     "open_session",
     "parity_error",
     "predict",
+    "sparse_session",
+    "write_model",
 ]

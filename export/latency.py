@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -74,6 +75,11 @@ class LatencyComparison:
         )
 
 
+class _File(NamedTuple):
+    path: _Path
+    library: Path | None = None
+
+
 class _Run(NamedTuple):
     """One timed run, in milliseconds per call."""
 
@@ -91,6 +97,7 @@ def compare_latency(
     warmup: int,
     runs: int,
     seed: int = 0,
+    library: Path | None = None,
 ) -> list[LatencyComparison]:
     """Time two files against each other, in turn, so that both meet the same load.
 
@@ -109,29 +116,31 @@ def compare_latency(
         warmup: Untimed calls of each file, each time it is opened.
         runs: Timed pairs. At least six.
         seed: Of the draw of each batch.
+        library: Shared library of custom operators that the sparse file needs. The dense one is
+            always opened without.
     Returns:
         One comparison per thread count and batch size, in that order.
     Raises:
         ValueError: If ``runs`` is too small, a file cannot be loaded or does not take the inputs,
             or was exported for another batch size.
     """
-    paths = (dense_path, sparse_path)
+    files = (_File(dense_path), _File(sparse_path, library))
     comparisons = []
     for count in threads:
         for size in batch_sizes:
             rows = np.random.default_rng(seed).integers(len(inputs), size=size)
-            calls, pairs = _measure(paths, count, inputs[rows], warmup, runs)
+            calls, pairs = _measure(files, count, inputs[rows], warmup, runs)
             comparisons.append(_compare(size, count, calls, pairs))
     return comparisons
 
 
 def _measure(
-    paths: tuple[_Path, _Path], threads: int, batch: np.ndarray, warmup: int, runs: int
+    files: tuple[_File, _File], threads: int, batch: np.ndarray, warmup: int, runs: int
 ) -> tuple[int, list[tuple[_Run, _Run]]]:
     """Time (dense, sparse) pairs on one batch, in rounds. Returns calls per run, and the pairs."""
     calls, pairs = 0, []
     for number, share in enumerate(np.array_split(range(runs), min(runs, _ROUNDS))):
-        sessions = _both(partial(open_session, threads=threads), *paths, swapped=number % 2)
+        sessions = _both(partial(_open, threads=threads), *files, swapped=number % 2)
         _check_batch_size(sessions, len(batch))
         for _ in range(warmup):
             _both(partial(run, batch=batch), *sessions)
@@ -139,6 +148,10 @@ def _measure(
         timed = partial(_time, batch=batch, calls=calls)
         pairs += [_both(timed, *sessions, swapped=index % 2) for index in share]
     return calls, pairs
+
+
+def _open(file: _File, threads: int) -> onnxruntime.InferenceSession:
+    return open_session(file.path, threads=threads, library=file.library)
 
 
 def _both(act: Callable[[Any], _T], dense: Any, sparse: Any, swapped: int = 0) -> tuple[_T, _T]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +12,20 @@ from mfac_compress.export.evaluation import device_of, evaluating
 from mfac_compress.export.session import open_session, predict
 
 
-def parity_error(model: nn.Module, path: str | os.PathLike[str], inputs: Tensor) -> float:
+def parity_error(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    inputs: Tensor,
+    *,
+    library: Path | None = None,
+) -> float:
     """Compare a model with its ONNX file on one batch.
 
     Args:
         model: Returns one tensor. Run in evaluation mode, and as before afterwards.
         path: The model's ONNX file.
         inputs: Shape ``[n, ...]``.
+        library: Shared library of custom operators that the file needs.
     Returns:
         Largest absolute difference, in float64. Infinity where any output of either is NaN or
         infinite: such outputs cannot be compared, so they count as a failure.
@@ -26,7 +34,8 @@ def parity_error(model: nn.Module, path: str | os.PathLike[str], inputs: Tensor)
     """
     with evaluating(model), torch.no_grad():
         expected = model(inputs.to(device_of(model, inputs))).double().cpu().numpy()
-    outputs = predict(open_session(path), inputs.cpu().numpy(), len(inputs)).astype(np.float64)
+    session = open_session(path, library=library)
+    outputs = predict(session, inputs.cpu().numpy(), len(inputs)).astype(np.float64)
     if outputs.shape != expected.shape:
         raise ValueError(
             f"The ONNX file must return what the model returns: shape {list(expected.shape)}. "

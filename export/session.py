@@ -1,6 +1,9 @@
 """Open ONNX files in ONNX Runtime and run them."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -9,7 +12,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 _ERRORS_ONLY = 3
 
 
-def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> onnxruntime.InferenceSession:
+def open_session(
+    path: str | os.PathLike[str], *, threads: int = 1, library: Path | None = None
+) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the CPU, with all of ONNX Runtime's optimisations.
 
     Worker threads spin while a call runs, as by default, and stop when it returns: they would
@@ -18,6 +23,7 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> onnxrunti
     Args:
         path: ONNX file.
         threads: Threads inside an operator. Operators run one after the other.
+        library: Shared library of custom operators that the file needs.
     Returns:
         A session that logs errors only.
     Raises:
@@ -31,13 +37,19 @@ def open_session(path: str | os.PathLike[str], *, threads: int = 1) -> onnxrunti
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if library is not None:
+        options.register_custom_ops_library(os.fspath(library))
     return load(path, options)
 
 
-def load(path: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def load(
+    path: str,
+    options: onnxruntime.SessionOptions,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> onnxruntime.InferenceSession:
     """Open a file with given options, and say so clearly where it is broken."""
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:
         raise ValueError(
             f"ONNX Runtime must be able to load {path}. The file may be truncated, miss its "

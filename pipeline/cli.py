@@ -67,6 +67,7 @@ def main() -> None:
       mfac-compress RECIPE MODEL --dry-run      show what would be done
       mfac-compress RECIPE MODEL -o DIRECTORY   do it
       mfac-compress run --help                  all options, and the exit codes
+      mfac-compress speed MODEL.onnx            time an ONNX file with sparse operators
       mfac-compress schema                      all keys of a recipe
 
     RECIPE is a YAML file, MODEL a checkpoint (.pt, .pth, .safetensors) or a program of torch.export
@@ -134,6 +135,7 @@ def _run(
     from mfac_compress.pipeline.progress import Progress
     from mfac_compress.pipeline.recipe.file import load_recipe
     from mfac_compress.pipeline.runner import compress
+    from mfac_compress.pipeline.stages.accelerate import check_artifact
     from mfac_compress.pipeline.stages.shared_batch import check_sharing
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
@@ -148,6 +150,7 @@ def _run(
         show_plan(context, terminal)
         with world.together():
             check_inputs(context)
+            check_artifact(loaded)
         check_sharing(context)
         return _PASS
     output = output or Path("runs") / recipe.stem
@@ -162,6 +165,89 @@ def _run(
         _print(report.model_dump_json(indent=2))
     world.agreed = True
     return _PASS if report.verdict == "pass" else _GATE_FAILED
+
+
+class _Numbers(click.ParamType):
+    """Whole numbers from 1, with commas."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) < 1:
+            self.fail(f"must be whole numbers from 1, like 1,16. Got {value!r}.", param, ctx)
+        return numbers
+
+
+class _Shape(click.ParamType):
+    """An input's name and its shape."""
+
+    name = "INPUT=N,N,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, numbers = value.rpartition("=")
+        if not (name and equals):
+            self.fail(f"must be like ids=1,128. Got {value!r}.", param, ctx)
+        return name, _Numbers().convert(numbers, param, ctx)
+
+
+@main.command(short_help="Time an ONNX file with sparse operators.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--batch", type=_Numbers(), help="Batch sizes. [1, or the one that MODEL takes]")
+@click.option("--threads", type=_Numbers(), default="1", help="Threads of ONNX Runtime. [1]")
+@click.option(
+    "--shape",
+    "shapes",
+    type=_Shape(),
+    multiple=True,
+    help="Shape of an input with open axes beside the batch; may be given several times.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write the file with sparse operators."
+)
+@_ends_well
+def speed(
+    model: Path,
+    batch: tuple[int, ...] | None,
+    threads: tuple[int, ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    output: Path | None,
+) -> int:
+    """Show what of the ONNX file MODEL runs faster with sparse operators, and why the rest not.
+
+    Each layer is timed as it is in stock ONNX Runtime and as a sparse operator, on made-up inputs.
+
+    \b
+    Exit codes:
+      0  measured; with -o, the file is written
+      1  -o was given, and nothing is faster: no file is written
+      2  MODEL or an option is wrong
+      3  anything else
+    """
+    from mfac_compress.pipeline.speed import speed as measure
+    from mfac_compress.pipeline.terminal import open_terminal
+
+    terminal = open_terminal(quiet=False, stderr=False)
+    measured = measure(
+        model,
+        terminal,
+        batch_sizes=batch and tuple(dict.fromkeys(batch)),
+        threads=tuple(dict.fromkeys(threads)),
+        shapes=dict(shapes),
+        output=output,
+    )
+    return _GATE_FAILED if output is not None and measured.model is None else _PASS
 
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan, readable_bytes
+from mfac_compress.pipeline.stages.accelerate import ACCELERATED, built_library
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
 
@@ -45,10 +46,20 @@ def _facts(context: RunContext) -> list[str]:
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
         f"samples: {sizes}",
         f"device: {context.device}",
+        f"sparse kernels: {_kernels(context)}",
     ]
     if recipe.prune.method == "mfac":
         lines += _memory(memory_plan(context))
     return lines
+
+
+def _kernels(context: RunContext) -> str:
+    if context.recipe.export.sparse_kernels == "off":
+        return "off (export.sparse_kernels)"
+    library = built_library()
+    if library is None:
+        return "not built: there was no C++ compiler. Only model.onnx will be written"
+    return f"{ACCELERATED} will be written where that is faster, with {library}"
 
 
 def _memory(plan: MemoryPlan) -> list[str]:

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,6 +19,9 @@ RESULTS = (
     "recipe.resolved.yaml",
     "model.onnx",
     "model.onnx.data",
+    "model.sparse.onnx",
+    "model.sparse.onnx.data",
+    "kernels/libmfac_sparse.so",
     "dense.onnx",
     "dense.onnx.data",
     "model.safetensors",
@@ -97,14 +100,18 @@ class RunDirectory:
         """Remove the results of an earlier run, so that none can pass for this one's."""
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
+        for name in {Path(name).parent.name for name in RESULTS} - {""}:
+            with suppress(OSError):  # it is not there, or holds what is not ours
+                (self.path / name).rmdir()
         for left in self.cache.glob(f"{_DRAFT}*"):  # by a run that was killed
             shutil.rmtree(left)
 
     def take_all(self, folder: Path) -> None:
         """Copy an artefact's files here. Not links: who edits a result must not edit the cache."""
-        for file in folder.iterdir():
-            if file.name != MANIFEST:
-                with self._draft(file.name) as draft:
+        for file in folder.rglob("*"):
+            name = file.relative_to(folder)
+            if file.is_file() and name != Path(MANIFEST):
+                with self._draft(str(name)) as draft:
                     shutil.copyfile(file, draft)
 
     def write(self, name: str, text: str) -> None:
@@ -116,9 +123,10 @@ class RunDirectory:
     def _draft(self, name: str) -> Iterator[Path]:
         """A path to write to; the file takes its place when it is whole, or never."""
         with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.cache) as scratch:
-            draft = Path(scratch) / name
+            draft, place = Path(scratch) / Path(name).name, self.path / name
             yield draft
-            os.replace(draft, self.path / name)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(draft, place)
 
 
 def _unusable(path: Path, error: OSError | ValueError) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mfac_compress.export import machine_load
+from mfac_compress.export import LatencyComparison, machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
@@ -20,20 +20,30 @@ from mfac_compress.pipeline.progress import Progress, Stage
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run_directory import RunDirectory
-from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.stages import (
+    accelerate,
+    calibrate,
+    export,
+    prune,
+    recover,
+    validate,
+)
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
 from mfac_compress.pipeline.verdict.gates import judge
 from mfac_compress.pipeline.verdict.report import (
     LatencyResult,
     MachineResult,
-    MetricResult,
     Report,
-    SizeResult,
     SparsityResult,
     TensorAuditResult,
-    latency_result,
 )
 from mfac_compress.pipeline.verdict.report_text import markdown
+from mfac_compress.pipeline.verdict.results import (
+    flops_result,
+    latency_result,
+    measured_result,
+    sparse_kernels_result,
+)
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 from mfac_compress.pipeline.world import World
 
@@ -74,6 +84,7 @@ def compress(
                 recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
             )
             plan = check_inputs(context)
+            accelerate.check_artifact(recipe)
         # One for all processes: how much memory is free differs between them.
         if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
             context = replace(context, window_folder=directory.cache)
@@ -125,14 +136,20 @@ class _Run:
         """Export, measure, judge and publish, in one process."""
         context, alone = self.context, World()
         exported = self._stage(export, export.export, recovered, world=alone)
-        validated = self._stage(validate, validate.validate, recovered, exported, world=alone)
-        comparisons = []
+        accelerated = self._stage(accelerate, accelerate.accelerate, exported, world=alone)
+        accelerate.check_written(context.recipe, accelerated.facts)
+        validated = self._stage(
+            validate, validate.validate, recovered, exported, accelerated, world=alone
+        )
+        timed: list[list[LatencyComparison]] = []
         if context.recipe.validate_.latency is not None:
             with self._timed("latency"):
-                comparisons = validate.measure_latency(context, exported.folder)
+                timed = validate.measure_latency(context, exported.folder, accelerated.folder)
         with stage_named("report"):
-            report = self._report(validated, tuple(map(latency_result, comparisons)), recovered)
-            self._publish(report, self._resolved(calibrated), recovered, exported)
+            latency = [tuple(map(latency_result, comparisons)) for comparisons in timed]
+            report = self._report(validated, latency, recovered, accelerated)
+            resolved = self._resolved(calibrated, accelerated)
+            self._publish(report, resolved, recovered, exported, accelerated)
         return report
 
     def _stage(
@@ -166,36 +183,46 @@ class _Run:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
     def _report(
-        self, validated: Artefact, latency: tuple[LatencyResult, ...], recovered: Artefact
+        self,
+        validated: Artefact,
+        latency: list[tuple[LatencyResult, ...]],
+        recovered: Artefact,
+        accelerated: Artefact,
     ) -> Report:
         measured = validated.facts
         recipe, targets = self.context.recipe, self.context.targets
-        metric = MetricResult(**measured["metric"])
         audit = tuple(self._in_model_order(measured["audit"]))
-        size = _size_result(measured["size_bytes"])
         sparsity = SparsityResult(
             target=sum(b.sparsity * b.size for b in targets.budgets()) / targets.weights,
             onnx=_sparsity_in_file(audit),
             weights=targets.weights,
             parameters=sum(p.numel() for p in self.context.model.module.parameters()),
         )
+        plain = measured_result(measured, latency[0] if latency else ())
+        kernels = sparse_kernels_result(
+            accelerated.facts, measured["sparse_kernels"], latency[1] if latency[1:] else ()
+        )
+        judged = kernels if recipe.validate_.artifact == accelerate.ACCELERATED else plain
         gates = judge(
             recipe.validate_.gates,
-            metric=metric,
+            metric=judged.metric,
             sparsity=sparsity.onnx,
-            size_ratio=size.ratio,
-            latency=latency,
-            parity_error=measured["parity_error"],
+            size_ratio=judged.size_bytes.ratio,
+            latency=judged.latency,
+            parity_error=judged.parity_error,
         )
         return Report(
             verdict="pass" if all(gate.passed for gate in gates) else "fail",
             gates=gates,
-            metric=metric,
+            artifact=recipe.validate_.artifact,
+            metric=plain.metric,
             sparsity=sparsity,
-            latency=latency,
+            latency=plain.latency,
+            flops=flops_result(accelerated.facts),
+            sparse_kernels=kernels,
             machine=MachineResult(**machine_load()),
-            size_bytes=size,
-            parity_error=measured["parity_error"],
+            size_bytes=plain.size_bytes,
+            parity_error=plain.parity_error,
             audit=audit,
             recovery=recovered.facts,
         )
@@ -206,20 +233,20 @@ class _Run:
         for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
             yield TensorAuditResult(**tensor)
 
-    def _resolved(self, calibrated: Artefact | None) -> Recipe:
+    def _resolved(self, calibrated: Artefact | None, accelerated: Artefact) -> Recipe:
         """The recipe with what the run measured and chose, so that it gives the same run again."""
         recipe = self.context.recipe
-        if calibrated is None:
-            return recipe
-        chosen = recipe.calibrate.model_copy(update={"gradients": calibrated.facts["method"]})
-        return recipe.model_copy(update={"calibrate": chosen})
+        used = "off" if accelerated.facts["state"] in ("off", "not built") else "auto"
+        update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
+        if calibrated is not None:
+            chosen = {"gradients": calibrated.facts["method"]}
+            update["calibrate"] = recipe.calibrate.model_copy(update=chosen)
+        return recipe.model_copy(update=update)
 
-    def _publish(
-        self, report: Report, resolved: Recipe, recovered: Artefact, exported: Artefact
-    ) -> None:
+    def _publish(self, report: Report, resolved: Recipe, *artefacts: Artefact) -> None:
         """Put the results in place, the report last: where it is, everything is."""
-        for folder in (exported.folder, recovered.folder):
-            self.directory.take_all(folder)
+        for artefact in artefacts:
+            self.directory.take_all(artefact.folder)
         self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
         self.directory.write("manifest.json", json.dumps(self._manifest(), indent=2) + "\n")
         self.directory.write("report.md", markdown(report, self.seconds))
@@ -241,11 +268,6 @@ class _Run:
             "processes": context.world.size,
             "seconds": self.seconds,
         }
-
-
-def _size_result(sizes: dict[str, dict[str, int]]) -> SizeResult:
-    ratio = sizes["sparse"]["compressed_bytes"] / sizes["dense"]["compressed_bytes"]
-    return SizeResult(**sizes, ratio=ratio)
 
 
 def _sparsity_in_file(audit: tuple[TensorAuditResult, ...]) -> float | None:

@@ -21,5 +21,5 @@ def library_versions() -> dict[str, str]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the sections that make the model; not of how it is run and judged."""
-    how = {"run": {"threads", "memory_budget"}, "validate_": True}
+    how = {"run": {"threads", "memory_budget"}, "export": {"sparse_kernels"}, "validate_": True}
     return content_key(recipe.model_dump(mode="json", exclude=how))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from onnx.defs import onnx_opset_version
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.recipe.data_schema import (
     ArraysData,
@@ -273,8 +273,12 @@ class RecoverSection(Section):
     held-out calibration samples."""
 
 
+# YAML reads `off` as false.
+_OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
+
+
 class ExportSection(Section):
-    """The ONNX file."""
+    """The ONNX files."""
 
     opset: Annotated[int, Field(ge=18), NoSwitch] = 18
     """Version of the ONNX operators."""
@@ -284,6 +288,9 @@ class ExportSection(Section):
     """Name of the graph's input."""
     output_name: Text = "output"
     """Name of the graph's output."""
+    sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
+    """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
+    them, too. The plain `model.onnx` is always written."""
 
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
         newest = onnx_opset_version()
@@ -329,7 +336,8 @@ class GatesSection(Section):
     min_sparsity: Share | None = None
     """Of the matched weights, counted in the ONNX file."""
     max_size_ratio: Positive | None = None
-    """Compressed size of the sparse file / of the dense file."""
+    """Compressed size of the sparse file / of the dense file. The kernels' library is not
+    counted."""
     max_latency_ratio: Positive | None = None
     """Latency of the sparse file / of the dense file, upper end of the interval, worst of all
     batch sizes and threads."""
@@ -340,6 +348,9 @@ class GatesSection(Section):
 class ValidateSection(Section):
     """What is measured in ONNX Runtime on the file that ships."""
 
+    artifact: Literal["model.onnx", "model.sparse.onnx"] = "model.onnx"
+    """The file that ships: the gates apply to it. `model.sparse.onnx` needs the sparse kernels
+    wherever it runs; the run ends with an error if it was not written."""
     batch_size: Count = 256
     """Samples of one call when the metric is measured."""
     latency: LatencySection | None = LatencySection()
@@ -397,6 +408,12 @@ class Recipe(Section):
                 ("recover", "label_smoothing"),
                 "must be 0 unless task.loss is cross_entropy. "
                 f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
+            )
+        if self.validate_.artifact != "model.onnx" and self.export.sparse_kernels == "off":
+            yield Fault(
+                ("validate", "artifact"),
+                "must be model.onnx where export.sparse_kernels is off, which writes no other. "
+                f"Got {self.validate_.artifact}.",
             )
         latency, batch = self.validate_.latency, self.validate_.batch_size
         if not self.export.dynamic_batch and latency and set(latency.batch_sizes) != {batch}:

@@ -19,7 +19,7 @@ SPARSE = "model.onnx"
 def depends_on(context: RunContext) -> dict[str, Any]:
     """What the files depend on, beside the weights. The recipe's hash stands in them."""
     return {
-        "export": context.recipe.export.model_dump(),
+        "export": context.recipe.export.model_dump(exclude={"sparse_kernels"}),
         "batch_size": context.recipe.validate_.batch_size,
         "recipe": recipe_hash(context.recipe),
         "versions": [tool_version(), library_versions()],

@@ -1,9 +1,9 @@
-"""Stage 6: measure, in ONNX Runtime, the files that ship."""
+"""Stage 7: measure, in ONNX Runtime, the files that ship."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from mfac_compress.export import (
     predict,
 )
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.stages.accelerate import ACCELERATED, LIBRARY
 from mfac_compress.pipeline.stages.export import DENSE, SPARSE
 from mfac_compress.pipeline.verdict.statistics import Interval, bootstrap_interval, paired_interval
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
-VERSION = 1
+VERSION = 2
 _REPORT_CONFIDENCE = 0.95
 
 
@@ -38,48 +39,88 @@ def depends_on(context: RunContext) -> dict[str, Any]:
     }
 
 
-def validate(context: RunContext, recovered: Path, exported: Path, _folder: Path) -> dict[str, Any]:
-    """Measure metric, parity, sizes and zeros; returns the report's parts of these names."""
-    masks = load_masks(recovered)
-    audit = audit_zeros(exported / SPARSE, masks)
+def validate(
+    context: RunContext, recovered: Path, exported: Path, accelerated: Path, _folder: Path
+) -> dict[str, Any]:
+    """Measure metric, parity, sizes and zeros; returns the report's parts of these names.
+
+    What was measured on the file with sparse operators, where there is one, is in
+    ``sparse_kernels``.
+    """
+    files = [_File(exported / DENSE), *_judged(exported, accelerated)]
+    sizes = [asdict(file_size(file.path)) for file in files]
+    metrics = _metrics(context, files)
+    measured = [
+        {
+            "metric": metric,
+            "parity_error": _parity(context, recovered, file),
+            "size_bytes": {"dense": sizes[0], "sparse": size},
+        }
+        for file, size, metric in zip(files[1:], sizes[1:], metrics, strict=True)
+    ]
+    audit = audit_zeros(exported / SPARSE, load_masks(recovered))
     return {
-        "metric": _metric(context, exported),
-        "parity_error": _parity(context, recovered, exported),
-        "size_bytes": {
-            name: asdict(file_size(exported / file))
-            for name, file in (("dense", DENSE), ("sparse", SPARSE))
-        },
+        **measured[0],
         "audit": [{**asdict(tensor), "intact": tensor.intact} for tensor in audit],
+        "sparse_kernels": measured[1] if len(measured) > 1 else None,
     }
 
 
-def measure_latency(context: RunContext, exported: Path) -> list[LatencyComparison]:
-    """Time the dense against the sparse file. Never cached: it is the machine's, not the file's."""
+def measure_latency(
+    context: RunContext, exported: Path, accelerated: Path
+) -> list[list[LatencyComparison]]:
+    """Time the dense file against the plain sparse one, and the one with sparse operators.
+
+    Never cached: it is the machine's, not the files'. One list for each file that is there.
+    """
     section = context.recipe.validate_.latency
     if section is None:
-        return []
+        return [[] for _ in _judged(exported, accelerated)]
     rows = torch.arange(min(max(section.batch_sizes), len(context.data.validation)))
     inputs, _ = next(iter(context.data.validation.batches(len(rows), indices=rows)))
-    return compare_latency(
-        exported / DENSE,
-        exported / SPARSE,
-        inputs.numpy(),
-        batch_sizes=section.batch_sizes,
-        threads=section.threads,
-        warmup=section.warmup,
-        runs=section.runs,
-        seed=context.recipe.run.seed,
-    )
+    return [
+        compare_latency(
+            exported / DENSE,
+            file.path,
+            inputs.numpy(),
+            batch_sizes=section.batch_sizes,
+            threads=section.threads,
+            warmup=section.warmup,
+            runs=section.runs,
+            seed=context.recipe.run.seed,
+            library=file.library,
+        )
+        for file in _judged(exported, accelerated)
+    ]
 
 
-def _metric(context: RunContext, exported: Path) -> dict[str, Any]:
-    """The metric of both files on the same samples, and the interval of its drop."""
-    section = context.recipe.validate_
-    sessions = [open_session(exported / name, threads=_threads()) for name in (DENSE, SPARSE)]
-    dense, sparse, targets = _outputs(context, sessions, section.batch_size)
+class _File(NamedTuple):
+    path: Path
+    library: Path | None = None
+
+
+def _judged(exported: Path, accelerated: Path) -> list[_File]:
+    """The sparse files: the plain one, and where it was written that with sparse operators."""
+    files = [_File(exported / SPARSE)]
+    if (accelerated / ACCELERATED).is_file():
+        files.append(_File(accelerated / ACCELERATED, accelerated / LIBRARY))
+    return files
+
+
+def _metrics(context: RunContext, files: list[_File]) -> list[dict[str, Any]]:
+    """The metric of each file but the first beside that one's, on the same samples."""
+    sessions = [open_session(f.path, threads=_threads(), library=f.library) for f in files]
+    *outputs, targets = _outputs(context, sessions, context.recipe.validate_.batch_size)
+    return [_metric(context, outputs[0], sparse, targets) for sparse in outputs[1:]]
+
+
+def _metric(
+    context: RunContext, dense: np.ndarray, sparse: np.ndarray, targets: np.ndarray
+) -> dict[str, Any]:
+    """The metric of two files' outputs, and the interval of its drop."""
     before, after = (context.task.evaluate(outputs, targets) for outputs in (dense, sparse))
     sign = 1 if context.task.direction == "maximize" else -1
-    asked = section.gates.confidence
+    asked = context.recipe.validate_.gates.confidence
     confidence = _REPORT_CONFIDENCE if asked == "none" else asked
     drop = sign * float(np.mean(before) - np.mean(after))
 
@@ -106,8 +147,8 @@ def _metric(context: RunContext, exported: Path) -> dict[str, Any]:
 
 def _outputs(
     context: RunContext, sessions: list[InferenceSession], batch_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outputs of both files and the targets, over the whole validation split."""
+) -> list[np.ndarray]:
+    """Outputs of each file, and at last the targets, over the whole validation split."""
     split = context.data.validation
 
     def run() -> Iterator[tuple[np.ndarray, ...]]:
@@ -116,17 +157,16 @@ def _outputs(
 
     total = -(-len(split) // batch_size)
     parts = list(context.progress.track(run(), "validate", total))
-    dense, sparse, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return dense, sparse, targets
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _parity(context: RunContext, recovered: Path, exported: Path) -> float:
+def _parity(context: RunContext, recovered: Path, file: _File) -> float:
     """Largest difference from PyTorch, at batch 1 and at the configured batch."""
     module = load_weights(context.fresh_module(), recovered).cpu()
     split = context.data.validation
     sizes = {1, min(context.recipe.validate_.batch_size, len(split))}
     inputs = [next(iter(split.batches(n, indices=torch.arange(n))))[0] for n in sorted(sizes)]
-    return max(parity_error(module, exported / SPARSE, x) for x in inputs)
+    return max(parity_error(module, file.path, x, library=file.library) for x in inputs)
 
 
 def _threads() -> int:

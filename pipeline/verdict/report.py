@@ -4,8 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mfac_compress.export import LatencyComparison
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -125,6 +123,69 @@ class TensorAuditResult(_Part):
     intact: bool
 
 
+class FlopsResult(_Part):
+    """Multiplications in theory, of all convolutions and matrix products in one call. Not time."""
+
+    batch_size: int
+    dense: int
+    sparse: int
+    """Those by weights that are not zero."""
+    ratio: float
+    """Sparse / dense."""
+
+
+class LayerTimeResult(_Part):
+    """One layer alone, in milliseconds a call."""
+
+    batch_size: int
+    threads: int
+    dense_ms: float
+    """In stock ONNX Runtime."""
+    sparse_ms: float
+    """As a sparse operator."""
+    ratio: float
+    """Sparse / dense, median of the pairs."""
+
+
+class LayerSpeedResult(_Part):
+    """A Conv, Gemm or MatMul of the ONNX file."""
+
+    name: str
+    """Of the node."""
+    operator: str
+    weight: str | None
+    """Name of the tensor. null where it is not constant."""
+    shape: tuple[int, ...]
+    sparsity: float | None
+    """Zeros in the file. null where the weight is not constant."""
+    macs: int | None
+    """Multiplications in one call."""
+    kept_macs: int | None
+    """Of these, those by weights that are not zero."""
+    block: int | None
+    """Outputs that share their inputs, in the sparse operator. null: it was not replaced."""
+    times: tuple[LayerTimeResult, ...]
+    reason: str
+    """Why it was replaced, or not."""
+
+
+class SparseKernelsResult(_Part):
+    """The file with sparse operators, ``model.sparse.onnx``."""
+
+    state: Literal["used", "no gain", "not built", "off"]
+    """``used`` where the file was written."""
+    reason: str
+    layers: tuple[LayerSpeedResult, ...]
+    library_bytes: int | None
+    """Of the shared library that the file needs. null, as all below, where there is no file."""
+    metric: MetricResult | None
+    parity_error: float | None
+    """As ``parity_error`` of the report; null also where an output was not finite."""
+    size_bytes: SizeResult | None
+    latency: tuple[LatencyResult, ...]
+    """The dense file in stock ONNX Runtime against this file with the library."""
+
+
 class Report(_Part):
     """A run's verdict and all that it was measured from."""
 
@@ -132,9 +193,16 @@ class Report(_Part):
     verdict: Literal["pass", "fail"]
     """``pass`` where every gate passed."""
     gates: tuple[GateResult, ...]
+    artifact: Literal["model.onnx", "model.sparse.onnx"]
+    """The file to which the gates apply."""
     metric: MetricResult
+    """This and what follows is of the plain ``model.onnx``; see ``sparse_kernels`` for the other.
+    """
     sparsity: SparsityResult
     latency: tuple[LatencyResult, ...]
+    """Both files in stock ONNX Runtime."""
+    flops: FlopsResult
+    sparse_kernels: SparseKernelsResult
     machine: MachineResult
     size_bytes: SizeResult
     parity_error: float | None
@@ -143,26 +211,3 @@ class Report(_Part):
     audit: tuple[TensorAuditResult, ...]
     recovery: dict[str, Any] = Field(default_factory=dict)
     """Mean training loss by epoch, and what was decided on batch-norm statistics."""
-
-
-def latency_result(comparison: LatencyComparison) -> LatencyResult:
-    """The report's form of a comparison."""
-    dense, sparse = comparison.dense, comparison.sparse
-    return LatencyResult(
-        batch_size=comparison.batch_size,
-        threads=comparison.threads,
-        runs=comparison.runs,
-        calls_per_run=comparison.calls_per_run,
-        dense_wall=_spread(dense.wall),
-        sparse_wall=_spread(sparse.wall),
-        dense_cpu=_spread(dense.cpu),
-        sparse_cpu=_spread(sparse.cpu),
-        clock=comparison.clock,
-        ratio=comparison.ratio.median,
-        interval=(comparison.ratio.low, comparison.ratio.high),
-        verdict=comparison.verdict,
-    )
-
-
-def _spread(spread: Any) -> SpreadResult | None:
-    return spread and SpreadResult(median_ms=spread.median_ms, iqr_ms=spread.iqr_ms)

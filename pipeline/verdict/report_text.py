@@ -7,9 +7,11 @@ from rich.text import Text
 
 from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.terminal import add_row, plain_table
+from mfac_compress.pipeline.verdict.kernels_text import LAYER_HEAD, kernels_summary, layer_rows
 from mfac_compress.pipeline.verdict.report import GateResult, LatencyResult, Report, SpreadResult
 
 Rows = list[Sequence[str]]
+PLAIN, ACCELERATED = "model.onnx", "model.sparse.onnx"
 
 
 def markdown(report: Report, seconds: Mapping[str, float]) -> str:
@@ -22,13 +24,16 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
     parts = [
         f"# {_headline(report)}",
         "## Gates",
-        _table(("gate", "result", "why"), _gate_rows(report.gates))
+        f"Of {report.artifact}.\n\n{_table(('gate', 'result', 'why'), _gate_rows(report.gates))}"
         if report.gates
         else "The recipe sets none.",
         "## Measured in ONNX Runtime",
         _table(("", "dense", "sparse", ""), _measured_rows(report)),
         "## Latency",
         _latency_text(report),
+        "## Sparse kernels",
+        kernels_summary(report.sparse_kernels),
+        _table(LAYER_HEAD, layer_rows(report.sparse_kernels.layers)),
         "## Zeros",
         _table(
             ("tensor", "weights", "removed", "zero in the file", "after optimisation", "intact"),
@@ -46,7 +51,7 @@ def print_verdict(report: Report, console: Console) -> None:
     table = plain_table(_headline(report), "", "dense", "sparse", "", style=f"bold {color}")
     for column in table.columns[:3]:
         column.no_wrap = True
-    for row in [*_measured_rows(report), *_latency_rows(report)]:
+    for row in [*_measured_rows(report), *_latency_rows(report), *_kernels_rows(report)]:
         add_row(table, *row)
     table.add_section()
     for name, result, why in _gate_rows(report.gates):
@@ -58,6 +63,8 @@ def print_verdict(report: Report, console: Console) -> None:
 def _headline(report: Report) -> str:
     failed = sum(not gate.passed for gate in report.gates)
     of = f"{len(report.gates)} gate{'s' * (len(report.gates) != 1)}"
+    if report.artifact != PLAIN:
+        of += f" of {report.artifact}"
     if not report.gates:
         return "PASS: no gates set"
     return f"PASS: {of} passed" if not failed else f"FAIL: {failed} of {of} failed"
@@ -105,14 +112,40 @@ def _measured_rows(report: Report) -> Rows:
 
 
 def _latency_rows(report: Report) -> Rows:
+    """First of the plain file, then of the one with sparse operators."""
     return [
         (
-            f"latency, batch {one.batch_size}, {one.threads} thread{'s' * (one.threads > 1)}",
+            f"{name}, batch {one.batch_size}, {one.threads} thread{'s' * (one.threads > 1)}",
             f"{_clocked(one, 'dense').median_ms:.3f} ms",
             f"{_clocked(one, 'sparse').median_ms:.3f} ms",
             one.verdict,
         )
-        for one in report.latency
+        for name, latency in (
+            ("latency", report.latency),
+            ("sparse kernels", report.sparse_kernels.latency),
+        )
+        for one in latency
+    ]
+
+
+def _kernels_rows(report: Report) -> Rows:
+    """What the file with sparse operators differs in, or why there is none."""
+    kernels, flops = report.sparse_kernels, report.flops
+    theory = "multiplications, in theory; not a measurement"
+    rows = [("FLOPs", f"{flops.dense / 1e6:,.1f} M", f"{flops.sparse / 1e6:,.1f} M", theory)]
+    if kernels.metric is None or kernels.size_bytes is None:
+        return [*rows, (ACCELERATED, "", "not written", kernels.reason)]
+    parity = kernels.parity_error
+    error = "not finite" if parity is None else f"{parity:.2g}"
+    return [
+        *rows,
+        (
+            ACCELERATED,
+            "",
+            f"{kernels.metric.sparse:.4f}",
+            f"{kernels.metric.name}, drop {kernels.metric.drop:.4f}; parity error {error}; "
+            f"{readable_bytes(kernels.size_bytes.sparse.compressed_bytes)} compressed",
+        ),
     ]
 
 
@@ -122,23 +155,33 @@ def _clocked(result: LatencyResult, which: str) -> SpreadResult:
 
 
 def _latency_text(report: Report) -> str:
+    """Three things apart: the plain file, the file with sparse operators, and theory."""
+    flops, machine = report.flops, report.machine
+    theory = (
+        f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at batch "
+        f"{flops.batch_size} ({flops.ratio:.3f}). Counted, not measured."
+    )
     if not report.latency:
-        return "Not measured."
-    machine = report.machine
+        return f"Not measured.\n\n{theory}"
     rows = []
-    for one in report.latency:
-        for clock, dense, sparse in (
-            ("thread CPU", one.dense_cpu, one.sparse_cpu),
-            ("wall", one.dense_wall, one.sparse_wall),
-        ):
-            if dense and sparse:
-                says = one.verdict if clock == one.clock else ""
-                where = (str(one.batch_size), str(one.threads), clock)
-                rows.append((*where, _milliseconds(dense), _milliseconds(sparse), says))
-    head = ("batch", "threads", "clock", "dense ms (IQR)", "sparse ms (IQR)", "verdict")
+    for name, latency in (
+        (f"{PLAIN}, stock ONNX Runtime", report.latency),
+        (f"{ACCELERATED}, with the sparse kernels", report.sparse_kernels.latency),
+    ):
+        for one in latency:
+            for clock, dense, sparse in (
+                ("thread CPU", one.dense_cpu, one.sparse_cpu),
+                ("wall", one.dense_wall, one.sparse_wall),
+            ):
+                if dense and sparse:
+                    says = one.verdict if clock == one.clock else ""
+                    where = (name, str(one.batch_size), str(one.threads), clock)
+                    rows.append((*where, _milliseconds(dense), _milliseconds(sparse), says))
+    head = ("file", "batch", "threads", "clock", "dense ms (IQR)", "sparse ms (IQR)", "verdict")
     return (
-        f"{_table(head, rows)}\n\nStock ONNX Runtime on {machine.cpu}, {machine.cores} cores, load "
-        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range."
+        f"{_table(head, rows)}\n\nONNX Runtime on {machine.cpu}, {machine.cores} cores, load "
+        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range. The dense "
+        f"file always runs in stock ONNX Runtime.\n\n{theory}"
     )
 
 

@@ -1,0 +1,176 @@
+"""How much faster sparse models run with the sparse kernels than dense ones in ONNX Runtime.
+
+    python benchmarks/sparse_kernels.py --models resnet20,mlp --sparsities 0.8,0.9,0.95
+
+Random weights, masks by their magnitude, the rewriter's own choice of what to replace. Ratio =
+dense file in stock ONNX Runtime / file with sparse operators and the library, median of interleaved
+rounds; at one thread on the CPU time of the thread, which other programs do not lengthen.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.export import (
+    Setting,
+    export_onnx,
+    machine_load,
+    measure_speed,
+    open_session,
+    sparse_session,
+    write_model,
+)
+from mfac_compress.export.sparse.timing import in_turn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes" / "models"))
+from resnet_cifar import resnet20
+
+ROUNDS = 21
+
+
+class BertBlock(nn.Module):
+    """A transformer layer of plain matrix products: d 384, 6 heads, ffn 1536."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(384, 384) for _ in range(4))
+        self.up, self.down = nn.Linear(384, 1536), nn.Linear(1536, 384)
+        self.norm1, self.norm2 = nn.LayerNorm(384), nn.LayerNorm(384)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = [
+            layer(x).unflatten(-1, (6, 64)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+        weights = (heads[0] @ heads[1].transpose(2, 3) / 8).softmax(-1)
+        attended = (weights @ heads[2]).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.out(attended))
+        return self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
+
+
+def _convolutions(kernel: int) -> nn.Module:
+    """Six convolutions of 128 to 256 channels."""
+    channels = (128, 128, 128, 256, 256, 256, 256)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(channels):
+        layers += [nn.Conv2d(before, after, kernel, padding=kernel // 2), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch: int = 1
+
+
+CASES = {
+    "resnet20": Case(resnet20, (3, 32, 32)),
+    "resnet20-16": Case(resnet20, (3, 32, 32), batch=16),
+    "bert": Case(lambda: nn.Sequential(BertBlock(), BertBlock()), (128, 384)),
+    "mlp-16": Case(_mlp, (784,), batch=16),
+    "conv3x3": Case(lambda: _convolutions(3), (128, 28, 28)),
+    "conv1x1": Case(lambda: _convolutions(1), (128, 28, 28)),
+}
+
+
+def prune(model: nn.Module, sparsity: float, block: int) -> None:
+    """Remove the smallest blocks of ``block`` outputs of every layer, but for convolutions of
+    images, whose inputs are three channels."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.in_channels > 3):
+            weight = layer.weight.detach().flatten(1)
+            spare = -len(weight) % block
+            padded = nn.functional.pad(weight, (0, 0, 0, spare)).unflatten(0, (-1, block))
+            sizes = padded.square().sum(1)
+            keep = sizes > sizes.flatten().kthvalue(round(sparsity * sizes.numel())).values
+            mask = keep[:, None].expand_as(padded).flatten(0, 1)[: len(weight)]
+            weight.mul_(mask)
+
+
+def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) -> dict:
+    """Export, rewrite and time one model."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.build().eval()
+    example = torch.randn(case.batch, *case.shape)
+    dense, plain, sparse = (folder / f"{part}.onnx" for part in ("dense", "plain", "sparse"))
+    export_onnx(model, example[:2] if case.batch > 1 else example, dense)
+    prune(model, sparsity, block)
+    export_onnx(model, example[:2] if case.batch > 1 else example, plain)
+
+    def feeds_of(batch_size: int) -> dict[str, np.ndarray]:
+        return {"input": torch.randn(batch_size, *case.shape).numpy()}
+
+    found = measure_speed(plain, feeds_of, [Setting(case.batch, threads)])
+    row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
+    replaced = sum(layer.block is not None for layer in found.layers)
+    row["replaced"] = f"{replaced} of {len(found.layers)}"
+    if found.model is None:
+        return row | {"ratio": 1.0, "low": 1.0, "high": 1.0, "reason": found.reason}
+    write_model(found.model, sparse)
+    feeds = feeds_of(case.batch)
+    sessions = [
+        open_session(dense, threads=threads),
+        sparse_session(sparse, intra_op_num_threads=threads),
+    ]
+    ours = sessions[1].run(None, feeds)[0]
+    error = float(np.abs(ours - open_session(plain).run(None, feeds)[0]).max())
+    calls = [lambda session=session: session.run(None, feeds) for session in sessions]
+    before, after = in_turn(calls, threads=threads, rounds=ROUNDS)
+    ratios = np.array(before) / np.array(after)
+    low, ratio, high = np.percentile(ratios, [25, 50, 75])
+    return row | {
+        "dense_ms": float(np.median(before)),
+        "sparse_ms": float(np.median(after)),
+        "ratio": float(ratio),
+        "low": float(low),
+        "high": float(high),
+        "error": error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--sparsities", default="0.8,0.9,0.95")
+    parser.add_argument("--blocks", default="1,4", help="1: unstructured")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    print("| model | block | sparsity | dense ms | sparse ms | ratio (quartiles) | replaced |")
+    print("|---|---|---|---|---|---|---|")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models.split(","):
+            for block in map(int, arguments.blocks.split(",")):
+                for sparsity in map(float, arguments.sparsities.split(",")):
+                    row = measure(name, sparsity, block, arguments.threads, Path(folder))
+                    rows.append(row)
+                    print(
+                        f"| {name} | {block} | {sparsity:.0%} | {row.get('dense_ms', 0):.3f} | "
+                        f"{row.get('sparse_ms', 0):.3f} | {row['ratio']:.2f} ({row['low']:.2f} to "
+                        f"{row['high']:.2f}) | {row['replaced']} |",
+                        flush=True,
+                    )
+    print(json.dumps({"machine": machine_load(), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

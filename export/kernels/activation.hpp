@@ -1,0 +1,22 @@
+// What follows the sums: a clip inside the kernels, GELU in a pass of its own over what is in
+// cache.
+#pragma once
+
+#include <cstdint>
+
+#include "ort.hpp"
+#include "simd.hpp"
+
+namespace mfac {
+
+struct Activation {
+  float low, high;  // without bounds where there is no clip
+  void (*gelu)(float* values, int64_t count) = nullptr;
+  void apply_gelu(float* values, int64_t count) const {
+    if (gelu != nullptr) gelu(values, count);
+  }
+};
+
+Activation read_activation(const NodeInfo& node);
+
+}  // namespace mfac

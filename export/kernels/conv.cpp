@@ -1,0 +1,219 @@
+#include "conv.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "conv_output.hpp"
+#include "scratch.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
+constexpr int64_t kSumsBytes = 16 << 10;
+
+bool is_planes(const NodeInfo& node, const char* name, bool otherwise = false) {
+  const std::string layout = node.word(name, otherwise ? "planes" : "nchw");
+  require(layout == "nchw" || layout == "planes", name, " must be nchw or planes. Got '", layout,
+          "'");
+  return layout == "planes";
+}
+
+int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
+  const int64_t value = node.integer(name, 0);
+  require(parts >= 1 && value >= 1 && value % parts == 0, name,
+          " must be a positive multiple of group");
+  return value / parts;
+}
+
+int64_t inputs_of_output(const NodeInfo& node, int64_t parts, const Window& window) {
+  int64_t inputs = 0;
+  require(!__builtin_mul_overflow(divided(node, "in_channels", parts), window.taps(), &inputs),
+          "in_channels times the kernel's size is too large");
+  return inputs;
+}
+
+}  // namespace
+
+// One task's part of an image: some tiles and some groups of outputs.
+struct Conv::Share {
+  int64_t tile_begin, tile_end, chunk, chunks;
+};
+
+Conv::Conv(const NodeInfo& node)
+    : channels_(node.integer("in_channels", 0)),
+      parts_(node.integer("group", 1)),
+      window_(read_window(node)),
+      input_planes_(is_planes(node, "input_layout")),
+      output_planes_(is_planes(node, "output_layout")),
+      residual_planes_(is_planes(node, "residual_layout", output_planes_)),
+      weights_(read_weights(node, divided(node, "out_channels", parts_),
+                            inputs_of_output(node, parts_, window_), parts_)),
+      activation_(read_activation(node)) {}
+
+void Conv::run(const Call& call) const {
+  const Tensor x = call.input(kX);
+  require(static_cast<bool>(x), "X must be there");
+  require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
+  Batch batch;
+  const Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
+  const Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
+  const Shape shape = output.shape(batch.count);
+  const Tensor residual = call.input(kResidual);
+  batch.residuals = output;
+  batch.residuals.planes = residual_planes_;
+  require(!residual || residual.shape == batch.residuals.shape(batch.count), "residual must be ",
+          batch.residuals.shape(batch.count), ". Got ", residual.shape);
+  element_count(shape);
+  batch.plan = plans_.find(weights_, window_, input, output);
+  batch.x = x.floats();
+  batch.y = call.output(shape);
+  batch.residual = residual ? residual.floats() : nullptr;
+  if (batch.count > 0) run_images(call, batch);
+  bool finite = !batch.not_finite;
+  if (!input_is_finite(batch)) {
+    run_dense(batch);
+    finite = simd_kernels().all_finite(batch.y, batch.count * output.image_stride());
+  }
+  if (output.planes) {
+    float* spare = batch.y + batch.count * output.image_stride();
+    std::fill(spare, spare + Images::kReadBeyond, 0.0f);
+    if (!finite) spare[Images::kNotFinite] = 1.0f;
+  }
+}
+
+void Conv::run_images(const Call& call, const Batch& batch) const {
+  const ConvPlan& plan = *batch.plan;
+  const Images& input = plan.input;
+  const Runs& runs = plan.runs;
+  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
+                                            Images::kReadBeyond + window_.pads[1]);
+  auto stage = [&](int64_t image, float* to) {
+    for (int64_t c = 0; c < input.channels; ++c)
+      stage_channel(batch.x + input.offset(image, c), input, window_, runs,
+                    to + c * runs.channel_stride);
+    const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
+    std::memset(to + end, 0, (staged - end) * sizeof(float));
+  };
+  auto in_place = [&](int64_t image) {
+    const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
+    return batch.x + input.offset(image, 0) - back;
+  };
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
+  const int64_t work = static_cast<int64_t>(weights_.values.size()) * runs.length;
+  const int64_t wanted = std::clamp<int64_t>(work / kTaskWork, 1, 16);
+
+  if (batch.count >= 8) {  // a task works on a whole image
+    auto task = [&](size_t index) {
+      const int64_t image = static_cast<int64_t>(index);
+      const float* pixels = nullptr;
+      if (runs.in_place) {
+        pixels = in_place(image);
+      } else {
+        float* own = scratch().columns.floats(staged);
+        stage(image, own);
+        pixels = own;
+      }
+      run_share(batch, pixels, image, {0, tiles, 0, 1});
+    };
+    call.parallel(static_cast<size_t>(batch.count), task);
+    return;
+  }
+  const int64_t by_tiles = std::min(tiles, wanted);
+  const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, weights_.groups);
+  for (int64_t image = 0; image < batch.count; ++image) {
+    const float* pixels = nullptr;
+    if (runs.in_place) {
+      pixels = in_place(image);
+    } else {
+      float* own = scratch().inputs.floats(staged);
+      stage(image, own);
+      pixels = own;
+    }
+    auto task = [&](size_t index) {
+      const int64_t by_tile = static_cast<int64_t>(index) / chunks;
+      run_share(batch, pixels, image,
+                {tiles * by_tile / by_tiles, tiles * (by_tile + 1) / by_tiles,
+                 static_cast<int64_t>(index) % chunks, chunks});
+    };
+    call.parallel(static_cast<size_t>(by_tiles * chunks), task);
+  }
+}
+
+void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
+                     const Share& share) const {
+  const ConvPlan& plan = *batch.plan;
+  const Images& output = plan.output;
+  const int64_t begin = weights_.groups * share.chunk / share.chunks;
+  const int64_t end = weights_.groups * (share.chunk + 1) / share.chunks;
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
+  for (int64_t part = 0; part < parts_; ++part) {
+    if (output.planes) {
+      const int64_t first = begin * weights_.block;
+      const int64_t last = std::min(end * weights_.block, weights_.outputs);
+      clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + first),
+                    last - first, share.tile_begin == 0, share.tile_end == tiles);
+    }
+    for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
+      run_tile(batch, pixels, image, plan.tiles[t], part, begin, end);
+  }
+}
+
+void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
+                    int64_t part, int64_t group_begin, int64_t group_end) const {
+  const ConvPlan& plan = *batch.plan;
+  const StripTable& table = simd_kernels().narrow;
+  const StripFunction run = table.run[block_class(weights_.block)][tile.vectors];
+  const RangedWeights& w = plan.ranged[part];
+  const Images& output = plan.output;
+  const int64_t floats = int64_t{tile.vectors} * table.lanes;
+  const int64_t channels_per_part = channels_ / parts_;
+  const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
+  // A buffer holds some groups at a time; without one all go at once.
+  const int64_t step = direct ? group_end - group_begin
+                              : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
+  float* sums =
+      direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
+  for (int64_t group = group_begin; group < group_end; group += step) {
+    const int64_t end = std::min(group + step, group_end);
+    const int64_t first_output = group * weights_.block;
+    const int64_t channel = part * weights_.outputs + first_output;
+    const int64_t at = output.offset(image, channel) + tile.first;
+    Strip strip{};
+    strip.values = w.values.data();
+    strip.offsets = w.indices.data();
+    strip.out = direct ? batch.y + at : sums;
+    strip.stride = direct ? output.channel_stride() : floats;
+    strip.group_begin = 0;
+    strip.group_end = end - group;
+    strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
+    strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
+    strip.residual = direct && batch.residual ? batch.residual + at : nullptr;
+    strip.keep = output.planes ? plan.keep.data() + tile.first : nullptr;
+    strip.low = activation_.low;
+    strip.high = activation_.high;
+    bool not_finite = false;
+    strip.not_finite = &not_finite;
+    for (int64_t range = 0; range < w.ranges; ++range) {
+      const int64_t from = part * channels_per_part + range * plan.range_channels;
+      strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
+      strip.base =
+          reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
+      strip.first = range == 0;
+      strip.last = direct && range + 1 == w.ranges;
+      run(strip);
+    }
+    for (int64_t o = 0; o < strip.outputs && !direct; ++o) {
+      const Images& residuals = batch.residuals;
+      const int64_t there = batch.residual ? residuals.offset(image, channel + o) : 0;
+      not_finite |= !scatter(
+          sums + o * floats, tile, floats, plan, batch.y + output.offset(image, channel + o),
+          {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()}, activation_);
+    }
+    if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
+    for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
+      activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
+  }
+}
+
+}  // namespace mfac

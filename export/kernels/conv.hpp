@@ -1,0 +1,48 @@
+// SparseConv: Y = act(conv(X, W) + bias + residual), in the layouts of conv_geometry.hpp.
+#pragma once
+
+#include <atomic>
+
+#include "activation.hpp"
+#include "conv_plan.hpp"
+#include "ort.hpp"
+#include "packed_weights.hpp"
+
+namespace mfac {
+
+class Conv {
+ public:
+  static constexpr const char* kName = "SparseConv";
+  explicit Conv(const NodeInfo& node);
+  void run(const Call& call) const;
+
+ private:
+  // One call's images.
+  struct Batch {
+    std::shared_ptr<const ConvPlan> plan;
+    const float* x = nullptr;
+    float* y = nullptr;
+    const float* residual = nullptr;
+    Images residuals;  // its layout
+    int64_t count = 0;
+    // Whether any output is NaN or infinite. Threads only ever set it.
+    mutable std::atomic<bool> not_finite{false};
+  };
+  struct Share;
+  void run_images(const Call& call, const Batch& batch) const;
+  void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
+  void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
+                int64_t part, int64_t group_begin, int64_t group_end) const;
+  bool input_is_finite(const Batch& batch) const;
+  void run_dense(const Batch& batch) const;
+
+  int64_t channels_;
+  int64_t parts_;
+  Window window_;
+  bool input_planes_, output_planes_, residual_planes_;
+  PackedWeights weights_;
+  Activation activation_;
+  PlanCache plans_;
+};
+
+}  // namespace mfac

@@ -1,0 +1,178 @@
+#include "conv_geometry.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "simd.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kLargestAttribute = 1 << 15;
+
+void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t least,
+               std::vector<int64_t> otherwise) {
+  const std::vector<int64_t> read = node.integers(name, otherwise);
+  require(read.size() == otherwise.size(), name, " must have ", otherwise.size(), " numbers");
+  for (size_t i = 0; i < read.size(); ++i) {
+    require(read[i] >= least && read[i] <= kLargestAttribute, name, " must lie in [", least,
+            ", 32768]. Got ", read[i]);
+    to[i] = read[i];
+  }
+}
+
+// The padded input must hold the kernel.
+int64_t output_size(int64_t input, const Window& w, int axis) {
+  const int64_t padded = input + w.pads[axis] + w.pads[axis + 2];
+  const int64_t reach = (w.kernel[axis] - 1) * w.dilations[axis] + 1;
+  require(padded >= reach, "the padded input (", padded,
+          ") must be at least as large as the dilated kernel (", reach, ")");
+  return (padded - reach) / w.strides[axis] + 1;
+}
+
+bool reads_planes_in_place(const Images& input, const Images& output, const Window& w) {
+  bool fits = input.planes;
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t first = 1 - w.pads[axis];
+    const int64_t last = first + (w.kernel[axis] - 1) * w.dilations[axis];
+    fits = fits && w.strides[axis] == 1 && first >= 0 && last <= 2;
+  }
+  return fits && input.height == output.height && input.width == output.width;
+}
+
+// The remainders by the stride that the taps have.
+std::vector<int64_t> phases(const Window& w, int axis) {
+  std::vector<int64_t> all;
+  for (int64_t tap = 0; tap < w.kernel[axis]; ++tap) {
+    const int64_t phase = tap * w.dilations[axis] % w.strides[axis];
+    if (std::find(all.begin(), all.end(), phase) == all.end()) all.push_back(phase);
+  }
+  return all;
+}
+
+}  // namespace
+
+Shape Images::shape(int64_t batch) const {
+  if (!planes) return {{batch, channels, height, width}, 4};
+  return {{batch * channels + spare(), height + 2, width + 1}, 3};
+}
+
+Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch) {
+  const char* name = planes ? "X must be [N * C + spare, H + 2, W + 1]" : "X must be [N, C, H, W]";
+  require(shape.rank == (planes ? 3u : 4u), name, ". Got ", shape);
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  for (size_t i = 0; i < shape.rank; ++i)
+    require(shape.dims[i] >= 0 && shape.dims[i] <= most, "X is too large: ", shape);
+  Images images;
+  images.planes = planes;
+  images.channels = channels;
+  images.height = planes ? shape.dims[1] - 2 : shape.dims[2];
+  images.width = planes ? shape.dims[2] - 1 : shape.dims[3];
+  require(images.height >= 1 && images.width >= 1, "X must have at least one pixel. Got ", shape);
+  *batch = planes ? (shape.dims[0] - images.spare()) / channels : shape.dims[0];
+  require(*batch >= 0 && images.shape(*batch) == shape, name, " with C = ", channels, ". Got ",
+          shape);
+  return images;
+}
+
+Window read_window(const NodeInfo& node) {
+  Window w{};
+  copy_pair(node, "kernel_shape", w.kernel, 1, {1, 1});
+  copy_pair(node, "strides", w.strides, 1, {1, 1});
+  copy_pair(node, "dilations", w.dilations, 1, {1, 1});
+  copy_pair(node, "pads", w.pads, 0, {0, 0, 0, 0});
+  return w;
+}
+
+Images output_images(const Images& input, const Window& window, int64_t channels, bool planes) {
+  Images output;
+  output.planes = planes;
+  output.channels = channels;
+  output.height = output_size(input.height, window, 0);
+  output.width = output_size(input.width, window, 1);
+  return output;
+}
+
+int64_t Runs::tap_offset(const Window& w, int64_t y, int64_t x) const {
+  const int64_t row = y * w.dilations[0];
+  const int64_t column = x * w.dilations[1];
+  if (in_place) return row * row_stride + column;
+  const auto place = [](const std::vector<int64_t>& phases, int64_t phase) {
+    return std::find(phases.begin(), phases.end(), phase) - phases.begin();
+  };
+  const int64_t phase =
+      place(phase_rows, row % w.strides[0]) * static_cast<int64_t>(phase_columns.size()) +
+      place(phase_columns, column % w.strides[1]);
+  return phase * phase_stride + row / w.strides[0] * row_stride + column / w.strides[1];
+}
+
+Runs plan_runs(const Images& input, const Images& output, const Window& w) {
+  Runs runs;
+  const bool single = w.taps() == 1 && w.strides[0] == 1 && w.strides[1] == 1 &&
+                      input.height == output.height && input.width == output.width;
+  const bool whole =
+      single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
+  runs.in_place = whole || reads_planes_in_place(input, output, w);
+  if (runs.in_place) {
+    runs.row_stride = input.row_stride();
+    runs.channel_stride = input.channel_stride();
+    runs.rows = input.height;
+  } else {
+    const int64_t beyond = (w.kernel[1] - 1) * w.dilations[1];
+    int64_t width = output.width + beyond / w.strides[1];
+    if (w.strides[1] == 1) {
+      // Zeros at a row's end that the next row's first zeros can stand for.
+      const int64_t after = std::max<int64_t>(width - w.pads[1] - input.width, 0);
+      width -= std::min(after, w.pads[1]);
+    }
+    runs.row_stride = std::max(width, output.row_stride());
+    runs.rows = output.height + (w.kernel[0] - 1) * w.dilations[0] / w.strides[0];
+    require(runs.row_stride < (int64_t{1} << 31) && runs.rows < (int64_t{1} << 31),
+            "the padded input is too large");
+    runs.phase_stride = runs.rows * runs.row_stride;
+    runs.phase_rows = phases(w, 0);
+    runs.phase_columns = phases(w, 1);
+    const size_t count = runs.phase_rows.size() * runs.phase_columns.size();
+    require(!__builtin_mul_overflow(runs.phase_stride, count, &runs.channel_stride),
+            "the padded input is too large");
+  }
+  runs.length = (output.height - 1) * runs.row_stride + output.width;
+  int64_t bytes = 0;
+  require(!__builtin_mul_overflow(runs.channel_stride, 4 * input.channels, &bytes) &&
+              bytes < std::numeric_limits<int32_t>::max() - 4 * runs.length - 4096,
+          "one image's padded input must be smaller than 2 GiB");
+  return runs;
+}
+
+void stage_channel(const float* pixels, const Images& input, const Window& w, const Runs& runs,
+                   float* staged) {
+  // Element i of a phase is the input's element i * step - shift; `first` is the first inside.
+  const auto first_inside = [](int64_t shift, int64_t step, int64_t most) {
+    return std::clamp<int64_t>((shift + step - 1) / step, 0, most);
+  };
+  const auto count_inside = [](int64_t from, int64_t size, int64_t step, int64_t most) {
+    return from >= 0 && from < size ? std::min((size - from - 1) / step + 1, most) : 0;
+  };
+  const auto copy_rows = simd_kernels().copy_rows;
+  for (const int64_t py : runs.phase_rows) {
+    const int64_t above = first_inside(w.pads[0] - py, w.strides[0], runs.rows);
+    const int64_t y = above * w.strides[0] - w.pads[0] + py;
+    const int64_t rows = count_inside(y, input.height, w.strides[0], runs.rows - above);
+    for (const int64_t px : runs.phase_columns) {
+      const int64_t before = first_inside(w.pads[1] - px, w.strides[1], runs.row_stride);
+      const int64_t x = before * w.strides[1] - w.pads[1] + px;
+      const int64_t count = count_inside(x, input.width, w.strides[1], runs.row_stride - before);
+      float* inside = staged + above * runs.row_stride;
+      float* below = inside + rows * runs.row_stride;
+      std::fill(staged, inside, 0.0f);
+      if (rows > 0)
+        copy_rows({pixels + y * input.row_stride() + (count > 0 ? x : 0),
+                   w.strides[0] * input.row_stride(), inside, runs.row_stride, rows, w.strides[1],
+                   count > 0 ? before : 0, count});
+      staged += runs.phase_stride;
+      std::fill(below, staged, 0.0f);
+    }
+  }
+}
+
+}  // namespace mfac

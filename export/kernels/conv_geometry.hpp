@@ -1,0 +1,70 @@
+// Where the pixels of a convolution lie.
+//
+// "nchw": [N, C, H, W]. "planes": [N * C + spare, H + 2, W + 1], each channel with a border of
+// zeros: one row above, one below, and one column at the left that also serves as the right border
+// of the row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
+// convolution reads its input where it lies. The spare planes are there to be read beyond the end.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ort.hpp"
+
+namespace mfac {
+
+struct Images {
+  bool planes = false;
+  int64_t channels = 0, height = 0, width = 0;
+
+  int64_t row_stride() const { return planes ? width + 1 : width; }
+  int64_t channel_stride() const { return (planes ? height + 2 : height) * row_stride(); }
+  int64_t image_stride() const { return channels * channel_stride(); }
+  int64_t origin() const { return planes ? row_stride() + 1 : 0; }  // of the first pixel
+  // Of a channel's first pixel.
+  int64_t offset(int64_t image, int64_t channel) const {
+    return image * image_stride() + channel * channel_stride() + origin();
+  }
+  int64_t spare() const {
+    return planes ? (kReadBeyond + channel_stride() - 1) / channel_stride() : 0;
+  }
+  Shape shape(int64_t batch) const;
+  static constexpr int64_t kReadBeyond = 32;  // floats
+  // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as
+  // zeros.
+  static constexpr int64_t kNotFinite = 31;
+};
+
+// Read batch and size from a tensor's shape. Throws Refusal where it does not fit.
+Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch);
+
+struct Window {
+  int64_t kernel[2], strides[2], dilations[2], pads[4];  // pads: top, left, bottom, right
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+};
+
+Window read_window(const NodeInfo& node);
+Images output_images(const Images& input, const Window& window, int64_t channels, bool planes);
+
+// How the input is read: as runs of `length` positions, row after row, where a step to the next row
+// is `row_stride`. Every tap is one shift of the whole run.
+//
+// Strides split a channel into phases: pixel (y, x) of the padded input goes to phase
+// (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
+struct Runs {
+  bool in_place = false;     // read from the tensor, not from a copy
+  int64_t row_stride = 0;    // floats
+  int64_t phase_stride = 0;  // floats from one phase of a channel to the next
+  int64_t channel_stride = 0;
+  int64_t rows = 0;                                // of a phase
+  std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
+  int64_t length = 0;                              // from the first output pixel to the last
+  int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
+};
+Runs plan_runs(const Images& input, const Images& output, const Window& window);
+
+// Copy one channel into its phases, with zeros where the padding is.
+void stage_channel(const float* pixels, const Images& input, const Window& window, const Runs& runs,
+                   float* staged);
+
+}  // namespace mfac

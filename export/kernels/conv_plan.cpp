@@ -1,0 +1,97 @@
+#include "conv_plan.hpp"
+
+#include <algorithm>
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
+
+// As few tiles as the registers allow, all about as long.
+std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& table,
+                      int longest) {
+  const int64_t vectors = (runs.length + table.lanes - 1) / table.lanes;
+  const int64_t count = (vectors + longest - 1) / longest;
+  // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
+  const int64_t writable = runs.length + (output.planes ? runs.row_stride : 0);
+  std::vector<Tile> tiles;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = vectors * i / count;
+    const int64_t end = vectors * (i + 1) / count;
+    const bool direct = runs.row_stride == output.row_stride() && end * table.lanes <= writable;
+    tiles.push_back({first * table.lanes, static_cast<int>(end - first), direct});
+  }
+  return tiles;
+}
+
+// Channels whose part below one tile fills the first cache, but not so few that there is little
+// to add up for each sum that is loaded and stored.
+int64_t channels_in_range(const PackedWeights& weights, const Window& window, const Runs& runs,
+                          int64_t tile_floats) {
+  int64_t reach = 0;
+  for (int64_t y = 0; y < window.kernel[0]; ++y)
+    reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
+  const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
+  const int64_t floats =
+      (std::min(tile_floats, runs.length) + reach) * static_cast<int64_t>(phases);
+  const int64_t fitting = std::max<int64_t>(kRangeBytes / (4 * floats), 1);
+  const int64_t channels = weights.inputs / window.taps();
+  const int64_t stored = static_cast<int64_t>(weights.indices.size());
+  const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);
+  return std::min(std::max(fitting, (channels + most - 1) / most), channels);
+}
+
+}  // namespace
+
+ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
+                   const Images& output) {
+  ConvPlan plan;
+  plan.input = input;
+  plan.output = output;
+  plan.runs = plan_runs(input, output, window);
+  const StripTable& table = simd_kernels().narrow;
+  plan.tiles = cut(output, plan.runs, table, table.longest[block_class(weights.block)]);
+  plan.range_channels =
+      channels_in_range(weights, window, plan.runs, int64_t{plan.tiles[0].vectors} * table.lanes);
+  for (int64_t part = 0; part < weights.parts; ++part) {
+    RangedWeights ranged = by_ranges(weights, part, plan.range_channels * window.taps());
+    for (int32_t& index : ranged.indices) {
+      const int64_t channel = index / window.taps() % plan.range_channels;
+      const int64_t tap = index % window.taps();
+      const int64_t offset =
+          channel * plan.runs.channel_stride +
+          plan.runs.tap_offset(window, tap / window.kernel[1], tap % window.kernel[1]);
+      index = static_cast<int32_t>(offset * static_cast<int64_t>(sizeof(float)));
+    }
+    plan.ranged.push_back(std::move(ranged));
+  }
+  const Tile& last = plan.tiles.back();
+  plan.keep.resize(static_cast<size_t>(last.first + int64_t{last.vectors} * table.lanes));
+  for (size_t i = 0; i < plan.keep.size(); ++i) {
+    const int64_t position = static_cast<int64_t>(i);
+    const bool inside =
+        position < plan.runs.length && position % plan.runs.row_stride < output.width;
+    plan.keep[i] = inside ? -1 : 0;
+  }
+  return plan;
+}
+
+std::shared_ptr<const ConvPlan> PlanCache::find(const PackedWeights& weights, const Window& window,
+                                                const Images& input, const Images& output) const {
+  auto search = [&](const Plans& plans) -> std::shared_ptr<const ConvPlan> {
+    for (const auto& plan : plans)
+      if (plan->input.height == input.height && plan->input.width == input.width) return plan;
+    return nullptr;
+  };
+  if (auto found = search(*std::atomic_load(&plans_))) return found;
+  const std::lock_guard<std::mutex> lock(adding_);
+  if (auto found = search(*plans_)) return found;
+  auto made = std::make_shared<const ConvPlan>(make_plan(weights, window, input, output));
+  auto plans = std::make_shared<Plans>(*plans_);
+  if (plans->size() == kMost) plans->erase(plans->begin());
+  plans->push_back(made);
+  std::atomic_store(&plans_, std::shared_ptr<const Plans>(std::move(plans)));
+  return made;
+}
+
+}  // namespace mfac

@@ -1,0 +1,46 @@
+// What a convolution's kernels need to know about one size of input, worked out once.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "conv_geometry.hpp"
+#include "packed_weights.hpp"
+#include "simd.hpp"
+
+namespace mfac {
+
+struct Tile {
+  int64_t first;  // position in the run
+  int vectors;
+  bool direct;  // the output is written where it belongs; else by way of a buffer
+};
+
+struct ConvPlan {
+  Images input, output;
+  Runs runs;
+  std::vector<Tile> tiles;
+  int64_t range_channels = 0;         // input channels that are worked on at a time
+  std::vector<RangedWeights> ranged;  // [parts], indices in bytes from the range's first channel
+  std::vector<int32_t> keep;          // [length and more] where the run is inside an image
+};
+
+ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
+                   const Images& output);
+
+// The plans of the last few input sizes. Threads read them without waiting for each other.
+class PlanCache {
+ public:
+  std::shared_ptr<const ConvPlan> find(const PackedWeights& weights, const Window& window,
+                                       const Images& input, const Images& output) const;
+
+ private:
+  using Plans = std::vector<std::shared_ptr<const ConvPlan>>;
+  static constexpr size_t kMost = 8;
+  mutable std::shared_ptr<const Plans> plans_ = std::make_shared<const Plans>();
+  mutable std::mutex adding_;
+};
+
+}  // namespace mfac

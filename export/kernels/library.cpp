@@ -1,0 +1,87 @@
+// The library's only door: ONNX Runtime calls RegisterCustomOps.
+#include <initializer_list>
+
+#include "conv.hpp"
+#include "linear.hpp"
+#include "ort.hpp"
+
+#define MFAC_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace mfac {
+namespace {
+
+template <class Op>
+struct Kernel {
+  const ort::Api& api;
+  const Op op;
+};
+
+template <class Op>
+ort::Status* create(const ort::CustomOp*, const ort::Api* api, const ort::KernelInfo* info,
+                    void** kernel) {
+  return guarded(*api, [&] { *kernel = new Kernel<Op>{*api, Op(NodeInfo(*api, info))}; });
+}
+
+template <class Op>
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+  const auto& made = *static_cast<const Kernel<Op>*>(kernel);
+  return guarded(made.api, [&] { made.op.run(Call(made.api, context)); });
+}
+
+template <class Op>
+ort::CustomOp describe() {
+  ort::CustomOp op{};
+  op.version = ort::kApiVersion;
+  op.name = [](const ort::CustomOp*) { return Op::kName; };
+  op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU's
+  op.input_type = [](const ort::CustomOp*, size_t index) {
+    return index == kIndices || index == kStarts ? ort::kInt32 : ort::kFloat;
+  };
+  op.input_type_count = [](const ort::CustomOp*) { return size_t{kInputs}; };
+  op.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.output_type_count = [](const ort::CustomOp*) { return size_t{1}; };
+  op.destroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
+  op.input_characteristic = [](const ort::CustomOp*, size_t index) {
+    return index == kBias || index == kResidual ? ort::kOptional : ort::kRequired;
+  };
+  op.output_characteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+  op.variadic_input_min = [](const ort::CustomOp*) { return 0; };
+  op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 0; };
+  op.variadic_output_min = [](const ort::CustomOp*) { return 0; };
+  op.variadic_output_homogeneous = [](const ort::CustomOp*) { return 0; };
+  op.create_kernel_v2 = create<Op>;
+  op.compute_v2 = compute<Op>;
+  op.start_version = [](const ort::CustomOp*) { return 1; };
+  op.end_version = [](const ort::CustomOp*) { return 1; };
+  return op;
+}
+
+// Null where ONNX Runtime refuses.
+ort::CustomOpDomain* make_domain(const ort::Api& api,
+                                 std::initializer_list<const ort::CustomOp*> ops) {
+  ort::CustomOpDomain* domain = nullptr;
+  ort::Status* status = api.create_domain("mfac_compress", &domain);
+  for (const ort::CustomOp* op : ops)
+    if (status == nullptr) status = api.add_to_domain(domain, op);
+  if (status == nullptr) return domain;
+  api.release_status(status);
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace mfac
+
+MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* options,
+                                                 const mfac::ort::ApiBase* base) {
+  using namespace mfac;
+  const ort::Api* api = base->get_api(ort::kApiVersion);
+  if (api == nullptr)
+    return base->get_api(1)->create_status(ort::kFail, "mfac_compress needs ONNX Runtime >= 1.17");
+  // Made once: sessions refer to the domain for as long as they live, so it is never released.
+  static const ort::CustomOp linear = describe<Linear>();
+  static const ort::CustomOp conv = describe<Conv>();
+  static ort::CustomOpDomain* const domain = make_domain(*api, {&linear, &conv});
+  if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
+  return api->add_domain(options, domain);
+}

@@ -1,0 +1,195 @@
+#include "linear.hpp"
+
+#include <algorithm>
+
+#include "scratch.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
+constexpr int64_t kRangeBytes = 64 << 10;  // of activations that are worked on at a time
+constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
+constexpr int64_t kTaskWork = 100000;      // multiply-adds that are worth a thread
+
+int strip_vectors(int64_t block) {
+  const StripTable& wide = simd_kernels().wide;
+  return std::min(2, wide.longest[block_class(block)]);
+}
+
+RangedWeights order(const PackedWeights& weights, int64_t rows) {
+  const int64_t step = rows * static_cast<int64_t>(sizeof(float));
+  int64_t width = std::max<int64_t>(kRangeBytes / step, 16);
+  // Each range costs a load and a store of every sum: it must hold a few blocks of each group.
+  const int64_t stored = static_cast<int64_t>(weights.indices.size());
+  const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
+  width = std::max(width, (weights.inputs + most - 1) / most);
+  RangedWeights ordered = by_ranges(weights, 0, width);
+  for (int32_t& index : ordered.indices) index = static_cast<int32_t>(index % width * step);
+  return ordered;
+}
+
+}  // namespace
+
+struct Linear::Rows {
+  const float* x;
+  float* y;
+  const float* residual;
+  int64_t count;
+};
+
+Linear::Linear(const NodeInfo& node)
+    : weights_(
+          read_weights(node, node.integer("out_features", 0), node.integer("in_features", 0), 1)),
+      activation_(read_activation(node)) {
+  const int lanes = simd_kernels().wide.lanes;
+  vectors_[0] = 1;
+  vectors_[1] = strip_vectors(weights_.block);
+  for (int i = 0; i < 2; ++i) tiled_[i] = order(weights_, lanes * vectors_[i]);
+}
+
+void Linear::run(const Call& call) const {
+  const Tensor x = call.input(kX);
+  require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == weights_.inputs,
+          "X must be [..., ", weights_.inputs, "]. Got ", x.shape);
+  require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
+  Shape shape = x.shape;
+  shape.dims[shape.rank - 1] = weights_.outputs;
+  const Tensor residual = call.input(kResidual);
+  require(!residual || residual.shape == shape, "residual must have the output's shape ", shape,
+          ". Got ", residual.shape);
+  const int64_t values = element_count(x.shape);
+  const Rows rows{x.floats(), call.output(shape), residual ? residual.floats() : nullptr,
+                  values / weights_.inputs};
+  if (element_count(shape) == 0) return;
+  if (rows.count <= kRowsOneByOne)
+    run_rows(call, rows);
+  else
+    run_tiles(call, rows);
+  if (!simd_kernels().all_finite(rows.x, values)) run_dense(rows);
+}
+
+void Linear::run_rows(const Call& call, const Rows& rows) const {
+  const int64_t work = static_cast<int64_t>(weights_.values.size());
+  const int64_t chunks =
+      std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 16));
+  auto task = [&](size_t index) {
+    const int64_t row = static_cast<int64_t>(index) / chunks;
+    const int64_t chunk = static_cast<int64_t>(index) % chunks;
+    Strip strip{};
+    strip.offsets = weights_.indices.data();
+    strip.values = weights_.values.data();
+    strip.starts = weights_.starts.data();
+    strip.base = reinterpret_cast<const char*>(rows.x + row * weights_.inputs);
+    strip.out = rows.y + row * weights_.outputs;
+    strip.group_begin = weights_.groups * chunk / chunks;
+    strip.group_end = weights_.groups * (chunk + 1) / chunks;
+    strip.outputs = weights_.outputs;
+    strip.bias = weights_.bias.data();
+    strip.residual = rows.residual ? rows.residual + row * weights_.outputs : nullptr;
+    strip.low = activation_.low;
+    strip.high = activation_.high;
+    simd_kernels().row[block_class(weights_.block)](strip);
+    const int64_t first = strip.group_begin * weights_.block;
+    const int64_t end = std::min(strip.group_end * weights_.block, weights_.outputs);
+    activation_.apply_gelu(strip.out + first, end - first);
+  };
+  call.parallel(static_cast<size_t>(rows.count * chunks), task);
+}
+
+void Linear::run_tiles(const Call& call, const Rows& rows) const {
+  const SimdKernels& simd = simd_kernels();
+  const int lanes = simd.wide.lanes;
+  const int size = rows.count <= lanes ? 0 : 1;
+  const int64_t height = int64_t{lanes} * vectors_[size];
+  const int64_t tiles = (rows.count + height - 1) / height;
+  const int64_t work = static_cast<int64_t>(weights_.values.size()) * height;
+  // Few tiles: their columns are made once, and tasks share the outputs.
+  const bool shared = tiles < 4;
+  const int64_t chunks =
+      shared ? std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 8)) : 1;
+  const size_t floats = static_cast<size_t>(weights_.inputs * height);
+  auto fill = [&](int64_t tile, float* columns) {
+    for (int64_t first = 0; first < height; first += lanes) {
+      const int64_t row = tile * height + first;
+      const int64_t count = std::clamp<int64_t>(rows.count - row, 0, lanes);
+      simd.to_columns(rows.x + row * weights_.inputs * (count > 0), weights_.inputs, count,
+                      weights_.inputs, columns + first, height);
+    }
+  };
+  float* all = shared ? scratch().inputs.floats(floats * tiles) : nullptr;
+  for (int64_t tile = 0; shared && tile < tiles; ++tile) fill(tile, all + tile * floats);
+  auto task = [&](size_t index) {
+    const int64_t tile_index = static_cast<int64_t>(index) / chunks;
+    const int64_t chunk = static_cast<int64_t>(index) % chunks;
+    const float* columns = shared ? all + tile_index * floats : nullptr;
+    if (!shared) {
+      float* own = scratch().columns.floats(floats);
+      fill(tile_index, own);
+      columns = own;
+    }
+    tile(rows, columns, size, tile_index * height, weights_.groups * chunk / chunks,
+         weights_.groups * (chunk + 1) / chunks);
+  };
+  call.parallel(static_cast<size_t>(tiles * chunks), task);
+}
+
+void Linear::tile(const Rows& rows, const float* columns, int size, int64_t first,
+                  int64_t group_begin, int64_t group_end) const {
+  const SimdKernels& simd = simd_kernels();
+  const RangedWeights& w = tiled_[size];
+  const int64_t height = int64_t{simd.wide.lanes} * vectors_[size];
+  const StripFunction run = simd.wide.run[block_class(weights_.block)][vectors_[size]];
+  const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4 * weights_.block), 1);
+  float* sums = scratch().sums.floats(static_cast<size_t>(step * weights_.block * height));
+  for (int64_t group = group_begin; group < group_end; group += step) {
+    const int64_t end = std::min(group + step, group_end);
+    const int64_t output = group * weights_.block;
+    Strip strip{};
+    strip.values = w.values.data();
+    strip.offsets = w.indices.data();
+    strip.out = sums;
+    strip.stride = height;
+    strip.group_begin = 0;
+    strip.group_end = end - group;
+    strip.outputs = std::min(end * weights_.block, weights_.outputs) - output;
+    strip.bias = weights_.bias.data() + output;
+    for (int64_t range = 0; range < w.ranges; ++range) {
+      strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
+      strip.base = reinterpret_cast<const char*>(columns + range * w.width * height);
+      strip.first = range == 0;
+      run(strip);
+    }
+    for (int64_t row = 0; row < height && first + row < rows.count; row += simd.wide.lanes) {
+      const int64_t at = (first + row) * weights_.outputs + output;
+      const int64_t count = std::min<int64_t>(rows.count - first - row, simd.wide.lanes);
+      simd.to_rows(sums + row, height, count, strip.outputs, rows.y + at,
+                   rows.residual ? rows.residual + at : nullptr, weights_.outputs, activation_.low,
+                   activation_.high);
+      for (int64_t r = 0; activation_.gelu && r < count; ++r)
+        activation_.apply_gelu(rows.y + at + r * weights_.outputs, strip.outputs);
+    }
+  }
+}
+
+// Rows with a NaN or an infinity: 0 * NaN is NaN, so weights that are not stored count as well.
+void Linear::run_dense(const Rows& rows) const {
+  float* w = scratch().columns.floats(static_cast<size_t>(weights_.inputs));
+  for (int64_t row = 0; row < rows.count; ++row) {
+    const float* x = rows.x + row * weights_.inputs;
+    if (simd_kernels().all_finite(x, weights_.inputs)) continue;
+    float* y = rows.y + row * weights_.outputs;
+    for (int64_t output = 0; output < weights_.outputs; ++output) {
+      unpack_output(weights_, 0, output, w);
+      float sum = weights_.bias[output];
+      for (int64_t k = 0; k < weights_.inputs; ++k) sum += w[k] * x[k];
+      if (rows.residual) sum += rows.residual[row * weights_.outputs + output];
+      y[output] = sum < activation_.low    ? activation_.low
+                  : sum > activation_.high ? activation_.high
+                                           : sum;
+    }
+    activation_.apply_gelu(y, weights_.outputs);
+  }
+}
+
+}  // namespace mfac

@@ -1,0 +1,30 @@
+// SparseLinear: Y[..., N] = act(X[..., K] W^T + bias + residual).
+#pragma once
+
+#include "activation.hpp"
+#include "ort.hpp"
+#include "packed_weights.hpp"
+
+namespace mfac {
+
+class Linear {
+ public:
+  static constexpr const char* kName = "SparseLinear";
+  explicit Linear(const NodeInfo& node);
+  void run(const Call& call) const;
+
+ private:
+  struct Rows;
+  void run_rows(const Call& call, const Rows& rows) const;
+  void run_tiles(const Call& call, const Rows& rows) const;
+  void run_dense(const Rows& rows) const;
+  void tile(const Rows& rows, const float* columns, int size, int64_t first, int64_t group_begin,
+            int64_t group_end) const;
+
+  PackedWeights weights_;
+  RangedWeights tiled_[2];  // for strips of one vector, and of the longest that is used
+  int vectors_[2];
+  Activation activation_;
+};
+
+}  // namespace mfac

@@ -1,0 +1,102 @@
+// Reading attributes, constants and tensors through the C ABI, with exceptions that stay inside.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ort_abi.hpp"
+
+namespace mfac {
+
+// What is wrong with a model or an input, in words for its user. Never crosses the ABI.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+constexpr size_t kMaxRank = 8;
+
+struct Shape {
+  int64_t dims[kMaxRank] = {};
+  size_t rank = 0;
+  bool operator==(const Shape& other) const;
+  bool operator!=(const Shape& other) const { return !(*this == other); }
+};
+
+inline std::string text(const char* words) { return words; }
+inline std::string text(const std::string& words) { return words; }
+inline std::string text(int64_t number) { return std::to_string(number); }
+std::string text(const Shape& shape);
+
+// Refuse unless something holds. The words are put together only then: this runs in every call.
+template <class... Parts>
+inline void require(bool holds, const Parts&... parts) {
+  if (__builtin_expect(holds, 1)) return;
+  throw Refusal("mfac_compress: " + (text(parts) + ...));
+}
+
+// The product of all dimensions. Throws where it does not fit.
+int64_t element_count(const Shape& shape);
+
+struct Tensor {
+  const void* data = nullptr;
+  Shape shape;
+  explicit operator bool() const { return data != nullptr; }
+  const float* floats() const { return static_cast<const float*>(data); }
+};
+
+// One node while its session is created.
+class NodeInfo {
+ public:
+  NodeInfo(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
+  int64_t integer(const char* name, int64_t otherwise) const;
+  float real(const char* name, float otherwise) const;
+  std::string word(const char* name, const char* otherwise) const;
+  std::vector<int64_t> integers(const char* name, std::vector<int64_t> otherwise) const;
+  // A constant initializer; empty where the node has no such input.
+  Tensor constant(size_t index, const char* name, ort::ElementType type, bool optional) const;
+
+ private:
+  const ort::Api& api_;
+  const ort::KernelInfo* info_;
+};
+
+// One node while it runs.
+class Call {
+ public:
+  Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
+  Tensor input(size_t index) const;
+  float* output(const Shape& shape) const;
+  // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task must not throw.
+  template <class Task>
+  void parallel(size_t count, Task& task) const {
+    if (count == 1) {
+      task(size_t{0});
+      return;
+    }
+    run(count, [](void* task, size_t index) { (*static_cast<Task*>(task))(index); }, &task);
+  }
+
+ private:
+  void run(size_t count, void (*task)(void*, size_t), void* argument) const;
+  const ort::Api& api_;
+  ort::KernelContext* context_;
+};
+
+// Run a function that may throw and turn what it throws into a status.
+template <class Function>
+ort::Status* guarded(const ort::Api& api, Function&& function) noexcept {
+  try {
+    function();
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    return api.create_status(ort::kFail, "mfac_compress: out of memory");
+  } catch (const std::exception& error) {
+    return api.create_status(ort::kInvalidArgument, error.what());
+  } catch (...) {
+    return api.create_status(ort::kFail, "mfac_compress: unknown failure");
+  }
+}
+
+}  // namespace mfac

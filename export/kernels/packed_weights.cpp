@@ -1,0 +1,118 @@
+#include "packed_weights.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+
+void check_rank(const Tensor& tensor, const char* name, size_t rank) {
+  require(tensor.shape.rank == rank, name, " must have ", rank, " dimensions. Got ", tensor.shape);
+}
+
+std::vector<int32_t> read_ints(const NodeInfo& node, Input input, const char* name) {
+  const Tensor tensor = node.constant(input, name, ort::kInt32, false);
+  check_rank(tensor, name, 1);
+  const auto* data = static_cast<const int32_t*>(tensor.data);
+  return {data, data + tensor.shape.dims[0]};
+}
+
+void check_starts(const std::vector<int32_t>& starts, size_t blocks) {
+  require(starts.front() == 0, "starts must begin with 0");
+  require(std::is_sorted(starts.begin(), starts.end()), "starts must not fall");
+  require(static_cast<size_t>(starts.back()) == blocks,
+          "starts must end with the number of indices, ", blocks);
+}
+
+void check_indices(const PackedWeights& w) {
+  for (size_t group = 0; group + 1 < w.starts.size(); ++group) {
+    int64_t before = -1;
+    for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i) {
+      require(w.indices[i] > before && w.indices[i] < w.inputs,
+              "indices must rise within a group and lie in [0, ", w.inputs, "). Got ",
+              w.indices[i]);
+      before = w.indices[i];
+    }
+  }
+}
+
+void read_bias(const NodeInfo& node, PackedWeights& w) {
+  w.bias.assign(static_cast<size_t>(w.parts * w.groups * w.block), 0.0f);
+  const Tensor bias = node.constant(kBias, "bias", ort::kFloat, true);
+  w.has_bias = static_cast<bool>(bias);
+  if (!w.has_bias) return;
+  check_rank(bias, "bias", 1);
+  require(bias.shape.dims[0] == w.parts * w.outputs, "bias must have one number an output. Got ",
+          bias.shape);
+  for (int64_t part = 0; part < w.parts; ++part)
+    std::copy_n(bias.floats() + part * w.outputs, w.outputs,
+                w.bias.begin() + part * w.groups * w.block);
+}
+
+}  // namespace
+
+PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs, int64_t parts) {
+  PackedWeights w;
+  w.outputs = outputs;
+  w.inputs = inputs;
+  w.parts = parts;
+  w.block = node.integer("block", 1);
+  require(w.block == 1 || w.block == 4 || w.block == 8 || w.block == 16,
+          "block must be 1, 4, 8 or 16. Got ", w.block);
+  require(outputs >= 1 && outputs <= kLargest && inputs >= 1 && inputs <= kLargest && parts >= 1 &&
+              parts <= kLargest,
+          "numbers of inputs and outputs must lie in [1, 2^31)");
+  w.groups = (outputs + w.block - 1) / w.block;
+
+  w.starts = read_ints(node, kStarts, "starts");
+  int64_t expected = 0;  // each factor is below 2^31
+  require(!__builtin_mul_overflow(parts, w.groups, &expected) &&
+              static_cast<int64_t>(w.starts.size()) == expected + 1,
+          "starts must have one entry a group of outputs and one more");
+  w.indices = read_ints(node, kIndices, "indices");
+  check_starts(w.starts, w.indices.size());
+  check_indices(w);
+
+  const Tensor values = node.constant(kValues, "values", ort::kFloat, false);
+  check_rank(values, "values", 2);
+  require(values.shape.dims[0] == static_cast<int64_t>(w.indices.size()) &&
+              values.shape.dims[1] == w.block,
+          "values must be [indices, block]. Got ", values.shape);
+  w.values.assign(values.floats(), values.floats() + w.indices.size() * w.block);
+  read_bias(node, w);
+  return w;
+}
+
+RangedWeights by_ranges(const PackedWeights& w, int64_t part, int64_t width) {
+  RangedWeights ranged;
+  ranged.width = width;
+  ranged.ranges = (w.inputs + width - 1) / width;
+  const int32_t* starts = w.starts.data() + part * w.groups;
+  std::vector<int32_t> next(starts, starts + w.groups);
+  for (int64_t range = 0; range < ranged.ranges; ++range) {
+    const int64_t end = (range + 1) * width;
+    for (int64_t group = 0; group < w.groups; ++group) {
+      ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
+      const int32_t first = next[group];
+      while (next[group] < starts[group + 1] && w.indices[next[group]] < end) ++next[group];
+      ranged.indices.insert(ranged.indices.end(), w.indices.begin() + first,
+                            w.indices.begin() + next[group]);
+      ranged.values.insert(ranged.values.end(), w.values.begin() + first * w.block,
+                           w.values.begin() + next[group] * w.block);
+    }
+    ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
+  }
+  return ranged;
+}
+
+void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* dense) {
+  std::memset(dense, 0, static_cast<size_t>(w.inputs) * sizeof(float));
+  const int64_t group = part * w.groups + output / w.block;
+  for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i)
+    dense[w.indices[i]] = w.values[i * w.block + output % w.block];
+}
+
+}  // namespace mfac

@@ -1,0 +1,46 @@
+// Working memory that a thread keeps: it grows to what was ever needed and is not given back, so a
+// steady stream of calls allocates nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace mfac {
+
+class Buffer {
+ public:
+  // At least `count` floats, on a cache line, with what was there or not.
+  float* floats(size_t count) {
+    if (count > capacity_) {
+      data_.reset();
+      capacity_ = 0;
+      const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
+      if (!data_) throw std::bad_alloc();
+      capacity_ = bytes / sizeof(float);
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { std::free(data); }
+  };
+  std::unique_ptr<float, Free> data_;
+  size_t capacity_ = 0;
+};
+
+struct Scratch {
+  Buffer inputs;   // activations in the kernels' order; read by all threads of a call
+  Buffer columns;  // the same, of one task
+  Buffer sums;     // of one task
+};
+
+inline Scratch& scratch() {
+  static thread_local Scratch mine;
+  return mine;
+}
+
+}  // namespace mfac

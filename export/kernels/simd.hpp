@@ -1,0 +1,81 @@
+// What the kernels need from an instruction set, as a table of functions.
+//
+// One set of templates (simd/*.hpp) is compiled once for each instruction set, into a namespace of
+// its own; `simd_kernels` picks the best one that the processor has. The environment variable
+// MFAC_SPARSE_ISA (avx512, avx2, portable), read once, picks a lower one, for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mfac {
+
+// Sums over stored weights for a strip of positions that are contiguous in memory.
+//
+//   out[o][p] = f(start[o] + sum over the blocks i of o's group: values[i][o] * base[offsets[i] +
+//   p])
+//
+// A group is `block` consecutive outputs that share their inputs.
+struct Strip {
+  const int32_t* offsets;  // [blocks] bytes from base
+  const float* values;     // [blocks, block]
+  const int32_t* starts;   // [groups + 1] into offsets
+  const char* base;
+  float* out;      // [outputs, stride]
+  int64_t stride;  // floats
+  int64_t group_begin, group_end;
+  int64_t outputs;        // the last group may reach beyond them
+  const float* bias;      // [groups * block]
+  const float* residual;  // like out, or null
+  const int32_t* keep;    // [positions] all ones, or all zeros where out gets 0; or null
+  float low, high;        // clip
+  bool first;             // start from the bias, not from what is in out
+  bool last;              // residual, clip and keep follow
+  bool* not_finite;       // set where a last output is NaN or infinite; or null
+};
+using StripFunction = void (*)(const Strip&);
+
+// to[r][before + i] = from[r][i * step] for i < count; zeros before and behind.
+struct RowCopy {
+  const float* from;
+  int64_t from_stride;  // floats from row to row
+  float* to;
+  int64_t to_stride;  // all of it is written
+  int64_t rows, step, before, count;
+};
+
+constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
+constexpr int kMaxVectors = 16;
+
+// Strips of 1 ... longest vectors of `lanes` floats, for each block size.
+struct StripTable {
+  int lanes;
+  int longest[kBlockSizes];
+  StripFunction run[kBlockSizes][kMaxVectors + 1];
+};
+
+struct SimdKernels {
+  const char* name;
+  StripTable wide;    // for rows that lie aligned
+  StripTable narrow;  // for shifted runs, where a wide load crosses cache lines
+  // columns[k][r] = rows[r][k], r < lanes (zero from `count`), row_stride and column_stride floats.
+  void (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
+                     float* columns, int64_t column_stride);
+  // rows[r][k] = clip(columns[k][r] + residual[r][k]), r < count.
+  void (*to_rows)(const float* columns, int64_t column_stride, int64_t count, int64_t width,
+                  float* rows, const float* residual, int64_t row_stride, float low, float high);
+  void (*copy_rows)(const RowCopy& copy);
+  // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
+  void (*row[kBlockSizes])(const Strip& strip);
+  // out[i] = clip(values[i] + residual[i]), without a residual where it is null; all finite?
+  bool (*clip)(const float* values, const float* residual, int64_t count, float low, float high,
+               float* out);
+  void (*gelu_erf)(float* values, int64_t count);
+  void (*gelu_tanh)(float* values, int64_t count);
+  bool (*all_finite)(const float* values, int64_t count);
+};
+
+const SimdKernels& simd_kernels();
+int block_class(int64_t block);  // 0 ... 3
+
+}  // namespace mfac

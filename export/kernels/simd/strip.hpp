@@ -1,0 +1,129 @@
+// The heart of the library: sparse weights times strips of T vectors, accumulated in registers.
+//
+// PART outputs of a group are worked on together, so that the accumulators fit the registers; with
+// few of them, CHAINS independent sets hide the latency of the multiply-add.
+
+// What follows the sums of the output that is at `at`. `zeros` stays 0 as long as all is finite.
+template <int L, int T>
+MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zeros) {
+  if (s.residual) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + t * L);
+  }
+  MFAC_UNROLL
+  for (int t = 0; t < T; ++t) y[t] = clip<L>(y[t], s.low, s.high);
+  if (s.keep) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) y[t] = masked<L>(y[t], (Ints<L>)load<L>(s.keep + t * L));
+  }
+  MFAC_UNROLL
+  for (int t = 0; t < T; ++t) zeros[t % 2] += y[t] * 0.0f;
+}
+
+template <int L, int PART, int T, int CHAINS>
+MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
+                            Floats<L>* zeros) {
+  // Opaque, so that nothing of it is kept in registers through the inner loop, which needs them.
+  asm("" : "+r"(given));
+  const Strip& s = *given;
+  Floats<L> sum[CHAINS][PART][T];
+  int64_t output = group * block + part;
+  MFAC_UNROLL
+  for (int o = 0; o < PART; ++o) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) {
+      if (s.first)
+        sum[0][o][t] = broadcast<L>(s.bias[output + o]);
+      else
+        sum[0][o][t] =
+            output + o < s.outputs ? load<L>(s.out + (output + o) * s.stride + t * L) : Floats<L>{};
+      MFAC_UNROLL
+      for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
+    }
+  }
+  int32_t i = s.starts[group];
+  const int32_t end = s.starts[group + 1];
+  const float* values = s.values + part;
+  for (; i + CHAINS <= end; i += CHAINS) {
+    MFAC_UNROLL
+    for (int c = 0; c < CHAINS; ++c) {
+      const char* from = s.base + s.offsets[i + c];
+      MFAC_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const Floats<L> x = load<L>(from + t * L * 4);
+        MFAC_UNROLL
+        for (int o = 0; o < PART; ++o) sum[c][o][t] += values[int64_t{i + c} * block + o] * x;
+      }
+    }
+  }
+  if (CHAINS > 1) {
+    for (; i < end; ++i) {
+      const char* from = s.base + s.offsets[i];
+      MFAC_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const Floats<L> x = load<L>(from + t * L * 4);
+        MFAC_UNROLL
+        for (int o = 0; o < PART; ++o) sum[0][o][t] += values[int64_t{i} * block + o] * x;
+      }
+    }
+  }
+  for (int c = 1; c < CHAINS; ++c) {
+    MFAC_UNROLL
+    for (int o = 0; o < PART; ++o) {
+      MFAC_UNROLL
+      for (int t = 0; t < T; ++t) sum[0][o][t] += sum[c][o][t];
+    }
+  }
+  asm("" : "+r"(output));  // the same for the addresses of the outputs
+  MFAC_UNROLL
+  for (int o = 0; o < PART; ++o) {
+    if (PART > 1 && output + o >= s.outputs) break;
+    const int64_t at = (output + o) * s.stride;
+    float* out = s.out + at;
+    if (s.last) finish<L, T>(s, at, sum[0][o], zeros);
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) store<L>(out + t * L, sum[0][o][t]);
+  }
+}
+
+template <int L, int BLOCK, int PART, int T>
+void strip(const Strip& s) {
+  constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
+  Floats<L> zeros[2] = {};  // as long as all that is added is finite
+  for (int64_t group = s.group_begin; group < s.group_end; ++group)
+    for (int part = 0; part < BLOCK; part += PART)
+      strip_part<L, PART, T, kChains>(&s, group, BLOCK, part, zeros);
+  if (s.not_finite && !all_zero<L>(zeros[0] + zeros[1])) *s.not_finite = true;
+}
+
+template <int L, int BLOCK, int PART, int T, int LONGEST>
+struct FillStrips {
+  static void into(StripFunction* run) {
+    run[T] = strip<L, BLOCK, PART, T>;
+    FillStrips<L, BLOCK, PART, T + 1, LONGEST>::into(run);
+  }
+};
+template <int L, int BLOCK, int PART, int LONGEST>
+struct FillStrips<L, BLOCK, PART, LONGEST, LONGEST> {
+  static void into(StripFunction* run) { run[LONGEST] = strip<L, BLOCK, PART, LONGEST>; }
+};
+
+// With 32 registers 24 hold accumulators, with 16 registers 12 (of four outputs 2 vectors: 8).
+template <int L>
+StripTable strip_table() {
+  StripTable table = {};
+  table.lanes = L;
+#if MFAC_REGISTERS == 32
+  constexpr int kLongest[kBlockSizes] = {16, 6, 3, 1};
+  constexpr int kLargestPart = 16;
+#else
+  constexpr int kLongest[kBlockSizes] = {12, 2, 1, 1};
+  constexpr int kLargestPart = 8;
+#endif
+  for (int i = 0; i < kBlockSizes; ++i) table.longest[i] = kLongest[i];
+  FillStrips<L, 1, 1, 1, kLongest[0]>::into(table.run[0]);
+  FillStrips<L, 4, 4, 1, kLongest[1]>::into(table.run[1]);
+  FillStrips<L, 8, 8, 1, kLongest[2]>::into(table.run[2]);
+  FillStrips<L, 16, kLargestPart, 1, kLongest[3]>::into(table.run[3]);
+  return table;
+}

@@ -1,0 +1,30 @@
+// The templates of this folder, put together for one instruction set. The including file defines
+// MFAC_WIDE and MFAC_NARROW (lanes), and MFAC_REGISTERS (vector registers).
+#include "vector.hpp"
+
+#include "strip.hpp"
+
+#include "transpose.hpp"
+
+#include "row.hpp"
+
+#include "elementwise.hpp"
+
+SimdKernels make_table(const char* name) {
+  SimdKernels table = {};
+  table.name = name;
+  table.wide = strip_table<MFAC_WIDE>();
+  table.narrow = strip_table<MFAC_NARROW>();
+  table.to_columns = to_columns<MFAC_WIDE>;
+  table.to_rows = to_rows<MFAC_WIDE>;
+  table.copy_rows = copy_rows;
+  table.row[0] = row_of_singles;
+  table.row[1] = row_of_blocks<4, 4>;
+  table.row[2] = row_of_blocks<8, MFAC_NARROW>;
+  table.row[3] = row_of_blocks<16, MFAC_WIDE>;
+  table.clip = clip_all;
+  table.gelu_erf = each<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
+  table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
+  table.all_finite = all_finite<MFAC_WIDE>;
+  return table;
+}

@@ -1,0 +1,181 @@
+"""Choose by measurement which layers sparse operators compute, and with which block sizes.
+
+A layer's operator is timed against the nodes that it stands for. That is not all: ONNX Runtime and
+the sparse operators each keep images in a layout of their own, and a change of layout costs. So
+convolutions that hand images to each other are timed as one piece, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from mfac_compress.export.sparse.compose import piece
+from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
+from mfac_compress.export.sparse.measure import Setting, race, random_feeds
+from mfac_compress.export.sparse.operator import SparseOperator
+from mfac_compress.export.sparse.timing import median_ratio
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+WORTH = 0.97
+"""Sparse / dense time, at most, at which a sparse operator is taken: less could be chance."""
+LEAST_SPARSITY = 0.3
+"""Below this no kernel has ever paid, whatever the blocks: it is not even timed on its own."""
+_MOST_PADDING = 2.0
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class PieceTime:
+    """One layer at one setting, in milliseconds a call."""
+
+    setting: Setting
+    dense_ms: float
+    sparse_ms: float
+    ratio: float
+    """Sparse / dense, median of the rounds."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of timing one operator on its own."""
+
+    block: int
+    """The fastest one."""
+    times: tuple[PieceTime, ...]
+
+    @property
+    def pays(self) -> bool:
+        """Whether it is faster at every setting."""
+        return max(time.ratio for time in self.times) <= WORTH
+
+
+@dataclass(frozen=True)
+class Part:
+    """A chain, or a layer alone, that is faster with sparse operators.
+
+    Attributes:
+        plan: The operators, their block sizes and layouts.
+        ratio: Sparse / dense of the part as one piece, the worst of all settings.
+    """
+
+    plan: Plan
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What sparse operators should compute.
+
+    Attributes:
+        parts: The fastest first; no operator is in two.
+        trials: Of the operators that were timed.
+    """
+
+    parts: tuple[Part, ...]
+    trials: Mapping[SparseOperator, Trial]
+
+    @property
+    def plan(self) -> Plan:
+        """All parts together."""
+        return {operator: place for part in self.parts for operator, place in part.plan.items()}
+
+
+def choose(
+    graph: Graph, operators: Sequence[SparseOperator], shapes: Mapping[Setting, Shapes]
+) -> Choice:
+    """Time every operator on its own, and chains as one piece.
+
+    Args:
+        graph: Where they stand.
+        operators: All that could be computed by sparse operators.
+        shapes: At each setting, of every value that an operator reads.
+    """
+    parts: list[Part] = []
+    trials: dict[SparseOperator, Trial] = {}
+    for chain in chains(graph, operators):
+        worth = [operator for operator in chain if _may_pay(operator)]
+        if not worth:
+            continue
+        # The others of a chain may be worth it as links, which save changes of layout.
+        trials |= {operator: _try(graph, operator, shapes) for operator in chain}
+        best = _best(graph, chain, trials, shapes)
+        if best is not None:
+            parts.append(best)
+        elif len(chain) > 1:
+            # Not as a whole; but what hands images on without a dense layer between may.
+            paying = [operator for operator in worth if trials[operator].pays]
+            shorter = [_best(graph, c, trials, shapes) for c in chains(graph, paying)]
+            parts += [part for part in shorter if part is not None]
+    return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)
+
+
+def _may_pay(operator: SparseOperator) -> bool:
+    return not operator.selection and operator.sparsity >= LEAST_SPARSITY
+
+
+def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes]) -> Trial:
+    """Time an operator with each block size that makes sense."""
+    blocks = operator.blocks(_MOST_PADDING)
+    by_block: dict[int, list[PieceTime]] = {block: [] for block in blocks}
+    for setting in shapes:
+        plans = [{}, *({operator: Placement(block)} for block in blocks)]
+        dense, *sparse = _race(graph, [operator], plans, setting, shapes[setting])
+        for block, times in zip(blocks, sparse, strict=True):
+            ratio = median_ratio(times, dense)
+            by_block[block].append(PieceTime(setting, median(dense), median(times), ratio))
+    best = min(blocks, key=lambda block: fmean(time.ratio for time in by_block[block]))
+    return Trial(best, tuple(by_block[best]))
+
+
+def _best(
+    graph: Graph,
+    chain: Sequence[SparseOperator],
+    trials: Mapping[SparseOperator, Trial],
+    shapes: Mapping[Setting, Shapes],
+) -> Part | None:
+    """The fastest of some ways to compute a chain; None where ONNX Runtime's own is."""
+    blocks = {operator: trials[operator].block for operator in chain}
+    single = {o: block for o, block in blocks.items() if trials[o].pays and _may_pay(o)}
+    if len(chain) == 1:
+        worst = max(time.ratio for time in trials[chain[0]].times)
+        return Part(placed(graph, single, "none"), worst) if single else None
+    sparse = {o: block for o, block in blocks.items() if _may_pay(o) or o.selection}
+    # The layout first, for the sparse ones; then which of the others are worth it as links.
+    by_kind = [placed(graph, sparse, kind) for kind in KINDS]
+    plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
+    plan, ratio = _fastest(graph, chain, plans, shapes)
+    kind = KINDS[by_kind.index(plan)]
+    rivals = [placed(graph, part, kind) for part in (single, blocks) if part and part != sparse]
+    if rivals:
+        plan, ratio = _fastest(graph, chain, [plan, *rivals], shapes)
+    return Part(plan, ratio) if ratio <= WORTH else None
+
+
+def _fastest(
+    graph: Graph,
+    chain: Sequence[SparseOperator],
+    plans: Sequence[Plan],
+    shapes: Mapping[Setting, Shapes],
+) -> tuple[Plan, float]:
+    """The plan with the best mean ratio to the dense chain, and its worst ratio."""
+    ratios: list[list[float]] = [[] for _ in plans]
+    for setting in shapes:
+        dense, *others = _race(graph, chain, [{}, *plans], setting, shapes[setting])
+        for place, times in enumerate(others):
+            ratios[place].append(median_ratio(times, dense))
+    best = min(range(len(plans)), key=lambda place: fmean(ratios[place]))
+    return plans[best], max(ratios[best])
+
+
+def _race(
+    graph: Graph,
+    operators: Sequence[SparseOperator],
+    plans: Sequence[Plan],
+    setting: Setting,
+    shapes: Shapes,
+) -> list[list[float]]:
+    models = [piece(graph, operators, plan, shapes) for plan in plans]
+    feeds = random_feeds(models[0])
+    return race(models, feeds, threads=setting.threads, rounds=_ROUNDS)

@@ -1,0 +1,98 @@
+"""Find the layers of a graph, and what of it one sparse operator each can compute."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from mfac_compress.export.sparse.graph import Graph, subgraphs
+from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.activation import add_activation
+from mfac_compress.export.sparse.patterns.batchnorm import fold_batchnorm
+from mfac_compress.export.sparse.patterns.conv import match_conv
+from mfac_compress.export.sparse.patterns.gelu import add_gelu
+from mfac_compress.export.sparse.patterns.gemm import match_gemm
+from mfac_compress.export.sparse.patterns.matmul import add_bias, match_matmul
+from mfac_compress.export.sparse.patterns.residual import add_residual
+from mfac_compress.export.sparse.patterns.selection import match_selection
+
+Shapes = Mapping[str, tuple[int, ...]]
+_LAYERS = {"Gemm": match_gemm, "MatMul": match_matmul, "Conv": match_conv}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the graph, with the sparse operator that could stand for it."""
+
+    node: onnx.NodeProto
+    found: SparseOperator | Refusal
+    position: int | None
+    """None in a subgraph."""
+
+
+def find_layers(graph: Graph) -> list[Layer]:
+    """All Gemm, MatMul and Conv nodes, with nothing fused yet.
+
+    Args:
+        graph: Its nodes must have names, all different.
+    """
+    layers = []
+    for position, node in enumerate(graph.nodes):
+        if graph.is_operator(position, *_LAYERS):
+            layers.append(Layer(node, _LAYERS[node.op_type](graph, position), position))
+        for inner in _inner_layers(node):
+            reason = Refusal(f"it is inside the {node.op_type} node {node.name}")
+            layers.append(Layer(inner, reason, None))
+    return layers
+
+
+def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperator]:
+    """The operators of the layers with what follows each: bias, batch norm, residual, activation.
+
+    Args:
+        graph: Where they stand.
+        layers: As :func:`find_layers` gives them.
+        shapes: Of every value that a layer could add, at a batch that is not 1.
+    Returns:
+        Operators whose nodes do not overlap, and the selections beside them, in the graph's order.
+    """
+    taken: set[int] = set()
+    operators = []
+    for layer in layers:
+        if isinstance(layer.found, SparseOperator):
+            operator = _extend(graph, layer.found, shapes, taken)
+            taken |= set(operator.nodes)
+            operators.append(operator)
+    for position in range(len(graph.nodes)):
+        if position not in taken:
+            selection = match_selection(graph, position, shapes)
+            if selection is not None and not taken & set(selection.nodes):
+                taken |= set(selection.nodes)
+                operators.append(selection)
+    return sorted(operators, key=lambda operator: operator.nodes[-1])
+
+
+def _extend(
+    graph: Graph, operator: SparseOperator, shapes: Shapes, taken: set[int]
+) -> SparseOperator:
+    steps = (
+        add_bias,
+        fold_batchnorm,
+        lambda graph, operator: add_residual(graph, operator, shapes),
+        add_activation,
+        add_gelu,
+    )
+    for step in steps:
+        longer = step(graph, operator)
+        # Of a sum of two layers, one takes the other as its residual.
+        if longer is not None and not taken & set(longer.nodes):
+            operator = longer
+    return operator
+
+
+def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            if inner.op_type in _LAYERS:
+                yield inner
+            yield from _inner_layers(inner)

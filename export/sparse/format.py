@@ -1,0 +1,86 @@
+"""Block-CSR, the form in which sparse weights lie in a model file.
+
+A weight is a matrix ``[outputs, inputs]``; that of a convolution is ``[outputs, inputs per group,
+kernel height, kernel width]`` with all but the first axis flattened. The outputs of each
+convolution group are cut into groups of ``block`` consecutive ones (the last may be shorter) that
+share one rising list of inputs: an input is stored where any weight of the block is not zero.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCKS = (1, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight in block-CSR.
+
+    Attributes:
+        values: float32, shape ``[stored, block]``; 0 beyond a group's last output.
+        indices: int32, shape ``[stored]``: inputs, rising within a group.
+        starts: int32, shape ``[groups + 1]``: where each group's indices begin.
+        block: Outputs in a group, one of ``BLOCKS``.
+        shape: Of the dense weight.
+        group: Convolution groups; 1 for a matrix.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    starts: np.ndarray
+    block: int
+    shape: tuple[int, ...]
+    group: int = 1
+
+
+def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> PackedWeight:
+    """Pack a dense weight.
+
+    Args:
+        weight: float32, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        block: Consecutive outputs that share their inputs.
+        group: Convolution groups.
+    Raises:
+        ValueError: If block, group or the weight's type or shape do not fit.
+
+    >>> packed = pack(np.array([[0, 2, 0], [3, 0, 0]], dtype=np.float32))
+    >>> packed.values.ravel().tolist(), packed.indices.tolist(), packed.starts.tolist()
+    ([2.0, 3.0], [1, 0], [0, 1, 2])
+    """
+    if block not in BLOCKS:
+        raise ValueError(f"block must be one of {BLOCKS}. Got {block}.")
+    if weight.dtype != np.float32 or weight.ndim < 2 or weight.size == 0:
+        raise ValueError(
+            "weight must be float32 [outputs, inputs, ...] and not empty. "
+            f"Got {weight.dtype} {weight.shape}."
+        )
+    if group < 1 or weight.shape[0] % group:
+        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
+    outputs = weight.shape[0] // group
+    blocks = -(-outputs // block)
+    matrix = weight.reshape(group, outputs, -1)
+    matrix = np.pad(matrix, ((0, 0), (0, blocks * block - outputs), (0, 0)))
+    matrix = matrix.reshape(group * blocks, block, -1)
+    rows, inputs = np.nonzero((matrix != 0).any(axis=1))
+    counts = np.bincount(rows, minlength=len(matrix))
+    return PackedWeight(
+        values=np.ascontiguousarray(matrix[rows, :, inputs]),
+        indices=inputs.astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        block=block,
+        shape=weight.shape,
+        group=group,
+    )
+
+
+def unpack(packed: PackedWeight) -> np.ndarray:
+    """Return the dense weight. Shape ``packed.shape``."""
+    outputs = packed.shape[0] // packed.group
+    blocks = -(-outputs // packed.block)
+    inputs = int(np.prod(packed.shape[1:]))
+    matrix = np.zeros((packed.group * blocks, packed.block, inputs), dtype=np.float32)
+    rows = np.repeat(np.arange(len(matrix)), np.diff(packed.starts))
+    matrix[rows, :, packed.indices] = packed.values
+    matrix = matrix.reshape(packed.group, blocks * packed.block, inputs)
+    return matrix[:, :outputs].reshape(packed.shape)

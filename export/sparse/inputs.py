@@ -1,0 +1,113 @@
+"""Inputs made up for a model of which nothing but the file is known."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from mfac_compress.export.sparse.files import read_model
+from mfac_compress.export.sparse.probe import Feeds
+
+_BATCH = None
+"""Stands for the axis that the file leaves open for the batch."""
+_Axes = tuple[int | None, ...]
+
+
+class RandomInputs:
+    """Inputs by type and shape: floats are normal, integers 0 or 1, booleans true.
+
+    The first axis of an input is the batch where the file leaves it open.
+
+    Args:
+        path: ONNX file.
+        shapes: By name, of inputs with other open axes. Where the first axis is open, too, the
+            number given for it is not used.
+        seed: Of the draw.
+    Raises:
+        ValueError: If there is no such input, an input is no tensor of numbers, or its shape is
+            open or another.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        model = read_model(path)
+        given = dict(shapes or {})
+        constants = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in constants]
+        names = [value.name for value in inputs]
+        for name in given:
+            if name not in names:
+                raise ValueError(f"Shapes must be of the inputs {', '.join(names)}. Got {name}.")
+        self._axes = {value.name: _axes(value, given.get(value.name)) for value in inputs}
+        self._types = {value.name: _dtype(value) for value in inputs}
+        self._seed = seed
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size of a file that takes no other; None where it is open."""
+        if any(_BATCH in axes for axes in self._axes.values()):
+            return None
+        return next((axes[0] for axes in self._axes.values() if axes), 1)
+
+    def __call__(self, batch_size: int) -> Feeds:
+        """Make inputs.
+
+        Raises:
+            ValueError: If the file takes no such batch.
+        """
+        if self.fixed_batch not in (None, batch_size):
+            raise ValueError(
+                f"The batch size must be {self.fixed_batch}, for which the file was exported. Got "
+                f"{batch_size}."
+            )
+        rng = np.random.default_rng(self._seed)
+        return {
+            name: _draw(rng, self._types[name], [batch_size if a is _BATCH else a for a in axes])
+            for name, axes in self._axes.items()
+        }
+
+
+def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
+    """Lengths; the batch's is open."""
+    dimensions = value.type.tensor_type.shape.dim
+    open_axes = [not d.HasField("dim_value") for d in dimensions]
+    both = list(zip(dimensions, open_axes, strict=True))
+    said = [d.dim_param or "?" if o else d.dim_value for d, o in both]
+    if given is None and any(open_axes[1:]):
+        lengths = ["128" if o else str(d.dim_value) for d, o in both]
+        example = ",".join(["1" if open_axes[0] else lengths[0], *lengths[1:]])
+        raise ValueError(
+            f"The shape of input {value.name} must be known: the file leaves axes of {said} open. "
+            f"Give it, for example {value.name}={example}."
+        )
+    lengths = [d.dim_value for d in dimensions] if given is None else list(given)
+    fits = len(lengths) == len(dimensions) and all(
+        o or length == d.dim_value for length, (d, o) in zip(lengths, both, strict=True)
+    )
+    if not fits or any(length < 1 for length in lengths[1:]):
+        raise ValueError(f"The shape of input {value.name} must fit {said}. Got {lengths}.")
+    return tuple(_BATCH if n == 0 and open_axes[0] else length for n, length in enumerate(lengths))
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
+    kind = value.type.tensor_type.elem_type
+    dtype = helper.tensor_dtype_to_np_dtype(kind) if value.type.HasField("tensor_type") else None
+    if dtype is None or dtype.kind not in "fiub":
+        raise ValueError(
+            f"Input {value.name} must be a tensor of numbers, so that inputs can be made up for it."
+        )
+    return dtype
+
+
+def _draw(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    return rng.integers(2, size=shape).astype(dtype)  # in range of any vocabulary

@@ -1,0 +1,82 @@
+"""Which values stay in the kernels' own layout, `planes`.
+
+A value does where a sparse convolution makes it and nothing but sparse convolutions read it, as
+their input or as their residual.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.operator import SparseOperator
+
+
+class Placement(NamedTuple):
+    """How an operator is computed.
+
+    Attributes:
+        block: Outputs that share their inputs.
+        planes: Whether its output stays in planes where that is possible.
+    """
+
+    block: int
+    planes: bool = True
+
+
+Plan = Mapping[SparseOperator, Placement]
+"""The operators to be computed by the kernels."""
+
+
+def in_planes(graph: Graph, plan: Plan) -> frozenset[str]:
+    """Names of the values that stay in planes.
+
+    Args:
+        graph: Where they stand.
+        plan: All that will be computed by sparse operators.
+    """
+    wanted = {operator.y for operator, placement in plan.items() if placement.planes}
+    return wanted & _could_be(graph, plan)
+
+
+KINDS = ("all", "windowed", "none")
+"""Which values are in planes: all that can be; those that a window larger than one pixel reads,
+which is what the layout is for (its border makes every image larger); none."""
+
+
+def placed(graph: Graph, blocks: Mapping[SparseOperator, int], kind: str) -> Plan:
+    """The plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
+    wanted = _could_be(graph, blocks) if kind != "none" else frozenset()
+    if kind == "windowed":
+        wanted &= {o.x for o in blocks if o.window and o.weight.shape[2:] != (1, 1)}
+    return {operator: Placement(block, operator.y in wanted) for operator, block in blocks.items()}
+
+
+def _could_be(graph: Graph, operators: Collection[SparseOperator]) -> frozenset[str]:
+    convolutions = [operator for operator in operators if operator.window]
+    inside = {position for operator in convolutions for position in operator.nodes}
+    made = {operator.y for operator in convolutions}
+    return frozenset(
+        name for name in made if name not in graph.outputs and set(graph.users(name)) <= inside
+    )
+
+
+def chains(graph: Graph, operators: Sequence[SparseOperator]) -> list[list[SparseOperator]]:
+    """Put together the operators that could hand values to each other in planes.
+
+    Args:
+        graph: Where they stand.
+        operators: All that could be computed by sparse operators.
+    Returns:
+        Groups in the graph's order; each operator is in one.
+    """
+    shared = _could_be(graph, operators)
+    group = {operator.y: {operator} for operator in operators}
+    for operator in operators:
+        for name in (operator.x, operator.residual):
+            if name in shared and group[name] is not group[operator.y]:
+                merged = group[name] | group[operator.y]
+                for member in merged:
+                    group[member.y] = merged
+    order = {operator.y: position for position, operator in enumerate(operators)}
+    unique = {id(members): members for members in group.values()}
+    return [sorted(members, key=lambda member: order[member.y]) for members in unique.values()]

@@ -1,0 +1,61 @@
+"""Time parts of a model, computed by ONNX Runtime and by the sparse operators, in turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from mfac_compress.export.session import open_session
+from mfac_compress.export.sparse.files import written
+from mfac_compress.export.sparse.library import kernel_library
+from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.export.sparse.probe import Feeds
+from mfac_compress.export.sparse.timing import in_turn
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a choice must hold."""
+
+    batch_size: int
+    threads: int
+
+
+def race(
+    models: Sequence[onnx.ModelProto], feeds: Feeds, *, threads: int, rounds: int
+) -> list[list[float]]:
+    """Time models on the same inputs.
+
+    Args:
+        models: With or without sparse operators. All take the same inputs.
+        feeds: The inputs.
+        threads: Of ONNX Runtime.
+        rounds: How often each is timed.
+    Returns:
+        For each model, milliseconds a call by round.
+    """
+    calls = [partial(open_model(model, threads).run, None, dict(feeds)) for model in models]
+    return in_turn(calls, threads=threads, rounds=rounds)
+
+
+def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal inputs for a model whose inputs are float32 and have fixed shapes."""
+    rng = np.random.default_rng(seed)
+    return {
+        value.name: rng.standard_normal(
+            [dimension.dim_value for dimension in value.type.tensor_type.shape.dim],
+            dtype=np.float32,
+        )
+        for value in model.graph.input
+    }
+
+
+def open_model(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+    """A session of a model in memory, with the kernels where it has sparse operators."""
+    sparse = any(imported.domain == DOMAIN for imported in model.opset_import)
+    # ONNX Runtime has read the file once the session is there.
+    with written(model) as path:
+        return open_session(path, threads=threads, library=kernel_library() if sparse else None)

@@ -1,0 +1,160 @@
+"""ONNX nodes of the sparse operators; docs/sparse-operators.md is their contract."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mfac_compress.export.sparse.format import PackedWeight
+
+DOMAIN = "mfac_compress"
+VERSION = 1
+_ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
+_LAYOUTS = ("nchw", "planes")
+_READ_BEYOND = 32
+
+
+@dataclass(frozen=True)
+class SparseNode:
+    """A node and the initializers that it brings along."""
+
+    node: onnx.NodeProto
+    initializers: tuple[onnx.TensorProto, ...]
+
+
+def sparse_linear(
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedWeight,
+    *,
+    bias: np.ndarray | None = None,
+    residual: str | None = None,
+    activation: str = "none",
+    clip: tuple[float, float] | None = None,
+) -> SparseNode:
+    """Build ``y = activation(x Wᵀ + bias + residual)``.
+
+    Args:
+        name: Of the node; the initializers' names begin with it.
+        x: Name of the input, shape ``[..., inputs]``.
+        y: Name of the output, shape ``[..., outputs]``.
+        weight: Packed from ``[outputs, inputs]``.
+        bias: float32, shape ``[outputs]``.
+        residual: Name of a tensor of the output's shape that is added before the activation.
+        activation: none, relu, clip, gelu (with erf) or gelu_tanh.
+        clip: Bounds, for the activation clip.
+    Raises:
+        ValueError: If weight, bias or activation do not fit.
+    """
+    if len(weight.shape) != 2:
+        raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
+    attributes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    return _node("SparseLinear", name, x, y, weight, bias, residual, activation, clip, attributes)
+
+
+def sparse_conv(
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedWeight,
+    *,
+    bias: np.ndarray | None = None,
+    residual: str | None = None,
+    activation: str = "none",
+    clip: tuple[float, float] | None = None,
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+    input_layout: str = "nchw",
+    output_layout: str = "nchw",
+    residual_layout: str | None = None,
+) -> SparseNode:
+    """Build ``y = activation(conv(x, W) + bias + residual)`` for images.
+
+    Args:
+        name: Of the node; the initializers' names begin with it.
+        x: Name of the input, shape ``[N, C, H, W]`` or as ``planes_shape`` says.
+        y: Name of the output.
+        weight: Packed from ``[outputs, C / group, h, w]``.
+        bias: float32, shape ``[outputs]``.
+        residual: Name of a tensor like the output that is added before the activation.
+        activation: none, relu, clip, gelu (with erf) or gelu_tanh.
+        clip: Bounds, for the activation clip.
+        strides: Down and right.
+        pads: Top, left, bottom, right.
+        dilations: Down and right.
+        input_layout: nchw, or planes where the input comes from a sparse convolution that says so.
+        output_layout: The same of the output.
+        residual_layout: That of the residual; as the output's unless given.
+    Raises:
+        ValueError: If weight, bias, activation or layout do not fit.
+    """
+    if len(weight.shape) != 4:
+        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
+    residual_layout = residual_layout or output_layout
+    for layout in (input_layout, output_layout, residual_layout):
+        if layout not in _LAYOUTS:
+            raise ValueError(f"layouts must be one of {_LAYOUTS}. Got {layout!r}.")
+    attributes = {
+        "out_channels": weight.shape[0],
+        "in_channels": weight.shape[1] * weight.group,
+        "group": weight.group,
+        "kernel_shape": list(weight.shape[2:]),
+        "strides": list(strides),
+        "pads": list(pads),
+        "dilations": list(dilations),
+        "input_layout": input_layout,
+        "output_layout": output_layout,
+        "residual_layout": residual_layout,
+    }
+    return _node("SparseConv", name, x, y, weight, bias, residual, activation, clip, attributes)
+
+
+def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
+    """Return the shape of ``[batch, channels, height, width]`` in the layout ``planes``.
+
+    >>> planes_shape(1, 16, 32, 32)
+    (17, 34, 33)
+    """
+    plane = (height + 2) * (width + 1)
+    return batch * channels + -(-_READ_BEYOND // plane), height + 2, width + 1
+
+
+def _node(
+    kind: str,
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedWeight,
+    bias: np.ndarray | None,
+    residual: str | None,
+    activation: str,
+    clip: tuple[float, float] | None,
+    attributes: dict[str, Any],
+) -> SparseNode:
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {_ACTIVATIONS}. Got {activation!r}.")
+    if (clip is None) == (activation == "clip"):
+        raise ValueError(f"clip must be given for the activation clip only. Got {clip}.")
+    if bias is not None and (bias.dtype != np.float32 or bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"bias must be float32 [{weight.shape[0]}]. Got {bias.dtype} {bias.shape}."
+        )
+    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
+    if bias is not None:
+        arrays["bias"] = bias
+    names = {key: f"{name}.{key}" for key in arrays}
+    inputs = [x, names["values"], names["indices"], names["starts"]]
+    inputs += [names.get("bias", ""), residual or ""]
+    if clip is not None:
+        attributes |= {"min": float(clip[0]), "max": float(clip[1])}
+    node = helper.make_node(
+        kind, inputs, [y], name=name, domain=DOMAIN, block=weight.block, activation=activation,
+        **attributes,
+    )  # fmt: skip
+    tensors = tuple(numpy_helper.from_array(arrays[key], names[key]) for key in arrays)
+    return SparseNode(node, tensors)

@@ -1,0 +1,29 @@
+"""y = relu(z) and y = clip(z): the activations of one node."""
+
+from dataclasses import replace
+
+from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.operator import SparseOperator
+
+_LARGEST = 3.4028234663852886e38
+
+
+def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
+    """The operator with the Relu or Clip behind it; None where there is none."""
+    position = graph.only_user(operator.y)
+    if not operator.is_open or not graph.is_operator(position, "Relu", "Clip"):
+        return None
+    node = graph.nodes[position]
+    nodes, y = (*operator.nodes, position), node.output[0]
+    if node.op_type == "Relu":
+        return replace(operator, nodes=nodes, y=y, activation="relu")
+    given = attributes(node)  # before opset 11
+    bounds = []
+    for place, key, default in ((1, "min", -_LARGEST), (2, "max", _LARGEST)):
+        bound = given.get(key, default)
+        if len(node.input) > place and node.input[place]:
+            bound = graph.scalar(node.input[place])
+        bounds.append(bound)
+    if None in bounds:
+        return None
+    return replace(operator, nodes=nodes, y=y, activation="clip", clip=tuple(bounds))

@@ -1,0 +1,49 @@
+"""Conv: y = conv(x, W) + bias on images, with W and bias constant."""
+
+import numpy as np
+
+from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.operator import Refusal, SparseOperator, Window
+from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
+
+
+def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
+    """The operator of a Conv node, or why there is none."""
+    node = graph.nodes[position]
+    weight = constant_weight(graph, node.input[1], axes=4)
+    if isinstance(weight, Refusal):
+        return weight
+    given = attributes(node)
+    window = _window(given, weight.shape[2:])
+    if window is None:
+        return Refusal(f"its padding ({given['auto_pad'].decode()}) depends on the input's size")
+    bias = None
+    if len(node.input) > 2 and node.input[2]:
+        bias = constant_bias(graph, node.input[2], len(weight))
+        if bias is None:
+            return Refusal("its bias is not constant")
+    return SparseOperator(
+        name=node.name,
+        weight_name=node.input[1],
+        nodes=(position,),
+        x=node.input[0],
+        y=node.output[0],
+        weight=np.ascontiguousarray(weight),
+        window=window,
+        bias=bias,
+    )
+
+
+def _window(given: dict, kernel: tuple[int, ...]) -> Window | None:
+    """None where the padding follows from the input's height and width."""
+    strides = tuple(given.get("strides", (1, 1)))
+    dilations = tuple(given.get("dilations", (1, 1)))
+    pads = tuple(given.get("pads", (0, 0, 0, 0)))
+    automatic = given.get("auto_pad", b"NOTSET").decode()
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        if strides != (1, 1):
+            return None
+        extra = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
+        small, large = [each // 2 for each in extra], [each - each // 2 for each in extra]
+        pads = (*small, *large) if automatic == "SAME_UPPER" else (*large, *small)
+    return Window(strides, pads, dilations, given.get("group", 1))

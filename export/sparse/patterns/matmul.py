@@ -1,0 +1,43 @@
+"""MatMul: y = x W, with W constant, x of any number of axes; and the bias that is added to it."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
+
+
+def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:
+    """The operator of a MatMul node, or why there is none."""
+    node = graph.nodes[position]
+    if graph.constant(node.input[0]) is not None:
+        return Refusal("its weight is the left factor")
+    weight = constant_weight(graph, node.input[1], axes=2)
+    if isinstance(weight, Refusal):
+        return weight
+    return SparseOperator(
+        name=node.name,
+        weight_name=node.input[1],
+        nodes=(position,),
+        x=node.input[0],
+        y=node.output[0],
+        weight=np.ascontiguousarray(weight.T),
+    )
+
+
+def add_bias(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
+    """The operator with the Add of a constant bias behind it; None where there is none."""
+    position = graph.only_user(operator.y)
+    if operator.window or operator.bias is not None or not operator.is_open:
+        return None
+    if not graph.is_operator(position, "Add"):
+        return None
+    node = graph.nodes[position]
+    other = node.input[1] if node.input[0] == operator.y else node.input[0]
+    bias = constant_bias(graph, other, len(operator.weight))
+    if bias is None or graph.constant(other).ndim > 1:
+        return None
+    nodes = (*operator.nodes, position)
+    return replace(operator, nodes=nodes, y=node.output[0], bias=bias)

@@ -1,0 +1,51 @@
+"""What shapes a model's values have, found by running it."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from mfac_compress.export.session import load
+from mfac_compress.export.sparse.files import written
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def shapes_of(
+    model: onnx.ModelProto, names: Iterable[str], feeds: Feeds
+) -> dict[str, tuple[int, ...]]:
+    """Run a model and note the shapes of values within it.
+
+    Args:
+        model: Read from a file, with its tensors.
+        names: Values of the main graph.
+        feeds: The model's inputs.
+    Returns:
+        Shape of each value.
+    Raises:
+        ValueError: If ONNX Runtime does not load the model or take the inputs.
+    """
+    wanted = sorted(set(names))
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    for name in wanted:
+        probe.graph.node.append(helper.make_node("Shape", [name], [f"shape of {name}"]))
+        info = helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, None)
+        probe.graph.output.append(info)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with written(probe) as path:
+        session = load(str(path), options)
+        try:
+            shapes = session.run(None, dict(feeds))
+        except Exception as error:
+            given = {name: list(array.shape) for name, array in feeds.items()}
+            raise ValueError(
+                f"The model must run on inputs of shapes {given}. ONNX Runtime said: {error}. "
+                "Give other shapes."
+            ) from error
+    return {name: tuple(shape.tolist()) for name, shape in zip(wanted, shapes, strict=True)}

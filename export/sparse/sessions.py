@@ -1,0 +1,54 @@
+"""Open files with sparse operators."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import onnxruntime
+
+from mfac_compress.export.session import load
+from mfac_compress.export.sparse.library import kernel_library
+
+
+def sparse_session(
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    **session_options: Any,
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file in ONNX Runtime with the sparse kernels registered.
+
+    Args:
+        path: ``model.sparse.onnx``. A plain file opens as well.
+        providers: Of ONNX Runtime. The sparse operators run on the CPU.
+        session_options: Attributes of ``onnxruntime.SessionOptions``, such as
+            ``intra_op_num_threads=1``.
+    Returns:
+        An ordinary session.
+    Raises:
+        ValueError: If the kernels are not built, there is no such file or option, or ONNX Runtime
+            cannot load the file.
+    """
+    path = os.fspath(path)
+    library = kernel_library()
+    if not os.path.isfile(path):
+        raise ValueError(f"There must be an ONNX file at {path}. Found none.")
+    options = onnxruntime.SessionOptions()
+    for name, value in session_options.items():
+        _set(options, name, value)
+    options.register_custom_ops_library(str(library))
+    return load(path, options, providers=providers)
+
+
+def _set(options: onnxruntime.SessionOptions, name: str, value: Any) -> None:
+    known = [each for each in dir(options) if isinstance(getattr(type(options), each), property)]
+    if name not in known:
+        raise ValueError(
+            f"Session options must be attributes of onnxruntime.SessionOptions: {', '.join(known)}."
+            f" Got {name}. For config entries, make a session with SessionOptions and "
+            "register_custom_ops_library(kernel_library())."
+        )
+    try:
+        setattr(options, name, value)
+    except TypeError as error:
+        raise ValueError(f"The session option {name} does not take {value!r}: {error}") from error

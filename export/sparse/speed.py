@@ -1,0 +1,112 @@
+"""The speed of an ONNX file with sparse operators: what of it they compute, and what that gives."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+
+from mfac_compress.export.sparse.choose import Choice, choose
+from mfac_compress.export.sparse.compose import name_nodes
+from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
+from mfac_compress.export.sparse.files import read_model
+from mfac_compress.export.sparse.find import find_layers, fuse
+from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
+from mfac_compress.export.sparse.library import kernel_library
+from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.probe import Feeds, shapes_of
+from mfac_compress.export.sparse.whole import WholeSpeed, best_whole
+
+
+@dataclass(frozen=True)
+class FileSpeed:
+    """What sparse operators give a file.
+
+    Attributes:
+        layers: In the graph's order.
+        whole: Of the model with sparse operators, or of the best that was tried; else empty.
+        model: With sparse operators, never slower at a setting; None where there is none.
+        reason: Why there is no model; empty where there is one.
+        difference: Of the outputs with and without sparse operators, as a share of the largest.
+            None where there are none to compare.
+    """
+
+    layers: tuple[LayerSpeed, ...]
+    whole: tuple[WholeSpeed, ...]
+    model: onnx.ModelProto | None
+    reason: str
+    difference: float | None
+
+
+def measure_speed(
+    path: str | os.PathLike[str],
+    feeds_of: Callable[[int], Feeds],
+    settings: Sequence[Setting],
+    *,
+    kernels: bool = True,
+) -> FileSpeed:
+    """Find the layers of a file that run faster as sparse operators.
+
+    Args:
+        path: ONNX file without sparse operators.
+        feeds_of: Batch size -> the model's inputs.
+        settings: Batch sizes and threads. A layer is replaced only if that is faster at all.
+        kernels: Otherwise nothing is timed or replaced, and the kernels need not be built.
+    Returns:
+        The layers, with times of those that could be replaced, and the model with sparse operators.
+    Raises:
+        ValueError: If the file can not be read or run on the inputs, or the kernels are not built.
+    """
+    model = read_model(path)
+    name_nodes(model)
+    graph = Graph(model)
+    layers = find_layers(graph)
+    by_batch = _shapes(graph, feeds_of, settings)
+    operators = fuse(graph, layers, by_batch[max(by_batch)])
+    choice = Choice((), {})
+    if kernels:
+        kernel_library()
+        shapes = {setting: by_batch[setting.batch_size] for setting in settings}
+        choice = choose(graph, operators, shapes)
+    feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
+    whole = best_whole(graph, choice.parts, feeds)
+    difference = None
+    if whole.model is not None:
+        difference = largest_difference(model, whole.model, feeds[settings[0]])
+        if difference > MOST_DIFFERENCE:
+            whole = replace(whole, plan={}, model=None)
+    first = by_batch[settings[0].batch_size]
+    rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
+    reason = _reason(kernels, choice, whole.plan, difference)
+    return FileSpeed(rows, whole.speeds, whole.model, reason, difference)
+
+
+def _reason(kernels: bool, choice: Choice, plan: object, difference: float | None) -> str:
+    if not kernels:
+        return "nothing was timed"
+    if difference is not None and difference > MOST_DIFFERENCE:
+        return f"its outputs differ by {difference:.2g} of the largest"
+    if not choice.trials:
+        return "no layer that a sparse operator could compute has enough zeros"
+    if not choice.parts:
+        return "no layer is faster as a sparse operator"
+    return "" if plan else "the layers that are faster alone do not make the whole model faster"
+
+
+def _shapes(
+    graph: Graph, feeds_of: Callable[[int], Feeds], settings: Sequence[Setting]
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """By batch size, the shapes of all that layers and what follows them read and make."""
+    batches = {setting.batch_size for setting in settings}
+    first = graph.model.graph.input[0].type.tensor_type.shape.dim[:1]
+    if batches == {1} and first and not first[0].HasField("dim_value"):
+        batches.add(2)  # at 1, a value that is broadcast over the batch looks like any other
+    names = {
+        name
+        for position, node in enumerate(graph.nodes)
+        if graph.is_operator(position, "Conv", "Gemm", "MatMul", "Add", "Slice")
+        for name in (*node.input[:2], *node.output)
+        if name and graph.constant(name) is None
+    }
+    return {batch: shapes_of(graph.model, names, feeds_of(batch)) for batch in batches}

@@ -1,0 +1,121 @@
+"""What sparse operators would give any ONNX file: ``mfac-compress speed model.onnx``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mfac_compress.export import (
+    FileSpeed,
+    LayerSpeed,
+    RandomInputs,
+    Setting,
+    kernel_library,
+    measure_speed,
+    write_model,
+)
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.terminal import add_row, plain_table
+
+
+def speed(
+    model: Path,
+    console: Console,
+    *,
+    batch_sizes: Sequence[int] | None,
+    threads: Sequence[int],
+    shapes: Mapping[str, Sequence[int]],
+    output: Path | None = None,
+) -> FileSpeed:
+    """Measure a file and show what came of it.
+
+    Args:
+        model: ONNX file.
+        console: Where it is shown.
+        batch_sizes: None: 1, or the one that the file takes.
+        threads: Of ONNX Runtime.
+        shapes: Of inputs with open axes beside the batch.
+        output: Where the file with sparse operators is written, if that is faster.
+    Returns:
+        What was measured; its ``model`` is None where nothing is faster.
+    Raises:
+        InputError: If the file or what was asked for is wrong, or ``output`` needs kernels that
+            were not built.
+    """
+    missing = _missing_kernels()
+    if output is not None and missing:
+        raise InputError(f"-o needs the sparse kernels. {missing}")
+    if output is not None and output.resolve() == model.resolve():
+        raise InputError(f"-o must be another file than MODEL. Got {output} for both.")
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"-o must be in a folder that exists. Got {output}.")
+    try:
+        feeds_of = RandomInputs(model, shapes)
+        sizes = batch_sizes or (feeds_of.fixed_batch or 1,)
+        settings = [Setting(size, count) for count in threads for size in sizes]
+        measured = measure_speed(model, feeds_of, settings, kernels=not missing)
+        _show(measured, settings, console)
+        if output is not None and measured.model is not None:
+            write_model(measured.model, output)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if output is not None and measured.model is not None:
+        _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
+    elif output is not None:
+        _say(console, f"not written: {output}.")
+    if missing:
+        _say(console, f"Nothing was timed. {missing}")
+    return measured
+
+
+def _missing_kernels() -> str:
+    try:
+        kernel_library()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) -> None:
+    heads = [_name(setting) for setting in settings]
+    table = plain_table("Layers", "layer", "weight", "zeros", *heads, "sparse operator")
+    for layer in measured.layers:
+        times = [
+            f"{time.dense_ms:.3g} → {time.sparse_ms:.3g} ms ({1 / time.ratio:.2f}x)"
+            for time in layer.times
+        ]
+        zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
+        shape = " x ".join(map(str, layer.shape))
+        cells = times or [""] * len(settings)
+        add_row(table, layer.weight or layer.name, shape, zeros, *cells, _verdict(layer))
+    console.print(table)
+    dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
+    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {_name(settings[0])}")
+    tried = "whole model" if measured.model is not None else "whole model, as tried"
+    for one in measured.whole:
+        _say(
+            console,
+            f"{tried}, {_name(one.setting)}: {one.dense_ms:.3f} ms in stock ONNX Runtime, "
+            f"{one.sparse_ms:.3f} ms with sparse operators: {1 / one.ratio:.2f}x",
+        )
+    if measured.difference is not None:
+        share = f"{measured.difference:.1g} of the largest"
+        _say(console, f"outputs with and without sparse operators differ by {share}")
+    if measured.reason:
+        _say(console, f"no sparse file: {measured.reason}")
+
+
+def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
+    return [(layer.macs, layer.kept_macs) for layer in measured.layers] or [(0, 0)]
+
+
+def _verdict(layer: LayerSpeed) -> str:
+    return f"yes, blocks of {layer.block}: {layer.reason}" if layer.block else f"no: {layer.reason}"
+
+
+def _name(setting: Setting) -> str:
+    return f"batch {setting.batch_size}, {setting.threads} thread{'s' * (setting.threads > 1)}"
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

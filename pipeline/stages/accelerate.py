@@ -1,0 +1,137 @@
+"""Stage 6: the file with sparse operators, where the machine runs it faster."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfac_compress.export import (
+    FileSpeed,
+    LayerSpeed,
+    Setting,
+    kernel_library,
+    machine_load,
+    measure_speed,
+    write_model,
+)
+from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.recipe.schema import LatencySection, Recipe
+from mfac_compress.pipeline.stages.export import SPARSE
+
+VERSION = 1
+ACCELERATED = "model.sparse.onnx"
+LIBRARY = Path("kernels", "libmfac_sparse.so")
+
+
+def built_library() -> Path | None:
+    """The shared library of the sparse kernels; None where it was not built."""
+    try:
+        return kernel_library()
+    except ValueError:
+        return None
+
+
+def check_artifact(recipe: Recipe) -> None:
+    """Check, before any work, that the file to which the gates apply can be written.
+
+    Raises:
+        InputError: If it needs the kernels and they are not built.
+    """
+    if recipe.validate_.artifact == ACCELERATED:
+        try:
+            kernel_library()
+        except ValueError as error:
+            raise InputError(f"{recipe.where('validate.artifact')}: {error}") from error
+
+
+def check_written(recipe: Recipe, facts: Mapping[str, Any]) -> None:
+    """Check that the file to which the gates apply is there.
+
+    Args:
+        recipe: Names it.
+        facts: Of this stage.
+    Raises:
+        StageError: If it did not pay to write it.
+    """
+    if recipe.validate_.artifact == ACCELERATED and facts["state"] != "used":
+        raise StageError(
+            "accelerate",
+            f"{recipe.where('validate.artifact')}: must be a file that was written. {ACCELERATED} "
+            f"was not: {facts['reason']}. Use {SPARSE}.",
+        )
+
+
+def depends_on(context: RunContext) -> dict[str, Any]:
+    """What the choice depends on, beside the file: it is made by the clock of this machine."""
+    library = built_library()
+    return {
+        "sparse_kernels": context.recipe.export.sparse_kernels,
+        "library": library and hashlib.sha256(library.read_bytes()).hexdigest(),
+        "settings": [asdict(setting) for setting in _settings(context.recipe)],
+        "cpu": machine_load()["cpu"],
+        "samples": context.data.validation.fingerprint,
+    }
+
+
+def accelerate(context: RunContext, exported: Path, folder: Path) -> dict[str, Any]:
+    """Write ``model.sparse.onnx`` and the library to ``folder`` where that pays; returns facts."""
+    library, off = built_library(), context.recipe.export.sparse_kernels == "off"
+    settings = _settings(context.recipe)
+    speed = measure_speed(
+        exported / SPARSE, _feeds_of(context), settings, kernels=bool(library) and not off
+    )
+    state, reason = _state(speed, library, off)
+    if speed.model is not None:
+        write_model(speed.model, folder / ACCELERATED)
+        (folder / LIBRARY).parent.mkdir()
+        shutil.copyfile(library, folder / LIBRARY)
+    return {
+        "state": state,
+        "reason": reason,
+        "batch_size": settings[0].batch_size,
+        "layers": [_layer(layer) for layer in speed.layers],
+        "library_bytes": library.stat().st_size if speed.model is not None else None,
+    }
+
+
+def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]:
+    if off:
+        return "off", "export.sparse_kernels is off"
+    if library is None:
+        return "not built", "the sparse kernels were not built: no C++ compiler was there"
+    if speed.model is None:
+        return "no gain", speed.reason
+    return "used", "faster at every batch size and number of threads of validate.latency"
+
+
+def _settings(recipe: Recipe) -> list[Setting]:
+    """Where the file must be faster: what the recipe measures, or would by default."""
+    section = recipe.validate_.latency or LatencySection()
+    fixed = not recipe.export.dynamic_batch
+    sizes = (recipe.validate_.batch_size,) if fixed else section.batch_sizes
+    return [Setting(size, threads) for threads in section.threads for size in sizes]
+
+
+def _feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
+    split, name = context.data.validation, context.recipe.export.input_name
+
+    def feeds(batch_size: int) -> dict[str, np.ndarray]:
+        rows = torch.arange(batch_size) % len(split)
+        inputs, _ = next(iter(split.batches(batch_size, indices=rows)))
+        return {name: inputs.numpy()}
+
+    return feeds
+
+
+def _layer(layer: LayerSpeed) -> dict[str, Any]:
+    """A layer as plain JSON."""
+    times = [{**asdict(time), **asdict(time.setting)} for time in layer.times]
+    for time in times:
+        del time["setting"]
+    return {**asdict(layer), "shape": list(layer.shape), "times": times}

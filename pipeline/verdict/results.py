@@ -1,0 +1,85 @@
+"""From measurements to the parts of the report."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mfac_compress.export import LatencyComparison, Spread
+from mfac_compress.pipeline.verdict.report import (
+    FlopsResult,
+    LatencyResult,
+    MetricResult,
+    SizeResult,
+    SparseKernelsResult,
+    SpreadResult,
+)
+
+
+class MeasuredResult(NamedTuple):
+    """What is measured on each sparse file."""
+
+    metric: MetricResult
+    size_bytes: SizeResult
+    parity_error: float | None
+    latency: tuple[LatencyResult, ...]
+
+
+def measured_result(facts: Mapping[str, Any], latency: tuple[LatencyResult, ...]) -> MeasuredResult:
+    """The report's form of what the stage validate says of one file."""
+    sizes = facts["size_bytes"]
+    ratio = sizes["sparse"]["compressed_bytes"] / sizes["dense"]["compressed_bytes"]
+    return MeasuredResult(
+        metric=MetricResult(**facts["metric"]),
+        size_bytes=SizeResult(**sizes, ratio=ratio),
+        parity_error=facts["parity_error"],
+        latency=latency,
+    )
+
+
+def sparse_kernels_result(
+    facts: Mapping[str, Any],
+    measured: Mapping[str, Any] | None,
+    latency: tuple[LatencyResult, ...],
+) -> SparseKernelsResult:
+    """The report's form of what is known of the file with sparse operators.
+
+    Args:
+        facts: Of the stage accelerate.
+        measured: What the stage validate says of the file; None where there is none.
+        latency: Of the file.
+    """
+    absent = {"metric": None, "size_bytes": None, "parity_error": None, "latency": ()}
+    found = absent if measured is None else measured_result(measured, latency)._asdict()
+    said = {key: value for key, value in facts.items() if key != "batch_size"}
+    return SparseKernelsResult(**said, **found)
+
+
+def flops_result(facts: Mapping[str, Any]) -> FlopsResult:
+    """Sum up the layers that the stage accelerate lists."""
+    counts = [(layer["macs"], layer["kept_macs"]) for layer in facts["layers"]]
+    dense, sparse = (sum(filter(None, column)) for column in zip(*counts, strict=True))
+    return FlopsResult(
+        batch_size=facts["batch_size"], dense=dense, sparse=sparse, ratio=sparse / max(1, dense)
+    )
+
+
+def latency_result(comparison: LatencyComparison) -> LatencyResult:
+    """The report's form of a comparison."""
+    dense, sparse = comparison.dense, comparison.sparse
+    return LatencyResult(
+        batch_size=comparison.batch_size,
+        threads=comparison.threads,
+        runs=comparison.runs,
+        calls_per_run=comparison.calls_per_run,
+        dense_wall=_spread(dense.wall),
+        sparse_wall=_spread(sparse.wall),
+        dense_cpu=_spread(dense.cpu),
+        sparse_cpu=_spread(sparse.cpu),
+        clock=comparison.clock,
+        ratio=comparison.ratio.median,
+        interval=(comparison.ratio.low, comparison.ratio.high),
+        verdict=comparison.verdict,
+    )
+
+
+def _spread(spread: Spread | None) -> SpreadResult | None:
+    return spread and SpreadResult(median_ms=spread.median_ms, iqr_ms=spread.iqr_ms)

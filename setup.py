@@ -1,0 +1,65 @@
+"""Build the sparse kernels where there is a C++ compiler; setup.cfg holds everything else.
+
+Without a compiler the install goes on, and `kernel_library()` says what is missing.
+"""
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("export", "kernels")
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+FLAGS += ["-fno-trapping-math", "-Wno-psabi", "-Wno-maybe-uninitialized", "-g0"]
+AVX2 = ["-mavx2", "-mfma"]
+X86_FLAGS = {
+    "simd_avx2.cpp": AVX2,
+    "simd_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
+}
+
+
+def is_x86():
+    """Whether the instruction sets of x86 can be compiled for."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+class BuildKernels(build_ext):
+    """A plain shared library, each instruction set's source with its own flags."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, ext):
+        objects = []
+        for source in ext.sources:
+            extra = X86_FLAGS.get(Path(source).name, []) if is_x86() else []
+            objects += self.compiler.compile(
+                [source], output_dir=self.build_temp, extra_postargs=FLAGS + extra
+            )
+        path = self.get_ext_fullpath(ext.name)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(objects, path, target_lang="c++")
+
+
+class AnyPython(bdist_wheel):
+    """The library knows no Python: one wheel serves every version of it."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+if __name__ == "__main__":
+    setup(
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPython},
+        ext_modules=[
+            Extension(
+                "mfac_compress.export.kernels.libmfac_sparse",
+                sources=sorted(str(path) for path in KERNELS.glob("*.cpp")),
+                depends=sorted(str(path) for path in KERNELS.rglob("*.hpp")),
+                language="c++",
+                optional=True,
+            )
+        ],
+    )

@@ -1,0 +1,84 @@
+"""Sessions of sparse operators, for each instruction set of this machine."""
+
+import platform
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, sparse_linear
+
+FLOATS = TensorProto.FLOAT
+
+
+def _instruction_sets():
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["portable"]
+    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    needs = {
+        "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
+        "avx2": {"avx2", "fma"},
+        "portable": set(),
+    }
+    return [name for name, flags in needs.items() if flags <= words]
+
+
+class Sessions:
+    """Opens models of sparse nodes with one library."""
+
+    def __init__(self, library):
+        self.library = str(library)
+
+    def open(self, nodes, outputs=None, *, threads=1):
+        """Nodes read graph inputs unless another node writes what they read."""
+        written = {name for node in nodes for name in node.node.output}
+        brought = {tensor.name for node in nodes for tensor in node.initializers}
+        read = {name for node in nodes for name in node.node.input if name}
+        inputs = sorted(read - written - brought)
+        graph = helper.make_graph(
+            [node.node for node in nodes],
+            "sparse",
+            [helper.make_tensor_value_info(name, FLOATS, None) for name in inputs],
+            [helper.make_tensor_value_info(name, FLOATS, None) for name in outputs or written],
+            [tensor for node in nodes for tensor in node.initializers],
+        )
+        return self.load(graph, threads)
+
+    def load(self, graph, threads=1):
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.register_custom_ops_library(self.library)
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@pytest.fixture(scope="session")
+def sessions_by_set(tmp_path_factory):
+    """Copies of the library, each of which has chosen another instruction set."""
+    opened = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _instruction_sets():
+            copy = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+            shutil.copy(kernel_library(), copy)
+            patch.setenv("MFAC_SPARSE_ISA", name)
+            opened[name] = Sessions(copy)
+            opened[name].open([sparse_linear("l", "x", "y", pack(np.ones((1, 1), np.float32)))])
+    return opened
+
+
+@pytest.fixture(params=_instruction_sets())
+def sessions(request, sessions_by_set):
+    return sessions_by_set[request.param]
+
+
+@pytest.fixture
+def any_sessions():
+    return Sessions(kernel_library())

@@ -1,0 +1,354 @@
+// Random and hostile nodes, run under the sanitizers with an ONNX Runtime that is played here.
+//
+// Every tensor lies in an allocation of just its size, so that a read or a write beyond it is seen.
+// A node may be refused; what is not allowed is anything that the sanitizers report.
+//     fuzz SECONDS [SEED]
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ort_abi.hpp"
+
+using namespace mfac::ort;
+
+extern "C" Status* RegisterCustomOps(SessionOptions*, const ApiBase*);
+
+namespace mfac::ort {
+struct Status {};
+struct Value {
+  ElementType type;
+  std::vector<int64_t> shape;
+  std::unique_ptr<char[]> data;  // of just the right size
+};
+struct TensorInfo {
+  const Value* value;
+};
+struct KernelInfo {
+  std::map<std::string, std::vector<int64_t>> ints;
+  std::map<std::string, std::string> words;
+  std::vector<std::unique_ptr<Value>> inputs;  // null: not there
+};
+struct KernelContext {
+  KernelInfo* node;
+  std::unique_ptr<Value> output;
+};
+}  // namespace mfac::ort
+
+namespace {
+
+constexpr int64_t kLargestOutput = int64_t{1} << 22;
+std::mt19937_64 generator;
+std::vector<const CustomOp*> ops;
+Status refused;
+
+int64_t pick(int64_t least, int64_t most) {
+  return std::uniform_int_distribution<int64_t>(least, most)(generator);
+}
+bool chance(double share) { return pick(0, 999) < share * 1000; }
+
+int64_t count(const std::vector<int64_t>& shape) {
+  int64_t all = 1;
+  for (int64_t size : shape)
+    all = size < 0 || all > kLargestOutput ? kLargestOutput + 1 : all * size;
+  return all;
+}
+
+std::unique_ptr<Value> tensor(ElementType type, std::vector<int64_t> shape) {
+  auto value = std::make_unique<Value>();
+  value->type = type;
+  value->data = std::make_unique<char[]>(static_cast<size_t>(count(shape)) * 4);
+  auto* numbers = reinterpret_cast<float*>(value->data.get());
+  for (int64_t i = 0; type == kFloat && i < count(shape); ++i)
+    numbers[i] = static_cast<float>(pick(-100, 100)) / 50;
+  if (type == kFloat && count(shape) > 0 && chance(0.03))
+    numbers[pick(0, count(shape) - 1)] = chance(0.5) ? __builtin_nanf("") : __builtin_inff();
+  value->shape = std::move(shape);
+  return value;
+}
+
+std::unique_ptr<Value> int_tensor(const std::vector<int32_t>& numbers) {
+  auto value = tensor(kInt32, {static_cast<int64_t>(numbers.size())});
+  if (!numbers.empty()) std::memcpy(value->data.get(), numbers.data(), numbers.size() * 4);
+  return value;
+}
+
+// The function table, by position.
+void* table[300];
+template <class Function>
+void set(int position, Function function) {
+  table[position] = reinterpret_cast<void*>(+function);
+}
+
+void fill_table() {
+  set(0, [](ErrorCode, const char*) -> Status* { return &refused; });
+  set(26, [](const char*, CustomOpDomain** out) -> Status* {
+    *out = reinterpret_cast<CustomOpDomain*>(&refused);
+    return nullptr;
+  });
+  set(27, [](CustomOpDomain*, const void* op) -> Status* {
+    ops.push_back(static_cast<const CustomOp*>(op));
+    return nullptr;
+  });
+  set(28, [](SessionOptions*, CustomOpDomain*) -> Status* { return nullptr; });
+  set(51, [](Value* value, void** out) -> Status* {
+    *out = value->data.get();
+    return nullptr;
+  });
+  set(60, [](const TensorInfo* info, ElementType* out) -> Status* {
+    *out = info->value->type;
+    return nullptr;
+  });
+  set(61, [](const TensorInfo* info, size_t* out) -> Status* {
+    *out = info->value->shape.size();
+    return nullptr;
+  });
+  set(62, [](const TensorInfo* info, int64_t* out, size_t size) -> Status* {
+    for (size_t i = 0; i < size; ++i) out[i] = info->value->shape[i];
+    return nullptr;
+  });
+  set(65, [](const Value* value, TensorInfo** out) -> Status* {
+    *out = new TensorInfo{value};
+    return nullptr;
+  });
+  set(85, [](const KernelInfo* node, const char* name, float* out) -> Status* {
+    const auto found = node->ints.find(name);
+    if (found == node->ints.end()) return &refused;
+    *out = static_cast<float>(found->second[0]);
+    return nullptr;
+  });
+  set(86, [](const KernelInfo* node, const char* name, int64_t* out) -> Status* {
+    const auto found = node->ints.find(name);
+    if (found == node->ints.end()) return &refused;
+    *out = found->second[0];
+    return nullptr;
+  });
+  set(87, [](const KernelInfo* node, const char* name, char* out, size_t* size) -> Status* {
+    const auto found = node->words.find(name);
+    if (found == node->words.end()) return &refused;
+    if (out != nullptr) std::memcpy(out, found->second.c_str(), found->second.size() + 1);
+    *size = found->second.size() + 1;
+    return nullptr;
+  });
+  set(88, [](const KernelContext* call, size_t* out) -> Status* {
+    *out = call->node->inputs.size();
+    return nullptr;
+  });
+  set(90, [](const KernelContext* call, size_t index, const Value** out) -> Status* {
+    *out = call->node->inputs[index].get();
+    return nullptr;
+  });
+  set(91,
+      [](KernelContext* call, size_t, const int64_t* shape, size_t rank, Value** out) -> Status* {
+        const std::vector<int64_t> all(shape, shape + rank);
+        if (count(all) > kLargestOutput) return &refused;  // as if out of memory
+        call->output = tensor(kFloat, all);
+        *out = call->output.get();
+        return nullptr;
+      });
+  set(93, [](Status*) {});
+  set(99, [](TensorInfo* info) { delete info; });
+  set(163, [](const KernelInfo* node, const char* name, int64_t* out, size_t* size) -> Status* {
+    const auto found = node->ints.find(name);
+    if (found == node->ints.end()) return &refused;
+    *size = found->second.size();
+    if (out != nullptr) std::memcpy(out, found->second.data(), *size * sizeof(int64_t));
+    return nullptr;
+  });
+  set(249, [](const KernelInfo* node, size_t index, int* constant, const Value** out) -> Status* {
+    if (index >= node->inputs.size() || !node->inputs[index]) return &refused;
+    *constant = 1;
+    *out = node->inputs[index].get();
+    return nullptr;
+  });
+  set(274,
+      [](const KernelContext*, void (*task)(void*, size_t), size_t total, size_t,
+         void* argument) -> Status* {
+        for (size_t i = total; i > 0; --i) task(argument, i - 1);  // in any order
+        return nullptr;
+      });
+}
+
+// Replace a number by one that a file should not hold.
+void spoil(int64_t& number) {
+  static const int64_t bad[] = {0,
+                                -1,
+                                1,
+                                2,
+                                7,
+                                255,
+                                32768,
+                                32769,
+                                1 << 20,
+                                INT32_MAX,
+                                int64_t{1} << 31,
+                                int64_t{1} << 40,
+                                INT64_MAX,
+                                INT64_MIN};
+  number = bad[pick(0, std::size(bad) - 1)];
+}
+void spoil(int32_t& number) {
+  int64_t wide = number;
+  spoil(wide);
+  number = chance(0.5) ? number + static_cast<int32_t>(pick(-2, 2)) : static_cast<int32_t>(wide);
+}
+
+struct Size {
+  int64_t outputs, inputs, parts, block;
+};
+
+void add_weights(KernelInfo& node, const Size& size, bool hostile) {
+  const int64_t groups = (size.outputs + size.block - 1) / size.block * size.parts;
+  const double kept = std::vector<double>{0, 0.05, 0.3, 1}[pick(0, 3)];
+  std::vector<int32_t> starts{0}, indices;
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t i = 0; i < size.inputs; ++i)
+      if (chance(kept)) indices.push_back(static_cast<int32_t>(i));
+    starts.push_back(static_cast<int32_t>(indices.size()));
+  }
+  int64_t stored = static_cast<int64_t>(indices.size());
+  int64_t width = size.block;
+  if (hostile && chance(0.4) && !indices.empty()) {  // mostly a group's last, which may be large
+    const int32_t last = starts[pick(1, starts.size() - 1)] - 1;
+    spoil(indices[last >= 0 && chance(0.8) ? last : pick(0, stored - 1)]);
+  }
+  if (hostile && chance(0.3)) spoil(starts[pick(0, starts.size() - 1)]);
+  if (hostile && chance(0.1)) starts.resize(pick(0, starts.size() + 2));
+  if (hostile && chance(0.1)) indices.resize(pick(0, indices.size() + 2));
+  if (hostile && chance(0.1)) stored = pick(0, stored + 2);
+  if (hostile && chance(0.1)) width = pick(0, 17);
+  node.inputs.push_back(tensor(kFloat, {stored, width}));
+  node.inputs.push_back(int_tensor(indices));
+  node.inputs.push_back(int_tensor(starts));
+  const int64_t biases = size.outputs * size.parts + (hostile && chance(0.1) ? pick(-1, 1) : 0);
+  node.inputs.push_back(chance(0.5) ? tensor(kFloat, {biases}) : nullptr);
+}
+
+void add_common(KernelInfo& node, int64_t block) {
+  node.ints["block"] = {block};
+  node.words["activation"] =
+      std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
+  node.ints["min"] = {-1};
+  node.ints["max"] = {1};
+}
+
+void make_linear(KernelInfo& node, bool hostile) {
+  const Size size{pick(1, 40), pick(1, chance(0.1) ? 3000 : 60), 1, int64_t{1} << 2 * pick(0, 2)};
+  node.ints["out_features"] = {size.outputs};
+  node.ints["in_features"] = {size.inputs};
+  const int64_t rows = chance(0.5) ? pick(0, 4) : pick(0, 70);
+  node.inputs.push_back(tensor(kFloat, {rows, size.inputs}));
+  add_weights(node, size, hostile);
+  add_common(node, size.block);
+  if (chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
+}
+
+std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s) {
+  if (!planes) return s;
+  const int64_t plane = (s[2] + 2) * (s[3] + 1);
+  return {s[0] * s[1] + (32 + plane - 1) / plane, s[2] + 2, s[3] + 1};
+}
+
+void make_conv(KernelInfo& node, bool hostile) {
+  const int64_t parts = chance(0.7) ? 1 : pick(2, 4);
+  const bool usual = chance(0.6);  // a 3x3 window with a border of 1, or a 1x1 window
+  const int64_t border = pick(0, 1);
+  auto pair = [&](int64_t least, int64_t most, int64_t otherwise) {
+    return usual ? std::vector<int64_t>{otherwise, otherwise}
+                 : std::vector<int64_t>{pick(least, most), pick(least, most)};
+  };
+  const std::vector<int64_t> kernel = pair(1, 5, 1 + 2 * border), strides = pair(1, 4, 1);
+  const std::vector<int64_t> dilations = pair(1, 3, 1);
+  std::vector<int64_t> pads(4, border);
+  for (int64_t& pad : pads) pad = usual ? border : pick(0, 4);
+  const int64_t channels = pick(1, 9);
+  const Size size{pick(1, 12), channels * kernel[0] * kernel[1], parts,
+                  int64_t{1} << 2 * pick(0, 2)};
+  node.ints = {{"kernel_shape", kernel},
+               {"strides", strides},
+               {"dilations", dilations},
+               {"pads", pads},
+               {"group", {parts}},
+               {"in_channels", {channels * parts}},
+               {"out_channels", {size.outputs * parts}}};
+  const bool x_planes = chance(0.5), y_planes = chance(0.5), r_planes = chance(0.5);
+  node.words["input_layout"] = x_planes ? "planes" : "nchw";
+  node.words["output_layout"] = y_planes ? "planes" : "nchw";
+  node.words["residual_layout"] = r_planes ? "planes" : "nchw";
+  const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts, pick(1, 20),
+                                  pick(1, 20)};
+  node.inputs.push_back(tensor(kFloat, image_shape(x_planes, x)));
+  if (x_planes) {  // nothing was seen that is not finite
+    Value& value = *node.inputs[0];
+    const int64_t end = x[0] * x[1] * value.shape[1] * value.shape[2] + 31;
+    reinterpret_cast<float*>(value.data.get())[end] = chance(0.1);
+  }
+  add_weights(node, size, hostile);
+  add_common(node, size.block);
+  std::vector<int64_t> y = {x[0], size.outputs * parts};
+  for (int i = 0; i < 2; ++i)
+    y.push_back(
+        (x[i + 2] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) / strides[i] + 1);
+  if (chance(0.5) && y[2] > 0 && y[3] > 0)
+    node.inputs.push_back(tensor(kFloat, image_shape(r_planes, y)));
+}
+
+// Create and run one node. Tells whether it was run to its end.
+bool run(const CustomOp& op, const Api* api, KernelInfo& node) {
+  void* kernel = nullptr;
+  if (op.create_kernel_v2(&op, api, &node, &kernel) != nullptr) return false;
+  KernelContext call{&node, nullptr};
+  bool good = true;
+  for (int again = 0; again < 2; ++again) good = op.compute_v2(kernel, &call) == nullptr && good;
+  op.destroy(kernel);
+  return good;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
+  generator.seed(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
+  fill_table();
+  const Api* api = reinterpret_cast<const Api*>(table);
+  static const Api* given = api;
+  const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
+  RegisterCustomOps(nullptr, &base);
+  if (ops.size() != 2) return 2;
+
+  const auto start = std::chrono::steady_clock::now();
+  int64_t nodes = 0, finished = 0, broken = 0;
+  while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
+         seconds) {
+    const bool hostile = chance(0.5);
+    const bool linear = chance(0.4);
+    KernelInfo node;
+    linear ? make_linear(node, hostile) : make_conv(node, hostile);
+    if (hostile && chance(0.4)) {
+      auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
+      spoil(at->second[pick(0, at->second.size() - 1)]);
+    }
+    if (hostile && chance(0.1)) node.ints.erase(node.ints.begin());
+    if (hostile && chance(0.2) && !node.inputs[0]->shape.empty()) {
+      auto shape = node.inputs[0]->shape;
+      shape[pick(0, shape.size() - 1)] = pick(0, 40);
+      if (count(shape) <= kLargestOutput) node.inputs[0] = tensor(kFloat, shape);
+    }
+    // In a thread of its own, so that working memory is not larger than this node needs.
+    bool good = false;
+    std::thread([&] { good = run(*ops[linear ? 0 : 1], api, node); }).join();
+    ++nodes;
+    finished += good;
+    broken += !good && !hostile;
+  }
+  std::printf("%lld nodes, %lld of them run\n", static_cast<long long>(nodes),
+              static_cast<long long>(finished));
+  // Refusing what is sound would hide what is not looked at. Windows larger than their input are.
+  return finished * 3 > nodes && broken * 2 < nodes ? 0 : 3;
+}

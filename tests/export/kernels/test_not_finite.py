@@ -1,0 +1,92 @@
+"""NaN and infinities come out as of ONNX Runtime's own dense operators."""
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from mfac_compress.export.sparse import pack, sparse_conv, sparse_linear
+
+BAD = (np.nan, np.inf, -np.inf)
+
+
+def _sparse(random, *shape):
+    weight = random.standard_normal(shape).astype(np.float32)
+    return weight * (random.random(shape) < 0.2)
+
+
+def _dense(sessions, nodes, arrays, inputs):
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info(name, 1, None) for name in inputs],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return sessions.load(graph).run(None, inputs)[0]
+
+
+def _assert_same(found, expected):
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    there = ~np.isnan(expected)
+    np.testing.assert_allclose(found[there], expected[there], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("rows", [1, 20, 100])
+def test_linear(sessions, rows, bad):
+    random = np.random.default_rng(0)
+    weight, bias = _sparse(random, 30, 50), _sparse(random, 30)
+    weight[7] = 1  # an output that reads everything gives an infinity, the others NaN
+    x = random.standard_normal((rows, 50)).astype(np.float32)
+    x[rows // 2, 13] = bad
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
+    expected = _dense(sessions, nodes, {"w": weight, "b": bias}, {"x": x})
+    assert not np.isfinite(expected).all()
+    found = sessions.open([sparse_linear("l", "x", "y", pack(weight), bias=bias)])
+    _assert_same(found.run(None, {"x": x})[0], expected)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("batch", [1, 9])
+@pytest.mark.parametrize("layout", ["nchw", "planes"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_conv_chain(sessions, layout, batch, bad, activation):
+    random = np.random.default_rng(0)
+    first, second = _sparse(random, 12, 6, 3, 3), _sparse(random, 8, 12, 3, 3)
+    x = random.standard_normal((batch, 6, 9, 14)).astype(np.float32)
+    x[batch // 2, 2, 0, 13] = bad
+    around = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], **around)]
+    middle = "c"
+    if activation == "relu":
+        nodes.append(helper.make_node("Relu", ["c"], ["a"]))
+        middle = "a"
+    nodes.append(helper.make_node("Conv", [middle, "v"], ["y"], **around))
+    expected = _dense(sessions, nodes, {"w": first, "v": second}, {"x": x})
+    assert not np.isfinite(expected).all()
+    pads = (1, 1, 1, 1)
+    found = sessions.open(
+        [
+            sparse_conv("a", "x", "m", pack(first), pads=pads, output_layout=layout,
+                        activation=activation),
+            sparse_conv("b", "m", "y", pack(second, block=4), pads=pads, input_layout=layout),
+        ],
+        ["y"],
+    )  # fmt: skip
+    _assert_same(found.run(None, {"x": x})[0], expected)
+
+
+def test_an_overflow_between_two_convolutions_is_seen(sessions):
+    first = np.full((4, 4, 1, 1), 1e20, dtype=np.float32)
+    second = np.zeros((4, 4, 3, 3), dtype=np.float32)
+    nodes = [
+        sparse_conv("a", "x", "m", pack(first), output_layout="planes"),
+        sparse_conv("b", "m", "y", pack(second), pads=(1, 1, 1, 1), input_layout="planes"),
+    ]
+    session = sessions.open(nodes, ["y"])
+    x = np.ones((1, 4, 8, 8), dtype=np.float32)
+    assert (session.run(None, {"x": x})[0] == 0).all()
+    x[0, 0, 4, 4] = 1e20
+    y = session.run(None, {"x": x})[0]
+    assert np.isnan(y[:, :, 3:6, 3:6]).all()
+    assert np.isnan(y).sum() == 4 * 9

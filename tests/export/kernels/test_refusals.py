@@ -1,0 +1,156 @@
+"""What does not fit is an error of ONNX Runtime, at load where it can be, and never a crash."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from mfac_compress.export.sparse import SparseNode, pack, planes_shape, sparse_conv, sparse_linear
+
+WEIGHT = np.eye(8, dtype=np.float32)
+KERNEL = np.ones((4, 2, 3, 3), dtype=np.float32)
+
+
+def _with(node, **attributes):
+    """Return the node with some of its attributes replaced."""
+    changed = SparseNode(type(node.node)(), node.initializers)
+    changed.node.CopyFrom(node.node)
+    kept = [a for a in changed.node.attribute if a.name not in attributes]
+    del changed.node.attribute[:]
+    changed.node.attribute.extend(kept)
+    for name, value in attributes.items():
+        if value is not None:
+            changed.node.attribute.append(helper.make_attribute(name, value))
+    return changed
+
+
+def _ints(*values):
+    return np.array(values, dtype=np.int32)
+
+
+PACKED = pack(WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (replace(PACKED, indices=_ints(0, 1, 2, 3, 4, 5, 6, 8)), r"lie in \[0, 8\)"),
+        (replace(PACKED, indices=_ints(0, 1, 2, 3, 4, 5, 6, -1)), r"lie in \[0, 8\)"),
+        (replace(PACKED, starts=_ints(0, 2, 1, 3, 4, 5, 6, 7, 8)), "must not fall"),
+        (replace(PACKED, starts=_ints(0, 2, 2, 3, 4, 5, 6, 7, 8), indices=_ints(*[0] * 8)), "rise"),
+        (replace(PACKED, starts=_ints(1, 1, 2, 3, 4, 5, 6, 7, 8)), "begin with 0"),
+        (replace(PACKED, starts=_ints(0, 1, 2, 3, 4, 5, 6, 7, 9)), "end with"),
+        (replace(PACKED, starts=_ints(0, 1, 2, 3, 4, 5, 6, 8)), "one entry a group"),
+        (replace(PACKED, values=np.ones((7, 1), np.float32)), "values must be"),
+        (replace(PACKED, values=np.ones((8, 4), np.float32)), "values must be"),
+        (replace(PACKED, values=np.ones(8, np.float32)), "2 dimensions"),
+        (replace(PACKED, indices=_ints()), "end with"),
+        (replace(PACKED, starts=_ints()), "one entry a group"),
+    ],
+)
+def test_broken_weights_are_refused_at_load(any_sessions, packed, message):
+    with pytest.raises(Exception, match=message):
+        any_sessions.open([sparse_linear("l", "x", "y", packed)])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"block": 3}, "block must be"),
+        ({"block": 4}, "one entry a group"),
+        ({"in_features": 0}, "must lie in"),
+        ({"in_features": -1}, "must lie in"),
+        ({"in_features": 2**62}, "must lie in"),
+        ({"out_features": None}, "must lie in"),
+        ({"out_features": 2**31}, "must lie in"),
+        ({"activation": "swish"}, "activation must be"),
+        ({"activation": "a" * 5000}, "longer than"),
+        ({"activation": "clip", "min": 2.0, "max": 1.0}, "min must not"),
+    ],
+)
+def test_attributes_of_linear_are_refused_at_load(any_sessions, attributes, message):
+    node = sparse_linear("l", "x", "y", PACKED)
+    with pytest.raises(Exception, match=message):
+        any_sessions.open([_with(node, **attributes)])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"group": 0}, "multiple of group"),
+        ({"group": 3}, "multiple of group"),
+        ({"in_channels": 2**62}, "too large|must lie in"),
+        ({"kernel_shape": [3]}, "2 numbers"),
+        ({"kernel_shape": [0, 3]}, "must lie in"),
+        ({"kernel_shape": [2**40, 2**40]}, "must lie in"),
+        ({"kernel_shape": list(range(1, 40))}, "at most 16"),
+        ({"strides": [0, 1]}, "must lie in"),
+        ({"dilations": [1, -1]}, "must lie in"),
+        ({"pads": [-1, 0, 0, 0]}, "must lie in"),
+        ({"pads": [1, 1]}, "4 numbers"),
+        ({"input_layout": "nhwc"}, "nchw or planes"),
+    ],
+)
+def test_attributes_of_conv_are_refused_at_load(any_sessions, attributes, message):
+    node = sparse_conv("c", "x", "y", pack(KERNEL), pads=(1, 1, 1, 1))
+    with pytest.raises(Exception, match=message):
+        any_sessions.open([_with(node, **attributes)])
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])
+def test_weights_must_be_constant(any_sessions, index):
+    node = sparse_linear("l", "x", "y", PACKED)
+    kinds = {1: 1, 2: 6, 3: 6}
+    graph = helper.make_graph(
+        [node.node],
+        "open",
+        [
+            helper.make_tensor_value_info("x", 1, None),
+            helper.make_tensor_value_info(node.node.input[index], kinds[index], None),
+        ],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [t for t in node.initializers if t.name != node.node.input[index]],
+    )
+    with pytest.raises(Exception, match="must be a constant initializer"):
+        any_sessions.load(graph)
+
+
+def test_a_bias_must_be_constant(any_sessions):
+    node = sparse_linear("l", "x", "y", PACKED)
+    node.node.input[4] = "b"
+    session = any_sessions.open([node])
+    with pytest.raises(Exception, match="bias must be a constant"):
+        session.run(None, {"x": np.ones((2, 8), np.float32), "b": np.ones(8, np.float32)})
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (8, 7), (2, 3, 9), (3, 0)])
+def test_inputs_of_another_shape_are_refused(any_sessions, shape):
+    session = any_sessions.open([sparse_linear("l", "x", "y", PACKED)])
+    with pytest.raises(Exception, match=r"X must be \[\.\.\., 8\]"):
+        session.run(None, {"x": np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize("layout", ["nchw", "planes"])
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 5), (1, 3, 5, 5), (1, 2, 0, 5), (3, 6, 0), (3, 6, 5), (2, 7, 6), (1, 2, 1, 1)]
+)
+def test_images_of_another_shape_are_refused(any_sessions, layout, shape):
+    node = sparse_conv("c", "x", "y", pack(KERNEL), input_layout=layout)
+    session = any_sessions.open([node])
+    with pytest.raises(Exception, match=r"must be|must have"):
+        session.run(None, {"x": np.ones(shape, np.float32)})
+
+
+def test_a_residual_must_have_the_shape_of_the_output(any_sessions):
+    session = any_sessions.open([sparse_linear("l", "x", "y", PACKED, residual="r")])
+    with pytest.raises(Exception, match="residual must have"):
+        session.run(None, {"x": np.ones((2, 8), np.float32), "r": np.ones((1, 8), np.float32)})
+
+
+def test_an_empty_batch_gives_an_empty_batch(sessions):
+    session = sessions.open([sparse_linear("l", "x", "y", PACKED)])
+    assert session.run(None, {"x": np.ones((0, 8), np.float32)})[0].shape == (0, 8)
+    conv = sparse_conv("c", "x", "y", pack(KERNEL), output_layout="planes")
+    y = sessions.open([conv]).run(None, {"x": np.ones((0, 2, 5, 6), np.float32)})[0]
+    assert y.shape == planes_shape(0, 4, 3, 4)

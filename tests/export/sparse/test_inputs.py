@@ -1,0 +1,69 @@
+"""Inputs are made up from what the file says of them."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from mfac_compress.export import RandomInputs
+
+
+def _file(folder, **inputs):
+    """Inputs as (type, shape), all returned."""
+    infos = [helper.make_tensor_value_info(n, t, s) for n, (t, s) in inputs.items()]
+    nodes = [helper.make_node("Identity", [n], [f"{n}_out"]) for n in inputs]
+    outputs = [helper.make_tensor_value_info(f"{n}_out", t, s) for n, (t, s) in inputs.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", infos, outputs))
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_types_and_the_open_batch(tmp_path):
+    path = _file(
+        tmp_path,
+        image=(TensorProto.FLOAT, ["n", 3, 4]),
+        ids=(TensorProto.INT64, ["n", 5]),
+        mask=(TensorProto.BOOL, ["n", 5]),
+        half=(TensorProto.FLOAT16, [2, 2]),
+    )
+    made = RandomInputs(path)(7)
+    assert {name: array.shape for name, array in made.items()} == {
+        "image": (7, 3, 4), "ids": (7, 5), "mask": (7, 5), "half": (2, 2),
+    }  # fmt: skip
+    assert [made[name].dtype for name in ("image", "ids", "mask", "half")] == [
+        np.float32, np.int64, np.bool_, np.float16,
+    ]  # fmt: skip
+    assert set(made["ids"].ravel()) <= {0, 1}
+
+
+def test_other_open_axes_must_be_given(tmp_path):
+    path = _file(tmp_path, ids=(TensorProto.INT64, ["n", "length"]))
+    with pytest.raises(ValueError, match=r"ids.*length.*for example ids=1,128"):
+        RandomInputs(path)
+    assert RandomInputs(path, {"ids": (1, 32)})(4)["ids"].shape == (4, 32)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 2, 3), (1, 9), (1, -4)])
+def test_a_shape_that_does_not_fit_is_refused(tmp_path, shape):
+    path = _file(tmp_path, x=(TensorProto.FLOAT, ["n", 8]))
+    with pytest.raises(ValueError, match="must fit"):
+        RandomInputs(path, {"x": shape})
+
+
+def test_a_name_that_there_is_not_is_refused(tmp_path):
+    path = _file(tmp_path, x=(TensorProto.FLOAT, ["n", 8]))
+    with pytest.raises(ValueError, match=r"inputs x\. Got y"):
+        RandomInputs(path, {"y": (1, 8)})
+
+
+def test_a_fixed_batch_is_the_only_one(tmp_path):
+    inputs = RandomInputs(_file(tmp_path, x=(TensorProto.FLOAT, [2, 8])))
+    assert inputs.fixed_batch == 2
+    with pytest.raises(ValueError, match="must be 2"):
+        inputs(1)
+
+
+def test_inputs_that_are_not_numbers_are_refused(tmp_path):
+    path = _file(tmp_path, words=(TensorProto.STRING, ["n"]))
+    with pytest.raises(ValueError, match="tensor of numbers"):
+        RandomInputs(path)

@@ -1,0 +1,108 @@
+"""Between sparse convolutions values stay in the kernels' own layout, and nowhere else."""
+
+import numpy as np
+
+from mfac_compress.export.sparse.find import fuse
+from mfac_compress.export.sparse.layout import KINDS, Placement, chains, in_planes, placed
+
+IMAGES = {"x": ["n", 8, 9, 7]}
+PADDED = {"pads": [1, 1, 1, 1]}
+
+
+def _residual_net(make_model, sparse_weight, ending=(), outputs=("r2",)):
+    """Two convolutions, the sum with the first one's output, and what is behind it."""
+    nodes = [
+        ("Conv", ["x", "w0"], ["c0"], PADDED),
+        ("Relu", ["c0"], ["r0"]),
+        ("Conv", ["r0", "w1"], ["c1"], PADDED),
+        ("Relu", ["c1"], ["r1"]),
+        ("Conv", ["r1", "w2"], ["c2"], PADDED),
+        ("Add", ["c2", "r0"], ["a2"]),
+        ("Relu", ["a2"], ["r2"]),
+        *ending,
+    ]
+    weights = {f"w{n}": sparse_weight(8, 8, 3, 3, seed=n) for n in range(3)}
+    return make_model(nodes, IMAGES, outputs, **weights)
+
+
+def test_a_chain_with_a_residual_changes_layout_at_its_ends_only(
+    rewritten, make_model, sparse_weight
+):
+    found = rewritten(_residual_net(make_model, sparse_weight))
+    layouts = [(a["input_layout"], a["output_layout"]) for a in found.attributes]
+    assert layouts == [(b"nchw", b"planes"), (b"planes", b"planes"), (b"planes", b"nchw")]
+    assert found.attributes[-1]["residual_layout"] == b"planes"
+
+
+def test_what_another_operator_reads_or_the_graph_returns_is_not_in_planes(
+    rewritten, make_model, sparse_weight
+):
+    model = _residual_net(make_model, sparse_weight, [("Neg", ["r0"], ["n"])], ["r2", "n", "r1"])
+    found = rewritten(model)
+    assert {a["output_layout"] for a in found.attributes if "output_layout" in a} == {b"nchw"}
+
+
+def test_the_layers_that_stay_get_images_in_their_own_layout(rewritten, make_model, sparse_weight):
+    found = rewritten(_residual_net(make_model, sparse_weight), only=lambda o: o.y != "r1")
+    assert found.kinds == ["SparseConv", "Conv", "Relu", "SparseConv"]
+
+
+def test_chains_are_what_hands_images_on(find, make_model, sparse_weight):
+    model = _residual_net(make_model, sparse_weight, [("Neg", ["r2"], ["n"])], ["n"])
+    graph, layers, shapes = find(model)
+    operators = fuse(graph, layers, shapes)
+    assert chains(graph, operators) == [operators]
+    assert in_planes(graph, dict.fromkeys(operators, Placement(1))) == {"r0", "r1"}
+    assert in_planes(graph, dict.fromkeys(operators[:1], Placement(1))) == frozenset()
+
+
+def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_weight):
+    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains by the border."""
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"]),
+        ("Conv", ["a", "w1"], ["b"], PADDED),
+        ("Conv", ["b", "w0"], ["y"]),
+    ]
+    weights = {"w0": sparse_weight(8, 8, 1, 1), "w1": sparse_weight(8, 8, 3, 3)}
+    graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
+    blocks = dict.fromkeys(fuse(graph, layers, shapes), 4)
+    kinds = {kind: in_planes(graph, placed(graph, blocks, kind)) for kind in KINDS}
+    assert kinds == {"all": {"a", "b"}, "windowed": {"a"}, "none": frozenset()}
+
+
+def test_the_shortcut_of_thin_resnets_is_a_convolution_within_a_chain(
+    rewritten, make_model, sparse_weight
+):
+    """x[:, :, ::2, ::2] with channels of zeros before and behind."""
+    every = {"starts": [0], "ends": [2**63 - 1], "h": [2], "w": [3], "step": [2]}
+    nodes = [
+        ("Conv", ["x", "w0"], ["r0"], PADDED),
+        ("Slice", ["r0", "starts", "ends", "h", "step"], ["s0"]),
+        ("Slice", ["s0", "starts", "ends", "w", "step"], ["s1"]),
+        ("Pad", ["s1", "pads"], ["p"]),
+        ("Conv", ["r0", "w1"], ["c1"], {"strides": [2, 2], **PADDED}),
+        ("Add", ["c1", "p"], ["a"]),
+        ("Relu", ["a"], ["y"]),
+    ]
+    model = make_model(
+        nodes, IMAGES, ["y"], w0=sparse_weight(8, 8, 3, 3), w1=sparse_weight(16, 8, 3, 3),
+        pads=np.array([0, 4, 0, 0, 0, 4, 0, 0]),
+        **{name: np.array(value) for name, value in every.items()},
+    )  # fmt: skip
+    found = rewritten(model)
+    assert found.kinds == ["SparseConv"] * 3
+    assert found.attributes[1]["input_layout"] == found.attributes[1]["output_layout"] == b"planes"
+
+
+def test_other_slices_and_pads_stay(rewritten, make_model, sparse_weight):
+    numbers = {"one": [1], "end": [2**63 - 1], "h": [2], "step": [2], "zero": [0]}
+    pads = {"edge": [0, 0, 1, 0, 0, 4, 0, 0], "channels": [0, 4, 0, 0, 0, 4, 0, 0]}
+    for start, pad in (("one", "channels"), ("zero", "edge")):
+        nodes = [
+            ("Conv", ["x", "w0"], ["r0"], PADDED),
+            ("Slice", ["r0", start, "end", "h", "step"], ["s0"]),
+            ("Pad", ["s0", pad], ["y"]),
+        ]
+        constants = {name: np.array(value) for name, value in (numbers | pads).items()}
+        model = make_model(nodes, IMAGES, ["y"], w0=sparse_weight(8, 8, 3, 3), **constants)
+        assert rewritten(model).kinds == ["SparseConv", "Slice", "Pad"]

@@ -1,0 +1,188 @@
+"""What is replaced follows from the times, and from nothing else. No clock runs here."""
+
+import numpy as np
+import onnx
+import pytest
+
+from mfac_compress.export import Setting, measure_speed, write_model
+from mfac_compress.export.sparse import choose, speed, whole
+from mfac_compress.export.sparse.difference import largest_difference
+from mfac_compress.export.sparse.nodes import DOMAIN
+
+SETTINGS = [Setting(1, 1), Setting(8, 1)]
+
+
+def _feeds_of(batch):
+    return {"x": np.ones((batch, 12), np.float32)}
+
+
+@pytest.fixture
+def two_layers(make_model, sparse_weight, tmp_path):
+    """A layer that is mostly zeros, one that is not, and a product of activations."""
+    nodes = [
+        ("MatMul", ["x", "w"], ["a"]),
+        ("Relu", ["a"], ["r"]),
+        ("MatMul", ["r", "v"], ["b"]),
+        ("Add", ["b", "c"], ["y"]),
+    ]
+    weights = {"w": sparse_weight(12, 8), "v": sparse_weight(8, 4, kept=0.9)}
+    model = make_model(nodes, {"x": ["n", 12]}, ["y"], c=np.ones(4, np.float32), **weights)
+    write_model(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def times(monkeypatch, kernels):
+    """Say how long a model takes: its sparse operators' names and block sizes -> milliseconds."""
+
+    def say(milliseconds):
+        def race(models, feeds, *, threads, rounds):
+            batch = next(iter(feeds.values())).shape[0]
+            return [[milliseconds(_blocks(model), batch)] * 3 for model in models]
+
+        monkeypatch.setattr(choose, "race", race)
+        monkeypatch.setattr(whole, "race", race)
+
+    return say
+
+
+def _blocks(model):
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    return [a.i for node in nodes for a in node.attribute if a.name == "block"]
+
+
+def test_a_layer_that_is_faster_is_replaced(two_layers, times):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+
+    onnx.checker.check_model(found.model)
+    assert [layer.block is not None for layer in found.layers] == [True, False]
+    assert found.layers[0].times[0].ratio == 0.5
+    assert "fewer than 30%" in found.layers[1].reason
+    assert [(one.setting, one.ratio) for one in found.whole] == [(s, 0.5) for s in SETTINGS]
+    assert found.reason == ""
+
+
+def test_a_layer_that_is_slower_at_one_batch_size_is_not(two_layers, times):
+    times(lambda blocks, batch: 2.0 if blocks and batch == 8 else 1.0 if not blocks else 0.1)
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert found.model is None
+    assert found.layers[0].reason == "not faster"
+    assert found.reason == "no layer is faster as a sparse operator"
+
+
+def test_the_fastest_block_size_is_taken(make_model, tmp_path, times):
+    weight = np.kron(np.eye(3, dtype=np.float32), np.ones((8, 8), np.float32))
+    model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 24]}, ["y"], w=weight)
+    write_model(model, tmp_path / "model.onnx")
+    times(lambda blocks, batch: {1: 0.5, 4: 0.2, 8: 0.1, 16: 0.3}[blocks[0]] if blocks else 1.0)
+    found = measure_speed(
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 24), np.float32)}, SETTINGS
+    )
+    assert found.layers[0].block == 8
+
+
+def test_blocks_that_would_be_mostly_padding_are_not_tried(two_layers, times):
+    tried = set()
+    times(lambda blocks, batch: tried.update(blocks) or 1.0)
+    measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert 1 in tried
+    assert 16 not in tried
+
+
+def test_a_whole_model_that_is_not_faster_is_not_written(two_layers, times, monkeypatch):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    monkeypatch.setattr(whole, "race", lambda models, *_, **__: [[1.0] * 3 for _ in models])
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert found.model is None
+    assert found.layers[0].reason == "faster on its own, but not in the whole model"
+    assert "whole model" in found.reason
+
+
+def test_a_chain_is_timed_as_one_piece(make_model, sparse_weight, tmp_path, times):
+    """Each convolution alone is slower, both together are faster: only changes of layout cost."""
+    nodes = [
+        ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]}),
+        ("Conv", ["a", "v"], ["y"], {"pads": [1, 1, 1, 1]}),
+    ]
+    weights = {"w": sparse_weight(8, 3, 3, 3), "v": sparse_weight(8, 8, 3, 3, seed=1)}
+    model = make_model(nodes, {"x": ["n", 3, 6, 6]}, ["y"], **weights)
+    write_model(model, tmp_path / "model.onnx")
+    times(lambda blocks, batch: [2.0, 3.0, 1.0][len(blocks)])
+    found = measure_speed(
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 3, 6, 6), np.float32)}, SETTINGS
+    )
+    assert [layer.block for layer in found.layers] == [1, 1]
+    assert {layer.reason for layer in found.layers} == {"saves changes of layout around it"}
+
+
+def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):
+    found = measure_speed(two_layers, _feeds_of, SETTINGS[1:], kernels=False)
+    weights = [t for t in onnx.load(two_layers).graph.initializer if t.name in "wv"]
+    kept = [np.count_nonzero(onnx.numpy_helper.to_array(t)) for t in weights]
+    assert [layer.macs for layer in found.layers] == [8 * 12 * 8, 8 * 8 * 4]
+    assert [layer.kept_macs for layer in found.layers] == [8 * count for count in kept]
+
+
+def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch):
+    def missing():
+        raise ValueError("The sparse kernels must be built")
+
+    monkeypatch.setattr(speed, "kernel_library", missing)
+    with pytest.raises(ValueError, match="must be built"):
+        measure_speed(two_layers, _feeds_of, SETTINGS)
+    found = measure_speed(two_layers, _feeds_of, SETTINGS, kernels=False)
+    assert found.model is None
+    assert found.layers[0].sparsity == pytest.approx(0.8, abs=0.1)
+    assert found.layers[0].times == ()
+
+
+def test_a_real_race_ends_with_a_model_or_a_reason(two_layers, kernels):
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert (found.model is None) == bool(found.reason)
+
+
+def test_a_model_whose_outputs_differ_is_not_written(two_layers, times, monkeypatch):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    assert measure_speed(two_layers, _feeds_of, SETTINGS).difference < 1e-6
+    monkeypatch.setattr(speed, "largest_difference", lambda *_: 0.5)
+    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    assert found.model is None
+    assert found.layers[0].block is None
+    assert "differ by 0.5" in found.reason
+
+
+def test_differences_are_relative_and_see_what_is_not_finite(make_model):
+    def scaled(factor):
+        return make_model([("Mul", ["x", "f"], ["y"])], {"x": ["n", 2]}, ["y"], f=factor)
+
+    feeds = {"x": np.array([[10.0, 20.0]], np.float32)}
+    one, more = (scaled(np.float32(factor)) for factor in (1.0, 1.01))
+    assert largest_difference(one, more, feeds) == pytest.approx(0.01, rel=1e-4)
+    assert largest_difference(one, scaled(np.float32(np.nan)), feeds) == np.inf
+
+
+@pytest.fixture
+def four_convolutions(make_model, sparse_weight, tmp_path):
+    """Sparse, sparse, dense, sparse."""
+    kept = {"w0": 0.2, "w1": 0.2, "w2": 1.0, "w3": 0.2}
+    nodes = [
+        ("Conv", [before, name], [after], {"pads": [1, 1, 1, 1]})
+        for before, name, after in zip("xabc", kept, "abcy", strict=True)
+    ]
+    weights = {
+        name: sparse_weight(8, 8, 3, 3, seed=seed, kept=share)
+        for seed, (name, share) in enumerate(kept.items())
+    }
+    model = make_model(nodes, {"x": ["n", 8, 6, 6]}, ["y"], **weights)
+    write_model(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 6, 6), np.float32)}
+
+
+def test_a_chain_that_does_not_pay_is_cut_at_its_dense_layers(four_convolutions, times):
+    """Of all four as one piece nothing is faster; the pieces beside the dense layer are."""
+    times(lambda blocks, batch: {0: 1.0, 1: 0.5, 2: 0.4, 3: 3.0, 4: 3.0}[len(blocks)])
+    found = measure_speed(*four_convolutions, SETTINGS)
+    # The whole model with three is slower as well, with the better piece of two it is faster.
+    assert [layer.block is not None for layer in found.layers] == [True, True, False, False]
+    assert found.layers[3].reason == "faster on its own, but not in the whole model"

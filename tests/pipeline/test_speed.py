@@ -1,0 +1,133 @@
+"""``mfac-compress speed``: any ONNX file, and a way out of every mistake."""
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from mfac_compress.export import kernel_library, sparse_session
+from mfac_compress.export.sparse import choose, library, whole
+from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.pipeline.cli import main
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Token ids of an open length, a table, and a layer that is mostly zeros."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((16, 8)) * (rng.random((16, 8)) < 0.2)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["embedded"]),
+        helper.make_node("MatMul", ["embedded", "layer.weight"], ["y"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal((5, 16)).astype(np.float32), "table"),
+        numpy_helper.from_array(weight, "layer.weight"),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "length"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "length", 8])
+    graph = helper.make_graph(nodes, "g", [ids], [y], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def faster(monkeypatch):
+    try:
+        kernel_library()
+    except ValueError:
+        pytest.skip("the sparse kernels are not built: there was no C++ compiler")
+
+    def say(sparse_ms):
+        def race(models, *_, **__):
+            domains = [[imported.domain for imported in model.opset_import] for model in models]
+            return [[sparse_ms if DOMAIN in each else 1.0] * 3 for each in domains]
+
+        monkeypatch.setattr(choose, "race", race)
+        monkeypatch.setattr(whole, "race", race)
+
+    return say
+
+
+def _speed(*arguments):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(main, ["speed", *map(str, arguments)])
+
+
+def test_layers_times_and_the_whole_are_shown(file, faster):
+    faster(0.5)
+    result = _speed(file, "--shape", "ids=1,7", "--batch", "1,4", "--threads", "1,2")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "layer.weight" in line]
+    assert line.count("(2.00x)") == 4
+    assert "16 x 8" in line
+    assert result.output.count("whole model, batch") == 4
+
+
+def test_the_sparse_file_is_written_on_request(file, faster, tmp_path):
+    faster(0.5)
+    output = tmp_path / "out.onnx"
+    result = _speed(file, "--shape", "ids=1,7", "-o", output)
+    assert result.exit_code == 0, result.output
+    ids = np.array([[1, 4, 2]])
+    expected = sparse_session(file).run(None, {"ids": ids})[0]
+    np.testing.assert_allclose(
+        sparse_session(output).run(None, {"ids": ids})[0], expected, rtol=0, atol=1e-5
+    )
+
+
+def test_no_file_is_written_where_nothing_is_faster(file, faster, tmp_path):
+    faster(2.0)
+    result = _speed(file, "--shape", "ids=1,7", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 1
+    assert "not written" in result.output
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_without_the_library_it_shows_what_it_can(file, monkeypatch):
+    monkeypatch.setattr(library, "LIBRARY", "none.so")
+    result = _speed(file, "--shape", "ids=1,7")
+    assert result.exit_code == 0
+    assert "FLOPs in theory" in result.output
+    assert "must be built" in result.output
+    refused = _speed(file, "--shape", "ids=1,7", "-o", "out.onnx")
+    assert refused.exit_code == 2
+    assert "-o needs the sparse kernels" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "for example ids=1,128"),
+        (["--shape", "ids=1"], "must fit"),
+        (["--shape", "mask=1,7"], "inputs ids"),
+        (["--shape", "ids"], "must be like ids=1,128"),
+        (["--shape", "ids=1,x"], "whole numbers"),
+        (["--shape", "ids=1,7", "--batch", "0"], "whole numbers"),
+        (["--shape", "ids=1,7", "--threads", "two"], "whole numbers"),
+        (["--shape", "ids=1,7", "-o", "/no/such/folder/out.onnx"], "folder that exists"),
+    ],
+)
+def test_mistakes_end_with_2_and_say_what_to_do(file, faster, arguments, said):
+    result = _speed(file, *arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_files_that_are_none_end_with_2(file, tmp_path, faster):
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    for path in (text, tmp_path / "none.onnx"):
+        result = _speed(path)
+        assert result.exit_code == 2
+        assert "must be an ONNX file" in result.output
+    assert _speed(file, "--shape", "ids=1,7", "-o", file).exit_code == 2
+
+
+def test_a_file_that_has_sparse_operators_already_is_refused(file, faster, tmp_path):
+    faster(0.5)
+    _speed(file, "--shape", "ids=1,7", "-o", tmp_path / "out.onnx")
+    result = _speed(tmp_path / "out.onnx")
+    assert result.exit_code == 2
+    assert "sparse operators already" in result.output

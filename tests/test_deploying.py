@@ -1,0 +1,68 @@
+"""What docs/deploying.md tells a reader to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from mfac_compress.export import kernel_library
+from mfac_compress.export.sparse.format import pack
+from mfac_compress.export.sparse.nodes import sparse_linear
+from mfac_compress.pipeline.cli import main
+
+TEXT = (Path(__file__).parent.parent / "docs" / "deploying.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run_directory(tmp_path, monkeypatch):
+    """A model with one sparse operator, and the library where a run puts it."""
+    try:
+        library = kernel_library()
+    except ValueError:
+        pytest.skip("the sparse kernels are not built: there was no C++ compiler")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "libmfac_sparse.so").symlink_to(library)
+    built = sparse_linear("layer", "input", "y", pack(np.eye(4, dtype=np.float32)))
+    graph = helper.make_graph(
+        [built.node],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        built.initializers,
+    )
+    domains = [helper.make_opsetid("", 18), helper.make_opsetid("mfac_compress", 1)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=9)
+    onnx.save(model, tmp_path / "model.sparse.onnx")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_examples_run(run_directory):
+    examples = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+    assert len(examples) == 2
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for example in examples:
+        names = {"x": x}
+        exec(example, names)
+        np.testing.assert_array_equal(names["outputs"][0], x)
+
+
+def test_the_error_without_the_library_is_as_shown(run_directory):
+    import onnxruntime
+
+    with pytest.raises(Exception, match=r"mfac_compress:SparseLinear\(-1\) is not a registered"):
+        onnxruntime.InferenceSession("model.sparse.onnx")
+    assert "(-1) is not a registered function/op" in TEXT
+
+
+def test_the_command_is_one_the_tool_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^mfac-compress (.*)$", TEXT, re.M)
+    result = CliRunner().invoke(main, shlex.split(command))
+    assert result.exit_code == 2
+    assert "must be an ONNX file at model.onnx" in result.output or "must be built" in result.output
