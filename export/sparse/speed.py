@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
@@ -59,6 +60,7 @@ def measure_speed(
         ValueError: If the file can not be read or run on the inputs, or the kernels are not built.
     """
     model = read_model(path)
+    open_session(path)  # what ONNX Runtime can not load is said of this file, not of parts of it
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)

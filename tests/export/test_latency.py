@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,11 @@ INPUTS = np.ones((8, 3, 4, 4), np.float32)
 def machine(monkeypatch):
     """A machine of fixed speeds: ``cost`` in ms per call and file, ``log`` of what was done."""
     machine = SimpleNamespace(cost={"dense": 4.0, "sparse": 3.0}, log=[], wall=0.0, cpu=0.0)
+    machine.libraries = {}
 
-    def open_session(path, threads):
+    def open_session(path, threads, library=None):
         machine.log.append(("open", path))
+        machine.libraries[path] = library
         shape = [SimpleNamespace(shape=["batch", 3, 4, 4])]
         return SimpleNamespace(path=path, get_inputs=lambda: shape)
 
@@ -130,3 +133,9 @@ def test_a_speed_up_is_claimed_only_outside_of_the_interval(ratio, verdict):
     timing = Timing(wall=Spread(1, 0), cpu=None)
     comparison = LatencyComparison(1, 2, 6, 1, timing, timing, "wall", ratio)
     assert comparison.verdict == verdict
+
+
+def test_the_library_is_for_the_sparse_file_alone(machine):
+    options = {"batch_sizes": [2], "threads": [1], "warmup": 0, "runs": 20}
+    compare_latency("dense", "sparse", INPUTS, **options, library=Path("kernels.so"))
+    assert machine.libraries == {"dense": None, "sparse": Path("kernels.so")}

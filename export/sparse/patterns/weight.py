@@ -17,6 +17,8 @@ def constant_weight(graph: Graph, name: str, axes: int) -> np.ndarray | Refusal:
         float32, or the reason why it does not serve.
     """
     weight = graph.constant(name)
+    if weight is None and graph.is_operator(graph.producer(name), "DequantizeLinear"):
+        return Refusal("its weight is quantised, and the kernels take float32")
     if weight is None:
         return Refusal("its weight is not constant")
     if weight.dtype != np.float32:

@@ -34,6 +34,12 @@ def test_a_weight_of_another_type(make_model, sparse_weight, dtype):
     assert str(np.dtype(dtype)) in _reason(model)
 
 
+def test_a_weight_that_is_quantised(make_model):
+    nodes = [("DequantizeLinear", ["q", "s"], ["w"]), MATMUL]
+    constants = {"q": np.ones((12, 4), np.int8), "s": np.float32(0.1)}
+    assert "quantised" in _reason(make_model(nodes, X, ["y"], **constants))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite(make_model, sparse_weight, value):
     weight = sparse_weight(12, 4)

@@ -186,3 +186,17 @@ def test_a_chain_that_does_not_pay_is_cut_at_its_dense_layers(four_convolutions,
     # The whole model with three is slower as well, with the better piece of two it is faster.
     assert [layer.block is not None for layer in found.layers] == [True, True, False, False]
     assert found.layers[3].reason == "faster on its own, but not in the whole model"
+
+
+def test_a_file_without_layers_has_nothing_to_replace(make_model, tmp_path, kernels):
+    write_model(make_model([("Relu", ["x"], ["y"])], {"x": ["n", 12]}, ["y"]), tmp_path / "m.onnx")
+    found = measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+    assert (found.layers, found.model) == ((), None)
+
+
+def test_what_onnx_runtime_can_not_load_is_said_of_the_file(make_model, tmp_path, kernels):
+    model = make_model([("Relu", ["x"], ["y"])], {"x": ["n", 12]}, ["y"])
+    model.graph.node[0].op_type = "Unheard"
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=r"load .*m\.onnx"):
+        measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
