@@ -193,7 +193,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.low = activation_.low;
     strip.high = activation_.high;
     bool not_finite = false;
-    strip.not_finite = &not_finite;
+    strip.not_finite = output.planes ? &not_finite : nullptr;
     for (int64_t range = 0; range < w.ranges; ++range) {
       const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;

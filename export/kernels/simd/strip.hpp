@@ -16,15 +16,17 @@ MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zer
     MFAC_UNROLL
     for (int t = 0; t < T; ++t) y[t] = masked<L>(y[t], (Ints<L>)load<L>(s.keep + t * L));
   }
-  MFAC_UNROLL
-  for (int t = 0; t < T; ++t) zeros[t % 2] += y[t] * 0.0f;
+  if (s.not_finite) {
+    MFAC_UNROLL
+    for (int t = 0; t < T; ++t) zeros[t % 2] += y[t] * 0.0f;
+  }
 }
 
 template <int L, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
                             Floats<L>* zeros) {
-  // Opaque, so that nothing of it is kept in registers through the inner loop, which needs them.
-  asm("" : "+r"(given));
+  // With many sums: opaque, so that nothing of it is kept in registers through the inner loop.
+  if (PART > 1) asm("" : "+r"(given));
   const Strip& s = *given;
   Floats<L> sum[CHAINS][PART][T];
   int64_t output = group * block + part;
@@ -74,7 +76,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       for (int t = 0; t < T; ++t) sum[0][o][t] += sum[c][o][t];
     }
   }
-  asm("" : "+r"(output));  // the same for the addresses of the outputs
+  if (PART > 1) asm("" : "+r"(output));  // the same for the addresses of the outputs
   MFAC_UNROLL
   for (int o = 0; o < PART; ++o) {
     if (PART > 1 && output + o >= s.outputs) break;
@@ -87,7 +89,8 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
 }
 
 template <int L, int BLOCK, int PART, int T>
-void strip(const Strip& s) {
+void strip(const Strip& given) {
+  const Strip s = given;  // a copy that no store can change
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // as long as all that is added is finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
