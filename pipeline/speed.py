@@ -15,6 +15,7 @@ from mfac_compress.export import (
     write_model,
 )
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
 
@@ -43,6 +44,8 @@ def speed(
             were not built.
     """
     missing = _missing_kernels()
+    if max(threads) > MOST_THREADS:
+        raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:
         raise InputError(f"-o needs the sparse kernels. {missing}")
     if output is not None and output.resolve() == model.resolve():

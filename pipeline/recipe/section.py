@@ -37,7 +37,8 @@ NonNegative = Annotated[float, Field(ge=0), NoSwitch]
 Count = Annotated[int, Field(ge=1), NoSwitch]
 # Where a thread library can not make as many as it is asked for it ends the process, and the exit
 # codes with it.
-Threads = Annotated[int, Field(ge=1, le=1024), NoSwitch]
+MOST_THREADS = 1024
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS), NoSwitch]
 Index = Annotated[int, Field(ge=0), NoSwitch]
 Seed = Annotated[int, Field(ge=0, lt=2**32), NoSwitch]
 Bytes = Annotated[

@@ -106,6 +106,7 @@ def test_without_the_library_it_shows_what_it_can(file, monkeypatch):
         (["--shape", "ids=1,x"], "whole numbers"),
         (["--shape", "ids=1,7", "--batch", "0"], "whole numbers"),
         (["--shape", "ids=1,7", "--threads", "two"], "whole numbers"),
+        (["--shape", "ids=1,7", "--threads", "1,100000"], "--threads must be at most 1024"),
         (["--shape", "ids=1,7", "-o", "/no/such/folder/out.onnx"], "folder that exists"),
     ],
 )
