@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from mfac_compress.mfac.batchnorm import has_batchnorm
+from mfac_compress.mfac.plan import uses_blocks
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
@@ -16,7 +17,7 @@ from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.inputs.trial import try_out
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.stages.calibrate import shards_of
+from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
 from mfac_compress.pipeline.world import World
 
 
@@ -68,6 +69,7 @@ def check_inputs(context: RunContext) -> MemoryPlan | None:
     if context.recipe.prune.method != "mfac":
         return None
     draw_samples(context, step=0)
+    _check_selection(context)
     _check_shares(context)
     plan = memory_plan(context)
     if not plan.fits:
@@ -88,6 +90,21 @@ def _check_shares(context: RunContext) -> None:
             f"{processes} processes. Got {m}. Use fewer processes."
         )
     shards_of(context)
+
+
+def _check_selection(context: RunContext) -> None:
+    """Check that weights can be selected one after the other, if they are to be.
+
+    Raises:
+        InputError: If not.
+    """
+    recipe, m = context.recipe, context.recipe.calibrate.num_gradients
+    if recipe.prune.selection == "sequential" and not uses_blocks(partition_of(context), m):
+        raise InputError(
+            f"{recipe.where('prune.selection')}: sequential needs fisher.block_size below "
+            f"calibrate.num_gradients. Got {recipe.fisher.block_size} and {m}. "
+            "Lower the block size, or leave prune.selection out."
+        )
 
 
 def _check_batchnorm(context: RunContext) -> None:

@@ -211,6 +211,12 @@ class PruneSection(Section):
                 "must be false where prune.update is none, which leaves the weights as they are. "
                 "Got true.",
             )
+        if self.method == "magnitude" and self.selection == "sequential":
+            yield Fault(
+                ("selection",),
+                "must be independent, or left out, where prune.method is magnitude: sizes do not "
+                "change as others go. Got sequential.",
+            )
         yield from duplicates("include", self.include)
         yield from duplicates("exclude", self.exclude)
         for position, pattern in enumerate(self.exclude):

@@ -62,8 +62,9 @@ def check_written(recipe: Recipe, facts: Mapping[str, Any]) -> None:
     if recipe.validate_.artifact == ACCELERATED and facts["state"] != "used":
         raise StageError(
             "accelerate",
-            f"{recipe.where('validate.artifact')}: must be a file that was written. {ACCELERATED} "
-            f"was not: {facts['reason']}. Use {SPARSE}.",
+            f"{recipe.where('validate.artifact')}: {ACCELERATED} is written only where it is "
+            f"faster. It was not: {facts['reason']}. Set validate.artifact to {SPARSE}, or raise "
+            "prune.sparsity.",
         )
 
 

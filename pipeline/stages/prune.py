@@ -16,7 +16,6 @@ from mfac_compress.mfac.obs import descend, remove_weights
 from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency, select_mask
 from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
-from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.stages.calibrate import (
     Fisher,
@@ -136,14 +135,8 @@ class Pruner:
         """Of this process' columns."""
         own, selection = self.own, self.context.recipe.prune.selection
         has_blocks = isinstance(inverse, BlockInverse)
-        if selection == "independent" or (selection is None and not has_blocks):
+        if selection == "independent" or not has_blocks:
             return obs_saliency(self.weights[own], inverse)
-        if not has_blocks:
-            raise InputError(
-                "prune.selection sequential needs fisher.block_size below "
-                f"calibrate.num_gradients. Got {self.context.recipe.fisher.block_size} and "
-                f"{inverse.num_gradients}. Lower the block size."
-            )
         return sequential_saliency(self.weights[own], self.mask[own], inverse)
 
     def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:

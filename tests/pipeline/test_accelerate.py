@@ -117,7 +117,7 @@ def test_gates_on_a_file_that_was_not_written_end_the_run(project, never_faster)
     result = project.run("-q", "--set", SPARSE)
     assert result.exit_code == 3
     assert "validate.artifact" in result.output
-    assert "model.sparse.onnx was not: " in result.output
+    assert "It was not: " in result.output
 
 
 def test_a_file_of_an_earlier_run_does_not_stay(project, always_faster, monkeypatch):

@@ -253,9 +253,11 @@ def test_first_order_lowers_the_loss_on_the_held_out_samples(project):
 
 def test_sequential_selection_needs_blocks(project):
     project.recipe["prune"]["selection"] = "sequential"
-    result = project.run("--set", "fisher.block_size=full")
-    assert result.exit_code == 2
-    assert "prune.selection sequential needs fisher.block_size" in result.output
+    for extra in ([], ["--dry-run"]):
+        result = project.run("--set", "fisher.block_size=full", *extra)
+        assert result.exit_code == 2
+        assert "(prune.selection): sequential needs fisher.block_size" in result.output
+        assert not project.output.exists()
 
 
 def test_labels_of_the_model_need_none_of_the_data(project):

@@ -90,6 +90,11 @@ def test_weights_that_stay_as_they_are_follow_no_gradient():
         recipe(prune={"sparsity": 0.5, "update": "none", "first_order": True})
 
 
+def test_magnitudes_are_not_selected_in_sequence():
+    with pytest.raises(ValidationError, match="sizes do not change"):
+        recipe(prune={"sparsity": 0.5, "method": "magnitude", "selection": "sequential"})
+
+
 def test_the_memory_budget_takes_units():
     assert recipe(run={"memory_budget": "8GB"}).run.memory_budget == 8_000_000_000
 
