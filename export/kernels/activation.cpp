@@ -6,14 +6,14 @@ namespace mfac {
 
 Activation read_activation(const NodeInfo& node) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const std::string name = node.word("activation", "none");
+  const std::string name = node.word("activation");
   if (name == "none") return {-infinity, infinity};
   if (name == "relu") return {0.0f, infinity};
   if (name == "gelu") return {-infinity, infinity, simd_kernels().gelu_erf};
   if (name == "gelu_tanh") return {-infinity, infinity, simd_kernels().gelu_tanh};
   require(name == "clip", "activation must be none, relu, clip, gelu or gelu_tanh. Got '", name,
           "'");
-  const Activation clip{node.real("min", -infinity), node.real("max", infinity)};
+  const Activation clip{node.real("min"), node.real("max")};
   require(clip.low <= clip.high, "min must not be above max");
   return clip;
 }

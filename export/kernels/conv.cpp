@@ -12,15 +12,15 @@ namespace {
 constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
 constexpr int64_t kSumsBytes = 16 << 10;
 
-bool is_planes(const NodeInfo& node, const char* name, bool otherwise = false) {
-  const std::string layout = node.word(name, otherwise ? "planes" : "nchw");
+bool is_planes(const NodeInfo& node, const char* name) {
+  const std::string layout = node.word(name);
   require(layout == "nchw" || layout == "planes", name, " must be nchw or planes. Got '", layout,
           "'");
   return layout == "planes";
 }
 
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
-  const int64_t value = node.integer(name, 0);
+  const int64_t value = node.integer(name);
   require(parts >= 1 && value >= 1 && value % parts == 0, name,
           " must be a positive multiple of group");
   return value / parts;
@@ -41,12 +41,12 @@ struct Conv::Share {
 };
 
 Conv::Conv(const NodeInfo& node)
-    : channels_(node.integer("in_channels", 0)),
-      parts_(node.integer("group", 1)),
+    : channels_(node.integer("in_channels")),
+      parts_(node.integer("group")),
       window_(read_window(node)),
       input_planes_(is_planes(node, "input_layout")),
       output_planes_(is_planes(node, "output_layout")),
-      residual_planes_(is_planes(node, "residual_layout", output_planes_)),
+      residual_planes_(is_planes(node, "residual_layout")),
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(node, parts_, window_), parts_)),
       activation_(read_activation(node)) {}

@@ -10,11 +10,11 @@ namespace {
 
 constexpr int64_t kLargestAttribute = 1 << 15;
 
-void copy_pair(const NodeInfo& node, const char* name, int64_t* to, int64_t least,
-               std::vector<int64_t> otherwise) {
-  const std::vector<int64_t> read = node.integers(name, otherwise);
-  require(read.size() == otherwise.size(), name, " must have ", otherwise.size(), " numbers");
-  for (size_t i = 0; i < read.size(); ++i) {
+template <size_t count>
+void copy_integers(const NodeInfo& node, const char* name, int64_t least, int64_t (&to)[count]) {
+  const std::vector<int64_t> read = node.integers(name);
+  require(read.size() == count, name, " must have ", count, " numbers");
+  for (size_t i = 0; i < count; ++i) {
     require(read[i] >= least && read[i] <= kLargestAttribute, name, " must lie in [", least,
             ", 32768]. Got ", read[i]);
     to[i] = read[i];
@@ -77,10 +77,10 @@ Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* b
 
 Window read_window(const NodeInfo& node) {
   Window w{};
-  copy_pair(node, "kernel_shape", w.kernel, 1, {1, 1});
-  copy_pair(node, "strides", w.strides, 1, {1, 1});
-  copy_pair(node, "dilations", w.dilations, 1, {1, 1});
-  copy_pair(node, "pads", w.pads, 0, {0, 0, 0, 0});
+  copy_integers(node, "kernel_shape", 1, w.kernel);
+  copy_integers(node, "strides", 1, w.strides);
+  copy_integers(node, "dilations", 1, w.dilations);
+  copy_integers(node, "pads", 0, w.pads);
   return w;
 }
 

@@ -39,8 +39,7 @@ struct Linear::Rows {
 };
 
 Linear::Linear(const NodeInfo& node)
-    : weights_(
-          read_weights(node, node.integer("out_features", 0), node.integer("in_features", 0), 1)),
+    : weights_(read_weights(node, node.integer("out_features"), node.integer("in_features"), 1)),
       activation_(read_activation(node)) {
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;

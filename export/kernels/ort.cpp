@@ -63,30 +63,36 @@ int64_t element_count(const Shape& shape) {
   return count;
 }
 
-int64_t NodeInfo::integer(const char* name, int64_t otherwise) const {
+int64_t NodeInfo::integer(const char* name) const {
   int64_t value = 0;
-  return succeeded(api_, api_.int_attribute(info_, name, &value)) ? value : otherwise;
+  require(succeeded(api_, api_.int_attribute(info_, name, &value)), name,
+          " must be given, as an integer");
+  return value;
 }
 
-float NodeInfo::real(const char* name, float otherwise) const {
+float NodeInfo::real(const char* name) const {
   float value = 0;
-  return succeeded(api_, api_.float_attribute(info_, name, &value)) ? value : otherwise;
+  require(succeeded(api_, api_.float_attribute(info_, name, &value)), name,
+          " must be given, as a float");
+  return value;
 }
 
-std::string NodeInfo::word(const char* name, const char* otherwise) const {
+std::string NodeInfo::word(const char* name) const {
   char buffer[32] = {};
   size_t size = sizeof(buffer);  // with the closing zero
   size_t needed = 0;
-  if (!succeeded(api_, api_.string_attribute(info_, name, nullptr, &needed))) return otherwise;
+  require(succeeded(api_, api_.string_attribute(info_, name, nullptr, &needed)), name,
+          " must be given, as a string");
   require(needed <= size, name, " is longer than any value that it may have");
   must(api_, api_.string_attribute(info_, name, buffer, &size), "read an attribute");
   buffer[sizeof(buffer) - 1] = 0;
   return buffer;
 }
 
-std::vector<int64_t> NodeInfo::integers(const char* name, std::vector<int64_t> otherwise) const {
+std::vector<int64_t> NodeInfo::integers(const char* name) const {
   size_t size = 0;
-  if (!succeeded(api_, api_.ints_attribute(info_, name, nullptr, &size))) return otherwise;
+  require(succeeded(api_, api_.ints_attribute(info_, name, nullptr, &size)), name,
+          " must be given, as a list of integers");
   require(size <= 16, name, " must have at most 16 numbers");
   std::vector<int64_t> values(size);
   if (size > 0) must(api_, api_.ints_attribute(info_, name, values.data(), &size), "read integers");

@@ -50,10 +50,12 @@ struct Tensor {
 class NodeInfo {
  public:
   NodeInfo(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
-  int64_t integer(const char* name, int64_t otherwise) const;
-  float real(const char* name, float otherwise) const;
-  std::string word(const char* name, const char* otherwise) const;
-  std::vector<int64_t> integers(const char* name, std::vector<int64_t> otherwise) const;
+  // Attributes have no defaults: ONNX Runtime answers alike for one that is not there and for one of
+  // another type, and a default would hide the second.
+  int64_t integer(const char* name) const;
+  float real(const char* name) const;
+  std::string word(const char* name) const;
+  std::vector<int64_t> integers(const char* name) const;
   // A constant initializer; empty where the node has no such input.
   Tensor constant(size_t index, const char* name, ort::ElementType type, bool optional) const;
 

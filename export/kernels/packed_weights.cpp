@@ -59,7 +59,7 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
   w.outputs = outputs;
   w.inputs = inputs;
   w.parts = parts;
-  w.block = node.integer("block", 1);
+  w.block = node.integer("block");
   require(w.block == 1 || w.block == 4 || w.block == 8 || w.block == 16,
           "block must be 1, 4, 8 or 16. Got ", w.block);
   require(outputs >= 1 && outputs <= kLargest && inputs >= 1 && inputs <= kLargest && parts >= 1 &&

@@ -1,7 +1,8 @@
 // Random and hostile nodes, run under the sanitizers with an ONNX Runtime that is played here.
 //
 // Every tensor lies in an allocation of just its size, so that a read or a write beyond it is seen.
-// A node may be refused; what is not allowed is anything that the sanitizers report.
+// A node may be refused, and must be without one of its attributes; what is not allowed is anything
+// that the sanitizers report.
 //     fuzz SECONDS [SEED]
 #include <chrono>
 #include <cstdio>
@@ -234,8 +235,19 @@ void add_common(KernelInfo& node, int64_t block) {
   node.ints["block"] = {block};
   node.words["activation"] =
       std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
+  if (node.words["activation"] != "clip") return;
   node.ints["min"] = {-1};
   node.ints["max"] = {1};
+}
+
+// Take one attribute away; one of another type looks the same to whoever asks for it.
+void lose_attribute(KernelInfo& node) {
+  const int64_t at = pick(0, node.ints.size() + node.words.size() - 1);
+  const int64_t ints = node.ints.size();
+  if (at < ints)
+    node.ints.erase(std::next(node.ints.begin(), at));
+  else
+    node.words.erase(std::next(node.words.begin(), at - ints));
 }
 
 void make_linear(KernelInfo& node, bool hostile) {
@@ -334,7 +346,8 @@ int main(int argc, char** argv) {
       auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
       spoil(at->second[pick(0, at->second.size() - 1)]);
     }
-    if (hostile && chance(0.1)) node.ints.erase(node.ints.begin());
+    const bool lacking = hostile && chance(0.1);
+    if (lacking) lose_attribute(node);
     if (hostile && chance(0.2) && !node.inputs[0]->shape.empty()) {
       auto shape = node.inputs[0]->shape;
       shape[pick(0, shape.size() - 1)] = pick(0, 40);
@@ -343,6 +356,10 @@ int main(int argc, char** argv) {
     // In a thread of its own, so that working memory is not larger than this node needs.
     bool good = false;
     std::thread([&] { good = run(*ops[linear ? 0 : 1], api, node); }).join();
+    if (good && lacking) {
+      std::fprintf(stderr, "a node without one of its attributes was run\n");
+      return 4;
+    }
     ++nodes;
     finished += good;
     broken += !good && !hostile;

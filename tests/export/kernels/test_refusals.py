@@ -62,7 +62,6 @@ def test_broken_weights_are_refused_at_load(any_sessions, packed, message):
         ({"in_features": 0}, "must lie in"),
         ({"in_features": -1}, "must lie in"),
         ({"in_features": 2**62}, "must lie in"),
-        ({"out_features": None}, "must lie in"),
         ({"out_features": 2**31}, "must lie in"),
         ({"activation": "swish"}, "activation must be"),
         ({"activation": "a" * 5000}, "longer than"),
@@ -96,6 +95,58 @@ def test_attributes_of_conv_are_refused_at_load(any_sessions, attributes, messag
     node = sparse_conv("c", "x", "y", pack(KERNEL), pads=(1, 1, 1, 1))
     with pytest.raises(Exception, match=message):
         any_sessions.open([_with(node, **attributes)])
+
+
+LINEAR = {"out_features": 8.0, "in_features": "8", "block": [1], "activation": 3}
+CLIP = {"min": 0, "max": "6"}
+CONV = {
+    "out_channels": 4.0,
+    "in_channels": [2],
+    "group": "1",
+    "kernel_shape": 3,
+    "strides": [1.0, 1.0],
+    "pads": 1,
+    "dilations": "11",
+    "input_layout": 0,
+    "output_layout": ["nchw"],
+    "residual_layout": 1.0,
+    "block": 1.0,
+    "activation": ["relu"],
+}
+
+
+def _complete():
+    """Return a node of each operator as it is built, and a value of a wrong type an attribute."""
+    clipped = {"activation": "clip", "clip": (0.0, 6.0)}
+    return {
+        "linear": (sparse_linear("l", "x", "y", PACKED), LINEAR),
+        "clip": (sparse_linear("l", "x", "y", PACKED, **clipped), LINEAR | CLIP),
+        "conv": (sparse_conv("c", "x", "y", pack(KERNEL)), CONV),
+        "conv clip": (sparse_conv("c", "x", "y", pack(KERNEL), **clipped), CONV | CLIP),
+    }
+
+
+ATTRIBUTES = [(kind, name) for kind, (_, wrong) in _complete().items() for name in wrong]
+
+
+@pytest.mark.parametrize("kind", _complete())
+def test_every_attribute_is_written_and_read(any_sessions, kind):
+    node, wrong = _complete()[kind]
+    assert {attribute.name for attribute in node.node.attribute} == set(wrong)
+    any_sessions.open([node])
+
+
+@pytest.mark.parametrize(("kind", "name"), ATTRIBUTES)
+def test_an_attribute_that_is_missing_is_refused_at_load(any_sessions, kind, name):
+    with pytest.raises(Exception, match=f"{name} must be given"):
+        any_sessions.open([_with(_complete()[kind][0], **{name: None})])
+
+
+@pytest.mark.parametrize(("kind", "name"), ATTRIBUTES)
+def test_an_attribute_of_another_type_is_refused_at_load(any_sessions, kind, name):
+    node, wrong = _complete()[kind]
+    with pytest.raises(Exception, match=f"{name} must (be given|have)"):
+        any_sessions.open([_with(node, **{name: wrong[name]})])
 
 
 @pytest.mark.parametrize("index", [1, 2, 3])
