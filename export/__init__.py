@@ -8,7 +8,7 @@ from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
-from mfac_compress.export.sparse.files import write_model
+from mfac_compress.export.sparse.files import data_files, write_model
 from mfac_compress.export.sparse.inputs import RandomInputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
@@ -31,6 +31,7 @@ __all__ = [
     "WholeSpeed",
     "audit_zeros",
     "compare_latency",
+    "data_files",
     "export_onnx",
     "file_size",
     "kernel_library",

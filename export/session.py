@@ -52,8 +52,9 @@ def load(
         return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:
         raise ValueError(
-            f"ONNX Runtime must be able to load {path}. The file may be truncated, miss its "
-            f".data file, or need a newer ONNX Runtime. Export it again. ONNX Runtime said: {error}"
+            f"ONNX Runtime must be able to load {path}. The file may be truncated, miss an "
+            "external data file, or need a newer ONNX Runtime. Export it again. ONNX Runtime "
+            f"said: {error}"
         ) from error
 
 

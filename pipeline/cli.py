@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click_default_group import DefaultGroup
 
-from mfac_compress.pipeline.errors import CompressError, ElsewhereError, stage_named
+from mfac_compress.pipeline.errors import CompressError, ElsewhereError, InputError, stage_named
 
 if TYPE_CHECKING:
     from mfac_compress.pipeline.world import World
@@ -244,10 +244,18 @@ def speed(
         terminal,
         batch_sizes=batch and tuple(dict.fromkeys(batch)),
         threads=tuple(dict.fromkeys(threads)),
-        shapes=dict(shapes),
+        shapes=_by_input(shapes),
         output=output,
     )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
+
+
+def _by_input(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tuple[int, ...]]:
+    names = [name for name, _ in shapes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"--shape must be given once for an input. {', '.join(twice)} has more.")
+    return dict(shapes)
 
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")

@@ -1,5 +1,7 @@
 """What sparse operators would give any ONNX file: ``mfac-compress speed model.onnx``."""
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from mfac_compress.export import (
     LayerSpeed,
     RandomInputs,
     Setting,
+    data_files,
     kernel_library,
     measure_speed,
     write_model,
@@ -33,7 +36,7 @@ def speed(
     Args:
         model: ONNX file.
         console: Where it is shown.
-        batch_sizes: None: 1, or the one that the file takes.
+        batch_sizes: None: the one in ``shapes`` or that the file takes, or else 1.
         threads: Of ONNX Runtime.
         shapes: Of inputs with open axes beside the batch.
         output: Where the file with sparse operators is written, if that is faster.
@@ -48,13 +51,11 @@ def speed(
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:
         raise InputError(f"-o needs the sparse kernels. {missing}")
-    if output is not None and output.resolve() == model.resolve():
-        raise InputError(f"-o must be another file than MODEL. Got {output} for both.")
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"-o must be in a folder that exists. Got {output}.")
     try:
         feeds_of = RandomInputs(model, shapes)
-        sizes = batch_sizes or (feeds_of.fixed_batch or 1,)
+        if output is not None:
+            _check_output(output, model)
+        sizes = _batch_sizes(batch_sizes, feeds_of)
         settings = [Setting(size, count) for count in threads for size in sizes]
         measured = measure_speed(model, feeds_of, settings, kernels=not missing)
         _show(measured, settings, console)
@@ -62,6 +63,11 @@ def speed(
             write_model(measured.model, output)
     except ValueError as error:
         raise InputError(str(error)) from error
+    except MemoryError as error:
+        raise InputError(
+            "The model must fit into memory several times. It does not. Give smaller numbers for "
+            "--batch or --shape."
+        ) from error
     if output is not None and measured.model is not None:
         _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
     elif output is not None:
@@ -69,6 +75,50 @@ def speed(
     if missing:
         _say(console, f"Nothing was timed. {missing}")
     return measured
+
+
+def _check_output(output: Path, model: Path) -> None:
+    """Refuse what can not be written, or would take the place of what MODEL consists of."""
+    parts = [model, *data_files(model)]
+    data = output.with_name(f"{output.name}.data")  # which write_model replaces as well
+    if any(_same(written, part) for written in (output, data) for part in parts):
+        raise InputError(
+            f"-o must be another file than MODEL and its external data files: {output} and {data} "
+            "are replaced. Give another name."
+        )
+    if output.is_dir() or data.is_dir():
+        folder = output if output.is_dir() else data
+        raise InputError(f"-o must be a file. {folder} is a folder. Give {folder}/model.onnx.")
+    if not output.parent.is_dir():
+        raise InputError(f"-o must be in a folder that exists. Got {output}.")
+    try:
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise InputError(f"-o must be in a folder that can be written to: {error}.") from error
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return os.path.samefile(one, other)
+    return one.resolve() == other.resolve()
+
+
+def _batch_sizes(asked: Sequence[int] | None, feeds_of: RandomInputs) -> Sequence[int]:
+    """The batch sizes, for each of which inputs can be made."""
+    given = sorted(feeds_of.given_batches)
+    sizes = asked or given or (feeds_of.fixed_batch or 1,)
+    other = [size for size in given if size not in sizes]
+    if other or (not asked and len(given) > 1):
+        raise InputError(
+            f"The first number of --shape must be a batch size of --batch. Got {given} in --shape "
+            f"and {list(asked) if asked else 'no --batch'}."
+        )
+    for size in sizes:
+        try:
+            feeds_of(size)
+        except ValueError as error:
+            raise InputError(f"--batch, --shape: {error}") from error
+    return sizes
 
 
 def _missing_kernels() -> str:

@@ -54,9 +54,14 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     nodes = _living(composed.nodes, graph.outputs)
     read = {name for node in nodes for name in values_read(node)} | graph.outputs
     model.graph.node.extend(nodes)
-    kept = {value.name for value in source.input} | read
+    notes = [note for note in source.quantization_annotation if note.tensor_name in read]
+    scales = {entry.value for note in notes for entry in note.quant_parameter_tensor_names}
+    model.graph.quantization_annotation.extend(notes)
+    kept = {value.name for value in source.input} | read | scales
     tensors = [*source.initializer, *composed.initializers]
     model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
+    sparse = source.sparse_initializer
+    model.graph.sparse_initializer.extend(each for each in sparse if each.values.name in kept)
     # A value in planes has another shape than the one noted.
     noted = {name for node in nodes for name in node.output} - in_planes(graph, plan)
     model.graph.value_info.extend(info for info in source.value_info if info.name in noted)
@@ -113,7 +118,9 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
-    taken = {tensor.name for tensor in graph.model.graph.initializer}
+    source = graph.model.graph
+    taken = {tensor.name for tensor in source.initializer}
+    taken |= {tensor.values.name for tensor in source.sparse_initializer}
     composed = _Composed([], [], {})
     for position in positions:
         operator = ends.get(position)

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 
+from mfac_compress.export.sparse.graph import subgraphs
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _MOST_BYTES_IN_ONE_FILE = 1_900_000_000  # protobuf's 2 GiB, less what the graph takes
@@ -24,8 +26,8 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
         model = onnx.load(path)
     except Exception as error:
         raise ValueError(
-            f"There must be an ONNX file at {path}, whole and with its .data file. Reading it "
-            f"failed with {type(error).__name__}: {error}"
+            f"There must be an ONNX file at {path}, whole and with its external data "
+            f"files. Reading it failed with {type(error).__name__}: {error}"
         ) from error
     if any(imported.domain == DOMAIN for imported in model.opset_import):
         raise ValueError(
@@ -33,6 +35,23 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
             "model.onnx that it was made from."
         )
     return model
+
+
+def data_files(path: str | os.PathLike[str]) -> set[Path]:
+    """The files beside an ONNX file in which its tensors lie; empty where it holds them itself.
+
+    Args:
+        path: ONNX file that :func:`read_model` can read.
+    """
+    path = Path(path)
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        path.parent / entry.value
+        for tensor in _tensors(graph)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -69,6 +88,17 @@ def written(model: onnx.ModelProto) -> Iterator[Path]:
         path = Path(folder) / "model.onnx"
         _save(model, path)
         yield path
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """All tensors of a graph, also those in attributes and in the graphs of its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+        for inner in subgraphs(node):
+            yield from _tensors(inner)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

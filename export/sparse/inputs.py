@@ -20,10 +20,13 @@ class RandomInputs:
 
     The first axis of an input is the batch where the file leaves it open.
 
+    Attributes:
+        given_batches: The numbers that ``shapes`` has for the batch.
+
     Args:
         path: ONNX file.
-        shapes: By name, of inputs with other open axes. Where the first axis is open, too, the
-            number given for it is not used.
+        shapes: By name, of inputs with other open axes. Where the first axis is open, too, its
+            number is only noted.
         seed: Of the draw.
     Raises:
         ValueError: If there is no such input, an input is no tensor of numbers, or its shape is
@@ -39,12 +42,16 @@ class RandomInputs:
         model = read_model(path)
         given = dict(shapes or {})
         constants = {tensor.name for tensor in model.graph.initializer}
+        constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
         inputs = [value for value in model.graph.input if value.name not in constants]
         names = [value.name for value in inputs]
         for name in given:
             if name not in names:
                 raise ValueError(f"Shapes must be of the inputs {', '.join(names)}. Got {name}.")
         self._axes = {value.name: _axes(value, given.get(value.name)) for value in inputs}
+        self.given_batches = {
+            given[name][0] for name, axes in self._axes.items() if name in given and _BATCH in axes
+        }
         self._types = {value.name: _dtype(value) for value in inputs}
         self._seed = seed
 
@@ -59,7 +66,7 @@ class RandomInputs:
         """Make inputs.
 
         Raises:
-            ValueError: If the file takes no such batch.
+            ValueError: If the file takes no such batch, or it does not fit into memory.
         """
         if self.fixed_batch not in (None, batch_size):
             raise ValueError(
@@ -67,10 +74,17 @@ class RandomInputs:
                 f"{batch_size}."
             )
         rng = np.random.default_rng(self._seed)
-        return {
-            name: _draw(rng, self._types[name], [batch_size if a is _BATCH else a for a in axes])
+        shapes = {
+            name: [batch_size if a is _BATCH else a for a in axes]
             for name, axes in self._axes.items()
         }
+        try:
+            return {name: _draw(rng, self._types[name], shape) for name, shape in shapes.items()}
+        except (MemoryError, OverflowError, ValueError) as error:  # ValueError: beyond any address
+            raise ValueError(
+                f"Inputs must fit into memory. At batch size {batch_size} their shapes are "
+                f"{shapes}. Give a smaller batch size or smaller shapes."
+            ) from error
 
 
 def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
@@ -107,7 +121,9 @@ def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
 
 def _draw(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
     if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
+        return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    return rng.integers(2, size=shape).astype(dtype)  # in range of any vocabulary
+    return rng.integers(2, size=shape, dtype=np.int8).astype(
+        dtype, copy=False
+    )  # in range of any vocabulary

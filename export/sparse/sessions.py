@@ -26,11 +26,12 @@ def sparse_session(
     Returns:
         An ordinary session.
     Raises:
-        ValueError: If the kernels are not built, there is no such file or option, or ONNX Runtime
-            cannot load the file.
+        ValueError: If the kernels are not built, there is no such file, option or provider, or
+            ONNX Runtime cannot load the file.
     """
     path = os.fspath(path)
     library = kernel_library()
+    _check(providers)
     if not os.path.isfile(path):
         raise ValueError(f"There must be an ONNX file at {path}. Found none.")
     options = onnxruntime.SessionOptions()
@@ -38,6 +39,23 @@ def sparse_session(
         _set(options, name, value)
     options.register_custom_ops_library(str(library))
     return load(path, options, providers=providers)
+
+
+def _check(providers: Any) -> None:
+    """ONNX Runtime would leave out what it does not know, and run on the CPU."""
+    known = onnxruntime.get_available_providers()
+    listed = isinstance(providers, (list, tuple))
+    if not listed or not all(_is_one_of(known, each) for each in providers):
+        raise ValueError(
+            "providers must be a list of names, or of (name, options) with options a dict, out of "
+            f"those of this ONNX Runtime: {', '.join(known)}. Got {providers!r}."
+        )
+
+
+def _is_one_of(known: Sequence[str], provider: Any) -> bool:
+    if isinstance(provider, tuple) and len(provider) == 2 and isinstance(provider[1], dict):
+        provider = provider[0]
+    return isinstance(provider, str) and provider in known
 
 
 def _set(options: onnxruntime.SessionOptions, name: str, value: Any) -> None:

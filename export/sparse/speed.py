@@ -11,11 +11,12 @@ from mfac_compress.export.sparse.choose import Choice, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
 from mfac_compress.export.sparse.files import read_model
-from mfac_compress.export.sparse.find import find_layers, fuse
+from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
 from mfac_compress.export.sparse.whole import WholeSpeed, best_whole
 
@@ -80,20 +81,42 @@ def measure_speed(
             whole = replace(whole, plan={}, model=None)
     first = by_batch[settings[0].batch_size]
     rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
-    reason = _reason(kernels, choice, whole.plan, difference)
+    reason = _reason(kernels, layers, choice, whole.plan, difference)
     return FileSpeed(rows, whole.speeds, whole.model, reason, difference)
 
 
-def _reason(kernels: bool, choice: Choice, plan: object, difference: float | None) -> str:
+def _reason(
+    kernels: bool,
+    layers: Sequence[Layer],
+    choice: Choice,
+    plan: object,
+    difference: float | None,
+) -> str:
     if not kernels:
         return "nothing was timed"
     if difference is not None and difference > MOST_DIFFERENCE:
         return f"its outputs differ by {difference:.2g} of the largest"
     if not choice.trials:
-        return "no layer that a sparse operator could compute has enough zeros"
+        return _untried(layers)
     if not choice.parts:
         return "no layer is faster as a sparse operator"
     return "" if plan else "the layers that are faster alone do not make the whole model faster"
+
+
+def _untried(layers: Sequence[Layer]) -> str:
+    if not layers:
+        return "it has no Conv, Gemm or MatMul"
+    if all(isinstance(layer.found, Refusal) for layer in layers):
+        return "no layer can be computed by a sparse operator; the table of layers says why"
+    return "no layer that a sparse operator could compute has enough zeros"
+
+
+def _open_batch(graph: onnx.GraphProto) -> bool:
+    """Whether the first input leaves its first axis open; initializers may be listed as inputs."""
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    first = inputs[0].type.tensor_type.shape.dim[:1] if inputs else ()
+    return bool(first) and not first[0].HasField("dim_value")
 
 
 def _shapes(
@@ -101,8 +124,7 @@ def _shapes(
 ) -> dict[int, dict[str, tuple[int, ...]]]:
     """By batch size, the shapes of all that layers and what follows them read and make."""
     batches = {setting.batch_size for setting in settings}
-    first = graph.model.graph.input[0].type.tensor_type.shape.dim[:1]
-    if batches == {1} and first and not first[0].HasField("dim_value"):
+    if batches == {1} and _open_batch(graph.model.graph):
         batches.add(2)  # at 1, a value that is broadcast over the batch looks like any other
     names = {
         name

@@ -132,3 +132,83 @@ def test_a_file_that_has_sparse_operators_already_is_refused(file, faster, tmp_p
     result = _speed(tmp_path / "out.onnx")
     assert result.exit_code == 2
     assert "sparse operators already" in result.output
+
+
+def _plain(path, *shape, dtype=TensorProto.FLOAT, **save):
+    """y = x @ w, with w mostly zeros."""
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    weight = (np.arange(256).reshape(16, 16) % 8 == 0).astype(kind)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", dtype, [*shape, 16])],
+        [helper.make_tensor_value_info("y", dtype, [*shape, 16])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path, **save)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "output"),
+    [("w.bin", "w.bin"), ("out.onnx.data", "out.onnx"), ("w.bin", "link.onnx")],
+)
+def test_what_the_model_consists_of_is_never_replaced(faster, tmp_path, data, output):
+    faster(0.5)
+    path = _plain(tmp_path / "m.onnx", "n", save_as_external_data=True, location=data,
+                  size_threshold=0)  # fmt: skip
+    (tmp_path / "link.onnx").symlink_to(tmp_path / data)
+    before = (tmp_path / data).read_bytes()
+    result = _speed(path, "-o", tmp_path / output)
+    assert result.exit_code == 2
+    assert "external data files" in result.output
+    assert (tmp_path / data).read_bytes() == before
+
+
+def test_a_model_named_like_the_data_of_the_output_is_kept(faster, tmp_path):
+    faster(0.5)
+    path = _plain(tmp_path / "m.onnx.data", "n")
+    assert _speed(path, "-o", tmp_path / "m.onnx").exit_code == 2
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("output", ["", "folder", "/proc/out.onnx"])
+def test_where_nothing_can_be_written_is_said_before_measuring(faster, tmp_path, output):
+    (tmp_path / "folder").mkdir()
+    result = _speed(_plain(tmp_path / "m.onnx", "n"), "-o", tmp_path / output)
+    assert result.exit_code == 2
+    assert "-o must be" in result.output
+    assert "zeros" not in result.output
+
+
+@pytest.mark.parametrize("batch", [999_999_999_999, 10**18, 10**30])
+def test_a_batch_beyond_memory_names_the_option(faster, tmp_path, batch):
+    result = _speed(_plain(tmp_path / "m.onnx", "n"), "--batch", batch)
+    assert result.exit_code == 2
+    assert "--batch, --shape: Inputs must fit into memory" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--shape", "ids=1,7", "--shape", "ids=1,9"],
+        ["--shape", "ids=3,7", "--batch", "2,4"],
+    ],
+)
+def test_what_contradicts_itself_is_refused(file, faster, arguments):
+    result = _speed(file, *arguments)
+    assert result.exit_code == 2
+    assert "--shape must be" in result.output
+
+
+def test_the_first_number_of_a_shape_is_the_batch_where_none_is_given(file, faster):
+    faster(0.5)
+    assert "batch 3, 1 thread" in _speed(file, "--shape", "ids=3,7").output
+
+
+def test_a_model_of_another_type_is_not_said_to_lack_zeros(faster, tmp_path):
+    result = _speed(_plain(tmp_path / "m.onnx", "n", dtype=TensorProto.FLOAT16))
+    assert result.exit_code == 0
+    assert "enough zeros" not in result.output
+    assert "no layer can be computed by a sparse operator" in result.output

@@ -50,3 +50,24 @@ def test_a_missing_library_is_said_before_anything_else(tmp_path, monkeypatch):
 
 def test_the_library_is_a_file(kernels):
     assert kernel_library().is_file()
+
+
+@pytest.mark.parametrize(
+    "providers",
+    [
+        "CPUExecutionProvider",
+        None,
+        [3],
+        ["NoSuchExecutionProvider"],
+        [("CPUExecutionProvider",)],
+        [("CPUExecutionProvider", "options")],
+    ],
+)
+def test_providers_that_there_are_not_are_refused(file, providers):
+    with pytest.raises(ValueError, match=r"providers must be .*CPUExecutionProvider.* Got "):
+        sparse_session(file, providers=providers)
+
+
+def test_providers_may_have_options(file):
+    session = sparse_session(file, providers=[("CPUExecutionProvider", {})])
+    assert session.get_providers() == ["CPUExecutionProvider"]

@@ -200,3 +200,23 @@ def test_what_onnx_runtime_can_not_load_is_said_of_the_file(make_model, tmp_path
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=r"load .*m\.onnx"):
         measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+
+
+def test_a_model_without_inputs_is_measured(make_model, sparse_weight, tmp_path, kernels):
+    model = make_model(
+        [("MatMul", ["c", "w"], ["y"])], {}, ["y"], c=np.ones((1, 12), np.float32),
+        w=sparse_weight(12, 8),
+    )  # fmt: skip
+    write_model(model, tmp_path / "m.onnx")
+    assert len(measure_speed(tmp_path / "m.onnx", lambda _: {}, [Setting(1, 1)]).layers) == 1
+
+
+def test_the_batch_is_of_the_first_input_that_is_no_initializer(make_model, sparse_weight):
+    model = make_model(
+        [("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"], w=sparse_weight(12, 8)
+    )
+    value = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [12, 8])
+    model.graph.input.insert(0, value)
+    assert speed._open_batch(model.graph)
+    model.graph.input.pop()
+    assert not speed._open_batch(model.graph)

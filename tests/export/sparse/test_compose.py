@@ -1,0 +1,43 @@
+"""What stands beside the rewritten nodes stays with the model."""
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+CONV = ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]})
+X = {"x": ["n", 2, 4, 6]}
+
+
+def _with_sparse(model, name="s"):
+    """Make the initializer a sparse one, of six numbers of which one is not zero."""
+    (dense,) = [each for each in model.graph.initializer if each.name == name]
+    model.graph.initializer.remove(dense)
+    sparse = onnx.SparseTensorProto(dims=[6])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.array([1.5], np.float32), name))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([3]), f"{name}.indices"))
+    model.graph.sparse_initializer.append(sparse)
+    return model
+
+
+def test_sparse_initializers_stay(rewritten, make_model, sparse_weight):
+    for kind in ("Mul", "Add"):
+        model = make_model(
+            [CONV, (kind, ["a", "s"], ["y"])], X, ["y"], w=sparse_weight(3, 2, 3, 3),
+            s=np.zeros(6, np.float32),
+        )  # fmt: skip
+        found = rewritten(_with_sparse(model))
+        assert [each.values.name for each in found.model.graph.sparse_initializer] == ["s"]
+        assert "Conv" not in found.kinds
+
+
+def test_notes_on_quantisation_stay_with_their_tensors(rewritten, make_model, sparse_weight):
+    model = make_model(
+        [CONV, ("Relu", ["a"], ["b"]), ("Mul", ["b", "f"], ["y"])], X, ["y"],
+        w=sparse_weight(3, 2, 3, 3), f=np.float32(2), scale=np.float32(0.1),
+    )  # fmt: skip
+    for name in ("f", "w"):
+        note = model.graph.quantization_annotation.add(tensor_name=name)
+        note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="scale")
+    found = rewritten(model).model.graph
+    assert [note.tensor_name for note in found.quantization_annotation] == ["f"]
+    assert "scale" in {tensor.name for tensor in found.initializer}
