@@ -8,7 +8,7 @@ demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the 
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
 
 test: .venv/installed  ## the test suite
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
