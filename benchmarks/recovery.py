@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--work", type=Path, required=True, help="folder for the pruned model")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--plot", type=Path, help="picture to write; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="picture to write; needs the extra `benchmarks`")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
     arguments = parser.parse_args()
 
