@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from mfac_compress.export import (
     Setting,
     export_onnx,
+    kernel_library,
     machine_load,
     measure_speed,
     open_session,
-    sparse_session,
     write_model,
 )
 from mfac_compress.export.sparse.timing import in_turn
@@ -129,7 +129,8 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     feeds = feeds_of(case.batch)
     sessions = [
         open_session(dense, threads=threads),
-        sparse_session(sparse, intra_op_num_threads=threads),
+        # Not sparse_session: workers that go on spinning after its calls would slow the other's.
+        open_session(sparse, threads=threads, library=kernel_library()),
     ]
     ours = sessions[1].run(None, feeds)[0]
     error = float(np.abs(ours - open_session(plain).run(None, feeds)[0]).max())
