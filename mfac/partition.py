@@ -5,10 +5,8 @@ blocks, the last block is padded with columns of zero gradient, which the dampin
 of λI that touch nothing else.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from math import prod
 
 import torch
@@ -77,10 +75,24 @@ class BlockRun:
         block, place = divmod(inner, self.size)
         return period * self._in_period + block, place
 
+    @property
+    def ends(self) -> Tensor:
+        """Where the run may be divided: behind each period, or each block where there is but one.
+
+        Numbers, not runs: a large model has a million blocks. int64.
+        """
+        step = self._length if self._periods > 1 else self.size
+        return torch.arange(self.start + step, self.stop + step, step).clamp_(max=self.stop)
+
+    @property
+    def elements_between_ends(self) -> int:
+        """Elements of the blocks between two neighbouring :attr:`ends`."""
+        return self.size**2 * (self._in_period if self._periods > 1 else 1)
+
     def part(self, start: int, stop: int) -> "BlockRun":
         """Its blocks in columns ``[start, stop)``, counted from ``start``.
 
-        The ends are outside the run, or at ends of what ``split(1)`` yields.
+        The limits are outside the run, or among its :attr:`ends`.
         """
         left, right = max(self.start, start), min(self.stop, stop)
         period = self.period if self._periods > 1 else None
@@ -175,18 +187,19 @@ class BlockPartition:
         Raises:
             ValueError: If there are not enough blocks.
         """
-        pieces = [piece for run in self for piece in run.split(1)]
-        if len(pieces) < count:
+        ends = torch.cat([run.ends for run in self])
+        if len(ends) < count:
             raise ValueError(
-                f"The Fisher must have a block for each process. Got {len(pieces)} blocks for "
+                f"The Fisher must have a block for each process. Got {len(ends)} blocks for "
                 f"{count} processes. Use fewer processes, or smaller blocks."
             )
-        elements = list(accumulate(piece.count * piece.size**2 for piece in pieces))
+        sizes = [run.ends.new_full((len(run.ends),), run.elements_between_ends) for run in self]
+        elements = torch.cat(sizes).double().cumsum(0)
         cuts, done = [0], 0
         for part in range(1, count + 1):
-            even = bisect_left(elements, elements[-1] * part / count) + 1
-            done = min(max(even, done + 1), len(pieces) - count + part)  # some for everyone
-            cuts.append(pieces[done - 1].stop)
+            even = int(torch.searchsorted(elements, elements[-1] * part / count)) + 1
+            done = min(max(even, done + 1), len(ends) - count + part)  # some for everyone
+            cuts.append(int(ends[done - 1]))
         return cuts
 
     def part(self, start: int, stop: int) -> "BlockPartition":

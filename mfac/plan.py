@@ -41,18 +41,23 @@ def uses_blocks(partition: BlockPartition, num_gradients: int) -> bool:
 
 
 def plan_inverse(
-    partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype = torch.float32
+    partition: BlockPartition,
+    num_gradients: int,
+    window_dtype: torch.dtype = torch.float32,
+    shard: BlockPartition | None = None,
 ) -> InversePlan:
     """Tell what :meth:`InverseFisher.build` would choose and need.
 
     Args:
-        partition: The blocks.
+        partition: The blocks, by which the representation is chosen.
         num_gradients: m.
         window_dtype: Storage of the gradients, where they are kept.
+        shard: The part of them whose needs are meant; None for all.
     """
+    held = shard or partition
     if uses_blocks(partition, num_gradients):
-        return plan_blocks(partition, num_gradients)
-    return plan_window(partition, num_gradients, window_dtype)
+        return plan_blocks(held, num_gradients)
+    return plan_window(held, num_gradients, window_dtype)
 
 
 def plan_blocks(partition: BlockPartition, num_gradients: int) -> InversePlan:

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from mfac_compress.mfac.batchnorm import has_batchnorm
-from mfac_compress.mfac.plan import uses_blocks
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
@@ -17,7 +16,7 @@ from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.inputs.trial import try_out
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
+from mfac_compress.pipeline.stages.calibrate import kept_as_blocks, shards_of
 from mfac_compress.pipeline.world import World
 
 
@@ -98,11 +97,12 @@ def _check_selection(context: RunContext) -> None:
     Raises:
         InputError: If not.
     """
-    recipe, m = context.recipe, context.recipe.calibrate.num_gradients
-    if recipe.prune.selection == "sequential" and not uses_blocks(partition_of(context), m):
+    recipe = context.recipe
+    if recipe.prune.selection == "sequential" and not kept_as_blocks(context):
         raise InputError(
             f"{recipe.where('prune.selection')}: sequential needs fisher.block_size below "
-            f"calibrate.num_gradients. Got {recipe.fisher.block_size} and {m}. "
+            f"calibrate.num_gradients. Got {recipe.fisher.block_size} and "
+            f"{recipe.calibrate.num_gradients}. "
             "Lower the block size, or leave prune.selection out."
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from mfac_compress.mfac.plan import InversePlan, plan_blocks, plan_window, uses_blocks
+from mfac_compress.mfac.plan import InversePlan, plan_inverse
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
 
@@ -64,11 +64,8 @@ def memory_plan(context: RunContext) -> MemoryPlan:
     """
     recipe = context.recipe
     dtype = getattr(torch, recipe.fisher.window_dtype)
-    m, shards = recipe.calibrate.num_gradients, [s.partition for s in shards_of(context)]
-    if uses_blocks(partition_of(context), m):
-        plans = [plan_blocks(part, m) for part in shards]
-    else:
-        plans = [plan_window(part, m, dtype) for part in shards]
+    whole, m = partition_of(context), recipe.calibrate.num_gradients
+    plans = [plan_inverse(whole, m, dtype, shard.partition) for shard in shards_of(context)]
     inverse = max(plans, key=lambda plan: plan.total_bytes)
     if recipe.run.memory_budget is not None:
         return MemoryPlan(inverse, int(recipe.run.memory_budget), "run.memory_budget")

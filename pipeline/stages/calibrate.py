@@ -152,10 +152,10 @@ def shards_of(context: RunContext) -> list[Shard]:
     Raises:
         InputError: If there are not enough blocks for all.
     """
-    partition = partition_of(context)
-    within = not uses_blocks(partition, context.recipe.calibrate.num_gradients)
     try:
-        return divide(partition, context.world.size, within_blocks=within)
+        return divide(
+            partition_of(context), context.world.size, within_blocks=not kept_as_blocks(context)
+        )
     except ValueError as error:
         raise InputError(f"fisher.block_size: {error}") from error
 
@@ -170,6 +170,11 @@ def partition_of(context: RunContext) -> BlockPartition:
     return BlockPartition.of_tensors(targets.bounds, section.block_size)
 
 
+def kept_as_blocks(context: RunContext) -> bool:
+    """Whether the Fisher is kept as B x B blocks; else as a window of gradients."""
+    return uses_blocks(partition_of(context), context.recipe.calibrate.num_gradients)
+
+
 def _empty_fisher(context: RunContext) -> Fisher:
     """A Fisher of this process' columns.
 
@@ -177,7 +182,7 @@ def _empty_fisher(context: RunContext) -> Fisher:
         InputError: If there is no room on disk for gradients that the memory does not hold.
     """
     m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.world.rank]
-    if uses_blocks(partition_of(context), m):
+    if kept_as_blocks(context):
         return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
     holders = context.world if shard.coupled else ALONE
