@@ -162,18 +162,17 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
 void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                     int64_t part, int64_t group_begin, int64_t group_end) const {
   const ConvPlan& plan = *batch.plan;
-  const StripTable& table = simd_kernels().narrow;
-  const StripFunction run = table.run[block_class(weights_.block)][tile.vectors];
   const RangedWeights& w = plan.ranged[part];
   const Images& output = plan.output;
-  const int64_t floats = int64_t{tile.vectors} * table.lanes;
   const int64_t channels_per_part = channels_ / parts_;
   const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
   // A buffer holds some groups at a time; without one all go at once.
-  const int64_t step = direct ? group_end - group_begin
-                              : std::max<int64_t>(kSumsBytes / (floats * 4 * weights_.block), 1);
+  const int64_t step = direct
+                           ? group_end - group_begin
+                           : std::max<int64_t>(kSumsBytes / (tile.length * 4 * weights_.block), 1);
   float* sums =
-      direct ? nullptr : scratch().sums.floats(static_cast<size_t>(step * weights_.block * floats));
+      direct ? nullptr
+             : scratch().sums.floats(static_cast<size_t>(step * weights_.block * tile.length));
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);
     const int64_t first_output = group * weights_.block;
@@ -183,13 +182,14 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.values = w.values.data();
     strip.offsets = w.indices.data();
     strip.out = direct ? batch.y + at : sums;
-    strip.stride = direct ? output.channel_stride() : floats;
+    strip.stride = direct ? output.channel_stride() : tile.length;
     strip.group_begin = 0;
     strip.group_end = end - group;
     strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
     strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
     strip.residual = direct && batch.residual ? batch.residual + at : nullptr;
-    strip.keep = output.planes ? plan.keep.data() + tile.first : nullptr;
+    strip.keep = output.planes && !tile.whole ? plan.keep.data() + tile.first : nullptr;
+    strip.ends_rows = direct && tile.ends_rows;
     strip.low = activation_.low;
     strip.high = activation_.high;
     bool not_finite = false;
@@ -201,18 +201,18 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
           reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
-      run(strip);
+      tile.run(strip);
     }
     for (int64_t o = 0; o < strip.outputs && !direct; ++o) {
       const Images& residuals = batch.residuals;
       const int64_t there = batch.residual ? residuals.offset(image, channel + o) : 0;
       not_finite |= !scatter(
-          sums + o * floats, tile, floats, plan, batch.y + output.offset(image, channel + o),
+          sums + o * tile.length, tile, plan, batch.y + output.offset(image, channel + o),
           {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()}, activation_);
     }
     if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
-      activation_.apply_gelu(batch.y + at + o * output.channel_stride(), floats);
+      activation_.apply_gelu(batch.y + at + o * output.channel_stride(), tile.length);
   }
 }
 

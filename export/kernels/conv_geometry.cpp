@@ -54,12 +54,16 @@ std::vector<int64_t> phases(const Window& w, int axis) {
 
 Shape Images::shape(int64_t batch) const {
   if (!planes) return {{batch, channels, height, width}, 4};
-  return {{batch * channels + spare(), height + 2, width + 1}, 3};
+  const int64_t all = batch * channels + spare();
+  if (aligned()) return {{all, height + 2, row_stride() / kBetween, kBetween}, 4};
+  return {{all, height + 2, row_stride()}, 3};
 }
 
 Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch) {
-  const char* name = planes ? "X must be [N * C + spare, H + 2, W + 1]" : "X must be [N, C, H, W]";
-  require(shape.rank == (planes ? 3u : 4u), name, ". Got ", shape);
+  const char* name = planes ? "X must be [N * C + spare, H + 2, W + 1] or, with W of 8, 16 or 32, "
+                              "[N * C + spare, H + 2, W / 8 + 1, 8]"
+                            : "X must be [N, C, H, W]";
+  require(shape.rank == 4 || (planes && shape.rank == 3), name, ". Got ", shape);
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < shape.rank; ++i)
     require(shape.dims[i] >= 0 && shape.dims[i] <= most, "X is too large: ", shape);
@@ -67,7 +71,9 @@ Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* b
   images.planes = planes;
   images.channels = channels;
   images.height = planes ? shape.dims[1] - 2 : shape.dims[2];
-  images.width = planes ? shape.dims[2] - 1 : shape.dims[3];
+  images.width = !planes           ? shape.dims[3]
+                 : shape.rank == 4 ? (shape.dims[2] - 1) * Images::kBetween
+                                   : shape.dims[2] - 1;
   require(images.height >= 1 && images.width >= 1, "X must have at least one pixel. Got ", shape);
   *batch = planes ? (shape.dims[0] - images.spare()) / channels : shape.dims[0];
   require(*batch >= 0 && images.shape(*batch) == shape, name, " with C = ", channels, ". Got ",

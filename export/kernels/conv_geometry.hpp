@@ -4,12 +4,16 @@
 // zeros: one row above, one below, and one column at the left that also serves as the right border
 // of the row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
 // convolution reads its input where it lies. The spare planes are there to be read beyond the end.
+//
+// Rows of 8, 16 or 32 pixels have a border of 8 columns between them instead, [N * C + spare, H +
+// 2, W / 8 + 1, 8], so that vectors of 8 pixels are whole, and few shifted ones cross a cache line.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "ort.hpp"
+#include "simd.hpp"
 
 namespace mfac {
 
@@ -17,10 +21,14 @@ struct Images {
   bool planes = false;
   int64_t channels = 0, height = 0, width = 0;
 
-  int64_t row_stride() const { return planes ? width + 1 : width; }
+  // Whether vectors of pixels are aligned in rows.
+  bool aligned() const { return planes && (width == 8 || width == 16 || width == 32); }
+  int64_t between_rows() const { return aligned() ? kBetween : planes ? 1 : 0; }
+  int64_t row_stride() const { return width + between_rows(); }
   int64_t channel_stride() const { return (planes ? height + 2 : height) * row_stride(); }
   int64_t image_stride() const { return channels * channel_stride(); }
-  int64_t origin() const { return planes ? row_stride() + 1 : 0; }  // of the first pixel
+  // Of the first pixel. The 8 pixels of a short row lie in the middle of a cache line.
+  int64_t origin() const { return planes ? row_stride() + (width == 8 ? 4 : between_rows()) : 0; }
   // Of a channel's first pixel.
   int64_t offset(int64_t image, int64_t channel) const {
     return image * image_stride() + channel * channel_stride() + origin();
@@ -29,7 +37,8 @@ struct Images {
     return planes ? (kReadBeyond + channel_stride() - 1) / channel_stride() : 0;
   }
   Shape shape(int64_t batch) const;
-  static constexpr int64_t kReadBeyond = 32;  // floats
+  static constexpr int64_t kBetween = kBetweenRows;  // columns between aligned rows
+  static constexpr int64_t kReadBeyond = 32;         // floats
   // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as
   // zeros.
   static constexpr int64_t kNotFinite = 31;

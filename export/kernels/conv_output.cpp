@@ -13,11 +13,11 @@ void clear_borders(const Images& image, float* pixels, int64_t channels, bool ab
   }
 }
 
-bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
+bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* out,
              Channel residual, const Activation& activation) {
   const Images& image = plan.output;
   const int64_t stride = plan.runs.row_stride;
-  const int64_t end = std::min(tile.first + floats, plan.runs.length);
+  const int64_t end = std::min(tile.first + tile.length, plan.runs.length);
   const auto clip = simd_kernels().clip;
   bool finite = true;
   for (int64_t row = tile.first / stride; row * stride < end; ++row) {
@@ -30,7 +30,7 @@ bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan
     finite &= clip(from + first, add ? add + first : nullptr, last - first, activation.low,
                    activation.high, to + first);
     activation.apply_gelu(to + first, last - first);
-    if (image.planes && last == image.width) to[last] = 0.0f;
+    if (last == image.width) std::fill(to + last, to + image.row_stride(), 0.0f);
   }
   return finite;
 }

@@ -16,7 +16,7 @@ struct Channel {
 };
 
 // Write a strip's valid pixels where they belong, row by row. Tells whether all are finite.
-bool scatter(const float* sums, const Tile& tile, int64_t floats, const ConvPlan& plan, float* out,
+bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* out,
              Channel residual, const Activation& activation);
 
 }  // namespace mfac

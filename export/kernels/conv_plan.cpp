@@ -7,9 +7,10 @@ namespace {
 
 constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
 
-// As few tiles as the registers allow, all about as long.
-std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& table,
-                      int longest) {
+// As few tiles as the registers allow, all about as long, over whatever is between the rows.
+std::vector<Tile> cut(const Images& output, const Runs& runs, int kind) {
+  const StripTable& table = simd_kernels().narrow;
+  const int longest = table.longest[kind];
   const int64_t vectors = (runs.length + table.lanes - 1) / table.lanes;
   const int64_t count = (vectors + longest - 1) / longest;
   // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
@@ -19,9 +20,43 @@ std::vector<Tile> cut(const Images& output, const Runs& runs, const StripTable& 
     const int64_t first = vectors * i / count;
     const int64_t end = vectors * (i + 1) / count;
     const bool direct = runs.row_stride == output.row_stride() && end * table.lanes <= writable;
-    tiles.push_back({first * table.lanes, static_cast<int>(end - first), direct});
+    tiles.push_back({first * table.lanes, (end - first) * table.lanes, table.run[kind][end - first],
+                     direct, false, false});
   }
   return tiles;
+}
+
+// Tiles of whole rows where the registers can hold one, else of parts of a row.
+std::vector<Tile> cut_rows(const Images& output, const Runs& runs, int kind) {
+  const StripTable& table = simd_kernels().narrow;
+  const int64_t row = output.width / table.lanes;
+  const int64_t longest = table.longest[kind];
+  std::vector<Tile> tiles;
+  if (row <= longest) {
+    const StripTable& by_rows = simd_kernels().rows[output.width / 16];
+    const int64_t most = longest / row;
+    const int64_t count = (output.height + most - 1) / most;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = output.height * i / count;
+      const int64_t rows = output.height * (i + 1) / count - first;
+      tiles.push_back({first * runs.row_stride, rows * runs.row_stride,
+                       by_rows.run[kind][rows * row], output.aligned(), true, true});
+    }
+    return tiles;
+  }
+  int64_t part = longest;
+  while (row % part != 0) --part;
+  for (int64_t y = 0; y < output.height; ++y)
+    for (int64_t x = 0; x < row; x += part)
+      tiles.push_back({y * runs.row_stride + x * table.lanes, part * table.lanes,
+                       table.run[kind][part], output.aligned(), true, x + part == row});
+  return tiles;
+}
+
+bool has_aligned_rows(const Images& output, const Runs& runs) {
+  Images planes = output;
+  planes.planes = true;
+  return planes.aligned() && runs.row_stride == planes.row_stride();
 }
 
 // Channels whose part below one tile fills the first cache, but not so few that there is little
@@ -49,10 +84,9 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   plan.input = input;
   plan.output = output;
   plan.runs = plan_runs(input, output, window);
-  const StripTable& table = simd_kernels().narrow;
-  plan.tiles = cut(output, plan.runs, table, table.longest[block_class(weights.block)]);
-  plan.range_channels =
-      channels_in_range(weights, window, plan.runs, int64_t{plan.tiles[0].vectors} * table.lanes);
+  const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
+  plan.tiles = tiles(output, plan.runs, block_class(weights.block));
+  plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
   for (int64_t part = 0; part < weights.parts; ++part) {
     RangedWeights ranged = by_ranges(weights, part, plan.range_channels * window.taps());
     for (int32_t& index : ranged.indices) {
@@ -66,7 +100,7 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
     plan.ranged.push_back(std::move(ranged));
   }
   const Tile& last = plan.tiles.back();
-  plan.keep.resize(static_cast<size_t>(last.first + int64_t{last.vectors} * table.lanes));
+  if (!last.whole) plan.keep.resize(static_cast<size_t>(last.first + last.length));
   for (size_t i = 0; i < plan.keep.size(); ++i) {
     const int64_t position = static_cast<int64_t>(i);
     const bool inside =

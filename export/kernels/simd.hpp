@@ -32,6 +32,7 @@ struct Strip {
   bool first;             // start from the bias, not from what is in out
   bool last;              // residual, clip and keep follow
   bool* not_finite;       // set where a last output is NaN or infinite; or null
+  bool ends_rows;         // zeros behind each row (of a table of rows) or behind the strip
 };
 using StripFunction = void (*)(const Strip&);
 
@@ -46,6 +47,7 @@ struct RowCopy {
 
 constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
 constexpr int kMaxVectors = 16;
+constexpr int kBetweenRows = 8;
 
 // Strips of 1 ... longest vectors of `lanes` floats, for each block size.
 struct StripTable {
@@ -58,6 +60,8 @@ struct SimdKernels {
   const char* name;
   StripTable wide;    // for rows that lie aligned
   StripTable narrow;  // for shifted runs, where a wide load crosses cache lines
+  StripTable
+      rows[3];  // as narrow, for whole rows of 8, 16, 32 floats with kBetweenRows between them
   // columns[k][r] = rows[r][k], r < lanes (zero from `count`), row_stride and column_stride floats.
   void (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
                      float* columns, int64_t column_stride);

@@ -1,5 +1,6 @@
 """ONNX nodes of the sparse operators; docs/sparse-operators.md is their contract."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
 _LAYOUTS = ("nchw", "planes")
 _READ_BEYOND = 32
+_ALIGNED = (8, 16, 32)
+_BETWEEN_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,17 @@ def sparse_conv(
     return _node("SparseConv", name, x, y, weight, bias, residual, activation, clip, attributes)
 
 
-def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
+def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:
     """Return the shape of ``[batch, channels, height, width]`` in the layout ``planes``.
 
+    >>> planes_shape(1, 16, 28, 28)
+    (17, 30, 29)
     >>> planes_shape(1, 16, 32, 32)
-    (17, 34, 33)
+    (17, 34, 5, 8)
     """
-    plane = (height + 2) * (width + 1)
-    return batch * channels + -(-_READ_BEYOND // plane), height + 2, width + 1
+    row = (width // _BETWEEN_ROWS + 1, _BETWEEN_ROWS) if width in _ALIGNED else (width + 1,)
+    plane = (height + 2) * math.prod(row)
+    return batch * channels + -(-_READ_BEYOND // plane), height + 2, *row
 
 
 def _node(

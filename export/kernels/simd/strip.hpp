@@ -3,12 +3,18 @@
 // PART outputs of a group are worked on together, so that the accumulators fit the registers; with
 // few of them, CHAINS independent sets hide the latency of the multiply-add.
 
+// Where vector t of a strip is: they are contiguous, or rows of V with kBetweenRows between them.
+template <int L, int V>
+constexpr int place(int t) {
+  return V == 0 ? t * L : t / (V ? V : 1) * (V * L + kBetweenRows) + t % (V ? V : 1) * L;
+}
+
 // What follows the sums of the output that is at `at`. `zeros` stays 0 as long as all is finite.
-template <int L, int T>
+template <int L, int V, int T>
 MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zeros) {
   if (s.residual) {
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + t * L);
+    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + place<L, V>(t));
   }
   MFAC_UNROLL
   for (int t = 0; t < T; ++t) y[t] = clip<L>(y[t], s.low, s.high);
@@ -22,7 +28,18 @@ MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zer
   }
 }
 
-template <int L, int PART, int T, int CHAINS>
+// Zeros behind each row, as the layout asks for.
+template <int L, int V, int T>
+MFAC_INLINE void end_rows(float* out) {
+  MFAC_UNROLL
+  for (int t = 0; t < T; ++t) {
+    if (V == 0 ? t + 1 < T : (t + 1) % (V ? V : 1) != 0) continue;
+    MFAC_UNROLL
+    for (int i = 0; i < kBetweenRows; i += L) store<L>(out + place<L, V>(t) + L + i, Floats<L>{});
+  }
+}
+
+template <int L, int V, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
                             Floats<L>* zeros) {
   // With many sums: opaque, so that nothing of it is kept in registers through the inner loop.
@@ -37,8 +54,9 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       if (s.first)
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
-        sum[0][o][t] =
-            output + o < s.outputs ? load<L>(s.out + (output + o) * s.stride + t * L) : Floats<L>{};
+        sum[0][o][t] = output + o < s.outputs
+                           ? load<L>(s.out + (output + o) * s.stride + place<L, V>(t))
+                           : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
     }
@@ -52,7 +70,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i + c];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + t * L * 4);
+        const Floats<L> x = load<L>(from + place<L, V>(t) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[c][o][t] += values[int64_t{i + c} * block + o] * x;
       }
@@ -63,7 +81,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + t * L * 4);
+        const Floats<L> x = load<L>(from + place<L, V>(t) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[0][o][t] += values[int64_t{i} * block + o] * x;
       }
@@ -82,37 +100,40 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
     if (PART > 1 && output + o >= s.outputs) break;
     const int64_t at = (output + o) * s.stride;
     float* out = s.out + at;
-    if (s.last) finish<L, T>(s, at, sum[0][o], zeros);
+    if (s.last) finish<L, V, T>(s, at, sum[0][o], zeros);
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) store<L>(out + t * L, sum[0][o][t]);
+    for (int t = 0; t < T; ++t) store<L>(out + place<L, V>(t), sum[0][o][t]);
+    if (s.last && s.ends_rows) end_rows<L, V, T>(out);
   }
 }
 
-template <int L, int BLOCK, int PART, int T>
+template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
   const Strip s = given;  // a copy that no store can change
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // as long as all that is added is finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
     for (int part = 0; part < BLOCK; part += PART)
-      strip_part<L, PART, T, kChains>(&s, group, BLOCK, part, zeros);
+      strip_part<L, V, PART, T, kChains>(&s, group, BLOCK, part, zeros);
   if (s.not_finite && !all_zero<L>(zeros[0] + zeros[1])) *s.not_finite = true;
 }
 
-template <int L, int BLOCK, int PART, int T, int LONGEST>
+// Fill in the strips of T, T + step, ... up to LONGEST vectors.
+template <int L, int V, int BLOCK, int PART, int T, int LONGEST, bool FITS = (T <= LONGEST)>
 struct FillStrips {
   static void into(StripFunction* run) {
-    run[T] = strip<L, BLOCK, PART, T>;
-    FillStrips<L, BLOCK, PART, T + 1, LONGEST>::into(run);
+    run[T] = strip<L, V, BLOCK, PART, T>;
+    FillStrips<L, V, BLOCK, PART, T + (V ? V : 1), LONGEST>::into(run);
   }
 };
-template <int L, int BLOCK, int PART, int LONGEST>
-struct FillStrips<L, BLOCK, PART, LONGEST, LONGEST> {
-  static void into(StripFunction* run) { run[LONGEST] = strip<L, BLOCK, PART, LONGEST>; }
+template <int L, int V, int BLOCK, int PART, int T, int LONGEST>
+struct FillStrips<L, V, BLOCK, PART, T, LONGEST, false> {
+  static void into(StripFunction*) {}
 };
 
 // With 32 registers 24 hold accumulators, with 16 registers 12 (of four outputs 2 vectors: 8).
-template <int L>
+// V: vectors in a row, 0 where the vectors of a strip are contiguous.
+template <int L, int V>
 StripTable strip_table() {
   StripTable table = {};
   table.lanes = L;
@@ -123,10 +144,11 @@ StripTable strip_table() {
   constexpr int kLongest[kBlockSizes] = {12, 2, 1, 1};
   constexpr int kLargestPart = 8;
 #endif
+  constexpr int kFirst = V ? V : 1;
   for (int i = 0; i < kBlockSizes; ++i) table.longest[i] = kLongest[i];
-  FillStrips<L, 1, 1, 1, kLongest[0]>::into(table.run[0]);
-  FillStrips<L, 4, 4, 1, kLongest[1]>::into(table.run[1]);
-  FillStrips<L, 8, 8, 1, kLongest[2]>::into(table.run[2]);
-  FillStrips<L, 16, kLargestPart, 1, kLongest[3]>::into(table.run[3]);
+  FillStrips<L, V, 1, 1, kFirst, kLongest[0]>::into(table.run[0]);
+  FillStrips<L, V, 4, 4, kFirst, kLongest[1]>::into(table.run[1]);
+  FillStrips<L, V, 8, 8, kFirst, kLongest[2]>::into(table.run[2]);
+  FillStrips<L, V, 16, kLargestPart, kFirst, kLongest[3]>::into(table.run[3]);
   return table;
 }

@@ -13,8 +13,11 @@
 SimdKernels make_table(const char* name) {
   SimdKernels table = {};
   table.name = name;
-  table.wide = strip_table<MFAC_WIDE>();
-  table.narrow = strip_table<MFAC_NARROW>();
+  table.wide = strip_table<MFAC_WIDE, 0>();
+  table.narrow = strip_table<MFAC_NARROW, 0>();
+  table.rows[0] = strip_table<MFAC_NARROW, 8 / MFAC_NARROW>();
+  table.rows[1] = strip_table<MFAC_NARROW, 16 / MFAC_NARROW>();
+  table.rows[2] = strip_table<MFAC_NARROW, 32 / MFAC_NARROW>();
   table.to_columns = to_columns<MFAC_WIDE>;
   table.to_rows = to_rows<MFAC_WIDE>;
   table.copy_rows = copy_rows;

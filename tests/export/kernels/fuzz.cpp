@@ -263,8 +263,12 @@ void make_linear(KernelInfo& node, bool hostile) {
 
 std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s) {
   if (!planes) return s;
-  const int64_t plane = (s[2] + 2) * (s[3] + 1);
-  return {s[0] * s[1] + (32 + plane - 1) / plane, s[2] + 2, s[3] + 1};
+  const bool aligned = s[3] == 8 || s[3] == 16 || s[3] == 32;
+  const int64_t row = s[3] + (aligned ? 8 : 1);
+  const int64_t plane = (s[2] + 2) * row;
+  const int64_t all = s[0] * s[1] + (32 + plane - 1) / plane;
+  if (aligned) return {all, s[2] + 2, row / 8, 8};
+  return {all, s[2] + 2, row};
 }
 
 void make_conv(KernelInfo& node, bool hostile) {
@@ -294,11 +298,13 @@ void make_conv(KernelInfo& node, bool hostile) {
   node.words["output_layout"] = y_planes ? "planes" : "nchw";
   node.words["residual_layout"] = r_planes ? "planes" : "nchw";
   const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts, pick(1, 20),
-                                  pick(1, 20)};
+                                  chance(0.4) ? int64_t{8} << pick(0, 2) : pick(1, 20)};
   node.inputs.push_back(tensor(kFloat, image_shape(x_planes, x)));
   if (x_planes) {  // nothing was seen that is not finite
     Value& value = *node.inputs[0];
-    const int64_t end = x[0] * x[1] * value.shape[1] * value.shape[2] + 31;
+    int64_t end = x[0] * x[1];
+    for (size_t i = 1; i < value.shape.size(); ++i) end *= value.shape[i];
+    end += 31;
     reinterpret_cast<float*>(value.data.get())[end] = chance(0.1);
   }
   add_weights(node, size, hostile);

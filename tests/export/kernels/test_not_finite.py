@@ -50,10 +50,11 @@ def test_linear(sessions, rows, bad):
 @pytest.mark.parametrize("batch", [1, 9])
 @pytest.mark.parametrize("layout", ["nchw", "planes"])
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_conv_chain(sessions, layout, batch, bad, activation):
+@pytest.mark.parametrize("width", [14, 16])
+def test_conv_chain(sessions, layout, batch, bad, activation, width):
     random = np.random.default_rng(0)
     first, second = _sparse(random, 12, 6, 3, 3), _sparse(random, 8, 12, 3, 3)
-    x = random.standard_normal((batch, 6, 9, 14)).astype(np.float32)
+    x = random.standard_normal((batch, 6, 9, width)).astype(np.float32)
     x[batch // 2, 2, 0, 13] = bad
     around = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], **around)]

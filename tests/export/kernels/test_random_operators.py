@@ -148,6 +148,8 @@ class _Conv:
         inputs, outputs = (int(n) for n in random.integers(1, 10, 2))
         batch = int(random.choice([1, 1, 2, 9, 64], p=[0.4, 0.2, 0.2, 0.18, 0.02]))
         height, width = (int(n) for n in random.integers(1, 5 if batch == 64 else 20, 2))
+        if random.random() < 0.4:  # the widths that planes align
+            width = int(random.choice([8, 16, 32]))
         self.shape = (batch, inputs * self.group, height, width)
         self.strides, self.dilations, self.pads = (1, 1), (1, 1), (1, 1, 1, 1)
         kernel = (3, 3)

@@ -1,0 +1,44 @@
+"""Planes hold what docs/sparse-operators.md says: pixels, zeros around them, and what was seen."""
+
+import numpy as np
+import pytest
+
+from mfac_compress.export.sparse import pack, planes_shape, sparse_conv
+
+FIRST_COLUMN = {8: 4, 16: 8, 32: 8}
+AROUND = {"pads": (1, 1, 1, 1)}
+
+
+def _pixels(planes, batch, channels, height, width):
+    """Split planes into their pixels [N, C, H, W] and all else of them but the spare ones."""
+    rows = planes[: batch * channels].reshape(batch, channels, -1)
+    stride = planes[0, 0].size
+    first = stride + FIRST_COLUMN.get(width, 1)
+    at = first + np.add.outer(stride * np.arange(height), np.arange(width))
+    around = np.delete(rows, at.ravel(), axis=2)
+    return rows[:, :, at], around
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 15, 16, 24, 31, 32])
+@pytest.mark.parametrize("block", [1, 4, 8, 16])
+@pytest.mark.parametrize("source", ["nchw", "planes"])
+def test_pixels_have_zeros_around_them(sessions, width, block, source):
+    random = np.random.default_rng(width)
+    x = random.standard_normal((2, 3, 5, width)).astype(np.float32)
+    weight = random.standard_normal((18, 3, 3, 3)).astype(np.float32)
+    bias = np.full(18, 2, np.float32)  # not 0 where nothing is added up
+    identity = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    nodes = [
+        sparse_conv("i", "x", "planes", pack(identity), output_layout="planes"),
+        sparse_conv("p", {"nchw": "x"}.get(source, source), "p", pack(weight, block=block),
+                    bias=bias, **AROUND, input_layout=source, output_layout="planes"),
+        sparse_conv("n", "x", "n", pack(weight), bias=bias, **AROUND),
+    ]  # fmt: skip
+    session = sessions.open(nodes, ["p", "n"])
+    for _ in range(2):  # the second time on memory that has been used
+        planes, expected = session.run(None, {"x": x})
+        assert planes.shape == planes_shape(2, 18, 5, width)
+        pixels, around = _pixels(planes, 2, 18, 5, width)
+        np.testing.assert_allclose(pixels, expected, rtol=1e-5, atol=1e-5)
+        assert not around.any()
+        assert not planes[36:].ravel()[:32].any()
