@@ -1,0 +1,180 @@
+"""What share of one core's limits each sparse kernel reaches.
+
+    OMP_NUM_THREADS=1 python benchmarks/sparse_roofline.py
+
+Chains of equal operators, random weights, one thread, CPU time of the thread; in every round the
+core's own limits are measured again. A stored weight is multiplied onto each position, so the work
+is stored values x positions; each block of outputs needs one load of its positions, so the limit
+of unstructured weights is the rate of loads from the first cache, of blocks that of multiply-adds.
+`memory` counts weights, indices and what is read and written, once, against reading from memory.
+Needs a C++ compiler.
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from mfac_compress.export import kernel_library, machine_load, open_session
+from mfac_compress.export.sparse import (
+    DOMAIN,
+    VERSION,
+    PackedWeight,
+    SparseNode,
+    pack,
+    sparse_conv,
+    sparse_linear,
+)
+from mfac_compress.export.sparse.timing import in_turn
+
+ROUNDS = 15
+CHAIN = 4
+STREAMED = 1 << 25  # floats
+SUMS = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A chain of equal operators."""
+
+    shape: tuple[int, ...]
+    weight: tuple[int, ...]
+    planes: bool = False
+
+
+CASES = {
+    "MatMul, 1 row": Case((1, 1024), (1024, 1024)),
+    "MatMul, 16 rows": Case((16, 1024), (1024, 1024)),
+    "MatMul, 128 rows": Case((128, 768), (768, 768)),
+    "Conv 1x1, 28 x 28": Case((1, 256, 28, 28), (256, 256, 1, 1)),
+    "Conv 3x3, 28 x 28": Case((1, 128, 28, 28), (128, 128, 3, 3), planes=True),
+    "Conv 3x3, 8 x 8": Case((1, 64, 8, 8), (64, 64, 3, 3), planes=True),
+    "Conv 3x3, 32 x 32": Case((1, 16, 32, 32), (16, 16, 3, 3), planes=True),
+}
+
+
+def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> PackedWeight:
+    rng = np.random.default_rng(0)
+    kept = rng.random((shape[0] // block, *shape[1:])) >= sparsity
+    weight = rng.standard_normal(shape) * np.repeat(kept, block, axis=0)
+    # Activations neither vanish nor grow along a chain.
+    weight /= np.sqrt(np.prod(shape[1:]) * (1 - sparsity))
+    return pack(weight.astype(np.float32), block=block)
+
+
+def _chain(case: Case, weight: PackedWeight) -> onnx.ModelProto:
+    nodes = [_operator(case, weight, place) for place in range(CHAIN)]
+    graph = helper.make_graph(
+        [node.node for node in nodes],
+        "chain",
+        [helper.make_tensor_value_info("v0", onnx.TensorProto.FLOAT, case.shape)],
+        [helper.make_tensor_value_info(f"v{CHAIN}", onnx.TensorProto.FLOAT, case.shape)],
+        [tensor for node in nodes for tensor in node.initializers],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _operator(case: Case, weight: PackedWeight, place: int) -> SparseNode:
+    name, x, y = f"o{place}", f"v{place}", f"v{place + 1}"
+    if len(case.weight) == 2:
+        return sparse_linear(name, x, y, weight)
+    border = case.weight[2] // 2
+    return sparse_conv(
+        name,
+        x,
+        y,
+        weight,
+        pads=(border,) * 4,
+        input_layout="planes" if case.planes and place > 0 else "nchw",
+        output_layout="planes" if case.planes and place < CHAIN - 1 else "nchw",
+    )
+
+
+class Limits:
+    """One core's limits, compiled for the processor at hand."""
+
+    def __init__(self, folder: Path) -> None:
+        source = Path(__file__).with_name("roofline.cpp")
+        built = folder / "roofline.so"
+        flags = ["-O3", "-march=native", "-shared", "-fPIC"]
+        subprocess.run(["c++", *flags, str(source), "-o", str(built)], check=True)
+        self._library = ctypes.CDLL(str(built))
+        self._library.stream.restype = ctypes.c_float
+        self._values = np.ones(STREAMED, np.float32)
+
+    def calls(self) -> list[partial]:
+        """Multiply-adds, the same with loads (each 8 and 16 lanes), and a read of memory."""
+        rounds = ctypes.c_int64(100_000)
+        names = ("fma_8", "fma_16", "loads_8", "loads_16")
+        pointer = ctypes.c_void_p(self._values.ctypes.data)
+        return [
+            *(partial(getattr(self._library, name), rounds) for name in names),
+            partial(self._library.stream, pointer, ctypes.c_int64(STREAMED)),
+        ]
+
+    @staticmethod
+    def rates(times: list[float]) -> tuple[float, float, float]:
+        """Multiply-adds and loads in lanes/s, bytes/s, from milliseconds of the calls."""
+        lanes = [
+            1e5 * SUMS * count / ms * 1e3 for count, ms in zip((8, 16) * 2, times, strict=False)
+        ]
+        return max(lanes[:2]), max(lanes[2:]), STREAMED * 4 / times[4] * 1e3
+
+
+def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Path) -> dict:
+    """Time one chain beside the limits."""
+    weight = _weight(case.weight, sparsity, block)
+    path = folder / "chain.onnx"
+    onnx.save(_chain(case, weight), path)
+    session = open_session(path, threads=1, library=kernel_library())
+    x = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
+    ours, *others = in_turn(
+        [lambda: session.run(None, {"v0": x}), *limits.calls()], threads=1, rounds=ROUNDS
+    )
+    fma, loads, stream = limits.rates([float(np.median(times)) for times in others])
+    seconds = float(np.median(ours)) / 1e3 / CHAIN
+    positions = int(np.prod(case.shape)) // case.weight[1]
+    work = weight.values.size * positions
+    moved = weight.values.nbytes + weight.indices.nbytes + 2 * x.nbytes
+    return {
+        "microseconds": seconds * 1e6,
+        "gmacs": work / seconds / 1e9,
+        "of_fma": work / seconds / fma,
+        "of_loads": work / block / seconds / loads,
+        "of_memory": moved / seconds / stream,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--blocks", default="1,4")
+    arguments = parser.parse_args()
+    print("| operator | block | us | GMAC/s | of multiply-adds | of loads | of memory |")
+    print("|---|---|---|---|---|---|---|")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        limits = Limits(Path(folder))
+        for name, case in CASES.items():
+            for block in map(int, arguments.blocks.split(",")):
+                row = measure(case, arguments.sparsity, block, limits, Path(folder))
+                rows.append({"operator": name, "block": block} | row)
+                print(
+                    f"| {name} | {block} | {row['microseconds']:.1f} | {row['gmacs']:.1f} | "
+                    f"{row['of_fma']:.0%} | {row['of_loads']:.0%} | {row['of_memory']:.0%} |",
+                    flush=True,
+                )
+    print(json.dumps({"machine": machine_load(), "sparsity": arguments.sparsity, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
