@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-import numpy as np
-
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
 
@@ -17,14 +16,7 @@ def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:
     weight = constant_weight(graph, node.input[1], axes=2)
     if isinstance(weight, Refusal):
         return weight
-    return SparseOperator(
-        name=node.name,
-        weight_name=node.input[1],
-        nodes=(position,),
-        x=node.input[0],
-        y=node.output[0],
-        weight=np.ascontiguousarray(weight.T),
-    )
+    return layer_operator(graph, position, weight.T)
 
 
 def add_bias(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
