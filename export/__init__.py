@@ -12,10 +12,9 @@ from mfac_compress.export.sparse.files import data_files, write_model
 from mfac_compress.export.sparse.inputs import RandomInputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
-from mfac_compress.export.sparse.whole import WholeSpeed
 
 __all__ = [
     "FileSize",
@@ -25,10 +24,10 @@ __all__ = [
     "LayerSpeed",
     "RandomInputs",
     "Setting",
+    "SettingTime",
     "Spread",
     "TensorAudit",
     "Timing",
-    "WholeSpeed",
     "audit_zeros",
     "compare_latency",
     "data_files",

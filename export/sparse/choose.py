@@ -5,14 +5,14 @@ the sparse operators each keep images in a layout of their own, and a change of 
 convolutions that hand images to each other are timed as one piece, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from mfac_compress.export.sparse.compose import piece
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
-from mfac_compress.export.sparse.measure import Setting, race, random_feeds
+from mfac_compress.export.sparse.measure import Setting, SettingTime, race, random_feeds
 from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.timing import median_ratio
 
@@ -27,23 +27,12 @@ _ROUNDS = 7
 
 
 @dataclass(frozen=True)
-class PieceTime:
-    """One layer at one setting, in milliseconds a call."""
-
-    setting: Setting
-    dense_ms: float
-    sparse_ms: float
-    ratio: float
-    """Sparse / dense, median of the rounds."""
-
-
-@dataclass(frozen=True)
 class Trial:
     """What came of timing one operator on its own."""
 
     block: int
     """The fastest one."""
-    times: tuple[PieceTime, ...]
+    times: tuple[SettingTime, ...]
 
     @property
     def pays(self) -> bool:
@@ -64,6 +53,11 @@ class Part:
     ratio: float
 
 
+def together(parts: Iterable[Part]) -> Plan:
+    """One plan of parts that share no operator."""
+    return {operator: place for part in parts for operator, place in part.plan.items()}
+
+
 @dataclass(frozen=True)
 class Choice:
     """What sparse operators should compute.
@@ -79,7 +73,7 @@ class Choice:
     @property
     def plan(self) -> Plan:
         """All parts together."""
-        return {operator: place for part in self.parts for operator, place in part.plan.items()}
+        return together(self.parts)
 
 
 def choose(
@@ -118,13 +112,12 @@ def _may_pay(operator: SparseOperator) -> bool:
 def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes]) -> Trial:
     """Time an operator with each block size that makes sense."""
     blocks = operator.blocks(_MOST_PADDING)
-    by_block: dict[int, list[PieceTime]] = {block: [] for block in blocks}
+    by_block: dict[int, list[SettingTime]] = {block: [] for block in blocks}
     for setting in shapes:
         plans = [{}, *({operator: Placement(block)} for block in blocks)]
         dense, *sparse = _race(graph, [operator], plans, setting, shapes[setting])
         for block, times in zip(blocks, sparse, strict=True):
-            ratio = median_ratio(times, dense)
-            by_block[block].append(PieceTime(setting, median(dense), median(times), ratio))
+            by_block[block].append(SettingTime.of_rounds(setting, dense, times))
     best = min(blocks, key=lambda block: fmean(time.ratio for time in by_block[block]))
     return Trial(best, tuple(by_block[best]))
 

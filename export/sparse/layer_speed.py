@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, PieceTime, Trial
+from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, Trial
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
+from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.multiplications import multiplications
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
 
@@ -31,7 +32,7 @@ class LayerSpeed:
     """Of these, those with weights that are not zero."""
     block: int | None
     """Outputs that share their inputs. None: ONNX Runtime computes the layer."""
-    times: tuple[PieceTime, ...]
+    times: tuple[SettingTime, ...]
     """The layer on its own, with what is fused behind it. Empty where it was not timed."""
     reason: str
     """Why it was replaced, or not."""

@@ -15,10 +15,10 @@ from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
-from mfac_compress.export.sparse.whole import WholeSpeed, best_whole
+from mfac_compress.export.sparse.whole import best_whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FileSpeed:
     """
 
     layers: tuple[LayerSpeed, ...]
-    whole: tuple[WholeSpeed, ...]
+    whole: tuple[SettingTime, ...]
     model: onnx.ModelProto | None
     reason: str
     difference: float | None
