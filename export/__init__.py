@@ -1,6 +1,7 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
 from mfac_compress.export.audit import TensorAudit, audit_zeros
+from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import LatencyComparison, Spread, Timing, compare_latency
 from mfac_compress.export.machine import machine_load
@@ -8,7 +9,7 @@ from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
-from mfac_compress.export.sparse.files import data_files, write_model
+from mfac_compress.export.sparse.files import write_model
 from mfac_compress.export.sparse.inputs import RandomInputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
@@ -31,6 +32,7 @@ __all__ = [
     "audit_zeros",
     "compare_latency",
     "data_files",
+    "data_path",
     "export_onnx",
     "file_size",
     "kernel_library",

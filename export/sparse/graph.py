@@ -94,6 +94,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from part.graphs
 
 
+def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that its nodes hold, at any depth."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from nested(inner)
+
+
 def values_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the values that a node reads, also those that its subgraphs read around it."""
     yield from node.input

@@ -173,6 +173,14 @@ def test_a_model_named_like_the_data_of_the_output_is_kept(faster, tmp_path):
     assert path.is_file()
 
 
+def test_a_file_in_the_place_of_the_data_is_named_before_measuring(faster, tmp_path):
+    (tmp_path / "out.onnx.data").write_bytes(b"of something else")
+    result = _speed(_plain(tmp_path / "m.onnx", "n"), "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 2
+    assert "out.onnx.data must be free" in result.output
+    assert "zeros" not in result.output
+
+
 @pytest.mark.parametrize("output", ["", "folder", "/proc/out.onnx"])
 def test_where_nothing_can_be_written_is_said_before_measuring(faster, tmp_path, output):
     (tmp_path / "folder").mkdir()
