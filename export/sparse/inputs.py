@@ -8,6 +8,7 @@ import onnx
 from onnx import helper
 
 from mfac_compress.export.sparse.files import read_model
+from mfac_compress.export.sparse.graph import needed_inputs
 from mfac_compress.export.sparse.probe import Feeds
 
 _BATCH = None
@@ -41,9 +42,7 @@ class RandomInputs:
     ) -> None:
         model = read_model(path)
         given = dict(shapes or {})
-        constants = {tensor.name for tensor in model.graph.initializer}
-        constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-        inputs = [value for value in model.graph.input if value.name not in constants]
+        inputs = needed_inputs(model.graph)
         names = [value.name for value in inputs]
         for name in given:
             if name not in names:

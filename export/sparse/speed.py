@@ -12,7 +12,7 @@ from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import Graph, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting, SettingTime
@@ -112,9 +112,8 @@ def _untried(layers: Sequence[Layer]) -> str:
 
 
 def _open_batch(graph: onnx.GraphProto) -> bool:
-    """Whether the first input leaves its first axis open; initializers may be listed as inputs."""
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
+    """Whether the first input leaves its first axis open."""
+    inputs = needed_inputs(graph)
     first = inputs[0].type.tensor_type.shape.dim[:1] if inputs else ()
     return bool(first) and not first[0].HasField("dim_value")
 
