@@ -123,6 +123,5 @@ def _draw(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np
         return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    return rng.integers(2, size=shape, dtype=np.int8).astype(
-        dtype, copy=False
-    )  # in range of any vocabulary
+    # In the range of any vocabulary.
+    return rng.integers(2, size=shape, dtype=np.int8).astype(dtype, copy=False)
