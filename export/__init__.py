@@ -10,7 +10,7 @@ from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
 from mfac_compress.export.sparse.files import write_model
-from mfac_compress.export.sparse.inputs import RandomInputs
+from mfac_compress.export.sparse.inputs import RandomInputs, ShapeError
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting, SettingTime
@@ -26,6 +26,7 @@ __all__ = [
     "RandomInputs",
     "Setting",
     "SettingTime",
+    "ShapeError",
     "Spread",
     "TensorAudit",
     "Timing",

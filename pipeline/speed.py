@@ -12,6 +12,7 @@ from mfac_compress.export import (
     LayerSpeed,
     RandomInputs,
     Setting,
+    ShapeError,
     data_files,
     data_path,
     kernel_library,
@@ -62,6 +63,8 @@ def speed(
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
+    except ShapeError as error:
+        raise InputError(f"--shape: {error}") from error
     except ValueError as error:
         raise InputError(str(error)) from error
     except MemoryError as error:

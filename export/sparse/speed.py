@@ -114,8 +114,11 @@ def _untried(layers: Sequence[Layer]) -> str:
 def _open_batch(graph: onnx.GraphProto) -> bool:
     """Whether the first input leaves its first axis open."""
     inputs = needed_inputs(graph)
-    first = inputs[0].type.tensor_type.shape.dim[:1] if inputs else ()
-    return bool(first) and not first[0].HasField("dim_value")
+    if not inputs:
+        return False
+    tensor = inputs[0].type.tensor_type
+    first = tensor.shape.dim[:1]
+    return not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
 
 
 def _shapes(

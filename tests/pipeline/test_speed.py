@@ -215,6 +215,20 @@ def test_the_first_number_of_a_shape_is_the_batch_where_none_is_given(file, fast
     assert "batch 3, 1 thread" in _speed(file, "--shape", "ids=3,7").output
 
 
+def test_an_input_of_any_number_of_axes_is_taken_in_the_shape_that_is_given(faster, tmp_path):
+    faster(0.5)
+    model = onnx.load(_plain(tmp_path / "m.onnx", "n"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    refused = _speed(tmp_path / "m.onnx")
+    assert refused.exit_code == 2
+    assert "--shape: The shape of input x must be known" in refused.output
+    assert "for example x=1,128" in refused.output
+    result = _speed(tmp_path / "m.onnx", "--shape", "x=3,16")
+    assert result.exit_code == 0, result.output
+    assert "whole model, batch 3" in result.output
+
+
 def test_a_model_of_another_type_is_not_said_to_lack_zeros(faster, tmp_path):
     result = _speed(_plain(tmp_path / "m.onnx", "n", dtype=TensorProto.FLOAT16))
     assert result.exit_code == 0

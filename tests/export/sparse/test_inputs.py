@@ -51,6 +51,15 @@ def test_a_shape_that_does_not_fit_is_refused(tmp_path, shape):
         RandomInputs(path, {"x": shape})
 
 
+def test_an_input_of_any_number_of_axes_must_be_given(tmp_path):
+    path = _file(tmp_path, x=(TensorProto.FLOAT, None))
+    with pytest.raises(ValueError, match=r"input x.*how many axes.*for example x=1,128"):
+        RandomInputs(path)
+    inputs = RandomInputs(path, {"x": (2, 8)})
+    assert (inputs.fixed_batch, inputs.given_batches) == (None, {2})
+    assert inputs(4)["x"].shape == (4, 8)
+
+
 def test_a_name_that_there_is_not_is_refused(tmp_path):
     path = _file(tmp_path, x=(TensorProto.FLOAT, ["n", 8]))
     with pytest.raises(ValueError, match=r"inputs x\. Got y"):
