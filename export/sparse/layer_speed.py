@@ -12,6 +12,7 @@ from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.multiplications import multiplications
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.matmul import has_left_weight
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class LayerSpeed:
     sparsity: float | None
     """Share of the weights that are zero. None where they are not constant."""
     macs: int | None
-    """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph."""
+    """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph,
+    or of two constants."""
     kept_macs: int | None
     """Of these, those with weights that are not zero."""
     block: int | None
@@ -77,14 +79,15 @@ def _describe(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> LayerSpeed:
     node = layer.node
-    weight = graph.constant(node.input[1])
+    name = node.input[0 if has_left_weight(graph, node) else 1]
+    weight = graph.constant(name)
     known = weight is not None and weight.size > 0
     trial = choice.trials.get(operator)
     macs, kept_macs = multiplications(graph, layer, shapes) or (None, None)
     return LayerSpeed(
         name=node.name,
         operator=node.op_type,
-        weight=node.input[1] if known else None,
+        weight=name if known else None,
         shape=weight.shape if known else (),
         sparsity=1 - np.count_nonzero(weight) / weight.size if known else None,
         macs=macs,

@@ -220,3 +220,25 @@ def test_the_batch_is_of_the_first_input_that_is_no_initializer(make_model, spar
     assert speed._open_batch(model.graph)
     model.graph.input.pop()
     assert not speed._open_batch(model.graph)
+
+
+def test_a_weight_at_the_left_and_two_constants_are_described(
+    make_model, sparse_weight, tmp_path, times
+):
+    nodes = [
+        ("MatMul", ["a", "b"], ["w"]),
+        ("MatMul", ["w", "x"], ["h"]),  # computed once, as ONNX Runtime loads the file
+        ("MatMul", ["v", "h"], ["y"]),
+    ]
+    weights = {"a": sparse_weight(6, 3), "b": sparse_weight(3, 12), "v": sparse_weight(5, 6)}
+    write_model(make_model(nodes, {"x": ["n", 12, 4]}, ["y"], **weights), tmp_path / "model.onnx")
+    found = measure_speed(
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 12, 4), np.float32)}, [Setting(2, 1)]
+    )
+    two, product, left = found.layers
+    assert (two.weight, two.macs) == ("b", None)
+    assert product.macs == 2 * 6 * 12 * 4
+    assert (left.weight, left.shape) == ("v", (5, 6))
+    assert left.macs == 2 * 5 * 6 * 4
+    assert left.kept_macs == 2 * 4 * np.count_nonzero(weights["v"])
+    assert left.sparsity == 1 - np.count_nonzero(weights["v"]) / 30
