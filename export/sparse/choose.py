@@ -5,7 +5,7 @@ the sparse operators each keep images in a layout of their own, and a change of 
 convolutions that hand images to each other are timed as one piece, too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -17,6 +17,9 @@ from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.timing import median_ratio
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+Watch = Callable[[str, int, int], None]
+"""Told what is timed next, how many layers were timed, and how many will be."""
 
 WORTH = 0.97
 """Sparse / dense time, at most, at which a sparse operator is taken: less could be chance."""
@@ -77,7 +80,10 @@ class Choice:
 
 
 def choose(
-    graph: Graph, operators: Sequence[SparseOperator], shapes: Mapping[Setting, Shapes]
+    graph: Graph,
+    operators: Sequence[SparseOperator],
+    shapes: Mapping[Setting, Shapes],
+    watch: Watch = lambda *_: None,
 ) -> Choice:
     """Time every operator on its own, and chains as one piece.
 
@@ -85,21 +91,22 @@ def choose(
         graph: Where they stand.
         operators: All that could be computed by sparse operators.
         shapes: At each setting, of every value that an operator reads.
+        watch: Called before each operator is timed.
     """
     parts: list[Part] = []
     trials: dict[SparseOperator, Trial] = {}
-    for chain in chains(graph, operators):
-        worth = [operator for operator in chain if _may_pay(operator)]
-        if not worth:
-            continue
-        # The others of a chain may be worth it as links, which save changes of layout.
-        trials |= {operator: _try(graph, operator, shapes) for operator in chain}
+    # Those of a chain that do not pay may be worth it as links, which save changes of layout.
+    timed = [chain for chain in chains(graph, operators) if any(map(_may_pay, chain))]
+    for chain in timed:
+        for operator in chain:
+            watch(operator.weight_name or operator.name, len(trials), sum(map(len, timed)))
+            trials[operator] = _try(graph, operator, shapes)
         best = _best(graph, chain, trials, shapes)
         if best is not None:
             parts.append(best)
         elif len(chain) > 1:
             # Not as a whole; but what hands images on without a dense layer between may.
-            paying = [operator for operator in worth if trials[operator].pays]
+            paying = [o for o in chain if _may_pay(o) and trials[o].pays]
             shorter = [_best(graph, c, trials, shapes) for c in chains(graph, paying)]
             parts += [part for part in shorter if part is not None]
     return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)

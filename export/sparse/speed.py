@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from mfac_compress.export.session import open_session
-from mfac_compress.export.sparse.choose import Choice, choose
+from mfac_compress.export.sparse.choose import Choice, Watch, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
 from mfac_compress.export.sparse.files import read_model
@@ -47,6 +47,7 @@ def measure_speed(
     settings: Sequence[Setting],
     *,
     kernels: bool = True,
+    watch: Watch = lambda *_: None,
 ) -> FileSpeed:
     """Find the layers of a file that run faster as sparse operators.
 
@@ -55,6 +56,7 @@ def measure_speed(
         feeds_of: Batch size -> the model's inputs.
         settings: Batch sizes and threads. A layer is replaced only if that is faster at all.
         kernels: Otherwise nothing is timed or replaced, and the kernels need not be built.
+        watch: Told what is timed next: its name, how many layers were timed, of how many.
     Returns:
         The layers, with times of those that could be replaced, and the model with sparse operators.
     Raises:
@@ -71,8 +73,9 @@ def measure_speed(
     if kernels:
         kernel_library()
         shapes = {setting: by_batch[setting.batch_size] for setting in settings}
-        choice = choose(graph, operators, shapes)
+        choice = choose(graph, operators, shapes, watch)
     feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
+    watch("whole model", len(choice.trials), len(choice.trials))
     whole = best_whole(graph, choice.parts, feeds)
     difference = None
     if whole.model is not None:

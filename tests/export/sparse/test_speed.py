@@ -124,6 +124,13 @@ def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):
     assert [layer.kept_macs for layer in found.layers] == [8 * count for count in kept]
 
 
+def test_a_watcher_is_told_what_is_timed(two_layers, times):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    told = []
+    measure_speed(two_layers, _feeds_of, SETTINGS, watch=lambda *step: told.append(step))
+    assert told == [("w", 0, 1), ("whole model", 1, 1)]
+
+
 def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch):
     def missing():
         raise ValueError("The sparse kernels must be built")
