@@ -131,6 +131,34 @@ def test_a_watcher_is_told_what_is_timed(two_layers, times):
     assert told == [("w", 0, 1), ("whole model", 1, 1)]
 
 
+@pytest.mark.parametrize(("shape", "asked"), [(["n", 12], {1, 2}), (None, {1, 2}), ([1, 12], {1})])
+def test_shapes_are_looked_at_at_two_batch_sizes_where_the_file_takes_them(
+    make_model, sparse_weight, tmp_path, shape, asked
+):
+    """At 1, a value that is broadcast over the batch looks like any other."""
+    model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": [1, 12]}, ["y"],
+                       w=sparse_weight(12, 4))  # fmt: skip
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape and [shape[0], 4])
+    # Listed first, as old exporters do, and of no concern: nobody gives it.
+    listed = onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [2])
+    values = onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0])
+    places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [1])
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [2]))
+    del model.graph.input[:], model.graph.output[:]
+    model.graph.input.extend([listed, x])
+    model.graph.output.append(y)
+    onnx.save(model, tmp_path / "model.onnx")
+    batches = set()
+
+    def feeds_of(batch):
+        batches.add(batch)
+        return _feeds_of(batch)
+
+    measure_speed(tmp_path / "model.onnx", feeds_of, SETTINGS[:1], kernels=False)
+    assert batches == asked
+
+
 def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch):
     def missing():
         raise ValueError("The sparse kernels must be built")
