@@ -1,6 +1,7 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
 from mfac_compress.export.audit import TensorAudit, audit_zeros
+from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import LatencyComparison, Spread, Timing, compare_latency
 from mfac_compress.export.machine import machine_load
@@ -8,14 +9,13 @@ from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
-from mfac_compress.export.sparse.files import data_files, write_model
-from mfac_compress.export.sparse.inputs import RandomInputs
+from mfac_compress.export.sparse.files import write_model
+from mfac_compress.export.sparse.inputs import RandomInputs, ShapeError
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
-from mfac_compress.export.sparse.whole import WholeSpeed
 
 __all__ = [
     "FileSize",
@@ -25,13 +25,15 @@ __all__ = [
     "LayerSpeed",
     "RandomInputs",
     "Setting",
+    "SettingTime",
+    "ShapeError",
     "Spread",
     "TensorAudit",
     "Timing",
-    "WholeSpeed",
     "audit_zeros",
     "compare_latency",
     "data_files",
+    "data_path",
     "export_onnx",
     "file_size",
     "kernel_library",

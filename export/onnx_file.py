@@ -1,8 +1,8 @@
 """Write a PyTorch model as one plain ONNX file, whole or not at all."""
 
 import os
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mfac_compress.export.capture import capture
 from mfac_compress.export.passes import clear_traces, make_zeros_positive, name_transposed
+from mfac_compress.export.replace import replace_model
 
 # A protobuf file ends at 2 GiB. What is left above this is for the graph itself.
 _MOST_TENSOR_BYTES = 2_000_000_000
@@ -46,7 +47,8 @@ def export_onnx(
         output_name: Name of the graph's output.
         metadata: Facts to write into the file.
     Raises:
-        ValueError: If the model cannot be exported so. The message says what to do.
+        ValueError: If the model cannot be exported so, or ``path`` + ``.data`` is taken by
+            something else. The message says what to do.
     """
     path = Path(path)
     onnx_model = capture(
@@ -65,22 +67,13 @@ def export_onnx(
 
 
 def _write(model: ir.Model, path: Path) -> None:
-    """Write and check a model beside its place, then move it there."""
-    data_name = f"{path.name}.data"
+    """Put a model in its place, with its tensors beside it where one file would be too large."""
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
-    external = sum(sizes) > _MOST_TENSOR_BYTES
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        ir.save(model, draft, external_data=data_name if external else None)
-        try:
-            onnx.checker.check_model(draft)
-        except onnx.checker.ValidationError as error:
-            raise ValueError(
-                f"The exported graph must pass the ONNX checker. It said: {error}. "
-                "Try another export.opset."
-            ) from error
-        if external:
-            os.replace(draft.with_name(data_name), path.with_name(data_name))
-        os.replace(draft, path)
-    if not external:
-        path.with_name(data_name).unlink(missing_ok=True)  # of a larger model before
+    data = f"{path.name}.data" if sum(sizes) > _MOST_TENSOR_BYTES else None
+    try:
+        replace_model(path, partial(ir.save, model, external_data=data))
+    except onnx.checker.ValidationError as error:
+        raise ValueError(
+            f"The exported graph must pass the ONNX checker. It said: {error}. "
+            "Try another export.opset."
+        ) from error

@@ -12,6 +12,8 @@ from rich.text import Text
 
 T = TypeVar("T")
 
+_LONGEST = 40  # label that leaves the bar and the count on a line of 80
+
 
 class Stage:
     """A stage's line.
@@ -39,6 +41,12 @@ class Stage:
                 tick()
         if self._verbose:
             self._say(f"  {label}", f"{time.perf_counter() - start:.1f} s", style="dim")
+
+    def step(self, label: str, done: int, total: int) -> None:
+        """Show what the stage is at; for work that can not be passed through :meth:`track`."""
+        if self._bar is not None:
+            short = label if len(label) <= _LONGEST else f"…{label[1 - _LONGEST :]}"
+            self._bar.update(self._waiting, description=short, completed=done, total=total)
 
     def close(self) -> None:
         """Say how the stage ended."""
@@ -96,6 +104,12 @@ class Progress:
         """Pass the items on; within a stage, with a bar that ticks for each."""
         return iter(items) if self._stage is None else self._stage.track(items, label, total)
 
+    def step(self, label: str, done: int, total: int) -> None:
+        """Show what the stage is at, and how far."""
+        self.remark(f"{label} ({done}/{total})")
+        if self._stage is not None:
+            self._stage.step(label, done, total)
+
     def remark(self, text: str) -> None:
         """Say something that only the curious want to read."""
         if self._verbose:
@@ -112,7 +126,7 @@ class _Count(MofNCompleteColumn):
 def _bar(console: Console) -> Bar:
     columns = (
         TextColumn("{task.description:<24}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         _Count(),
         TimeElapsedColumn(),
     )

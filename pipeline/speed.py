@@ -12,7 +12,9 @@ from mfac_compress.export import (
     LayerSpeed,
     RandomInputs,
     Setting,
+    ShapeError,
     data_files,
+    data_path,
     kernel_library,
     measure_speed,
     write_model,
@@ -61,6 +63,8 @@ def speed(
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
+    except ShapeError as error:
+        raise InputError(f"--shape: {error}") from error
     except ValueError as error:
         raise InputError(str(error)) from error
     except MemoryError as error:
@@ -86,15 +90,18 @@ def _check_output(output: Path, model: Path) -> None:
             f"-o must be another file than MODEL and its external data files: {output} and {data} "
             "are replaced. Give another name."
         )
-    if output.is_dir() or data.is_dir():
-        folder = output if output.is_dir() else data
-        raise InputError(f"-o must be a file. {folder} is a folder. Give {folder}/model.onnx.")
+    if output.is_dir():
+        raise InputError(f"-o must be a file. {output} is a folder. Give {output}/model.onnx.")
     if not output.parent.is_dir():
         raise InputError(f"-o must be in a folder that exists. Got {output}.")
     try:
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise InputError(f"-o must be in a folder that can be written to: {error}.") from error
+    try:
+        data_path(output)
+    except ValueError as error:
+        raise InputError(f"-o: {error}") from error
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -5,18 +5,21 @@ the sparse operators each keep images in a layout of their own, and a change of 
 convolutions that hand images to each other are timed as one piece, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from mfac_compress.export.sparse.compose import piece
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
-from mfac_compress.export.sparse.measure import Setting, race, random_feeds
+from mfac_compress.export.sparse.measure import Setting, SettingTime, race, random_feeds
 from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.timing import median_ratio
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+Watch = Callable[[str, int, int], None]
+"""Told what is timed next, how many layers were timed, and how many will be."""
 
 WORTH = 0.97
 """Sparse / dense time, at most, at which a sparse operator is taken: less could be chance."""
@@ -27,23 +30,12 @@ _ROUNDS = 7
 
 
 @dataclass(frozen=True)
-class PieceTime:
-    """One layer at one setting, in milliseconds a call."""
-
-    setting: Setting
-    dense_ms: float
-    sparse_ms: float
-    ratio: float
-    """Sparse / dense, median of the rounds."""
-
-
-@dataclass(frozen=True)
 class Trial:
     """What came of timing one operator on its own."""
 
     block: int
     """The fastest one."""
-    times: tuple[PieceTime, ...]
+    times: tuple[SettingTime, ...]
 
     @property
     def pays(self) -> bool:
@@ -64,6 +56,11 @@ class Part:
     ratio: float
 
 
+def together(parts: Iterable[Part]) -> Plan:
+    """One plan of parts that share no operator."""
+    return {operator: place for part in parts for operator, place in part.plan.items()}
+
+
 @dataclass(frozen=True)
 class Choice:
     """What sparse operators should compute.
@@ -79,11 +76,14 @@ class Choice:
     @property
     def plan(self) -> Plan:
         """All parts together."""
-        return {operator: place for part in self.parts for operator, place in part.plan.items()}
+        return together(self.parts)
 
 
 def choose(
-    graph: Graph, operators: Sequence[SparseOperator], shapes: Mapping[Setting, Shapes]
+    graph: Graph,
+    operators: Sequence[SparseOperator],
+    shapes: Mapping[Setting, Shapes],
+    watch: Watch = lambda *_: None,
 ) -> Choice:
     """Time every operator on its own, and chains as one piece.
 
@@ -91,21 +91,22 @@ def choose(
         graph: Where they stand.
         operators: All that could be computed by sparse operators.
         shapes: At each setting, of every value that an operator reads.
+        watch: Called before each operator is timed.
     """
     parts: list[Part] = []
     trials: dict[SparseOperator, Trial] = {}
-    for chain in chains(graph, operators):
-        worth = [operator for operator in chain if _may_pay(operator)]
-        if not worth:
-            continue
-        # The others of a chain may be worth it as links, which save changes of layout.
-        trials |= {operator: _try(graph, operator, shapes) for operator in chain}
+    # Those of a chain that do not pay may be worth it as links, which save changes of layout.
+    timed = [chain for chain in chains(graph, operators) if any(map(_may_pay, chain))]
+    for chain in timed:
+        for operator in chain:
+            watch(operator.weight_name or operator.name, len(trials), sum(map(len, timed)))
+            trials[operator] = _try(graph, operator, shapes)
         best = _best(graph, chain, trials, shapes)
         if best is not None:
             parts.append(best)
         elif len(chain) > 1:
             # Not as a whole; but what hands images on without a dense layer between may.
-            paying = [operator for operator in worth if trials[operator].pays]
+            paying = [o for o in chain if _may_pay(o) and trials[o].pays]
             shorter = [_best(graph, c, trials, shapes) for c in chains(graph, paying)]
             parts += [part for part in shorter if part is not None]
     return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)
@@ -118,13 +119,12 @@ def _may_pay(operator: SparseOperator) -> bool:
 def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes]) -> Trial:
     """Time an operator with each block size that makes sense."""
     blocks = operator.blocks(_MOST_PADDING)
-    by_block: dict[int, list[PieceTime]] = {block: [] for block in blocks}
+    by_block: dict[int, list[SettingTime]] = {block: [] for block in blocks}
     for setting in shapes:
         plans = [{}, *({operator: Placement(block)} for block in blocks)]
         dense, *sparse = _race(graph, [operator], plans, setting, shapes[setting])
         for block, times in zip(blocks, sparse, strict=True):
-            ratio = median_ratio(times, dense)
-            by_block[block].append(PieceTime(setting, median(dense), median(times), ratio))
+            by_block[block].append(SettingTime.of_rounds(setting, dense, times))
     best = min(blocks, key=lambda block: fmean(time.ratio for time in by_block[block]))
     return Trial(best, tuple(by_block[best]))
 

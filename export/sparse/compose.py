@@ -7,7 +7,7 @@ from typing import NamedTuple
 import onnx
 from onnx import TensorProto, helper
 
-from mfac_compress.export.sparse.graph import Graph, values_read
+from mfac_compress.export.sparse.graph import Graph, initializer_names, values_read
 from mfac_compress.export.sparse.layout import Plan, in_planes
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
 from mfac_compress.export.sparse.operator import SparseOperator
@@ -118,9 +118,7 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
-    source = graph.model.graph
-    taken = {tensor.name for tensor in source.initializer}
-    taken |= {tensor.values.name for tensor in source.sparse_initializer}
+    taken = initializer_names(graph.model.graph)
     composed = _Composed([], [], {})
     for position in positions:
         operator = ends.get(position)

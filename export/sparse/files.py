@@ -4,15 +4,20 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import set_external_data
 
-from mfac_compress.export.sparse.graph import subgraphs
+from mfac_compress.export.external_data import tensors
+from mfac_compress.export.replace import replace_model
+from mfac_compress.export.sparse.graph import nested
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _MOST_BYTES_IN_ONE_FILE = 1_900_000_000  # protobuf's 2 GiB, less what the graph takes
+_LEAST_BYTES_BESIDE = 1024
 
 
 def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -23,7 +28,7 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """
     path = os.fspath(path)
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")
     except Exception as error:
         raise ValueError(
             f"There must be an ONNX file at {path}, whole and with its external data "
@@ -37,23 +42,6 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def data_files(path: str | os.PathLike[str]) -> set[Path]:
-    """The files beside an ONNX file in which its tensors lie; empty where it holds them itself.
-
-    Args:
-        path: ONNX file that :func:`read_model` can read.
-    """
-    path = Path(path)
-    graph = onnx.load(path, load_external_data=False).graph
-    return {
-        path.parent / entry.value
-        for tensor in _tensors(graph)
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-
-
 def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """Write a model, whole and valid or not at all.
 
@@ -62,23 +50,15 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         path: File, in a folder that exists. Tensors go to ``path`` + ``.data`` only where one file
             would pass 2 GB.
     Raises:
-        ValueError: If the ONNX checker refuses it.
+        ValueError: If the ONNX checker refuses it, or ``path`` + ``.data`` is taken by something
+            else.
     """
-    path = Path(path)
-    data = f"{path.name}.data"
-    with tempfile.TemporaryDirectory(prefix=".sparse-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        _save(model, draft)
-        try:
-            onnx.checker.check_model(draft)
-        except onnx.checker.ValidationError as error:
-            raise ValueError(
-                f"A model must pass the ONNX checker to be written as {path}. It said: {error}"
-            ) from error
-        path.with_name(data).unlink(missing_ok=True)  # of a larger model before
-        if draft.with_name(data).is_file():
-            os.replace(draft.with_name(data), path.with_name(data))
-        os.replace(draft, path)
+    try:
+        replace_model(Path(path), partial(_save, model))
+    except onnx.checker.ValidationError as error:
+        raise ValueError(
+            f"A model must pass the ONNX checker to be written as {path}. It said: {error}"
+        ) from error
 
 
 @contextmanager
@@ -90,21 +70,25 @@ def written(model: onnx.ModelProto) -> Iterator[Path]:
         yield path
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """All tensors of a graph, also those in attributes and in the graphs of its nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-        for inner in subgraphs(node):
-            yield from _tensors(inner)
-
-
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= _MOST_BYTES_IN_ONE_FILE:
-        onnx.save_model(model, path)
-        return
+    if sum(map(_bytes_of, tensors(model.graph))) > _MOST_BYTES_IN_ONE_FILE:
+        model = _beside(model, f"{path.name}.data")
+    onnx.save_model(model, path, format="protobuf")
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    """What it takes in a file, but for its name and shape; the numbers may lie in typed fields."""
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
+
+
+def _beside(model: onnx.ModelProto, location: str) -> onnx.ModelProto:
+    """A copy whose large initializers go to another file when it is saved."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # saving moves the tensors out of the model
-    onnx.save_model(copy, path, save_as_external_data=True, location=f"{path.name}.data")
+    copy.CopyFrom(model)
+    for tensor in (tensor for graph in nested(copy.graph) for tensor in graph.initializer):
+        if _bytes_of(tensor) < _LEAST_BYTES_BESIDE:
+            continue
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        set_external_data(tensor, location)
+    return copy

@@ -85,6 +85,18 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {part.name: helper.get_attribute_value(part) for part in node.attribute}
 
 
+def initializer_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of a graph's initializers, sparse ones too."""
+    names = {tensor.name for tensor in graph.initializer}
+    return names | {tensor.values.name for tensor in graph.sparse_initializer}
+
+
+def needed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a caller must give: initializers may be listed as inputs, too."""
+    constants = initializer_names(graph)
+    return [value for value in graph.input if value.name not in constants]
+
+
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs that a node holds, not those within them."""
     for part in node.attribute:
@@ -92,6 +104,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield part.g
         elif part.type == onnx.AttributeProto.GRAPHS:
             yield from part.graphs
+
+
+def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that its nodes hold, at any depth."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from nested(inner)
 
 
 def values_read(node: onnx.NodeProto) -> Iterator[str]:

@@ -8,11 +8,16 @@ import onnx
 from onnx import helper
 
 from mfac_compress.export.sparse.files import read_model
+from mfac_compress.export.sparse.graph import needed_inputs
 from mfac_compress.export.sparse.probe import Feeds
 
 _BATCH = None
 """Stands for the axis that the file leaves open for the batch."""
 _Axes = tuple[int | None, ...]
+
+
+class ShapeError(ValueError):
+    """A shape that must be given, or is given wrongly."""
 
 
 class RandomInputs:
@@ -29,8 +34,8 @@ class RandomInputs:
             number is only noted.
         seed: Of the draw.
     Raises:
-        ValueError: If there is no such input, an input is no tensor of numbers, or its shape is
-            open or another.
+        ShapeError: If there is no such input, or its shape is open or another.
+        ValueError: If an input is no tensor of numbers, or the file can not be read.
     """
 
     def __init__(
@@ -41,18 +46,16 @@ class RandomInputs:
     ) -> None:
         model = read_model(path)
         given = dict(shapes or {})
-        constants = {tensor.name for tensor in model.graph.initializer}
-        constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-        inputs = [value for value in model.graph.input if value.name not in constants]
+        inputs = needed_inputs(model.graph)
         names = [value.name for value in inputs]
         for name in given:
             if name not in names:
-                raise ValueError(f"Shapes must be of the inputs {', '.join(names)}. Got {name}.")
+                raise ShapeError(f"Shapes must be of the inputs {', '.join(names)}. Got {name}.")
+        self._types = {value.name: _dtype(value) for value in inputs}
         self._axes = {value.name: _axes(value, given.get(value.name)) for value in inputs}
         self.given_batches = {
             given[name][0] for name, axes in self._axes.items() if name in given and _BATCH in axes
         }
-        self._types = {value.name: _dtype(value) for value in inputs}
         self._seed = seed
 
     @property
@@ -89,6 +92,8 @@ class RandomInputs:
 
 def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
     """Lengths; the batch's is open."""
+    if not value.type.tensor_type.HasField("shape"):
+        return _axes_of_any_number(value.name, given)
     dimensions = value.type.tensor_type.shape.dim
     open_axes = [not d.HasField("dim_value") for d in dimensions]
     both = list(zip(dimensions, open_axes, strict=True))
@@ -96,7 +101,7 @@ def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
     if given is None and any(open_axes[1:]):
         lengths = ["128" if o else str(d.dim_value) for d, o in both]
         example = ",".join(["1" if open_axes[0] else lengths[0], *lengths[1:]])
-        raise ValueError(
+        raise ShapeError(
             f"The shape of input {value.name} must be known: the file leaves axes of {said} open. "
             f"Give it, for example {value.name}={example}."
         )
@@ -105,8 +110,18 @@ def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
         o or length == d.dim_value for length, (d, o) in zip(lengths, both, strict=True)
     )
     if not fits or any(length < 1 for length in lengths[1:]):
-        raise ValueError(f"The shape of input {value.name} must fit {said}. Got {lengths}.")
+        raise ShapeError(f"The shape of input {value.name} must fit {said}. Got {lengths}.")
     return tuple(_BATCH if n == 0 and open_axes[0] else length for n, length in enumerate(lengths))
+
+
+def _axes_of_any_number(name: str, given: Sequence[int] | None) -> _Axes:
+    """The same for an input of which the file does not even say how many axes it has."""
+    if not given:
+        raise ShapeError(
+            f"The shape of input {name} must be known: the file does not say how many axes it has. "
+            f"Give it with the batch first, for example {name}=1,128."
+        )
+    return (_BATCH, *given[1:])
 
 
 def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
@@ -124,6 +139,5 @@ def _draw(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np
         return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    return rng.integers(2, size=shape, dtype=np.int8).astype(
-        dtype, copy=False
-    )  # in range of any vocabulary
+    # In the range of any vocabulary.
+    return rng.integers(2, size=shape, dtype=np.int8).astype(dtype, copy=False)

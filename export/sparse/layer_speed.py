@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, PieceTime, Trial
+from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, Trial
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
+from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.multiplications import multiplications
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.matmul import has_left_weight
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class LayerSpeed:
     sparsity: float | None
     """Share of the weights that are zero. None where they are not constant."""
     macs: int | None
-    """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph."""
+    """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph,
+    or of two constants."""
     kept_macs: int | None
     """Of these, those with weights that are not zero."""
     block: int | None
     """Outputs that share their inputs. None: ONNX Runtime computes the layer."""
-    times: tuple[PieceTime, ...]
+    times: tuple[SettingTime, ...]
     """The layer on its own, with what is fused behind it. Empty where it was not timed."""
     reason: str
     """Why it was replaced, or not."""
@@ -76,14 +79,15 @@ def _describe(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> LayerSpeed:
     node = layer.node
-    weight = graph.constant(node.input[1])
+    name = node.input[0 if has_left_weight(graph, node) else 1]
+    weight = graph.constant(name)
     known = weight is not None and weight.size > 0
     trial = choice.trials.get(operator)
     macs, kept_macs = multiplications(graph, layer, shapes) or (None, None)
     return LayerSpeed(
         name=node.name,
         operator=node.op_type,
-        weight=node.input[1] if known else None,
+        weight=name if known else None,
         shape=weight.shape if known else (),
         sparsity=1 - np.count_nonzero(weight) / weight.size if known else None,
         macs=macs,

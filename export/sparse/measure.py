@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from mfac_compress.export.sparse.files import written
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.probe import Feeds
-from mfac_compress.export.sparse.timing import in_turn
+from mfac_compress.export.sparse.timing import in_turn, median_ratio
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,26 @@ class Setting:
 
     batch_size: int
     threads: int
+
+
+@dataclass(frozen=True)
+class SettingTime:
+    """What a part of a model, or the whole, takes at one setting, in milliseconds a call."""
+
+    setting: Setting
+    dense_ms: float
+    """As it is, in stock ONNX Runtime."""
+    sparse_ms: float
+    """With sparse operators."""
+    ratio: float
+    """Sparse / dense, median of the rounds."""
+
+    @classmethod
+    def of_rounds(
+        cls, setting: Setting, dense: Sequence[float], sparse: Sequence[float]
+    ) -> "SettingTime":
+        """The medians of the times of two calls, by round as :func:`race` gives them."""
+        return cls(setting, median(dense), median(sparse), median_ratio(sparse, dense))
 
 
 def race(

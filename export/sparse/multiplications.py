@@ -7,6 +7,7 @@ import numpy as np
 
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.patterns.matmul import has_left_weight
 
 
 def multiplications(
@@ -19,9 +20,11 @@ def multiplications(
         layer: A Conv, Gemm or MatMul of the main graph.
         shapes: Of its input and output.
     Returns:
-        None where a shape is not known.
+        None where a shape is not known, and for two constants, which are no work of a call.
     """
     node = layer.node
+    if has_left_weight(graph, node):
+        return _of_left_weight(graph.constant(node.input[0]), shapes.get(node.output[0]))
     x, y = (shapes.get(name) for name in (node.input[0], node.output[0]))
     if not x or not y:
         return None
@@ -32,3 +35,10 @@ def multiplications(
     # Each weight meets every position of the output once: pixels of images, else rows.
     positions = y[0] * prod(y[2:]) if node.op_type == "Conv" else prod(y[:-1])
     return positions * weight.size, positions * int(np.count_nonzero(weight))
+
+
+def _of_left_weight(weight: np.ndarray, y: tuple[int, ...] | None) -> tuple[int, int] | None:
+    if not y or not weight.size:
+        return None
+    each = prod(y) * weight.shape[-1] // weight.size  # multiplications by one weight
+    return each * weight.size, each * int(np.count_nonzero(weight))

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 import onnx
 
 from mfac_compress.export.session import open_session
-from mfac_compress.export.sparse.choose import Choice, choose
+from mfac_compress.export.sparse.choose import Choice, Watch, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import Graph, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting
+from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
-from mfac_compress.export.sparse.whole import WholeSpeed, best_whole
+from mfac_compress.export.sparse.whole import best_whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FileSpeed:
     """
 
     layers: tuple[LayerSpeed, ...]
-    whole: tuple[WholeSpeed, ...]
+    whole: tuple[SettingTime, ...]
     model: onnx.ModelProto | None
     reason: str
     difference: float | None
@@ -47,6 +47,7 @@ def measure_speed(
     settings: Sequence[Setting],
     *,
     kernels: bool = True,
+    watch: Watch = lambda *_: None,
 ) -> FileSpeed:
     """Find the layers of a file that run faster as sparse operators.
 
@@ -55,6 +56,7 @@ def measure_speed(
         feeds_of: Batch size -> the model's inputs.
         settings: Batch sizes and threads. A layer is replaced only if that is faster at all.
         kernels: Otherwise nothing is timed or replaced, and the kernels need not be built.
+        watch: Told what is timed next: its name, how many layers were timed, of how many.
     Returns:
         The layers, with times of those that could be replaced, and the model with sparse operators.
     Raises:
@@ -71,8 +73,9 @@ def measure_speed(
     if kernels:
         kernel_library()
         shapes = {setting: by_batch[setting.batch_size] for setting in settings}
-        choice = choose(graph, operators, shapes)
+        choice = choose(graph, operators, shapes, watch)
     feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
+    watch("whole model", len(choice.trials), len(choice.trials))
     whole = best_whole(graph, choice.parts, feeds)
     difference = None
     if whole.model is not None:
@@ -112,11 +115,13 @@ def _untried(layers: Sequence[Layer]) -> str:
 
 
 def _open_batch(graph: onnx.GraphProto) -> bool:
-    """Whether the first input leaves its first axis open; initializers may be listed as inputs."""
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
-    first = inputs[0].type.tensor_type.shape.dim[:1] if inputs else ()
-    return bool(first) and not first[0].HasField("dim_value")
+    """Whether the first input leaves its first axis open."""
+    inputs = needed_inputs(graph)
+    if not inputs:
+        return False
+    tensor = inputs[0].type.tensor_type
+    first = tensor.shape.dim[:1]
+    return not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
 
 
 def _shapes(

@@ -2,32 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 import onnx
 
-from mfac_compress.export.sparse.choose import WORTH, Part
+from mfac_compress.export.sparse.choose import WORTH, Part, together
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
-from mfac_compress.export.sparse.measure import Setting, race
+from mfac_compress.export.sparse.measure import Setting, SettingTime, race
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.sparse.skip_layer_norm import keep_sums_apart
-from mfac_compress.export.sparse.timing import median_ratio
 
 _ROUNDS = 11
-
-
-@dataclass(frozen=True)
-class WholeSpeed:
-    """The whole model at one setting, in milliseconds a call."""
-
-    setting: Setting
-    dense_ms: float
-    """As it is, in stock ONNX Runtime."""
-    sparse_ms: float
-    ratio: float
-    """Sparse / dense, median of the rounds."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class Whole:
 
     plan: Plan
     model: onnx.ModelProto | None
-    speeds: tuple[WholeSpeed, ...]
+    speeds: tuple[SettingTime, ...]
 
 
 def best_whole(graph: Graph, parts: Sequence[Part], feeds: Mapping[Setting, Feeds]) -> Whole:
@@ -59,8 +46,7 @@ def best_whole(graph: Graph, parts: Sequence[Part], feeds: Mapping[Setting, Feed
     best = Whole({}, None, ())
     count = len(parts)
     while count:
-        plan = {operator: place for part in parts[:count] for operator, place in part.plan.items()}
-        found = _fastest(graph, plan, feeds)
+        found = _fastest(graph, together(parts[:count]), feeds)
         if best.speeds and _mean(found.speeds) >= _mean(best.speeds):
             break
         best, count = found, count // 2
@@ -77,7 +63,7 @@ def _fastest(graph: Graph, plan: Plan, feeds: Mapping[Setting, Feeds]) -> Whole:
     return Whole(plan, models[best], by_model[best])
 
 
-def _mean(speeds: Sequence[WholeSpeed]) -> float:
+def _mean(speeds: Sequence[SettingTime]) -> float:
     return fmean(speed.ratio for speed in speeds)
 
 
@@ -89,10 +75,7 @@ def _forms(graph: Graph, plan: Plan) -> Iterator[onnx.ModelProto]:
         yield apart
 
 
-def _time(models: Sequence[onnx.ModelProto], setting: Setting, feeds: Feeds) -> list[WholeSpeed]:
+def _time(models: Sequence[onnx.ModelProto], setting: Setting, feeds: Feeds) -> list[SettingTime]:
     """Times of all models but the first, against it."""
     dense, *others = race(models, feeds, threads=setting.threads, rounds=_ROUNDS)
-    return [
-        WholeSpeed(setting, median(dense), median(times), median_ratio(times, dense))
-        for times in others
-    ]
+    return [SettingTime.of_rounds(setting, dense, times) for times in others]

@@ -124,14 +124,14 @@ def _must_be(key: KeyPath, recipe: Any) -> str:
     if value is keys.ABSENT:
         return f"{must} It is missing. Add it."
     advice = ""
-    words = keys.choices(schema) if isinstance(value, str) else []
-    near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.7)
+    words = keys.choices(schema)
+    near = isinstance(value, str) and difflib.get_close_matches(value, words, n=1, cutoff=0.7)
     default = schema.get("default")
     if near:
         advice = f" Did you mean {near[0]}?"
     elif keys.takes_list(schema) and isinstance(value, (str, int, float)):
         advice = f" Write [{show(value)}]."
-    elif keys.takes_only_text(schema) and isinstance(value, (int, float)):
+    elif not words and keys.takes_only_text(schema) and isinstance(value, (int, float)):
         advice = f" Write '{show(value)}' in quotes."
     elif value is None:
         advice = " Give it a value" + (", or leave the key out." if "default" in schema else ".")

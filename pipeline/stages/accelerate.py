@@ -85,7 +85,11 @@ def accelerate(context: RunContext, exported: Path, folder: Path) -> dict[str, A
     library, off = built_library(), context.recipe.export.sparse_kernels == "off"
     settings = _settings(context.recipe)
     speed = measure_speed(
-        exported / SPARSE, _feeds_of(context), settings, kernels=bool(library) and not off
+        exported / SPARSE,
+        _feeds_of(context),
+        settings,
+        kernels=bool(library) and not off,
+        watch=context.progress.step,
     )
     state, reason = _state(speed, library, off)
     if speed.model is not None:

@@ -50,13 +50,14 @@ def validate(
     files = [_File(exported / DENSE), *_judged(exported, accelerated)]
     sizes = [asdict(file_size(file.path)) for file in files]
     metrics = _metrics(context, files)
+    parity = _parity(context, recovered, files[1:])
     measured = [
         {
             "metric": metric,
-            "parity_error": _parity(context, recovered, file),
+            "parity_error": error,
             "size_bytes": {"dense": sizes[0], "sparse": size},
         }
-        for file, size, metric in zip(files[1:], sizes[1:], metrics, strict=True)
+        for size, metric, error in zip(sizes[1:], metrics, parity, strict=True)
     ]
     audit = audit_zeros(exported / SPARSE, load_masks(recovered))
     return {
@@ -160,13 +161,16 @@ def _outputs(
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _parity(context: RunContext, recovered: Path, file: _File) -> float:
-    """Largest difference from PyTorch, at batch 1 and at the configured batch."""
+def _parity(context: RunContext, recovered: Path, files: list[_File]) -> list[float]:
+    """Each file's largest difference from PyTorch, at batch 1 and at the configured batch."""
     module = load_weights(context.fresh_module(), recovered).cpu()
     split = context.data.validation
     sizes = {1, min(context.recipe.validate_.batch_size, len(split))}
     inputs = [next(iter(split.batches(n, indices=torch.arange(n))))[0] for n in sorted(sizes)]
-    return max(parity_error(module, file.path, x, library=file.library) for x in inputs)
+    return [
+        max(parity_error(module, file.path, x, library=file.library) for x in inputs)
+        for file in files
+    ]
 
 
 def _threads() -> int:

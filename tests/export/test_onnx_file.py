@@ -118,6 +118,14 @@ def test_large_tensors_go_beside_the_file_and_leave_with_it(tmp_path, monkeypatc
     assert parity_error(model, path, inputs) < 1e-5
 
 
+def test_data_of_something_else_is_never_touched(tmp_path):
+    (tmp_path / "m.onnx.data").write_bytes(b"of something else")
+    with pytest.raises(ValueError, match=r"m\.onnx\.data must be free"):
+        export_onnx(nn.Linear(4, 2), torch.randn(2, 4), tmp_path / "m.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx.data"]
+    assert (tmp_path / "m.onnx.data").read_bytes() == b"of something else"
+
+
 def test_a_graph_that_fails_the_checker_does_not_replace_the_file(tmp_path, monkeypatch):
     def refuse(path):
         raise onnx.checker.ValidationError("not today")

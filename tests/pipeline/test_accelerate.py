@@ -128,6 +128,12 @@ def test_a_file_of_an_earlier_run_does_not_stay(project, always_faster, monkeypa
     assert not (project.output / "kernels").exists()
 
 
+def test_the_layers_that_are_timed_are_shown(project, never_faster):
+    shown = project.run("-v").output
+    for layer in _report(project)["sparse_kernels"]["layers"]:
+        assert f"{layer['weight']} (" in shown
+
+
 def test_off_is_off_and_costs_no_stage_before_it(project, always_faster, frozen_stages):
     project.run("-q")
     frozen_stages(calibrate, prune, recover, export)

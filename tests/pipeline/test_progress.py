@@ -41,6 +41,35 @@ def test_a_terminal_sees_bars_that_go_when_the_stage_ends():
     assert "━" not in shown.rpartition(clear_line)[2]
 
 
+def _steps(**options):
+    output = io.StringIO()
+    verbose = options.pop("verbose", False)
+    progress = Progress(Console(file=output, width=80, **options), verbose=verbose)
+    with progress.stage("accelerate"):
+        for done in range(2):
+            progress.step(f"encoder.{done}.weight", done, 2)
+    return output.getvalue()
+
+
+def test_what_a_stage_is_at_is_seen_on_a_terminal_and_in_a_verbose_log():
+    shown = _steps(force_terminal=True, color_system=None)
+    assert "encoder.1.weight" in shown
+    assert "1/2" in shown
+    first, second, _ = _steps(force_terminal=False, verbose=True).splitlines()
+    assert (first, second) == ("  encoder.0.weight (0/2)", "  encoder.1.weight (1/2)")
+    assert len(_steps(force_terminal=False).splitlines()) == 1
+
+
+def test_the_end_of_a_long_name_is_shown_and_the_count_beside_it():
+    output = io.StringIO()
+    progress = Progress(Console(file=output, width=80, force_terminal=True, color_system=None))
+    with progress.stage("accelerate"):
+        progress.step("bert.encoder.layer.11.attention.output.dense.weight", 100, 200)
+    line = [line for line in output.getvalue().split("\r") if "dense.weight" in line][-1]
+    assert "layer.11.attention.output.dense.weight ━" in line
+    assert "100/200" in line
+
+
 def test_a_dumb_terminal_is_treated_as_a_log():
     dumb = {"TERM": "dumb"}
     assert "\x1b" not in _shown(terminal=True, _environ=dumb)

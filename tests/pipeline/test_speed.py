@@ -173,6 +173,14 @@ def test_a_model_named_like_the_data_of_the_output_is_kept(faster, tmp_path):
     assert path.is_file()
 
 
+def test_a_file_in_the_place_of_the_data_is_named_before_measuring(faster, tmp_path):
+    (tmp_path / "out.onnx.data").write_bytes(b"of something else")
+    result = _speed(_plain(tmp_path / "m.onnx", "n"), "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 2
+    assert "out.onnx.data must be free" in result.output
+    assert "zeros" not in result.output
+
+
 @pytest.mark.parametrize("output", ["", "folder", "/proc/out.onnx"])
 def test_where_nothing_can_be_written_is_said_before_measuring(faster, tmp_path, output):
     (tmp_path / "folder").mkdir()
@@ -205,6 +213,20 @@ def test_what_contradicts_itself_is_refused(file, faster, arguments):
 def test_the_first_number_of_a_shape_is_the_batch_where_none_is_given(file, faster):
     faster(0.5)
     assert "batch 3, 1 thread" in _speed(file, "--shape", "ids=3,7").output
+
+
+def test_an_input_of_any_number_of_axes_is_taken_in_the_shape_that_is_given(faster, tmp_path):
+    faster(0.5)
+    model = onnx.load(_plain(tmp_path / "m.onnx", "n"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    refused = _speed(tmp_path / "m.onnx")
+    assert refused.exit_code == 2
+    assert "--shape: The shape of input x must be known" in refused.output
+    assert "for example x=1,128" in refused.output
+    result = _speed(tmp_path / "m.onnx", "--shape", "x=3,16")
+    assert result.exit_code == 0, result.output
+    assert "whole model, batch 3" in result.output
 
 
 def test_a_model_of_another_type_is_not_said_to_lack_zeros(faster, tmp_path):

@@ -1,9 +1,8 @@
 """Conv: y = conv(x, W) + bias on images, with W and bias constant."""
 
-import numpy as np
-
 from mfac_compress.export.sparse.graph import Graph, attributes
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator, Window
+from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
 
@@ -22,16 +21,7 @@ def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
         bias = constant_bias(graph, node.input[2], len(weight))
         if bias is None:
             return Refusal("its bias is not constant")
-    return SparseOperator(
-        name=node.name,
-        weight_name=node.input[1],
-        nodes=(position,),
-        x=node.input[0],
-        y=node.output[0],
-        weight=np.ascontiguousarray(weight),
-        window=window,
-        bias=bias,
-    )
+    return layer_operator(graph, position, weight, window=window, bias=bias)
 
 
 def _window(given: dict, kernel: tuple[int, ...]) -> Window | None:

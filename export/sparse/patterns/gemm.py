@@ -4,6 +4,7 @@ import numpy as np
 
 from mfac_compress.export.sparse.graph import Graph, attributes
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
 
@@ -23,12 +24,4 @@ def match_gemm(graph: Graph, position: int) -> SparseOperator | Refusal:
         if bias is None:
             return Refusal("its third input is not a constant bias")
         bias = bias * np.float32(given["beta"])
-    return SparseOperator(
-        name=node.name,
-        weight_name=node.input[1],
-        nodes=(position,),
-        x=node.input[0],
-        y=node.output[0],
-        weight=np.ascontiguousarray(weight) * np.float32(given["alpha"]),
-        bias=bias,
-    )
+    return layer_operator(graph, position, weight * np.float32(given["alpha"]), bias=bias)

@@ -2,29 +2,33 @@
 
 from dataclasses import replace
 
-import numpy as np
+import onnx
 
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
+
+
+def has_left_weight(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node is y = W x, with W constant and x not."""
+    if node.op_type != "MatMul":
+        return False
+    left, right = (graph.constant(name) for name in node.input)
+    return left is not None and right is None
 
 
 def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:
     """The operator of a MatMul node, or why there is none."""
     node = graph.nodes[position]
+    if has_left_weight(graph, node):
+        return Refusal("its weight is the left factor, and the kernels take x W, as of nn.Linear")
     if graph.constant(node.input[0]) is not None:
-        return Refusal("its weight is the left factor")
+        return Refusal("both factors are constant: ONNX Runtime multiplies them once, at loading")
     weight = constant_weight(graph, node.input[1], axes=2)
     if isinstance(weight, Refusal):
         return weight
-    return SparseOperator(
-        name=node.name,
-        weight_name=node.input[1],
-        nodes=(position,),
-        x=node.input[0],
-        y=node.output[0],
-        weight=np.ascontiguousarray(weight.T),
-    )
+    return layer_operator(graph, position, weight.T)
 
 
 def add_bias(graph: Graph, operator: SparseOperator) -> SparseOperator | None:

@@ -1,7 +1,9 @@
 """Models are written whole or not at all, in one file where that is possible."""
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from mfac_compress.export import write_model
 from mfac_compress.export.sparse import files
@@ -14,10 +16,28 @@ def model(make_model, sparse_weight):
     return make_model([("MatMul", ["x", "w"], ["y"])], X, ["y"], w=sparse_weight(12, 400))
 
 
-def test_what_one_file_holds_is_one_file(model, tmp_path):
-    (tmp_path / "model.onnx.data").write_bytes(b"of a larger model before")
+def test_what_one_file_holds_is_one_file(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_MOST_BYTES_IN_ONE_FILE", 1000)
+        write_model(model, tmp_path / "model.onnx")  # a larger model before
+    assert (tmp_path / "model.onnx.data").is_file()
     write_model(model, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("before", [None, b"no model", "model"])
+def test_data_of_something_else_is_never_touched(model, tmp_path, before):
+    path = tmp_path / "model.onnx"
+    if before == "model":
+        onnx.save(model, path)
+    elif before:
+        path.write_bytes(before)
+    held = path.read_bytes() if before else None
+    (tmp_path / "model.onnx.data").write_bytes(b"of something else")
+    with pytest.raises(ValueError, match=r"model\.onnx\.data must be free"):
+        write_model(model, path)
+    assert (tmp_path / "model.onnx.data").read_bytes() == b"of something else"
+    assert (path.read_bytes() if path.exists() else None) == held
 
 
 def test_what_is_too_large_has_its_tensors_beside_it(model, tmp_path, monkeypatch):
@@ -28,6 +48,30 @@ def test_what_is_too_large_has_its_tensors_beside_it(model, tmp_path, monkeypatc
     assert model.SerializeToString() == before
     read = files.read_model(tmp_path / "model.onnx")
     assert read.graph.initializer[0].raw_data == model.graph.initializer[0].raw_data
+
+
+def test_tensors_in_typed_fields_count_and_go_beside_it_too(
+    make_model, sparse_weight, tmp_path, monkeypatch
+):
+    model = make_model([("MatMul", ["x", "w"], ["y"])], X, ["y"], w=sparse_weight(12, 400))
+    (tensor,) = model.graph.initializer
+    weight = numpy_helper.to_array(tensor)
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend(weight.ravel())
+    monkeypatch.setattr(files, "_MOST_BYTES_IN_ONE_FILE", weight.nbytes - 1)
+    write_model(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size < 1000
+    (read,) = files.read_model(tmp_path / "model.onnx").graph.initializer
+    assert np.array_equal(numpy_helper.to_array(read), weight)
+
+
+def test_a_large_file_is_replaced_from_within_its_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_BYTES_IN_ONE_FILE", 1000)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        write_model(model, "model.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
+    assert files.read_model("model.onnx").graph.initializer[0].raw_data
 
 
 def test_a_model_that_is_not_valid_is_not_written(model, tmp_path):

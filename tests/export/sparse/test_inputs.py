@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mfac_compress.export import RandomInputs
+from mfac_compress.export.sparse.graph import needed_inputs
 
 
 def _file(folder, **inputs):
@@ -50,6 +51,15 @@ def test_a_shape_that_does_not_fit_is_refused(tmp_path, shape):
         RandomInputs(path, {"x": shape})
 
 
+def test_an_input_of_any_number_of_axes_must_be_given(tmp_path):
+    path = _file(tmp_path, x=(TensorProto.FLOAT, None))
+    with pytest.raises(ValueError, match=r"input x.*how many axes.*for example x=1,128"):
+        RandomInputs(path)
+    inputs = RandomInputs(path, {"x": (2, 8)})
+    assert (inputs.fixed_batch, inputs.given_batches) == (None, {2})
+    assert inputs(4)["x"].shape == (4, 8)
+
+
 def test_a_name_that_there_is_not_is_refused(tmp_path):
     path = _file(tmp_path, x=(TensorProto.FLOAT, ["n", 8]))
     with pytest.raises(ValueError, match=r"inputs x\. Got y"):
@@ -67,3 +77,23 @@ def test_inputs_that_are_not_numbers_are_refused(tmp_path):
     path = _file(tmp_path, words=(TensorProto.STRING, ["n"]))
     with pytest.raises(ValueError, match="tensor of numbers"):
         RandomInputs(path)
+
+
+def test_initializers_that_are_listed_as_inputs_are_none(tmp_path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    listed = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("dense", "sparse")
+    ]
+    values = helper.make_tensor("sparse", TensorProto.FLOAT, [1], [1.0])
+    places = helper.make_tensor("places", TensorProto.INT64, [1], [2])
+    graph = helper.make_graph(
+        [helper.make_node("Sum", ["x", "dense", "sparse"], ["y"])],
+        "g",
+        [*listed, x],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor("dense", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])],
+        sparse_initializer=[helper.make_sparse_tensor(values, places, [3])],
+    )
+    assert [value.name for value in needed_inputs(graph)] == ["x"]
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    assert RandomInputs(tmp_path / "model.onnx")(2).keys() == {"x"}

@@ -54,7 +54,13 @@ def test_a_weight_of_more_axes(make_model, sparse_weight):
 
 def test_a_weight_at_the_left(make_model, sparse_weight):
     model = make_model([("MatMul", ["w", "x"], ["y"])], {"x": [12, 3]}, ["y"], w=np.eye(12))
-    assert "left" in _reason(model)
+    assert "its weight is the left factor, and the kernels take x W" in _reason(model)
+
+
+def test_a_product_of_two_constants(make_model, sparse_weight):
+    nodes = [("MatMul", ["a", "b"], ["w"]), MATMUL]
+    model = make_model(nodes, X, ["y"], a=sparse_weight(12, 3), b=sparse_weight(3, 4))
+    assert "both factors are constant" in _reason(model)
 
 
 def test_a_gemm_whose_input_is_transposed(make_model, sparse_weight):

@@ -124,6 +124,41 @@ def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):
     assert [layer.kept_macs for layer in found.layers] == [8 * count for count in kept]
 
 
+def test_a_watcher_is_told_what_is_timed(two_layers, times):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    told = []
+    measure_speed(two_layers, _feeds_of, SETTINGS, watch=lambda *step: told.append(step))
+    assert told == [("w", 0, 1), ("whole model", 1, 1)]
+
+
+@pytest.mark.parametrize(("shape", "asked"), [(["n", 12], {1, 2}), (None, {1, 2}), ([1, 12], {1})])
+def test_shapes_are_looked_at_at_two_batch_sizes_where_the_file_takes_them(
+    make_model, sparse_weight, tmp_path, shape, asked
+):
+    """At 1, a value that is broadcast over the batch looks like any other."""
+    model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": [1, 12]}, ["y"],
+                       w=sparse_weight(12, 4))  # fmt: skip
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape and [shape[0], 4])
+    # Listed first, as old exporters do, and of no concern: nobody gives it.
+    listed = onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [2])
+    values = onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0])
+    places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [1])
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [2]))
+    del model.graph.input[:], model.graph.output[:]
+    model.graph.input.extend([listed, x])
+    model.graph.output.append(y)
+    onnx.save(model, tmp_path / "model.onnx")
+    batches = set()
+
+    def feeds_of(batch):
+        batches.add(batch)
+        return _feeds_of(batch)
+
+    measure_speed(tmp_path / "model.onnx", feeds_of, SETTINGS[:1], kernels=False)
+    assert batches == asked
+
+
 def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch):
     def missing():
         raise ValueError("The sparse kernels must be built")
@@ -220,3 +255,25 @@ def test_the_batch_is_of_the_first_input_that_is_no_initializer(make_model, spar
     assert speed._open_batch(model.graph)
     model.graph.input.pop()
     assert not speed._open_batch(model.graph)
+
+
+def test_a_weight_at_the_left_and_two_constants_are_described(
+    make_model, sparse_weight, tmp_path, times
+):
+    nodes = [
+        ("MatMul", ["a", "b"], ["w"]),
+        ("MatMul", ["w", "x"], ["h"]),  # computed once, as ONNX Runtime loads the file
+        ("MatMul", ["v", "h"], ["y"]),
+    ]
+    weights = {"a": sparse_weight(6, 3), "b": sparse_weight(3, 12), "v": sparse_weight(5, 6)}
+    write_model(make_model(nodes, {"x": ["n", 12, 4]}, ["y"], **weights), tmp_path / "model.onnx")
+    found = measure_speed(
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 12, 4), np.float32)}, [Setting(2, 1)]
+    )
+    two, product, left = found.layers
+    assert (two.weight, two.macs) == ("b", None)
+    assert product.macs == 2 * 6 * 12 * 4
+    assert (left.weight, left.shape) == ("v", (5, 6))
+    assert left.macs == 2 * 5 * 6 * 4
+    assert left.kept_macs == 2 * 4 * np.count_nonzero(weights["v"])
+    assert left.sparsity == 1 - np.count_nonzero(weights["v"]) / 30

@@ -63,6 +63,11 @@ BAD = {
         3,
         ["must be one of sgd, adamw, mfac. Got 'adam'. Did you mean adamw?"],
     ),
+    "switch for a choice": (
+        "export: {sparse_kernels: on}",
+        3,
+        ["sparse_kernels must be one of auto, off. Got true. The default is auto."],
+    ),
     "one of two types": (
         "fisher: {block_size: 0}",
         3,
@@ -321,6 +326,12 @@ def test_overriding_a_shared_mapping_changes_one_place(write):
     text = SOUND + "vars: {rows: &r {crop: 1}}\nmodel: {kwargs: {a: *r, b: *r}}"
     recipe = load_recipe(write(text), ["model.kwargs.a.crop=2"])
     assert recipe.model.kwargs == {"a": {"crop": 2}, "b": {"crop": 1}}
+
+
+def test_off_needs_no_quotes(write):
+    recipe = load_recipe(write(SOUND + "export: {sparse_kernels: off}"))
+    assert recipe.export.sparse_kernels == "off"
+    assert load_recipe(write(dump_recipe(recipe))).export.sparse_kernels == "off"
 
 
 def test_a_whole_variable_keeps_its_type_and_an_embedded_one_is_text(write):
