@@ -116,9 +116,9 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w) {
   Runs runs;
   const bool single = w.taps() == 1 && w.strides[0] == 1 && w.strides[1] == 1 &&
                       input.height == output.height && input.width == output.width;
-  const bool whole =
+  runs.unshifted =
       single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
-  runs.in_place = whole || reads_planes_in_place(input, output, w);
+  runs.in_place = runs.unshifted || reads_planes_in_place(input, output, w);
   if (runs.in_place) {
     runs.row_stride = input.row_stride();
     runs.channel_stride = input.channel_stride();

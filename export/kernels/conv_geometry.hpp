@@ -62,6 +62,7 @@ Images output_images(const Images& input, const Window& window, int64_t channels
 // (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
 struct Runs {
   bool in_place = false;     // read from the tensor, not from a copy
+  bool unshifted = false;    // a single tap, and whole vectors: no load crosses a cache line
   int64_t row_stride = 0;    // floats
   int64_t phase_stride = 0;  // floats from one phase of a channel to the next
   int64_t channel_stride = 0;

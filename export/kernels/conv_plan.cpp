@@ -6,11 +6,14 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
+constexpr int kUnshiftedFloats = 80;       // longer tiles leave too few channels in it
 
 // As few tiles as the registers allow, all about as long, over whatever is between the rows.
 std::vector<Tile> cut(const Images& output, const Runs& runs, int kind) {
-  const StripTable& table = simd_kernels().narrow;
-  const int longest = table.longest[kind];
+  const SimdKernels& simd = simd_kernels();
+  const StripTable& table = runs.unshifted ? simd.wide : simd.narrow;
+  const int longest = runs.unshifted ? std::min(table.longest[kind], kUnshiftedFloats / table.lanes)
+                                     : table.longest[kind];
   const int64_t vectors = (runs.length + table.lanes - 1) / table.lanes;
   const int64_t count = (vectors + longest - 1) / longest;
   // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
