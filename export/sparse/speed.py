@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import onnx
@@ -115,13 +116,13 @@ def _untried(layers: Sequence[Layer]) -> str:
 
 
 def _open_batch(graph: onnx.GraphProto) -> bool:
-    """Whether the first input leaves its first axis open."""
-    inputs = needed_inputs(graph)
-    if not inputs:
-        return False
-    tensor = inputs[0].type.tensor_type
-    first = tensor.shape.dim[:1]
-    return not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
+    """Whether any input leaves its first axis open."""
+    tensors = [value.type.tensor_type for value in needed_inputs(graph)]
+    firsts = [(tensor, tensor.shape.dim[:1]) for tensor in tensors]
+    return any(
+        not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
+        for tensor, first in firsts
+    )
 
 
 def _shapes(
@@ -129,8 +130,6 @@ def _shapes(
 ) -> dict[int, dict[str, tuple[int, ...]]]:
     """By batch size, the shapes of all that layers and what follows them read and make."""
     batches = {setting.batch_size for setting in settings}
-    if batches == {1} and _open_batch(graph.model.graph):
-        batches.add(2)  # at 1, a value that is broadcast over the batch looks like any other
     names = {
         name
         for position, node in enumerate(graph.nodes)
@@ -138,4 +137,10 @@ def _shapes(
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }
-    return {batch: shapes_of(graph.model, names, feeds_of(batch)) for batch in batches}
+    shapes = {batch: shapes_of(graph.model, names, feeds_of(batch)) for batch in batches}
+    if batches == {1} and _open_batch(graph.model.graph):
+        # At 1, a value that is broadcast over the batch looks like any other. A file that does not
+        # run at 2, whatever its inputs leave open, has nothing to broadcast over.
+        with suppress(ValueError):
+            shapes[2] = shapes_of(graph.model, names, feeds_of(2))
+    return shapes

@@ -246,15 +246,45 @@ def test_a_model_without_inputs_is_measured(make_model, sparse_weight, tmp_path,
     assert len(measure_speed(tmp_path / "m.onnx", lambda _: {}, [Setting(1, 1)]).layers) == 1
 
 
-def test_the_batch_is_of_the_first_input_that_is_no_initializer(make_model, sparse_weight):
+def test_the_batch_is_of_any_input_that_is_no_initializer(make_model, sparse_weight):
     model = make_model(
         [("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"], w=sparse_weight(12, 8)
     )
     value = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [12, 8])
     model.graph.input.insert(0, value)
     assert speed._open_batch(model.graph)
+    fixed = onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, [1, 8])
+    model.graph.input.insert(1, fixed)
+    assert speed._open_batch(model.graph)
     model.graph.input.pop()
     assert not speed._open_batch(model.graph)
+
+
+def test_a_fixed_input_is_no_residual_where_the_batch_of_another_is_open(
+    make_model, sparse_weight, tmp_path, times
+):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    model = make_model(
+        [("MatMul", ["x", "w"], ["m"]), ("Add", ["m", "r"], ["y"])],
+        {"r": [1, 8], "x": ["n", 12]}, ["y"], w=sparse_weight(12, 8),
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+
+    def feeds_of(batch):
+        return {"r": np.ones((1, 8), np.float32), **_feeds_of(batch)}
+
+    found = measure_speed(tmp_path / "m.onnx", feeds_of, SETTINGS[:1]).model
+    assert [node.op_type for node in found.graph.node] == ["SparseLinear", "Add"]
+
+
+def test_an_open_batch_that_can_only_be_one_is_measured(make_model, sparse_weight, tmp_path, times):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    model = make_model(
+        [("Reshape", ["x", "s"], ["f"]), ("MatMul", ["f", "w"], ["y"])],
+        {"x": ["n", 12]}, ["y"], s=np.array([1, 12]), w=sparse_weight(12, 8),
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "m.onnx")
+    assert measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS[:1]).model is not None
 
 
 def test_a_weight_at_the_left_and_two_constants_are_described(
