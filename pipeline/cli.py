@@ -235,6 +235,7 @@ def speed(
       2  MODEL or an option is wrong
       3  anything else
     """
+    from mfac_compress.pipeline.progress import Progress
     from mfac_compress.pipeline.speed import speed as measure
     from mfac_compress.pipeline.terminal import open_terminal
 
@@ -246,6 +247,7 @@ def speed(
         threads=tuple(dict.fromkeys(threads)),
         shapes=_by_input(shapes),
         output=output,
+        progress=Progress(open_terminal(quiet=False, stderr=True)),
     )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
 

@@ -20,6 +20,7 @@ from mfac_compress.export import (
     write_model,
 )
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
@@ -32,6 +33,7 @@ def speed(
     threads: Sequence[int],
     shapes: Mapping[str, Sequence[int]],
     output: Path | None = None,
+    progress: Progress | None = None,
 ) -> FileSpeed:
     """Measure a file and show what came of it.
 
@@ -42,6 +44,7 @@ def speed(
         threads: Of ONNX Runtime.
         shapes: Of inputs with open axes beside the batch.
         output: Where the file with sparse operators is written, if that is faster.
+        progress: Shows which layer is timed.
     Returns:
         What was measured; its ``model`` is None where nothing is faster.
     Raises:
@@ -59,7 +62,11 @@ def speed(
             _check_output(output, model)
         sizes = _batch_sizes(batch_sizes, feeds_of)
         settings = [Setting(size, count) for count in threads for size in sizes]
-        measured = measure_speed(model, feeds_of, settings, kernels=not missing)
+        progress = progress or Progress()
+        with progress.stage("timing"):
+            measured = measure_speed(
+                model, feeds_of, settings, kernels=not missing, watch=progress.step
+            )
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
