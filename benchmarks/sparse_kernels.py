@@ -72,6 +72,36 @@ def _mlp() -> nn.Module:
     )
 
 
+class _Inverted(nn.Module):
+    """MobileNetV2's block: widen, filter each channel, narrow."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, widening: int) -> None:
+        super().__init__()
+        hidden = inputs * widening
+        widen = [nn.Conv2d(inputs, hidden, 1), nn.ReLU6()] if widening > 1 else []
+        depthwise = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden)
+        self.layers = nn.Sequential(*widen, depthwise, nn.ReLU6(), nn.Conv2d(hidden, outputs, 1))
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+             (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
+"""Widening, outputs, repeats and first stride of each stage (Sandler et al. 2018, table 2)."""
+
+
+def _mobilenet() -> nn.Module:
+    layers, channels = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()], 32
+    for widening, outputs, repeats, first in MOBILENET:
+        for place in range(repeats):
+            layers.append(_Inverted(channels, outputs, 1 if place else first, widening))
+            channels = outputs
+    head = [nn.Conv2d(channels, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *head, nn.Linear(1280, 1000))
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the table."""
@@ -88,14 +118,15 @@ CASES = {
     "mlp-16": Case(_mlp, (784,), batch=16),
     "conv3x3": Case(lambda: _convolutions(3), (128, 28, 28)),
     "conv1x1": Case(lambda: _convolutions(1), (128, 28, 28)),
+    "mobilenet": Case(_mobilenet, (3, 224, 224)),
 }
 
 
 def prune(model: nn.Module, sparsity: float, block: int) -> None:
     """Remove the smallest blocks of ``block`` outputs of every layer, but for convolutions of
-    images, whose inputs are three channels."""
+    images and of single channels, whose inputs are few."""
     for layer in model.modules():
-        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.in_channels > 3):
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.shape[1] > 3:
             weight = layer.weight.detach().flatten(1)
             spare = -len(weight) % block
             padded = nn.functional.pad(weight, (0, 0, 0, spare)).unflatten(0, (-1, block))

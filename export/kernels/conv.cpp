@@ -56,8 +56,8 @@ void Conv::run(const Call& call) const {
   require(static_cast<bool>(x), "X must be there");
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
   Batch batch;
-  const Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
-  const Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
+  Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
+  Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
   const Shape shape = output.shape(batch.count);
   const Tensor residual = call.input(kResidual);
   batch.residuals = output;
@@ -65,6 +65,9 @@ void Conv::run(const Call& call) const {
   require(!residual || residual.shape == batch.residuals.shape(batch.count), "residual must be ",
           batch.residuals.shape(batch.count), ". Got ", residual.shape);
   element_count(shape);
+  if (window_.pointwise() && !input_planes_ && !output_planes_ && !residual_planes_) {
+    for (Images* images : {&input, &output, &batch.residuals}) images->flatten();
+  }
   batch.plan = plans_.find(weights_, window_, input, output);
   batch.x = x.floats();
   batch.y = call.output(shape);

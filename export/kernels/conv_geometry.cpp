@@ -114,11 +114,13 @@ int64_t Runs::tap_offset(const Window& w, int64_t y, int64_t x) const {
 
 Runs plan_runs(const Images& input, const Images& output, const Window& w) {
   Runs runs;
-  const bool single = w.taps() == 1 && w.strides[0] == 1 && w.strides[1] == 1 &&
-                      input.height == output.height && input.width == output.width;
-  runs.unshifted =
-      single && !input.planes && input.channel_stride() % simd_kernels().wide.lanes == 0;
-  runs.in_place = runs.unshifted || reads_planes_in_place(input, output, w);
+  const bool pixels = w.pointwise() && !input.planes;
+  runs.unshifted = pixels && input.channel_stride() % simd_kernels().wide.lanes == 0;
+  // Where vectors are not aligned, a row must hold one: the last is read back from its end.
+  const bool one_row =
+      pixels && !output.planes && input.height == 1 && input.width >= simd_kernels().narrow.lanes;
+  runs.bounded = runs.unshifted || one_row;
+  runs.in_place = runs.bounded || reads_planes_in_place(input, output, w);
   if (runs.in_place) {
     runs.row_stride = input.row_stride();
     runs.channel_stride = input.channel_stride();

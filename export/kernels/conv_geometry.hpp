@@ -37,6 +37,8 @@ struct Images {
     return planes ? (kReadBeyond + channel_stride() - 1) / channel_stride() : 0;
   }
   Shape shape(int64_t batch) const;
+  // The same pixels as one row.
+  void flatten() { width *= height, height = 1; }
   static constexpr int64_t kBetween = kBetweenRows;  // columns between aligned rows
   static constexpr int64_t kReadBeyond = 32;         // floats
   // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as
@@ -50,6 +52,11 @@ Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* b
 struct Window {
   int64_t kernel[2], strides[2], dilations[2], pads[4];  // pads: top, left, bottom, right
   int64_t taps() const { return kernel[0] * kernel[1]; }
+  // Every output pixel reads the input pixel at its place.
+  bool pointwise() const {
+    return taps() == 1 && strides[0] == 1 && strides[1] == 1 &&
+           pads[0] + pads[1] + pads[2] + pads[3] == 0;
+  }
 };
 
 Window read_window(const NodeInfo& node);
@@ -62,6 +69,7 @@ Images output_images(const Images& input, const Window& window, int64_t channels
 // (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
 struct Runs {
   bool in_place = false;     // read from the tensor, not from a copy
+  bool bounded = false;      // nothing may be read beyond the last position
   bool unshifted = false;    // a single tap, and whole vectors: no load crosses a cache line
   int64_t row_stride = 0;    // floats
   int64_t phase_stride = 0;  // floats from one phase of a channel to the next

@@ -20,8 +20,9 @@ bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* o
   const int64_t end = std::min(tile.first + tile.length, plan.runs.length);
   const auto clip = simd_kernels().clip;
   bool finite = true;
-  for (int64_t row = tile.first / stride; row * stride < end; ++row) {
-    const int64_t first = std::max(tile.first - row * stride, int64_t{0});
+  const int64_t begin = tile.first + tile.skip;
+  for (int64_t row = begin / stride; row * stride < end; ++row) {
+    const int64_t first = std::max(begin - row * stride, int64_t{0});
     const int64_t last = std::min(end - row * stride, image.width);
     if (first >= last) continue;
     const float* from = sums + row * stride - tile.first;

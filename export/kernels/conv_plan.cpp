@@ -6,15 +6,22 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
-constexpr int kUnshiftedFloats = 80;       // longer tiles leave too few channels in it
+constexpr int64_t kUnshiftedFloats = 80;   // shorter tiles cost more than they save
 
 // As few tiles as the registers allow, all about as long, over whatever is between the rows.
-std::vector<Tile> cut(const Images& output, const Runs& runs, int kind) {
+std::vector<Tile> cut(const ConvPlan& plan, int kind) {
+  const Images& output = plan.output;
+  const Runs& runs = plan.runs;
   const SimdKernels& simd = simd_kernels();
   const StripTable& table = runs.unshifted ? simd.wide : simd.narrow;
-  const int longest = runs.unshifted ? std::min(table.longest[kind], kUnshiftedFloats / table.lanes)
-                                     : table.longest[kind];
-  const int64_t vectors = (runs.length + table.lanes - 1) / table.lanes;
+  // With many channels long tiles would leave too few of them in the first cache.
+  const int64_t fitting = std::max(kRangeBytes / 4 / plan.input.channels, kUnshiftedFloats);
+  const int64_t longest = runs.unshifted
+                              ? std::min<int64_t>(table.longest[kind], fitting / table.lanes)
+                              : table.longest[kind];
+  // The last few positions of a bounded run are done by themselves, in a vector that ends there.
+  const int64_t tail = runs.bounded ? runs.length % table.lanes : 0;
+  const int64_t vectors = (runs.length - tail + table.lanes - 1) / table.lanes;
   const int64_t count = (vectors + longest - 1) / longest;
   // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
   const int64_t writable = runs.length + (output.planes ? runs.row_stride : 0);
@@ -23,14 +30,19 @@ std::vector<Tile> cut(const Images& output, const Runs& runs, int kind) {
     const int64_t first = vectors * i / count;
     const int64_t end = vectors * (i + 1) / count;
     const bool direct = runs.row_stride == output.row_stride() && end * table.lanes <= writable;
-    tiles.push_back({first * table.lanes, (end - first) * table.lanes, table.run[kind][end - first],
-                     direct, false, false});
+    tiles.push_back({first * table.lanes, (end - first) * table.lanes, 0,
+                     table.run[kind][end - first], direct, false, false});
   }
+  if (tail > 0)
+    tiles.push_back({runs.length - table.lanes, table.lanes, table.lanes - tail, table.run[kind][1],
+                     false, false, false});
   return tiles;
 }
 
 // Tiles of whole rows where the registers can hold one, else of parts of a row.
-std::vector<Tile> cut_rows(const Images& output, const Runs& runs, int kind) {
+std::vector<Tile> cut_rows(const ConvPlan& plan, int kind) {
+  const Images& output = plan.output;
+  const Runs& runs = plan.runs;
   const StripTable& table = simd_kernels().narrow;
   const int64_t row = output.width / table.lanes;
   const int64_t longest = table.longest[kind];
@@ -42,7 +54,7 @@ std::vector<Tile> cut_rows(const Images& output, const Runs& runs, int kind) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = output.height * i / count;
       const int64_t rows = output.height * (i + 1) / count - first;
-      tiles.push_back({first * runs.row_stride, rows * runs.row_stride,
+      tiles.push_back({first * runs.row_stride, rows * runs.row_stride, 0,
                        by_rows.run[kind][rows * row], output.aligned(), true, true});
     }
     return tiles;
@@ -51,7 +63,7 @@ std::vector<Tile> cut_rows(const Images& output, const Runs& runs, int kind) {
   while (row % part != 0) --part;
   for (int64_t y = 0; y < output.height; ++y)
     for (int64_t x = 0; x < row; x += part)
-      tiles.push_back({y * runs.row_stride + x * table.lanes, part * table.lanes,
+      tiles.push_back({y * runs.row_stride + x * table.lanes, part * table.lanes, 0,
                        table.run[kind][part], output.aligned(), true, x + part == row});
   return tiles;
 }
@@ -88,7 +100,7 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   plan.output = output;
   plan.runs = plan_runs(input, output, window);
   const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
-  plan.tiles = tiles(output, plan.runs, block_class(weights.block));
+  plan.tiles = tiles(plan, block_class(weights.block));
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
   for (int64_t part = 0; part < weights.parts; ++part) {
     RangedWeights ranged = by_ranges(weights, part, plan.range_channels * window.taps());

@@ -15,6 +15,7 @@ namespace mfac {
 struct Tile {
   int64_t first;   // position in the run
   int64_t length;  // positions
+  int64_t skip;    // so many of which the tile before has written
   StripFunction run;
   bool direct;     // the output is written where it belongs; else by way of a buffer
   bool whole;      // every position is a pixel, but for those between rows, which are skipped
