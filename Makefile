@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint kernels-fuzz kernels-matrix clean
+.PHONY: demo test lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
@@ -19,6 +19,9 @@ kernels-fuzz: .venv/installed  ## hostile sparse operators under the sanitizers,
 
 kernels-matrix: .venv/installed  ## the sparse kernels in the oldest, a middle and the newest ONNX Runtime
 	tests/export/kernels/matrix.sh $(BIN)/python 1.22.0 1.24.1 latest
+
+kernels-aarch64: .venv/installed  ## the sparse kernels on aarch64, emulated (needs Debian's qemu-user-static, see the script)
+	tests/export/kernels/aarch64.sh $(BIN)/python
 
 .venv/installed: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard export/kernels/*.?pp export/kernels/simd/*.hpp)
 	$(PYTHON) -m venv .venv
