@@ -10,6 +10,9 @@ from onnx import TensorProto
 
 from mfac_compress.export.sparse.graph import nested
 
+MOST_BYTES_IN_ONE_FILE = 1_900_000_000
+"""Of tensors: a protobuf file ends at 2 GiB, and the graph needs some of that."""
+
 
 def data_files(path: str | os.PathLike[str]) -> set[Path]:
     """The files in which the tensors of an ONNX file lie; empty where it holds them itself.

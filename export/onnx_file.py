@@ -10,11 +10,9 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from mfac_compress.export.capture import capture
+from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
 from mfac_compress.export.passes import clear_traces, make_zeros_positive, name_transposed
 from mfac_compress.export.replace import replace_model
-
-# A protobuf file ends at 2 GiB. What is left above this is for the graph itself.
-_MOST_TENSOR_BYTES = 2_000_000_000
 
 
 def export_onnx(
@@ -69,7 +67,7 @@ def export_onnx(
 def _write(model: ir.Model, path: Path) -> None:
     """Put a model in its place, with its tensors beside it where one file would be too large."""
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
-    data = f"{path.name}.data" if sum(sizes) > _MOST_TENSOR_BYTES else None
+    data = f"{path.name}.data" if sum(sizes) > MOST_BYTES_IN_ONE_FILE else None
     try:
         replace_model(path, partial(ir.save, model, external_data=data))
     except onnx.checker.ValidationError as error:

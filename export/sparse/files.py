@@ -11,12 +11,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from mfac_compress.export.external_data import tensors
+from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE, tensors
 from mfac_compress.export.replace import replace_model
 from mfac_compress.export.sparse.graph import nested
 from mfac_compress.export.sparse.nodes import DOMAIN
 
-_MOST_BYTES_IN_ONE_FILE = 1_900_000_000  # protobuf's 2 GiB, less what the graph takes
 _LEAST_BYTES_BESIDE = 1024
 
 
@@ -71,7 +70,7 @@ def written(model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    if sum(map(_bytes_of, tensors(model.graph))) > _MOST_BYTES_IN_ONE_FILE:
+    if sum(map(_bytes_of, tensors(model.graph))) > MOST_BYTES_IN_ONE_FILE:
         model = _beside(model, f"{path.name}.data")
     onnx.save_model(model, path, format="protobuf")
 

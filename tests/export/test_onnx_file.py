@@ -107,7 +107,7 @@ def test_large_tensors_go_beside_the_file_and_leave_with_it(tmp_path, monkeypatc
     model = nn.Linear(64, 16)
     path = tmp_path / "m.onnx"
     inputs = torch.randn(3, 64)
-    monkeypatch.setattr(onnx_file, "_MOST_TENSOR_BYTES", 4 * 64 * 16)
+    monkeypatch.setattr(onnx_file, "MOST_BYTES_IN_ONE_FILE", 4 * 64 * 16)
     export_onnx(model, inputs, path)
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
     assert path.stat().st_size < 4 * 64 * 16
