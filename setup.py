@@ -14,9 +14,11 @@ KERNELS = Path("export", "kernels")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
 FLAGS += ["-fno-trapping-math", "-Wno-psabi", "-Wno-maybe-uninitialized", "-g0"]
 AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"]
 X86_FLAGS = {
     "simd_avx2.cpp": AVX2,
-    "simd_avx512.cpp": [*AVX2, "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
+    "simd_avx512.cpp": AVX512,
+    "simd_avx512vnni.cpp": [*AVX512, "-mavx512vnni"],
 }
 
 

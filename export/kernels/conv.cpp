@@ -9,7 +9,6 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
 constexpr int64_t kSumsBytes = 16 << 10;
 
 bool is_planes(const NodeInfo& node, const char* name) {
@@ -19,26 +18,7 @@ bool is_planes(const NodeInfo& node, const char* name) {
   return layout == "planes";
 }
 
-int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
-  const int64_t value = node.integer(name);
-  require(parts >= 1 && value >= 1 && value % parts == 0, name,
-          " must be a positive multiple of group");
-  return value / parts;
-}
-
-int64_t inputs_of_output(const NodeInfo& node, int64_t parts, const Window& window) {
-  int64_t inputs = 0;
-  require(!__builtin_mul_overflow(divided(node, "in_channels", parts), window.taps(), &inputs),
-          "in_channels times the kernel's size is too large");
-  return inputs;
-}
-
 }  // namespace
-
-// One task's part of an image: some tiles and some groups of outputs.
-struct Conv::Share {
-  int64_t tile_begin, tile_end, chunk, chunks;
-};
 
 Conv::Conv(const NodeInfo& node)
     : channels_(node.integer("in_channels")),
@@ -48,7 +28,8 @@ Conv::Conv(const NodeInfo& node)
       output_planes_(is_planes(node, "output_layout")),
       residual_planes_(is_planes(node, "residual_layout")),
       weights_(read_weights(node, divided(node, "out_channels", parts_),
-                            inputs_of_output(node, parts_, window_), parts_)),
+                            inputs_of_output(divided(node, "in_channels", parts_), window_),
+                            parts_)),
       activation_(read_activation(node)) {}
 
 void Conv::run(const Call& call) const {
@@ -68,7 +49,8 @@ void Conv::run(const Call& call) const {
   if (window_.pointwise() && !input_planes_ && !output_planes_ && !residual_planes_) {
     for (Images* images : {&input, &output, &batch.residuals}) images->flatten();
   }
-  batch.plan = plans_.find(weights_, window_, input, output);
+  batch.plan = plans_.find(input.height, input.width,
+                           [&] { return make_plan(weights_, window_, input, output); });
   batch.x = x.floats();
   batch.y = call.output(shape);
   batch.residual = residual ? residual.floats() : nullptr;
@@ -91,56 +73,24 @@ void Conv::run_images(const Call& call, const Batch& batch) const {
   const Runs& runs = plan.runs;
   const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
                                             Images::kReadBeyond + window_.pads[1]);
-  auto stage = [&](int64_t image, float* to) {
+  auto pixels = [&](int64_t image, Buffer& buffer) -> const float* {
+    if (runs.in_place) {
+      const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
+      return batch.x + input.offset(image, 0) - back;
+    }
+    float* to = buffer.floats(staged);
     for (int64_t c = 0; c < input.channels; ++c)
-      stage_channel(batch.x + input.offset(image, c), input, window_, runs,
-                    to + c * runs.channel_stride);
+      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
     const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
     std::memset(to + end, 0, (staged - end) * sizeof(float));
+    return to;
   };
-  auto in_place = [&](int64_t image) {
-    const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
-    return batch.x + input.offset(image, 0) - back;
-  };
-  const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
-  const int64_t work = static_cast<int64_t>(weights_.values.size()) * runs.length;
-  const int64_t wanted = std::clamp<int64_t>(work / kTaskWork, 1, 16);
-
-  if (batch.count >= 8) {  // a task works on a whole image
-    auto task = [&](size_t index) {
-      const int64_t image = static_cast<int64_t>(index);
-      const float* pixels = nullptr;
-      if (runs.in_place) {
-        pixels = in_place(image);
-      } else {
-        float* own = scratch().columns.floats(staged);
-        stage(image, own);
-        pixels = own;
-      }
-      run_share(batch, pixels, image, {0, tiles, 0, 1});
-    };
-    call.parallel(static_cast<size_t>(batch.count), task);
-    return;
-  }
-  const int64_t by_tiles = std::min(tiles, wanted);
-  const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, weights_.groups);
-  for (int64_t image = 0; image < batch.count; ++image) {
-    const float* pixels = nullptr;
-    if (runs.in_place) {
-      pixels = in_place(image);
-    } else {
-      float* own = scratch().inputs.floats(staged);
-      stage(image, own);
-      pixels = own;
-    }
-    auto task = [&](size_t index) {
-      const int64_t by_tile = static_cast<int64_t>(index) / chunks;
-      run_share(batch, pixels, image,
-                {tiles * by_tile / by_tiles, tiles * (by_tile + 1) / by_tiles,
-                 static_cast<int64_t>(index) % chunks, chunks});
-    };
-    call.parallel(static_cast<size_t>(by_tiles * chunks), task);
-  }
+  const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
+                        static_cast<int64_t>(weights_.values.size()) * runs.length};
+  share_out(call, sharing, pixels,
+            [&](const float* there, int64_t image, const Share& share) {
+              run_share(batch, there, image, share);
+            });
 }
 
 void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,

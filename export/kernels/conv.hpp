@@ -2,17 +2,22 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 
 #include "activation.hpp"
 #include "conv_plan.hpp"
+#include "conv_shares.hpp"
 #include "ort.hpp"
 #include "packed_weights.hpp"
+#include "plan_cache.hpp"
 
 namespace mfac {
 
 class Conv {
  public:
   static constexpr const char* kName = "SparseConv";
+  static constexpr auto kTypes = kFloatTypes;
+  static constexpr size_t kFirstOptional = kBias;
   explicit Conv(const NodeInfo& node);
   void run(const Call& call) const;
 
@@ -28,7 +33,6 @@ class Conv {
     // Whether any output is NaN or infinite. Threads only ever set it.
     mutable std::atomic<bool> not_finite{false};
   };
-  struct Share;
   void run_images(const Call& call, const Batch& batch) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
@@ -42,7 +46,7 @@ class Conv {
   bool input_planes_, output_planes_, residual_planes_;
   PackedWeights weights_;
   Activation activation_;
-  PlanCache plans_;
+  PlanCache<ConvPlan> plans_;
 };
 
 }  // namespace mfac

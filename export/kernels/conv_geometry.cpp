@@ -50,6 +50,31 @@ std::vector<int64_t> phases(const Window& w, int axis) {
   return all;
 }
 
+// Element i of a phase is the input's element i * step - shift; `first` is the first inside.
+std::vector<PhaseCopy> phase_copies(const Images& input, const Window& w, const Runs& runs) {
+  const auto first_inside = [](int64_t shift, int64_t step, int64_t most) {
+    return std::clamp<int64_t>((shift + step - 1) / step, 0, most);
+  };
+  const auto count_inside = [](int64_t from, int64_t size, int64_t step, int64_t most) {
+    return from >= 0 && from < size ? std::min((size - from - 1) / step + 1, most) : 0;
+  };
+  std::vector<PhaseCopy> copies;
+  for (const int64_t py : runs.phase_rows) {
+    const int64_t above = first_inside(w.pads[0] - py, w.strides[0], runs.rows);
+    const int64_t y = above * w.strides[0] - w.pads[0] + py;
+    const int64_t rows = count_inside(y, input.height, w.strides[0], runs.rows - above);
+    for (const int64_t px : runs.phase_columns) {
+      const int64_t before = first_inside(w.pads[1] - px, w.strides[1], runs.row_stride);
+      const int64_t x = before * w.strides[1] - w.pads[1] + px;
+      const int64_t count = count_inside(x, input.width, w.strides[1], runs.row_stride - before);
+      copies.push_back({above, rows, runs.rows - above - rows, count > 0 ? before : 0, count,
+                        y * input.row_stride() + (count > 0 ? x : 0),
+                        w.strides[0] * input.row_stride(), w.strides[1]});
+    }
+  }
+  return copies;
+}
+
 }  // namespace
 
 Shape Images::shape(int64_t batch) const {
@@ -90,6 +115,20 @@ Window read_window(const NodeInfo& node) {
   return w;
 }
 
+int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
+  const int64_t value = node.integer(name);
+  require(parts >= 1 && value >= 1 && value % parts == 0, name,
+          " must be a positive multiple of group");
+  return value / parts;
+}
+
+int64_t inputs_of_output(int64_t channels, const Window& window) {
+  int64_t inputs = 0;
+  require(!__builtin_mul_overflow(channels, window.taps(), &inputs),
+          "in_channels times the kernel's size is too large");
+  return inputs;
+}
+
 Images output_images(const Images& input, const Window& window, int64_t channels, bool planes) {
   Images output;
   output.planes = planes;
@@ -108,12 +147,14 @@ int64_t Runs::tap_offset(const Window& w, int64_t y, int64_t x) const {
   };
   const int64_t phase =
       place(phase_rows, row % w.strides[0]) * static_cast<int64_t>(phase_columns.size()) +
-      place(phase_columns, column % w.strides[1]);
-  return phase * phase_stride + row / w.strides[0] * row_stride + column / w.strides[1];
+      (by_column ? x : place(phase_columns, column % w.strides[1]));
+  return phase * phase_stride + row / w.strides[0] * row_stride +
+         (by_column ? 0 : column / w.strides[1]);
 }
 
-Runs plan_runs(const Images& input, const Images& output, const Window& w) {
+Runs plan_runs(const Images& input, const Images& output, const Window& w, bool by_column) {
   Runs runs;
+  runs.by_column = by_column;
   const bool pixels = w.pointwise() && !input.planes;
   runs.unshifted = pixels && input.channel_stride() % simd_kernels().wide.lanes == 0;
   // Where vectors are not aligned, a row must hold one: the last is read back from its end.
@@ -133,16 +174,21 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w) {
       const int64_t after = std::max<int64_t>(width - w.pads[1] - input.width, 0);
       width -= std::min(after, w.pads[1]);
     }
-    runs.row_stride = std::max(width, output.row_stride());
+    runs.row_stride = by_column ? output.width : std::max(width, output.row_stride());
     runs.rows = output.height + (w.kernel[0] - 1) * w.dilations[0] / w.strides[0];
     require(runs.row_stride < (int64_t{1} << 31) && runs.rows < (int64_t{1} << 31),
             "the padded input is too large");
     runs.phase_stride = runs.rows * runs.row_stride;
     runs.phase_rows = phases(w, 0);
     runs.phase_columns = phases(w, 1);
+    if (by_column) {
+      runs.phase_columns.resize(static_cast<size_t>(w.kernel[1]));
+      for (int64_t x = 0; x < w.kernel[1]; ++x) runs.phase_columns[x] = x * w.dilations[1];
+    }
     const size_t count = runs.phase_rows.size() * runs.phase_columns.size();
     require(!__builtin_mul_overflow(runs.phase_stride, count, &runs.channel_stride),
             "the padded input is too large");
+    runs.copies = phase_copies(input, w, runs);
   }
   runs.length = (output.height - 1) * runs.row_stride + output.width;
   int64_t bytes = 0;
@@ -152,34 +198,17 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w) {
   return runs;
 }
 
-void stage_channel(const float* pixels, const Images& input, const Window& w, const Runs& runs,
-                   float* staged) {
-  // Element i of a phase is the input's element i * step - shift; `first` is the first inside.
-  const auto first_inside = [](int64_t shift, int64_t step, int64_t most) {
-    return std::clamp<int64_t>((shift + step - 1) / step, 0, most);
-  };
-  const auto count_inside = [](int64_t from, int64_t size, int64_t step, int64_t most) {
-    return from >= 0 && from < size ? std::min((size - from - 1) / step + 1, most) : 0;
-  };
+void stage_channel(const float* pixels, const Runs& runs, float* staged) {
   const auto copy_rows = simd_kernels().copy_rows;
-  for (const int64_t py : runs.phase_rows) {
-    const int64_t above = first_inside(w.pads[0] - py, w.strides[0], runs.rows);
-    const int64_t y = above * w.strides[0] - w.pads[0] + py;
-    const int64_t rows = count_inside(y, input.height, w.strides[0], runs.rows - above);
-    for (const int64_t px : runs.phase_columns) {
-      const int64_t before = first_inside(w.pads[1] - px, w.strides[1], runs.row_stride);
-      const int64_t x = before * w.strides[1] - w.pads[1] + px;
-      const int64_t count = count_inside(x, input.width, w.strides[1], runs.row_stride - before);
-      float* inside = staged + above * runs.row_stride;
-      float* below = inside + rows * runs.row_stride;
-      std::fill(staged, inside, 0.0f);
-      if (rows > 0)
-        copy_rows({pixels + y * input.row_stride() + (count > 0 ? x : 0),
-                   w.strides[0] * input.row_stride(), inside, runs.row_stride, rows, w.strides[1],
-                   count > 0 ? before : 0, count});
-      staged += runs.phase_stride;
-      std::fill(below, staged, 0.0f);
-    }
+  for (const PhaseCopy& copy : runs.copies) {
+    float* inside = staged + copy.above * runs.row_stride;
+    float* below = inside + copy.rows * runs.row_stride;
+    std::fill(staged, inside, 0.0f);
+    if (copy.rows > 0)
+      copy_rows({pixels + copy.from, copy.down, inside, runs.row_stride, copy.rows, copy.step,
+                 copy.before, copy.count});
+    staged += runs.phase_stride;
+    std::fill(below, staged, 0.0f);
   }
 }
 

@@ -60,7 +60,19 @@ struct Window {
 };
 
 Window read_window(const NodeInfo& node);
+// An attribute's number for each of some convolution groups.
+int64_t divided(const NodeInfo& node, const char* name, int64_t parts);
+// Weights of one output: channels times taps.
+int64_t inputs_of_output(int64_t channels, const Window& window);
 Images output_images(const Images& input, const Window& window, int64_t channels, bool planes);
+
+// How one phase of a channel is filled.
+struct PhaseCopy {
+  int64_t above, rows, below;  // of the phase: padding, pixels, padding
+  int64_t before, count;       // of a row: padding, pixels; the rest is padding
+  int64_t from;                // the input's first pixel, counted from the channel's
+  int64_t down, step;          // from pixel to pixel of the input
+};
 
 // How the input is read: as runs of `length` positions, row after row, where a step to the next row
 // is `row_stride`. Every tap is one shift of the whole run.
@@ -71,18 +83,19 @@ struct Runs {
   bool in_place = false;     // read from the tensor, not from a copy
   bool bounded = false;      // nothing may be read beyond the last position
   bool unshifted = false;    // a single tap, and whole vectors: no load crosses a cache line
+  bool by_column = false;    // each column of the window has phases of its own: nothing to skip
   int64_t row_stride = 0;    // floats
   int64_t phase_stride = 0;  // floats from one phase of a channel to the next
   int64_t channel_stride = 0;
   int64_t rows = 0;                                // of a phase
   std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
+  std::vector<PhaseCopy> copies;                   // how each phase is filled, in their order
   int64_t length = 0;                              // from the first output pixel to the last
   int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
 };
-Runs plan_runs(const Images& input, const Images& output, const Window& window);
+Runs plan_runs(const Images& input, const Images& output, const Window& window, bool by_column);
 
 // Copy one channel into its phases, with zeros where the padding is.
-void stage_channel(const float* pixels, const Images& input, const Window& window, const Runs& runs,
-                   float* staged);
+void stage_channel(const float* pixels, const Runs& runs, float* staged);
 
 }  // namespace mfac

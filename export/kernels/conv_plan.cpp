@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "conv_ranges.hpp"
+
 namespace mfac {
 namespace {
 
-constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
-constexpr int64_t kUnshiftedFloats = 80;   // shorter tiles cost more than they save
+constexpr int64_t kUnshiftedFloats = 80;  // shorter tiles cost more than they save
 
 // As few tiles as the registers allow, all about as long, over whatever is between the rows.
 std::vector<Tile> cut(const ConvPlan& plan, int kind) {
@@ -74,23 +75,6 @@ bool has_aligned_rows(const Images& output, const Runs& runs) {
   return planes.aligned() && runs.row_stride == planes.row_stride();
 }
 
-// Channels whose part below one tile fills the first cache, but not so few that there is little
-// to add up for each sum that is loaded and stored.
-int64_t channels_in_range(const PackedWeights& weights, const Window& window, const Runs& runs,
-                          int64_t tile_floats) {
-  int64_t reach = 0;
-  for (int64_t y = 0; y < window.kernel[0]; ++y)
-    reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
-  const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
-  const int64_t floats =
-      (std::min(tile_floats, runs.length) + reach) * static_cast<int64_t>(phases);
-  const int64_t fitting = std::max<int64_t>(kRangeBytes / (4 * floats), 1);
-  const int64_t channels = weights.inputs / window.taps();
-  const int64_t stored = static_cast<int64_t>(weights.indices.size());
-  const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);
-  return std::min(std::max(fitting, (channels + most - 1) / most), channels);
-}
-
 }  // namespace
 
 ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
@@ -98,22 +82,11 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   ConvPlan plan;
   plan.input = input;
   plan.output = output;
-  plan.runs = plan_runs(input, output, window);
+  plan.runs = plan_runs(input, output, window, false);
   const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
   plan.tiles = tiles(plan, block_class(weights.block));
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
-  for (int64_t part = 0; part < weights.parts; ++part) {
-    RangedWeights ranged = by_ranges(weights, part, plan.range_channels * window.taps());
-    for (int32_t& index : ranged.indices) {
-      const int64_t channel = index / window.taps() % plan.range_channels;
-      const int64_t tap = index % window.taps();
-      const int64_t offset =
-          channel * plan.runs.channel_stride +
-          plan.runs.tap_offset(window, tap / window.kernel[1], tap % window.kernel[1]);
-      index = static_cast<int32_t>(offset * static_cast<int64_t>(sizeof(float)));
-    }
-    plan.ranged.push_back(std::move(ranged));
-  }
+  plan.ranged = taps_by_ranges(weights, window, plan.runs, plan.range_channels);
   const Tile& last = plan.tiles.back();
   if (!last.whole) plan.keep.resize(static_cast<size_t>(last.first + last.length));
   for (size_t i = 0; i < plan.keep.size(); ++i) {
@@ -123,24 +96,6 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
     plan.keep[i] = inside ? -1 : 0;
   }
   return plan;
-}
-
-std::shared_ptr<const ConvPlan> PlanCache::find(const PackedWeights& weights, const Window& window,
-                                                const Images& input, const Images& output) const {
-  auto search = [&](const Plans& plans) -> std::shared_ptr<const ConvPlan> {
-    for (const auto& plan : plans)
-      if (plan->input.height == input.height && plan->input.width == input.width) return plan;
-    return nullptr;
-  };
-  if (auto found = search(*std::atomic_load(&plans_))) return found;
-  const std::lock_guard<std::mutex> lock(adding_);
-  if (auto found = search(*plans_)) return found;
-  auto made = std::make_shared<const ConvPlan>(make_plan(weights, window, input, output));
-  auto plans = std::make_shared<Plans>(*plans_);
-  if (plans->size() == kMost) plans->erase(plans->begin());
-  plans->push_back(made);
-  std::atomic_store(&plans_, std::shared_ptr<const Plans>(std::move(plans)));
-  return made;
 }
 
 }  // namespace mfac

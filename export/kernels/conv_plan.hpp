@@ -1,9 +1,6 @@
 // What a convolution's kernels need to know about one size of input, worked out once.
 #pragma once
 
-#include <atomic>
-#include <memory>
-#include <mutex>
 #include <vector>
 
 #include "conv_geometry.hpp"
@@ -34,18 +31,5 @@ struct ConvPlan {
 
 ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
                    const Images& output);
-
-// The plans of the last few input sizes. Threads read them without waiting for each other.
-class PlanCache {
- public:
-  std::shared_ptr<const ConvPlan> find(const PackedWeights& weights, const Window& window,
-                                       const Images& input, const Images& output) const;
-
- private:
-  using Plans = std::vector<std::shared_ptr<const ConvPlan>>;
-  static constexpr size_t kMost = 8;
-  mutable std::shared_ptr<const Plans> plans_ = std::make_shared<const Plans>();
-  mutable std::mutex adding_;
-};
 
 }  // namespace mfac

@@ -4,6 +4,8 @@
 #include "conv.hpp"
 #include "linear.hpp"
 #include "ort.hpp"
+#include "quantised_conv.hpp"
+#include "quantised_linear.hpp"
 
 #define MFAC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -34,15 +36,13 @@ ort::CustomOp describe() {
   op.version = ort::kApiVersion;
   op.name = [](const ort::CustomOp*) { return Op::kName; };
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU's
-  op.input_type = [](const ort::CustomOp*, size_t index) {
-    return index == kIndices || index == kStarts ? ort::kInt32 : ort::kFloat;
-  };
-  op.input_type_count = [](const ort::CustomOp*) { return size_t{kInputs}; };
-  op.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.input_type = [](const ort::CustomOp*, size_t index) { return Op::kTypes[index]; };
+  op.input_type_count = [](const ort::CustomOp*) { return Op::kTypes.size(); };
+  op.output_type = [](const ort::CustomOp*, size_t) { return Op::kTypes[kX]; };
   op.output_type_count = [](const ort::CustomOp*) { return size_t{1}; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
   op.input_characteristic = [](const ort::CustomOp*, size_t index) {
-    return index == kBias || index == kResidual ? ort::kOptional : ort::kRequired;
+    return index >= Op::kFirstOptional ? ort::kOptional : ort::kRequired;
   };
   op.output_characteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
   op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
@@ -81,7 +81,10 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   // Made once: sessions refer to the domain for as long as they live, so it is never released.
   static const ort::CustomOp linear = describe<Linear>();
   static const ort::CustomOp conv = describe<Conv>();
-  static ort::CustomOpDomain* const domain = make_domain(*api, {&linear, &conv});
+  static const ort::CustomOp quantised_linear = describe<QuantisedLinear>();
+  static const ort::CustomOp quantised_conv = describe<QuantisedConv>();
+  static ort::CustomOpDomain* const domain =
+      make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

@@ -10,6 +10,8 @@ namespace mfac {
 class Linear {
  public:
   static constexpr const char* kName = "SparseLinear";
+  static constexpr auto kTypes = kFloatTypes;
+  static constexpr size_t kFirstOptional = kBias;
   explicit Linear(const NodeInfo& node);
   void run(const Call& call) const;
 

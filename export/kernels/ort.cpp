@@ -109,22 +109,22 @@ Tensor NodeInfo::constant(size_t index, const char* name, ort::ElementType type,
   return {};
 }
 
-Tensor Call::input(size_t index) const {
+Tensor Call::input(size_t index, ort::ElementType type) const {
   size_t count = 0;
   must(api_, api_.input_count(context_, &count), "count inputs");
   const ort::Value* value = nullptr;
   if (index >= count) return {};
   must(api_, api_.input(context_, index, &value), "give an input");
-  return value == nullptr ? Tensor{} : view(api_, value, ort::kFloat);
+  return value == nullptr ? Tensor{} : view(api_, value, type);
 }
 
-float* Call::output(const Shape& shape) const {
+void* Call::allocate(const Shape& shape) const {
   ort::Value* value = nullptr;
   element_count(shape);
   must(api_, api_.output(context_, 0, shape.dims, shape.rank, &value), "allocate the output");
   void* data = nullptr;
   must(api_, api_.tensor_data(value, &data), "give the output's data");
-  return static_cast<float*>(data);
+  return data;
 }
 
 void Call::run(size_t count, void (*task)(void*, size_t), void* argument) const {

@@ -44,6 +44,7 @@ struct Tensor {
   Shape shape;
   explicit operator bool() const { return data != nullptr; }
   const float* floats() const { return static_cast<const float*>(data); }
+  const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
 };
 
 // One node while its session is created.
@@ -68,8 +69,11 @@ class NodeInfo {
 class Call {
  public:
   Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
-  Tensor input(size_t index) const;
-  float* output(const Shape& shape) const;
+  Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
+  float* output(const Shape& shape) const { return static_cast<float*>(allocate(shape)); }
+  uint8_t* output_bytes(const Shape& shape) const {
+    return static_cast<uint8_t*>(allocate(shape));
+  }
   // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task must not throw.
   template <class Task>
   void parallel(size_t count, Task& task) const {
@@ -81,6 +85,7 @@ class Call {
   }
 
  private:
+  void* allocate(const Shape& shape) const;
   void run(size_t count, void (*task)(void*, size_t), void* argument) const;
   const ort::Api& api_;
   ort::KernelContext* context_;

@@ -21,7 +21,7 @@ struct Value;
 struct TensorInfo;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
-enum ElementType : int { kUndefined = 0, kFloat = 1, kInt32 = 6 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // The function table: an array of pointers, read by position.

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <limits>
 
+#include "quads.hpp"
+
 namespace mfac {
 namespace {
 
@@ -27,7 +29,8 @@ void check_starts(const std::vector<int32_t>& starts, size_t blocks) {
           "starts must end with the number of indices, ", blocks);
 }
 
-void check_indices(const PackedWeights& w) {
+template <class Value>
+void check_indices(const PackedBlocks<Value>& w) {
   for (size_t group = 0; group + 1 < w.starts.size(); ++group) {
     int64_t before = -1;
     for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i) {
@@ -54,6 +57,22 @@ void read_bias(const NodeInfo& node, PackedWeights& w) {
 
 }  // namespace
 
+template <class Value>
+void read_blocks(const NodeInfo& node, PackedBlocks<Value>& w) {
+  require(w.outputs >= 1 && w.outputs <= kLargest && w.inputs >= 1 && w.inputs <= kLargest &&
+              w.parts >= 1 && w.parts <= kLargest,
+          "numbers of inputs and outputs must lie in [1, 2^31)");
+  w.groups = (w.outputs + w.block - 1) / w.block;
+  w.starts = read_ints(node, kStarts, "starts");
+  int64_t expected = 0;  // each factor is below 2^31
+  require(!__builtin_mul_overflow(w.parts, w.groups, &expected) &&
+              static_cast<int64_t>(w.starts.size()) == expected + 1,
+          "starts must have one entry a group of outputs and one more");
+  w.indices = read_ints(node, kIndices, "indices");
+  check_starts(w.starts, w.indices.size());
+  check_indices(w);
+}
+
 PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs, int64_t parts) {
   PackedWeights w;
   w.outputs = outputs;
@@ -62,20 +81,7 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
   w.block = node.integer("block");
   require(w.block == 1 || w.block == 4 || w.block == 8 || w.block == 16,
           "block must be 1, 4, 8 or 16. Got ", w.block);
-  require(outputs >= 1 && outputs <= kLargest && inputs >= 1 && inputs <= kLargest && parts >= 1 &&
-              parts <= kLargest,
-          "numbers of inputs and outputs must lie in [1, 2^31)");
-  w.groups = (outputs + w.block - 1) / w.block;
-
-  w.starts = read_ints(node, kStarts, "starts");
-  int64_t expected = 0;  // each factor is below 2^31
-  require(!__builtin_mul_overflow(parts, w.groups, &expected) &&
-              static_cast<int64_t>(w.starts.size()) == expected + 1,
-          "starts must have one entry a group of outputs and one more");
-  w.indices = read_ints(node, kIndices, "indices");
-  check_starts(w.starts, w.indices.size());
-  check_indices(w);
-
+  read_blocks(node, w);
   const Tensor values = node.constant(kValues, "values", ort::kFloat, false);
   check_rank(values, "values", 2);
   require(values.shape.dims[0] == static_cast<int64_t>(w.indices.size()) &&
@@ -86,8 +92,9 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
   return w;
 }
 
-RangedWeights by_ranges(const PackedWeights& w, int64_t part, int64_t width) {
-  RangedWeights ranged;
+template <class Value>
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width) {
+  RangedBlocks<Value> ranged;
   ranged.width = width;
   ranged.ranges = (w.inputs + width - 1) / width;
   const int32_t* starts = w.starts.data() + part * w.groups;
@@ -114,5 +121,9 @@ void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* 
   for (int32_t i = w.starts[group]; i < w.starts[group + 1]; ++i)
     dense[w.indices[i]] = w.values[i * w.block + output % w.block];
 }
+
+template void read_blocks(const NodeInfo&, PackedBlocks<Cell>&);
+template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t);
+template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t);
 
 }  // namespace mfac

@@ -1,6 +1,7 @@
 // Sparse weights as a model file holds them, read and checked once when a session is created.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -8,8 +9,10 @@
 
 namespace mfac {
 
-// Block-CSR: groups of `block` consecutive outputs share the list of their inputs.
-struct PackedWeights {
+// Block-CSR: groups of `block` consecutive outputs share the list of their inputs. Where a value is
+// a quad of weights (quad_weights.hpp), an input is one of activations.
+template <class Value>
+struct PackedBlocks {
   int64_t outputs = 0;  // of one convolution group
   int64_t inputs = 0;   // that each output could read
   int64_t parts = 1;    // convolution groups, one after the other
@@ -17,27 +20,37 @@ struct PackedWeights {
   int64_t groups = 0;            // of outputs, in one part
   std::vector<int32_t> starts;   // [parts * groups + 1]
   std::vector<int32_t> indices;  // [blocks], rising within a group
-  std::vector<float> values;     // [blocks, block]
-  std::vector<float> bias;       // [parts, groups * block], zero where there is none
+  std::vector<Value> values;     // [blocks, block]
+  std::vector<Value> bias;       // [parts, groups * block], zero where there is none
   bool has_bias = false;
 };
+using PackedWeights = PackedBlocks<float>;
 
-enum Input : size_t { kX, kValues, kIndices, kStarts, kBias, kResidual, kInputs };
+enum Input : size_t { kX, kValues, kIndices, kStarts, kBias, kResidual };
+constexpr std::array<ort::ElementType, 6> kFloatTypes = {ort::kFloat, ort::kFloat, ort::kInt32,
+                                                         ort::kInt32, ort::kFloat, ort::kFloat};
+
+// Read starts and indices for the outputs, inputs and parts that are set. Throws Refusal.
+template <class Value>
+void read_blocks(const NodeInfo& node, PackedBlocks<Value>& weights);
 
 // Read inputs 1 ... 4 of a node. Throws Refusal where anything does not fit.
 PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs, int64_t parts);
 
 // The same weights, ordered by ranges of their inputs, so that one range's activations stay in the
 // first cache: all groups of range 0, then all groups of range 1.
-struct RangedWeights {
+template <class Value>
+struct RangedBlocks {
   std::vector<int32_t> starts;   // [ranges, groups + 1]
   std::vector<int32_t> indices;  // [blocks]
-  std::vector<float> values;     // [blocks, block]
+  std::vector<Value> values;     // [blocks, block]
   int64_t ranges = 1;
   int64_t width = 0;  // inputs in a range
 };
+using RangedWeights = RangedBlocks<float>;
 // part: which convolution group; width: inputs in a range.
-RangedWeights by_ranges(const PackedWeights& weights, int64_t part, int64_t width);
+template <class Value>
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width);
 
 // Add one output's weights in dense form: dense[inputs], zeros between.
 void unpack_output(const PackedWeights& weights, int64_t part, int64_t output, float* dense);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -23,6 +24,9 @@ class Buffer {
     }
     return data_.get();
   }
+  // The same memory for 32-bit cells and for bytes.
+  int32_t* cells(size_t count) { return reinterpret_cast<int32_t*>(floats(count)); }
+  uint8_t* bytes(size_t count) { return reinterpret_cast<uint8_t*>(floats((count + 3) / 4)); }
 
  private:
   struct Free {
@@ -36,6 +40,7 @@ struct Scratch {
   Buffer inputs;   // activations in the kernels' order; read by all threads of a call
   Buffer columns;  // the same, of one task
   Buffer sums;     // of one task
+  Buffer outputs;  // the same, quantised
 };
 
 inline Scratch& scratch() {

@@ -9,6 +9,7 @@ SimdKernels portable_kernels();
 #if defined(__x86_64__)
 SimdKernels avx2_kernels();
 SimdKernels avx512_kernels();
+QuadKernels avx512vnni_quads();
 #endif
 
 namespace {
@@ -22,6 +23,13 @@ SimdKernels choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni && (any || std::strcmp(wanted, "avx512vnni") == 0)) {
+    SimdKernels kernels = avx512_kernels();
+    kernels.name = "avx512vnni";
+    kernels.quads = avx512vnni_quads();
+    return kernels;
+  }
   if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();
   if (avx2 && (any || std::strcmp(wanted, "portable") != 0)) return avx2_kernels();
 #else

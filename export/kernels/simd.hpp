@@ -2,11 +2,13 @@
 //
 // One set of templates (simd/*.hpp) is compiled once for each instruction set, into a namespace of
 // its own; `simd_kernels` picks the best one that the processor has. The environment variable
-// MFAC_SPARSE_ISA (avx512, avx2, portable), read once, picks a lower one, for tests.
+// MFAC_SPARSE_ISA (avx512vnni, avx512, avx2, portable), read once, picks a lower one, for tests.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "quads.hpp"
 
 namespace mfac {
 
@@ -77,6 +79,7 @@ struct SimdKernels {
   void (*gelu_erf)(float* values, int64_t count);
   void (*gelu_tanh)(float* values, int64_t count);
   bool (*all_finite)(const float* values, int64_t count);
+  QuadKernels quads;
 };
 
 const SimdKernels& simd_kernels();

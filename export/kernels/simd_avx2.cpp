@@ -1,5 +1,7 @@
 // The kernels for x86 with AVX2 and FMA. Compiled with -mavx2 -mfma.
 #if defined(__AVX2__)
+#include <immintrin.h>
+
 #include "simd.hpp"
 
 #define MFAC_WIDE 8

@@ -1,5 +1,7 @@
 // The kernels for x86 with AVX-512 (F, VL, BW, DQ). Compiled with those flags and -mfma.
 #if defined(__AVX512F__) && defined(__AVX512VL__)
+#include <immintrin.h>
+
 #include "simd.hpp"
 
 #define MFAC_WIDE 16

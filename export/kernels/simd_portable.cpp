@@ -1,4 +1,8 @@
 // The kernels for any processor: vectors of four, as every x86-64 and aarch64 has them.
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "simd.hpp"
 
 #define MFAC_WIDE 4

@@ -10,16 +10,23 @@ from mfac_compress.export.sparse.nodes import (
     sparse_conv,
     sparse_linear,
 )
+from mfac_compress.export.sparse.quads import PackedQuads, pack_quads
+from mfac_compress.export.sparse.quantised_nodes import Rounding, sparse_qconv, sparse_qlinear
 
 __all__ = [
     "DOMAIN",
     "VERSION",
+    "PackedQuads",
     "PackedWeight",
+    "Rounding",
     "SparseNode",
     "kernel_library",
     "pack",
+    "pack_quads",
     "planes_shape",
     "sparse_conv",
     "sparse_linear",
+    "sparse_qconv",
+    "sparse_qlinear",
     "unpack",
 ]

@@ -10,6 +10,8 @@
 
 #include "elementwise.hpp"
 
+#include "quad_table.hpp"
+
 SimdKernels make_table(const char* name) {
   SimdKernels table = {};
   table.name = name;
@@ -29,5 +31,6 @@ SimdKernels make_table(const char* name) {
   table.gelu_erf = each<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
   table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
   table.all_finite = all_finite<MFAC_WIDE>;
+  table.quads = make_quad_table();
   return table;
 }

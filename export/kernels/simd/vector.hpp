@@ -13,11 +13,14 @@ template <int L>
 struct VectorOf {
   typedef float type __attribute__((vector_size(L * 4)));
   typedef int32_t ints __attribute__((vector_size(L * 4)));
+  typedef uint32_t cells __attribute__((vector_size(L * 4)));
 };
 template <int L>
 using Floats = typename VectorOf<L>::type;
 template <int L>
 using Ints = typename VectorOf<L>::ints;
+template <int L>
+using Cells = typename VectorOf<L>::cells;
 
 template <int L>
 MFAC_INLINE Floats<L> load(const void* from) {

@@ -19,6 +19,7 @@ def _instruction_sets():
         return ["portable"]
     words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     needs = {
+        "avx512vnni": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_vnni"},
         "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
         "avx2": {"avx2", "fma"},
         "portable": set(),
@@ -32,7 +33,7 @@ class Sessions:
     def __init__(self, library):
         self.library = str(library)
 
-    def open(self, nodes, outputs=None, *, threads=1):
+    def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS):
         """Nodes read graph inputs unless another node writes what they read."""
         written = {name for node in nodes for name in node.node.output}
         brought = {tensor.name for node in nodes for tensor in node.initializers}
@@ -41,8 +42,8 @@ class Sessions:
         graph = helper.make_graph(
             [node.node for node in nodes],
             "sparse",
-            [helper.make_tensor_value_info(name, FLOATS, None) for name in inputs],
-            [helper.make_tensor_value_info(name, FLOATS, None) for name in outputs or written],
+            [helper.make_tensor_value_info(name, kind, None) for name in inputs],
+            [helper.make_tensor_value_info(name, kind, None) for name in outputs or written],
             [tensor for node in nodes for tensor in node.initializers],
         )
         return self.load(graph, threads)

@@ -4,6 +4,7 @@
 // A node may be refused, and must be without one of its attributes; what is not allowed is anything
 // that the sanitizers report.
 //     fuzz SECONDS [SEED]
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -32,6 +33,7 @@ struct TensorInfo {
   const Value* value;
 };
 struct KernelInfo {
+  bool quantised = false;
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -64,7 +66,10 @@ int64_t count(const std::vector<int64_t>& shape) {
 std::unique_ptr<Value> tensor(ElementType type, std::vector<int64_t> shape) {
   auto value = std::make_unique<Value>();
   value->type = type;
-  value->data = std::make_unique<char[]>(static_cast<size_t>(count(shape)) * 4);
+  const size_t size = type == kUint8 || type == kInt8 ? 1 : 4;
+  value->data = std::make_unique<char[]>(static_cast<size_t>(count(shape)) * size);
+  for (int64_t i = 0; size == 1 && i < count(shape); ++i)
+    value->data[i] = static_cast<char>(pick(-128, 127));
   auto* numbers = reinterpret_cast<float*>(value->data.get());
   for (int64_t i = 0; type == kFloat && i < count(shape); ++i)
     numbers[i] = static_cast<float>(pick(-100, 100)) / 50;
@@ -149,7 +154,7 @@ void fill_table() {
       [](KernelContext* call, size_t, const int64_t* shape, size_t rank, Value** out) -> Status* {
         const std::vector<int64_t> all(shape, shape + rank);
         if (count(all) > kLargestOutput) return &refused;  // as if out of memory
-        call->output = tensor(kFloat, all);
+        call->output = tensor(call->node->quantised ? kUint8 : kFloat, all);
         *out = call->output.get();
         return nullptr;
       });
@@ -214,7 +219,7 @@ void add_weights(KernelInfo& node, const Size& size, bool hostile) {
     starts.push_back(static_cast<int32_t>(indices.size()));
   }
   int64_t stored = static_cast<int64_t>(indices.size());
-  int64_t width = size.block;
+  int64_t width = node.quantised ? 4 : size.block;
   if (hostile && chance(0.4) && !indices.empty()) {  // mostly a group's last, which may be large
     const int32_t last = starts[pick(1, starts.size() - 1)] - 1;
     spoil(indices[last >= 0 && chance(0.8) ? last : pick(0, stored - 1)]);
@@ -224,14 +229,43 @@ void add_weights(KernelInfo& node, const Size& size, bool hostile) {
   if (hostile && chance(0.1)) indices.resize(pick(0, indices.size() + 2));
   if (hostile && chance(0.1)) stored = pick(0, stored + 2);
   if (hostile && chance(0.1)) width = pick(0, 17);
-  node.inputs.push_back(tensor(kFloat, {stored, width}));
+  node.inputs.push_back(tensor(node.quantised ? kInt8 : kFloat, {stored, width}));
   node.inputs.push_back(int_tensor(indices));
   node.inputs.push_back(int_tensor(starts));
   const int64_t biases = size.outputs * size.parts + (hostile && chance(0.1) ? pick(-1, 1) : 0);
-  node.inputs.push_back(chance(0.5) ? tensor(kFloat, {biases}) : nullptr);
+  if (!node.quantised) {
+    node.inputs.push_back(chance(0.5) ? tensor(kFloat, {biases}) : nullptr);
+    return;
+  }
+  node.inputs.push_back(tensor(kFloat, {size.outputs * size.parts}));
+  auto* scales = reinterpret_cast<float*>(node.inputs.back()->data.get());
+  for (int64_t i = 0; i < size.outputs * size.parts && (!hostile || chance(0.9)); ++i)
+    scales[i] = static_cast<float>(pick(0, 1000)) / 1000;
+  std::vector<int32_t> bias(static_cast<size_t>(std::max<int64_t>(biases, 0)));
+  for (int32_t& each : bias) each = static_cast<int32_t>(pick(-1000, 1000));
+  if (hostile && chance(0.1) && !bias.empty()) spoil(bias[pick(0, bias.size() - 1)]);
+  node.inputs.push_back(chance(0.5) ? int_tensor(bias) : nullptr);
+}
+
+// Zero weights of inputs that the last quad has and the layer has not.
+void clear_beyond(KernelInfo& node, int64_t channels, int64_t taps) {
+  const Value& indices = *node.inputs[2];
+  auto* values = node.inputs[1]->data.get();
+  const int64_t stored = std::min(indices.shape[0], node.inputs[1]->shape[0]);
+  for (int64_t i = 0; i < stored && node.inputs[1]->shape[1] == 4; ++i) {
+    const int64_t quad = reinterpret_cast<const int32_t*>(indices.data.get())[i] / taps;
+    for (int64_t q = 0; q < 4; ++q)
+      if (quad * 4 + q >= channels) values[i * 4 + q] = 0;
+  }
 }
 
 void add_common(KernelInfo& node, int64_t block) {
+  if (node.quantised) {
+    for (const char* name : {"x_zero_point", "y_zero_point"}) node.ints[name] = {pick(0, 255)};
+    node.ints["min"] = {pick(0, 100)};
+    node.ints["max"] = {pick(100, 255)};
+    return;
+  }
   node.ints["block"] = {block};
   node.words["activation"] =
       std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
@@ -251,13 +285,16 @@ void lose_attribute(KernelInfo& node) {
 }
 
 void make_linear(KernelInfo& node, bool hostile) {
-  const Size size{pick(1, 40), pick(1, chance(0.1) ? 3000 : 60), 1, int64_t{1} << 2 * pick(0, 2)};
+  const int64_t inputs = pick(1, chance(0.1) ? 3000 : 60);
+  const Size size{pick(1, 40), node.quantised ? (inputs + 3) / 4 : inputs, 1,
+                  node.quantised ? 1 : int64_t{1} << 2 * pick(0, 2)};
   node.ints["out_features"] = {size.outputs};
-  node.ints["in_features"] = {size.inputs};
-  const int64_t rows = chance(0.5) ? pick(0, 4) : pick(0, 70);
-  node.inputs.push_back(tensor(kFloat, {rows, size.inputs}));
+  node.ints["in_features"] = {inputs};
+  const int64_t rows = chance(0.5) ? pick(0, 4) : pick(0, 140);
+  node.inputs.push_back(tensor(node.quantised ? kUint8 : kFloat, {rows, inputs}));
   add_weights(node, size, hostile);
   add_common(node, size.block);
+  if (node.quantised) return clear_beyond(node, inputs, 1);
   if (chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
 }
 
@@ -284,8 +321,9 @@ void make_conv(KernelInfo& node, bool hostile) {
   std::vector<int64_t> pads(4, border);
   for (int64_t& pad : pads) pad = usual ? border : pick(0, 4);
   const int64_t channels = pick(1, 9);
-  const Size size{pick(1, 12), channels * kernel[0] * kernel[1], parts,
-                  int64_t{1} << 2 * pick(0, 2)};
+  const int64_t taps = kernel[0] * kernel[1];
+  const Size size{pick(1, 12), (node.quantised ? (channels + 3) / 4 : channels) * taps, parts,
+                  node.quantised ? 1 : int64_t{1} << 2 * pick(0, 2)};
   node.ints = {{"kernel_shape", kernel},
                {"strides", strides},
                {"dilations", dilations},
@@ -293,6 +331,13 @@ void make_conv(KernelInfo& node, bool hostile) {
                {"group", {parts}},
                {"in_channels", {channels * parts}},
                {"out_channels", {size.outputs * parts}}};
+  if (node.quantised) {
+    node.inputs.push_back(tensor(
+        kUint8, {pick(0, chance(0.1) ? 10 : 3), channels * parts, pick(1, 20), pick(1, 40)}));
+    add_weights(node, size, hostile);
+    add_common(node, size.block);
+    return clear_beyond(node, channels, taps);
+  }
   const bool x_planes = chance(0.5), y_planes = chance(0.5), r_planes = chance(0.5);
   node.words["input_layout"] = x_planes ? "planes" : "nchw";
   node.words["output_layout"] = y_planes ? "planes" : "nchw";
@@ -338,7 +383,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 2) return 2;
+  if (ops.size() != 4) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -347,6 +392,7 @@ int main(int argc, char** argv) {
     const bool hostile = chance(0.5);
     const bool linear = chance(0.4);
     KernelInfo node;
+    node.quantised = chance(0.5);
     linear ? make_linear(node, hostile) : make_conv(node, hostile);
     if (hostile && chance(0.4)) {
       auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
@@ -357,11 +403,11 @@ int main(int argc, char** argv) {
     if (hostile && chance(0.2) && !node.inputs[0]->shape.empty()) {
       auto shape = node.inputs[0]->shape;
       shape[pick(0, shape.size() - 1)] = pick(0, 40);
-      if (count(shape) <= kLargestOutput) node.inputs[0] = tensor(kFloat, shape);
+      if (count(shape) <= kLargestOutput) node.inputs[0] = tensor(node.inputs[0]->type, shape);
     }
     // In a thread of its own, so that working memory is not larger than this node needs.
     bool good = false;
-    std::thread([&] { good = run(*ops[linear ? 0 : 1], api, node); }).join();
+    std::thread([&] { good = run(*ops[(linear ? 0 : 1) + (node.quantised ? 2 : 0)], api, node); }).join();
     if (good && lacking) {
       std::fprintf(stderr, "a node without one of its attributes was run\n");
       return 4;

@@ -56,7 +56,7 @@ def fuzz(tmp_path_factory):
     return folder / "fuzz"
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("instruction_set", ["avx512vnni", "avx512", "avx2", "portable"])
 def test_nothing_is_reported(fuzz, instruction_set, monkeypatch):
     monkeypatch.setenv("MFAC_SPARSE_ISA", instruction_set)
     result = _run(str(fuzz), SECONDS)

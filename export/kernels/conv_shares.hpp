@@ -1,0 +1,52 @@
+// How the work of a convolution is shared among threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ort.hpp"
+#include "scratch.hpp"
+
+namespace mfac {
+
+constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
+
+// One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
+struct Share {
+  int64_t tile_begin, tile_end, chunk, chunks;
+};
+
+struct Sharing {
+  int64_t images, tiles;
+  int64_t groups;  // of outputs, that can be worked on apart
+  int64_t work;    // multiply-adds of an image
+};
+
+// pixels(image, buffer) tells where an image's pixels are, and may put them into the buffer;
+// work_on(pixels, image, share) does a share of it.
+template <class Pixels, class Work>
+void share_out(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
+  if (all.images >= 8) {  // a task works on a whole image
+    auto task = [&](size_t index) {
+      const int64_t image = static_cast<int64_t>(index);
+      work_on(pixels(image, scratch().columns), image, Share{0, all.tiles, 0, 1});
+    };
+    call.parallel(static_cast<size_t>(all.images), task);
+    return;
+  }
+  const int64_t wanted = std::clamp<int64_t>(all.work / kTaskWork, 1, 16);
+  const int64_t by_tiles = std::min(all.tiles, wanted);
+  const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, all.groups);
+  for (int64_t image = 0; image < all.images; ++image) {
+    const auto there = pixels(image, scratch().inputs);
+    auto task = [&](size_t index) {
+      const int64_t by_tile = static_cast<int64_t>(index) / chunks;
+      work_on(there, image,
+              Share{all.tiles * by_tile / by_tiles, all.tiles * (by_tile + 1) / by_tiles,
+                    static_cast<int64_t>(index) % chunks, chunks});
+    };
+    call.parallel(static_cast<size_t>(by_tiles * chunks), task);
+  }
+}
+
+}  // namespace mfac

@@ -1,0 +1,183 @@
+#include "quantised_conv.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "simd.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kSumsBytes = 16 << 10;
+constexpr int64_t kQuadWork = 4;  // a quad takes as long as this many multiply-adds of floats
+
+// Copy `count` bytes; up to 15 more may be written where `more` of them may be.
+void copy_bytes(const uint8_t* from, int64_t count, int64_t more, uint8_t* to) {
+  int64_t i = 0;
+  for (; i + 16 <= count + std::min<int64_t>(more, 15); i += 16) std::memcpy(to + i, from + i, 16);
+  if (i < count) std::memcpy(to + i, from + i, static_cast<size_t>(count - i));
+}
+
+// Write a strip's valid pixels where they belong, row by row; what is written beyond a row's end is
+// where the strip's next row will be.
+void place_rows(const uint8_t* bytes, const QuantisedTile& tile, const Runs& runs,
+                const Images& image, uint8_t* out) {
+  const int64_t stride = runs.row_stride;
+  const int64_t end = std::min(tile.first + tile.length, runs.length);
+  for (int64_t row = tile.first / stride; row * stride < end; ++row) {
+    const int64_t first = std::max(tile.first - row * stride, int64_t{0});
+    const int64_t last = std::min(end - row * stride, image.width);
+    const int64_t next = std::min(end - (row + 1) * stride, image.width);
+    if (first < last)
+      copy_bytes(bytes + row * stride + first - tile.first, last - first,
+                 last == image.width ? std::max<int64_t>(next, 0) : 0,
+                 out + row * image.row_stride() + first);
+  }
+}
+
+}  // namespace
+
+struct QuantisedConv::Batch {
+  std::shared_ptr<const QuantisedPlan> plan;
+  const uint8_t* x;
+  uint8_t* y;
+  Images input;  // in bytes; the plan's is in cells
+};
+
+QuantisedConv::QuantisedConv(const NodeInfo& node)
+    : parts_(node.integer("group")),
+      channels_(divided(node, "in_channels", parts_)),
+      quads_(quads_of(channels_)),
+      window_(read_window(node)),
+      weights_(read_quantised(node, divided(node, "out_channels", parts_), channels_,
+                              window_.taps(), parts_)) {}
+
+void QuantisedConv::run(const Call& call) const {
+  const Tensor x = call.input(kX, ort::kUint8);
+  require(static_cast<bool>(x), "X must be there");
+  require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
+          "bias must be a constant initializer");
+  int64_t count = 0;
+  Batch batch{};
+  batch.input = read_images(x.shape, parts_ * channels_, false, &count);
+  Images cells = batch.input;
+  cells.channels = parts_ * quads_;
+  const Images output = output_images(cells, window_, parts_ * weights_.blocks.outputs, false);
+  const Shape shape = output.shape(count);
+  element_count(shape);
+  batch.plan = plans_.find(cells.height, cells.width,
+                           [&] { return make_plan(weights_.blocks, window_, cells, output); });
+  batch.x = x.bytes();
+  batch.y = call.output_bytes(shape);
+  const Runs& runs = batch.plan->runs;
+  const Sharing sharing{count, static_cast<int64_t>(batch.plan->tiles.size()),
+                        weights_.blocks.groups,
+                        kQuadWork * static_cast<int64_t>(weights_.blocks.values.size()) *
+                            runs.length / kQuad};
+  share_out(
+      call, sharing, [&](int64_t image, Buffer& buffer) { return stage(batch, image, buffer); },
+      [&](const Cell* pixels, int64_t image, const Share& share) {
+        run_share(batch, pixels, image, share);
+      });
+}
+
+const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buffer) const {
+  const auto copy_rows = simd_kernels().quads.copy_rows;
+  const Runs& runs = batch.plan->runs;
+  const Images& input = batch.input;
+  const int64_t all = parts_ * quads_ * runs.channel_stride;
+  const int64_t beyond = Images::kReadBeyond + window_.pads[1];
+  Cell* staged = buffer.cells(static_cast<size_t>(all + beyond));
+  const uint8_t around = weights_.x_zero_point;
+  for (int64_t quad = 0; quad < parts_ * quads_; ++quad) {
+    const int64_t channel = quad % quads_ * kQuad;
+    const uint8_t* pixels =
+        batch.x + input.offset(image, quad / quads_ * channels_ + channel);
+    Cell* to = staged + quad * runs.channel_stride;
+    QuadCopy copy{};
+    copy.channel_stride = input.channel_stride();
+    copy.channels = std::min(kQuad, channels_ - channel);
+    copy.around = around;
+    if (runs.in_place) {  // all of a channel is one run
+      copy.from = pixels;
+      copy.to = to;
+      copy.to_stride = copy.count = runs.channel_stride;
+      copy.rows = copy.step = 1;
+      copy_rows(copy);
+      continue;
+    }
+    for (const PhaseCopy& phase : runs.copies) {
+      const auto fill = [&](int64_t rows) {
+        std::memset(to, around, static_cast<size_t>(rows * runs.row_stride) * sizeof(Cell));
+        to += rows * runs.row_stride;
+      };
+      fill(phase.above);
+      if (phase.rows > 0) {
+        copy.from = pixels + phase.from;
+        copy.row_stride = phase.down;
+        copy.to = to;
+        copy.to_stride = runs.row_stride;
+        copy.rows = phase.rows;
+        copy.step = phase.step;
+        copy.before = phase.before;
+        copy.count = phase.count;
+        copy_rows(copy);
+        to += phase.rows * runs.row_stride;
+      }
+      fill(phase.below);
+    }
+  }
+  std::memset(staged + all, around, static_cast<size_t>(beyond) * sizeof(Cell));
+  return staged;
+}
+
+void QuantisedConv::run_share(const Batch& batch, const Cell* pixels, int64_t image,
+                              const Share& share) const {
+  const int64_t begin = weights_.blocks.groups * share.chunk / share.chunks;
+  const int64_t end = weights_.blocks.groups * (share.chunk + 1) / share.chunks;
+  for (int64_t part = 0; part < parts_; ++part)
+    for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
+      run_tile(batch, pixels, image, batch.plan->tiles[t], part, begin, end);
+}
+
+void QuantisedConv::run_tile(const Batch& batch, const Cell* pixels, int64_t image,
+                             const QuantisedTile& tile, int64_t part, int64_t output_begin,
+                             int64_t output_end) const {
+  const QuantisedPlan& plan = *batch.plan;
+  const RangedBlocks<Cell>& w = plan.ranged[part];
+  const Images& output = plan.output;
+  const int64_t positions = tile.length;
+  const int64_t step = std::max<int64_t>(kSumsBytes / (positions * 4), 1);
+  int32_t* sums =
+      w.ranges > 1 ? scratch().sums.cells(static_cast<size_t>(step * positions)) : nullptr;
+  uint8_t* bytes =
+      tile.direct ? nullptr : scratch().outputs.bytes(static_cast<size_t>(step * positions + 16));
+  for (int64_t first = output_begin; first < output_end; first += step) {
+    const int64_t channel = part * weights_.blocks.outputs + first;
+    QuadStrip strip{};
+    strip.values = w.values.data();
+    strip.offsets = w.indices.data();
+    strip.sums = sums;
+    strip.sums_stride = sums == nullptr ? 0 : positions;
+    strip.out = tile.direct ? batch.y + output.offset(image, channel) + tile.first : bytes;
+    strip.out_stride = tile.direct ? output.channel_stride() : positions;
+    strip.outputs = std::min(step, output_end - first);
+    strip.begin = weights_.blocks.bias.data() + channel;
+    strip.scales = weights_.scales.data() + channel;
+    strip.requantise = weights_.requantise;
+    for (int64_t range = 0; range < w.ranges; ++range) {
+      const int64_t from = part * quads_ + range * plan.range_channels;
+      strip.starts = w.starts.data() + range * (weights_.blocks.groups + 1) + first;
+      strip.base =
+          reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
+      strip.first = range == 0;
+      strip.last = range + 1 == w.ranges;
+      tile.run(strip);
+    }
+    for (int64_t o = 0; o < strip.outputs && !tile.direct; ++o)
+      place_rows(bytes + o * positions, tile, plan.runs, output,
+                 batch.y + output.offset(image, channel + o));
+  }
+}
+
+}  // namespace mfac

@@ -1,0 +1,38 @@
+// SparseQConv: Y = requantised(conv(X, W) + bias), unsigned bytes in and out, [N, C, H, W].
+//
+// Four channels are put together into cells; then it is the geometry of SparseConv, with cells for
+// floats and a fourth of the channels.
+#pragma once
+
+#include "conv_shares.hpp"
+#include "ort.hpp"
+#include "plan_cache.hpp"
+#include "quantised_plan.hpp"
+#include "quantised_weights.hpp"
+
+namespace mfac {
+
+class QuantisedConv {
+ public:
+  static constexpr const char* kName = "SparseQConv";
+  static constexpr auto kTypes = kQuantisedTypes;
+  static constexpr size_t kFirstOptional = kSumBias;
+  explicit QuantisedConv(const NodeInfo& node);
+  void run(const Call& call) const;
+
+ private:
+  struct Batch;
+  const Cell* stage(const Batch& batch, int64_t image, Buffer& buffer) const;
+  void run_share(const Batch& batch, const Cell* pixels, int64_t image, const Share& share) const;
+  void run_tile(const Batch& batch, const Cell* pixels, int64_t image, const QuantisedTile& tile,
+                int64_t part, int64_t output_begin, int64_t output_end) const;
+
+  int64_t parts_;
+  int64_t channels_;  // of a part
+  int64_t quads_;     // of a part
+  Window window_;
+  QuantisedWeights weights_;
+  PlanCache<QuantisedPlan> plans_;
+};
+
+}  // namespace mfac

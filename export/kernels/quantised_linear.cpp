@@ -1,0 +1,183 @@
+#include "quantised_linear.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "scratch.hpp"
+#include "simd.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
+constexpr int64_t kRangeBytes = 32 << 10;  // of activations that are worked on at a time
+constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
+constexpr int64_t kTaskQuads = 50000;      // quads times vectors that are worth a thread
+constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for many
+
+RangedBlocks<Cell> order(const PackedBlocks<Cell>& weights, int64_t rows) {
+  const int64_t step = rows * static_cast<int64_t>(sizeof(Cell));
+  int64_t width = std::max<int64_t>(kRangeBytes / step, 16);
+  // Each range costs a load and a store of every sum: it must hold a few quads of each output.
+  const int64_t stored = static_cast<int64_t>(weights.indices.size());
+  const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
+  width = std::max(width, (weights.inputs + most - 1) / most);
+  RangedBlocks<Cell> ordered = by_ranges(weights, 0, width);
+  for (int32_t& index : ordered.indices) index = static_cast<int32_t>(index % width * step);
+  return ordered;
+}
+
+}  // namespace
+
+struct QuantisedLinear::Rows {
+  const uint8_t* x;
+  uint8_t* y;
+  int64_t count;
+};
+
+QuantisedLinear::QuantisedLinear(const NodeInfo& node)
+    : inputs_(node.integer("in_features")),
+      weights_(read_quantised(node, node.integer("out_features"), inputs_, 1, 1)) {
+  const int lanes = simd_kernels().quads.strips.lanes;
+  for (int i = 0; i < 2; ++i) tiled_[i] = order(weights_.blocks, lanes * kVectors[i]);
+  for (int32_t index : weights_.blocks.indices)
+    offsets_.push_back(index * static_cast<int32_t>(sizeof(Cell)));
+}
+
+void QuantisedLinear::run(const Call& call) const {
+  const Tensor x = call.input(kX, ort::kUint8);
+  require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == inputs_, "X must be [..., ",
+          inputs_, "]. Got ", x.shape);
+  require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
+          "bias must be a constant initializer");
+  Shape shape = x.shape;
+  shape.dims[shape.rank - 1] = weights_.blocks.outputs;
+  const Rows rows{x.bytes(), call.output_bytes(shape), element_count(x.shape) / inputs_};
+  if (element_count(shape) == 0) return;
+  if (rows.count <= kRowsOneByOne)
+    run_rows(call, rows);
+  else
+    run_tiles(call, rows);
+}
+
+// Rows of whole quads: as they lie, or with zeros behind each in the memory that is given.
+const uint8_t* QuantisedLinear::in_quads(const uint8_t* rows, int64_t count,
+                                         uint8_t* padded) const {
+  if (inputs_ % kQuad == 0) return rows;
+  const int64_t stride = weights_.blocks.inputs * kQuad;
+  for (int64_t row = 0; row < count; ++row) {
+    uint8_t* to = padded + row * stride;
+    std::memset(to + stride - kQuad, 0, kQuad);
+    std::memcpy(to, rows + row * inputs_, static_cast<size_t>(inputs_));
+  }
+  return padded;
+}
+
+QuadStrip QuantisedLinear::strip_of(int64_t first_output, int64_t outputs) const {
+  QuadStrip strip{};
+  strip.outputs = outputs;
+  strip.begin = weights_.blocks.bias.data() + first_output;
+  strip.scales = weights_.scales.data() + first_output;
+  strip.requantise = weights_.requantise;
+  return strip;
+}
+
+void QuantisedLinear::run_rows(const Call& call, const Rows& rows) const {
+  const QuadKernels& quads = simd_kernels().quads;
+  const PackedBlocks<Cell>& w = weights_.blocks;
+  const int64_t work = static_cast<int64_t>(w.values.size());
+  const int64_t chunks = std::clamp<int64_t>(work / kTaskQuads, 1, std::min<int64_t>(w.groups, 16));
+  const size_t padded = static_cast<size_t>(rows.count * w.inputs * kQuad);
+  const uint8_t* x =
+      in_quads(rows.x, rows.count, inputs_ % kQuad ? scratch().inputs.bytes(padded) : nullptr);
+  auto task = [&](size_t index) {
+    const int64_t row = static_cast<int64_t>(index) / chunks;
+    const int64_t chunk = static_cast<int64_t>(index) % chunks;
+    const int64_t first = w.groups * chunk / chunks;
+    QuadStrip strip = strip_of(first, w.groups * (chunk + 1) / chunks - first);
+    strip.offsets = offsets_.data();
+    strip.values = w.values.data();
+    strip.starts = w.starts.data() + first;
+    strip.base = reinterpret_cast<const char*>(x + row * w.inputs * kQuad);
+    strip.sums = scratch().sums.cells(static_cast<size_t>(strip.outputs));
+    quads.row(strip);
+    quads.requantise(strip.sums, strip.scales, strip.outputs, strip.requantise,
+                     rows.y + row * w.outputs + first);
+  };
+  call.parallel(static_cast<size_t>(rows.count * chunks), task);
+}
+
+void QuantisedLinear::run_tiles(const Call& call, const Rows& rows) const {
+  const SimdKernels& simd = simd_kernels();
+  const PackedBlocks<Cell>& w = weights_.blocks;
+  const int lanes = simd.quads.strips.lanes;
+  const int size = rows.count <= lanes ? 0 : 1;
+  const int64_t height = int64_t{lanes} * kVectors[size];
+  const int64_t tiles = (rows.count + height - 1) / height;
+  // Few tiles: their columns are made once, and tasks share the outputs.
+  const bool shared = tiles < 4;
+  const int64_t work = static_cast<int64_t>(w.values.size()) * kVectors[size];
+  const int64_t chunks =
+      shared ? std::clamp<int64_t>(work / kTaskQuads, 1, std::min<int64_t>(w.groups, 8)) : 1;
+  const size_t cells = static_cast<size_t>(w.inputs * height);
+  auto fill = [&](int64_t tile, Cell* columns) {
+    for (int64_t first = 0; first < height; first += lanes) {
+      const int64_t row = tile * height + first;
+      const int64_t count = std::clamp<int64_t>(rows.count - row, 0, lanes);
+      uint8_t* padded = inputs_ % kQuad
+                            ? scratch().outputs.bytes(static_cast<size_t>(lanes * w.inputs * kQuad))
+                            : nullptr;
+      const uint8_t* from = in_quads(rows.x + row * inputs_ * (count > 0), count, padded);
+      simd.to_columns(reinterpret_cast<const float*>(from), w.inputs, count, w.inputs,
+                      reinterpret_cast<float*>(columns + first), height);
+    }
+  };
+  Cell* all = shared ? scratch().inputs.cells(cells * tiles) : nullptr;
+  for (int64_t tile = 0; shared && tile < tiles; ++tile) fill(tile, all + tile * cells);
+  auto task = [&](size_t index) {
+    const int64_t tile_index = static_cast<int64_t>(index) / chunks;
+    const int64_t chunk = static_cast<int64_t>(index) % chunks;
+    const Cell* columns = shared ? all + tile_index * cells : nullptr;
+    if (!shared) {
+      Cell* own = scratch().columns.cells(cells);
+      fill(tile_index, own);
+      columns = own;
+    }
+    tile(rows, columns, size, tile_index * height, w.groups * chunk / chunks,
+         w.groups * (chunk + 1) / chunks);
+  };
+  call.parallel(static_cast<size_t>(tiles * chunks), task);
+}
+
+void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t first,
+                           int64_t output_begin, int64_t output_end) const {
+  const QuadKernels& quads = simd_kernels().quads;
+  const RangedBlocks<Cell>& w = tiled_[size];
+  const int64_t groups = weights_.blocks.groups;
+  const int64_t height = int64_t{quads.strips.lanes} * kVectors[size];
+  const int64_t count = std::min(rows.count - first, height);
+  const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4), 16);
+  int32_t* sums = scratch().sums.cells(static_cast<size_t>(step * height));
+  // Rows are taken out sixteen at a time.
+  uint8_t* bytes = scratch().outputs.bytes(static_cast<size_t>(step * height + 16));
+  for (int64_t output = output_begin; output < output_end; output += step) {
+    QuadStrip strip = strip_of(output, std::min(step, output_end - output));
+    strip.values = w.values.data();
+    strip.offsets = w.indices.data();
+    strip.sums = sums;
+    strip.sums_stride = height;
+    strip.out = bytes;
+    strip.out_stride = height;
+    for (int64_t range = 0; range < w.ranges; ++range) {
+      strip.starts = w.starts.data() + range * (groups + 1) + output;
+      strip.base = reinterpret_cast<const char*>(columns + range * w.width * height);
+      strip.first = range == 0;
+      strip.last = range + 1 == w.ranges;
+      quads.strips.run[kVectors[size]](strip);
+    }
+    quads.to_rows(bytes, height, count, strip.outputs,
+                  rows.y + first * weights_.blocks.outputs + output, weights_.blocks.outputs);
+  }
+}
+
+}  // namespace mfac

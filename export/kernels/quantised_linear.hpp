@@ -1,0 +1,32 @@
+// SparseQLinear: Y[..., N] = requantised(X[..., K] W^T + bias), unsigned bytes in and out.
+#pragma once
+
+#include "ort.hpp"
+#include "quantised_weights.hpp"
+
+namespace mfac {
+
+class QuantisedLinear {
+ public:
+  static constexpr const char* kName = "SparseQLinear";
+  static constexpr auto kTypes = kQuantisedTypes;
+  static constexpr size_t kFirstOptional = kSumBias;
+  explicit QuantisedLinear(const NodeInfo& node);
+  void run(const Call& call) const;
+
+ private:
+  struct Rows;
+  void run_rows(const Call& call, const Rows& rows) const;
+  void run_tiles(const Call& call, const Rows& rows) const;
+  void tile(const Rows& rows, const Cell* columns, int size, int64_t first, int64_t output_begin,
+            int64_t output_end) const;
+  const uint8_t* in_quads(const uint8_t* rows, int64_t count, uint8_t* padded) const;
+  QuadStrip strip_of(int64_t first_output, int64_t outputs) const;
+
+  int64_t inputs_;
+  QuantisedWeights weights_;
+  RangedBlocks<Cell> tiled_[2];  // for strips of one vector, and of more
+  std::vector<int32_t> offsets_;  // of single rows
+};
+
+}  // namespace mfac

@@ -1,0 +1,32 @@
+// Weights of the quantised operators as a model file holds them, and how their sums are rounded.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "packed_weights.hpp"
+#include "quads.hpp"
+
+namespace mfac {
+
+// A block is a quad of inputs of one output: consecutive inputs of a matrix product, consecutive
+// channels at one tap of a convolution. Where their number is no multiple of four, the last quad
+// ends with zeros.
+struct QuantisedWeights {
+  PackedBlocks<Cell> blocks;  // inputs in quads; the bias is what a sum starts from
+  std::vector<float> scales;  // [parts * outputs] one step of a sum in steps of the output
+  uint8_t x_zero_point = 0;
+  Requantise requantise{};
+};
+
+enum QuantisedInput : size_t { kScales = 4, kSumBias = 5 };
+constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {
+    ort::kUint8, ort::kInt8, ort::kInt32, ort::kInt32, ort::kFloat, ort::kInt32};
+
+// channels: of one output's inputs, each with `taps` weights. Throws Refusal where anything does
+// not fit, or a sum could leave 32 bits.
+QuantisedWeights read_quantised(const NodeInfo& node, int64_t outputs, int64_t channels,
+                                int64_t taps, int64_t parts);
+
+}  // namespace mfac

@@ -1,0 +1,19 @@
+// The kernels of quantised operators for x86 with AVX-512 and VNNI. Compiled with those flags.
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#include <immintrin.h>
+
+#include "quads.hpp"
+
+#define MFAC_WIDE 16
+#define MFAC_NARROW 8
+#define MFAC_REGISTERS 32
+
+namespace mfac {
+namespace {
+#include "simd/vector.hpp"
+
+#include "simd/quad_table.hpp"
+}  // namespace
+QuadKernels avx512vnni_quads() { return make_quad_table(); }
+}  // namespace mfac
+#endif

@@ -1,0 +1,73 @@
+"""Quads, the form in which sparse 8-bit weights lie in a model file.
+
+Block-CSR like that of :mod:`format`, but a block is four consecutive inputs of one output, which
+processors multiply and add up in one instruction: four consecutive inputs of a matrix, four
+consecutive channels of a convolution at the same place of its window. A quad is stored where any of
+its weights is not zero. Where the number of inputs is no multiple of four, the last quad ends with
+zeros.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+QUAD = 4
+
+
+@dataclass(frozen=True)
+class PackedQuads:
+    """An 8-bit weight in quads.
+
+    Attributes:
+        values: int8, shape ``[stored, 4]``.
+        indices: int32, shape ``[stored]``: quads of inputs, rising within an output. Those of a
+            convolution count ``(quad of channels * kernel height + y) * kernel width + x``.
+        starts: int32, shape ``[outputs + 1]``: where each output's indices begin.
+        shape: Of the dense weight.
+        group: Convolution groups; 1 for a matrix.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    starts: np.ndarray
+    shape: tuple[int, ...]
+    group: int = 1
+
+
+def pack_quads(weight: np.ndarray, *, group: int = 1) -> PackedQuads:
+    """Pack a dense weight.
+
+    Args:
+        weight: int8, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        group: Convolution groups.
+    Raises:
+        ValueError: If the group or the weight's type or shape do not fit.
+
+    >>> packed = pack_quads(np.array([[0, 2, 0, 0, 0, 0], [0, 0, 0, 0, 3, 4]], dtype=np.int8))
+    >>> packed.values.tolist(), packed.indices.tolist(), packed.starts.tolist()
+    ([[0, 2, 0, 0], [3, 4, 0, 0]], [0, 1], [0, 1, 2])
+    """
+    if weight.dtype != np.int8 or weight.ndim < 2 or weight.size == 0:
+        raise ValueError(
+            "weight must be int8 [outputs, inputs, ...] and not empty. "
+            f"Got {weight.dtype} {weight.shape}."
+        )
+    if group < 1 or weight.shape[0] % group:
+        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
+    outputs, inputs = weight.shape[:2]
+    quads = -(-inputs // QUAD)
+    padded = np.pad(
+        weight.reshape(outputs, inputs, -1), ((0, 0), (0, quads * QUAD - inputs), (0, 0))
+    )
+    blocks = (
+        padded.reshape(outputs, quads, QUAD, -1).transpose(0, 1, 3, 2).reshape(outputs, -1, QUAD)
+    )
+    rows, indices = np.nonzero(blocks.any(axis=2))
+    counts = np.bincount(rows, minlength=outputs)
+    return PackedQuads(
+        values=np.ascontiguousarray(blocks[rows, indices]),
+        indices=indices.astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        shape=weight.shape,
+        group=group,
+    )

@@ -1,0 +1,131 @@
+"""ONNX nodes of the quantised sparse operators; docs/sparse-operators.md is their contract."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+from mfac_compress.export.sparse.nodes import DOMAIN, SparseNode
+from mfac_compress.export.sparse.quads import PackedQuads
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How sums become unsigned bytes: y = clip(round(sum · scale) + zero point).
+
+    Attributes:
+        scales: float32, ``[outputs]``: of the sums, x_scale · w_scale / y_scale.
+        x_zero_point: In 0 to 255. The weight's is 0.
+        y_zero_point: In 0 to 255.
+        low: Least y: 0, or what the activation makes of it.
+        high: Largest y, at most 255.
+    """
+
+    scales: np.ndarray
+    x_zero_point: int
+    y_zero_point: int
+    low: int = 0
+    high: int = 255
+
+
+def sparse_qlinear(
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedQuads,
+    rounding: Rounding,
+    *,
+    bias: np.ndarray | None = None,
+) -> SparseNode:
+    """Build ``y = rounded((x − x_zero_point) Wᵀ + bias)``.
+
+    Args:
+        name: Of the node; the initializers' names begin with it.
+        x: Name of the input, uint8 ``[..., inputs]``.
+        y: Name of the output, uint8 ``[..., outputs]``.
+        weight: Packed from ``[outputs, inputs]``.
+        rounding: To bytes.
+        bias: int32, ``[outputs]``, in steps of x_scale · w_scale.
+    Raises:
+        ValueError: If weight, rounding or bias do not fit.
+    """
+    if len(weight.shape) != 2:
+        raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
+    attributes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    return _node("SparseQLinear", name, x, y, weight, rounding, bias, attributes)
+
+
+def sparse_qconv(
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedQuads,
+    rounding: Rounding,
+    *,
+    bias: np.ndarray | None = None,
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+) -> SparseNode:
+    """Build ``y = rounded(conv(x − x_zero_point, W) + bias)`` for images.
+
+    Args:
+        name: Of the node; the initializers' names begin with it.
+        x: Name of the input, uint8 ``[N, C, H, W]``.
+        y: Name of the output.
+        weight: Packed from ``[outputs, C / group, h, w]``.
+        rounding: To bytes.
+        bias: int32, ``[outputs]``, in steps of x_scale · w_scale.
+        strides: Down and right.
+        pads: Top, left, bottom, right.
+        dilations: Down and right.
+    Raises:
+        ValueError: If weight, rounding or bias do not fit.
+    """
+    if len(weight.shape) != 4:
+        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
+    attributes = {
+        "out_channels": weight.shape[0],
+        "in_channels": weight.shape[1] * weight.group,
+        "group": weight.group,
+        "kernel_shape": list(weight.shape[2:]),
+        "strides": list(strides),
+        "pads": list(pads),
+        "dilations": list(dilations),
+    }
+    return _node("SparseQConv", name, x, y, weight, rounding, bias, attributes)
+
+
+def _node(
+    kind: str,
+    name: str,
+    x: str,
+    y: str,
+    weight: PackedQuads,
+    rounding: Rounding,
+    bias: np.ndarray | None,
+    attributes: dict[str, Any],
+) -> SparseNode:
+    outputs = weight.shape[:1]
+    if rounding.scales.dtype != np.float32 or rounding.scales.shape != outputs:
+        raise ValueError(
+            f"scales must be float32 [{outputs[0]}]. "
+            f"Got {rounding.scales.dtype} {rounding.scales.shape}."
+        )
+    if bias is not None and (bias.dtype != np.int32 or bias.shape != outputs):
+        raise ValueError(f"bias must be int32 [{outputs[0]}]. Got {bias.dtype} {bias.shape}.")
+    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
+    arrays["scales"] = rounding.scales
+    if bias is not None:
+        arrays["bias"] = bias
+    names = {key: f"{name}.{key}" for key in arrays}
+    inputs = [x, *names.values()]
+    node = helper.make_node(
+        kind, inputs, [y], name=name, domain=DOMAIN,
+        x_zero_point=rounding.x_zero_point, y_zero_point=rounding.y_zero_point,
+        min=rounding.low, max=rounding.high, **attributes,
+    )  # fmt: skip
+    tensors = tuple(numpy_helper.from_array(arrays[key], names[key]) for key in arrays)
+    return SparseNode(node, tensors)

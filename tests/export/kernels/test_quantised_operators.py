@@ -1,0 +1,143 @@
+"""Thousands of random quantised operators give what whole numbers give, to the last bit."""
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from onnx import TensorProto
+
+from mfac_compress.export.sparse import Rounding, pack_quads, sparse_qconv, sparse_qlinear
+
+BATCHES = 32  # of OPERATORS each
+OPERATORS = 32
+KEPT = (0.0, 0.02, 0.1, 0.3, 1.0)
+EXTREME = 0.1  # share of operators with nothing but the largest numbers
+
+
+def _weight(random, shape):
+    if random.random() < EXTREME:
+        return np.full(shape, random.choice([-128, 127]), dtype=np.int8)
+    weight = random.integers(-128, 128, shape).astype(np.int8)
+    weight *= random.random(shape) < random.choice(KEPT)
+    if random.random() < 0.25:  # outputs without any
+        weight[random.random(shape[0]) < 0.5] = 0
+    return weight
+
+
+def _bytes(random, *shape):
+    if random.random() < EXTREME:
+        return np.full(shape, random.choice([0, 255]), dtype=np.uint8)
+    return random.integers(0, 256, shape).astype(np.uint8)
+
+
+def _rounding(random, sums, axis):
+    """Scales with which the sums cover the bytes and more."""
+    spread = np.maximum(np.abs(sums).max(axis=tuple(a for a in range(sums.ndim) if a != axis)), 1)
+    scales = (random.uniform(50, 400, sums.shape[axis]) / spread).astype(np.float32)
+    low, high = sorted(int(n) for n in random.integers(0, 256, 2))
+    bounds = (low, high) if random.random() < 0.3 else (0, 255)
+    return Rounding(scales, int(random.integers(256)), int(random.integers(256)), *bounds)
+
+
+def _rounded(sums, rounding, axis):
+    """What the contract says, in float32 as it says."""
+    shape = [-1 if a == axis else 1 for a in range(sums.ndim)]
+    scaled = sums.astype(np.float32) * rounding.scales.reshape(shape)
+    y = np.rint(scaled.astype(np.float64)) + rounding.y_zero_point
+    return np.clip(y, rounding.low, rounding.high).astype(np.uint8)
+
+
+def _bias(random, outputs):
+    if random.random() < 0.5:
+        return None
+    return random.integers(-30000, 30000, outputs).astype(np.int32)
+
+
+class _Linear:
+    def __init__(self, random, name):
+        outputs, inputs = (int(n) for n in random.integers(1, [70, 90]))
+        rows = int(random.integers(1, 5) if random.random() < 0.4 else random.integers(1, 140))
+        leading = [(rows,), (2, 1, rows), (1, rows)][random.integers(3)]
+        weight = _weight(random, (outputs, inputs))
+        x = _bytes(random, *leading, inputs)
+        bias = _bias(random, outputs)
+        rounding = _rounding(random, x.astype(np.int64) @ weight.T.astype(np.int64), x.ndim - 1)
+        sums = (x.astype(np.int64) - rounding.x_zero_point) @ weight.T.astype(np.int64)
+        sums = sums if bias is None else sums + bias
+        self.arrays = {f"{name}.x": x}
+        self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
+        weights = pack_quads(weight)
+        self.nodes = [sparse_qlinear(name, f"{name}.x", f"{name}.y", weights, rounding, bias=bias)]
+
+
+def _conv(x, zero_point, weight, strides, pads, dilations, group):
+    """Return a convolution in whole numbers, by windows; None where the window is larger."""
+    x = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), pads[0::2], pads[1::2]))
+    reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
+    if any(size < need for size, need in zip(x.shape[2:], reach, strict=True)):
+        return None
+    windows = sliding_window_view(x, reach, axis=(2, 3))[:, :, :: strides[0], :: strides[1]]
+    windows = windows[..., :: dilations[0], :: dilations[1]]
+    parts = zip(np.split(windows, group, 1), np.split(weight.astype(np.int64), group), strict=True)
+    return np.concatenate([np.einsum("nchwyx,ocyx->nohw", a, w) for a, w in parts], axis=1)
+
+
+class _Conv:
+    def __init__(self, random, name):
+        sums = None
+        while sums is None:
+            self._draw(random)
+            x = _bytes(random, *self.shape)
+            zero_point = int(random.integers(256))
+            sums = _conv(
+                x, zero_point, self.weight, self.strides, self.pads, self.dilations, self.group
+            )
+        bias = _bias(random, len(self.weight))
+        drawn = _rounding(random, sums, 1)
+        rounding = Rounding(drawn.scales, zero_point, drawn.y_zero_point, drawn.low, drawn.high)
+        sums = sums if bias is None else sums + bias[:, None, None]
+        self.arrays = {f"{name}.x": x}
+        self.expected = {f"{name}.y": _rounded(sums, rounding, 1)}
+        self.nodes = [
+            sparse_qconv(
+                name,
+                f"{name}.x",
+                f"{name}.y",
+                pack_quads(self.weight, group=self.group),
+                rounding,
+                bias=bias,
+                strides=self.strides,
+                pads=self.pads,
+                dilations=self.dilations,
+            )
+        ]
+
+    def _draw(self, random):
+        self.group = int(random.choice([1, 1, 1, 2, 3]))
+        inputs, outputs = (int(n) for n in random.integers(1, [20, 10]))
+        batch = int(random.choice([1, 2, 9], p=[0.6, 0.2, 0.2]))
+        height, width = (int(n) for n in random.integers(1, 24, 2))
+        self.shape = (batch, inputs * self.group, height, width)
+        self.strides, self.dilations, self.pads = (1, 1), (1, 1), (1, 1, 1, 1)
+        kernel = (3, 3)
+        kind = random.integers(4)
+        if kind == 0:
+            kernel, self.pads = (1, 1), (0, 0, 0, 0)
+        if kind >= 2:
+            kernel = tuple(int(n) for n in random.integers(1, 6, 2))
+            self.strides = tuple(int(n) for n in random.integers(1, 4, 2))
+            self.dilations = tuple(int(n) for n in random.integers(1, 4, 2))
+            self.pads = tuple(int(n) for n in random.integers(0, 4, 4))
+        self.weight = _weight(random, (outputs * self.group, inputs, *kernel))
+
+
+@pytest.mark.parametrize("operator", [_Linear, _Conv], ids=["linear", "conv"])
+@pytest.mark.parametrize("seed", range(BATCHES // 2))
+def test_it_equals_whole_numbers(sessions, operator, seed):
+    random = np.random.default_rng(seed)
+    drawn = [operator(random, f"o{i}") for i in range(OPERATORS)]
+    arrays = {name: array for one in drawn for name, array in one.arrays.items()}
+    expected = {name: array for one in drawn for name, array in one.expected.items()}
+    nodes = [node for one in drawn for node in one.nodes]
+    session = sessions.open(nodes, list(expected), threads=1 + seed % 4, kind=TensorProto.UINT8)
+    for name, y in zip(expected, session.run(None, arrays), strict=True):
+        np.testing.assert_array_equal(y, expected[name], err_msg=name)

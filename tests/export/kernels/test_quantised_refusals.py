@@ -1,0 +1,169 @@
+"""Quantised nodes that do not fit are an error of ONNX Runtime when the session is created."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mfac_compress.export.sparse import (
+    Rounding,
+    SparseNode,
+    pack_quads,
+    sparse_qconv,
+    sparse_qlinear,
+)
+
+PACKED = pack_quads(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
+KERNEL = pack_quads(np.ones((4, 3, 3, 3), np.int8), group=2)
+ROUNDING = Rounding(np.ones(8, np.float32), 3, 5)
+LINEAR = {"out_features", "in_features", "x_zero_point", "y_zero_point", "min", "max"}
+CONV = (LINEAR - {"out_features", "in_features"}) | {
+    "out_channels", "in_channels", "group", "kernel_shape", "strides", "pads", "dilations"
+}  # fmt: skip
+
+
+def _ints(*values):
+    return np.array(values, dtype=np.int32)
+
+
+def _linear(packed=PACKED, rounding=ROUNDING, bias=None):
+    return sparse_qlinear("l", "x", "y", packed, rounding, bias=bias)
+
+
+def _conv():
+    return sparse_qconv("c", "x", "y", KERNEL, Rounding(np.ones(4, np.float32), 3, 5))
+
+
+def _with(node, tensors=(), **attributes):
+    """Return the node with some of its attributes (None: without) and tensors replaced."""
+    changed = SparseNode(type(node.node)(), ())
+    changed.node.CopyFrom(node.node)
+    kept = [a for a in changed.node.attribute if a.name not in attributes]
+    del changed.node.attribute[:]
+    changed.node.attribute.extend(kept)
+    for name, value in attributes.items():
+        if value is not None:
+            changed.node.attribute.append(helper.make_attribute(name, value))
+    new = {tensor.name: tensor for tensor in (*node.initializers, *tensors)}
+    return replace(changed, initializers=tuple(new.values()))
+
+
+@pytest.fixture
+def refused(any_sessions):
+    def check(node, message):
+        with pytest.raises(Exception, match=message):
+            any_sessions.open([node], kind=TensorProto.UINT8)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (replace(PACKED, indices=_ints(*[0, 2] * 8)), r"lie in \[0, 2\)"),
+        (replace(PACKED, indices=_ints(*[-1, 1] * 8)), r"lie in \[0, 2\)"),
+        (replace(PACKED, indices=_ints(*[1, 0] * 8)), "rise"),
+        (replace(PACKED, starts=_ints(0, 2, 4, 3, 8, 10, 12, 14, 16)), "must not fall"),
+        (replace(PACKED, starts=_ints(0, 2, 4, 6, 8, 10, 12, 14, 17)), "end with"),
+        (replace(PACKED, starts=_ints(0, 2, 4, 6, 8, 10, 12, 16)), "one entry a group"),
+        (replace(PACKED, values=np.ones((16, 1), np.int8)), "values must be"),
+        (replace(PACKED, values=np.ones((15, 4), np.int8)), "values must be"),
+        (replace(PACKED, values=np.ones(64, np.int8)), "values must be"),
+        (replace(PACKED, shape=(8, 7), values=np.ones((16, 4), np.int8)), "beyond the last input"),
+        (replace(PACKED, shape=(8, 2**62)), "lie in|large"),
+        (replace(PACKED, shape=(8, 0)), "lie in"),
+    ],
+)
+def test_broken_weights_are_refused(refused, packed, message):
+    refused(_linear(packed), message)
+
+
+def test_weights_beyond_the_last_channel_are_refused(refused):
+    node = _conv()
+    values = numpy_helper.to_array(node.initializers[0]).copy()
+    values[-1] = 1  # three channels a group
+    refused(_with(node, [numpy_helper.from_array(values, "c.values")]), "beyond the last input")
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        (np.ones(7, np.float32), "one number an output"),
+        (np.full(8, np.nan, np.float32), "finite"),
+        (np.full(8, np.inf, np.float32), "finite"),
+        (np.full(8, -1, np.float32), "not negative"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(refused, scales, message):
+    refused(_with(_linear(), [numpy_helper.from_array(scales, "l.scales")]), message)
+
+
+@pytest.mark.parametrize("extreme", [2**31 - 1, -(2**31) + 256])
+def test_sums_that_could_leave_32_bits_are_refused(refused, any_sessions, extreme):
+    refused(_linear(bias=np.full(8, extreme, np.int32)), "fit into 32 bits")
+    within = extreme // 2
+    any_sessions.open([_linear(bias=np.full(8, within, np.int32))], kind=TensorProto.UINT8)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"x_zero_point": 256}, "x_zero_point must lie in"),
+        ({"y_zero_point": -1}, "y_zero_point must lie in"),
+        ({"max": 2**40}, "max must lie in"),
+        ({"min": 9, "max": 8}, "min must not"),
+    ],
+)
+def test_zero_points_and_bounds_are_bytes(refused, attributes, message):
+    refused(_with(_linear(), **attributes), message)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"group": 0}, "multiple of group"),
+        ({"in_channels": 7}, "multiple of group"),
+        ({"in_channels": 2**62}, "too large|must lie in"),
+        ({"in_channels": 2**63 - 1, "group": 1}, "too large|must lie in"),
+        ({"kernel_shape": [2**40, 3]}, "must lie in"),
+        ({"strides": [0, 1]}, "must lie in"),
+        ({"pads": [1, 1]}, "4 numbers"),
+    ],
+)
+def test_attributes_of_conv_are_refused(refused, attributes, message):
+    refused(_with(_conv(), **attributes), message)
+
+
+@pytest.mark.parametrize(("make", "names"), [(_linear, LINEAR), (_conv, CONV)])
+def test_every_attribute_is_written_and_must_be_given_with_its_type(refused, make, names):
+    assert {attribute.name for attribute in make().node.attribute} == names
+    for name in names:
+        refused(_with(make(), **{name: None}), f"{name} must be given")
+        refused(_with(make(), **{name: "a word"}), f"{name} must (be given|have)")
+
+
+def test_the_types_of_tensors_are_checked(refused):
+    refused(_with(_linear(), [numpy_helper.from_array(np.ones((16, 4), np.uint8), "l.values")]), "int8")
+    refused(_with(_linear(), [numpy_helper.from_array(np.ones(8), "l.scales")]), "double")
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (8, 7), (2, 3, 9), (3, 0)])
+def test_inputs_of_another_shape_are_refused(any_sessions, shape):
+    session = any_sessions.open([_linear()], kind=TensorProto.UINT8)
+    with pytest.raises(Exception, match=r"X must be \[\.\.\., 8\]"):
+        session.run(None, {"x": np.ones(shape, np.uint8)})
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (1, 5, 5, 5), (1, 6, 0, 5), (1, 6, 2, 5)])
+def test_images_of_another_shape_are_refused(any_sessions, shape):
+    session = any_sessions.open([_conv()], kind=TensorProto.UINT8)
+    with pytest.raises(Exception, match=r"must be|must have"):
+        session.run(None, {"x": np.ones(shape, np.uint8)})
+
+
+def test_an_empty_batch_gives_an_empty_batch(sessions):
+    session = sessions.open([_linear()], kind=TensorProto.UINT8)
+    assert session.run(None, {"x": np.ones((0, 8), np.uint8)})[0].shape == (0, 8)
+    session = sessions.open([_conv()], kind=TensorProto.UINT8)
+    assert session.run(None, {"x": np.ones((0, 6, 5, 5), np.uint8)})[0].shape == (0, 4, 3, 3)
