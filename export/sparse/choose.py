@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mfac_compress.export.sparse.compose import piece
+from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
 from mfac_compress.export.sparse.measure import Setting, SettingTime, race, random_feeds
-from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.timing import median_ratio
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,7 +71,7 @@ class Choice:
     """
 
     parts: tuple[Part, ...]
-    trials: Mapping[SparseOperator, Trial]
+    trials: Mapping[Operator, Trial]
 
     @property
     def plan(self) -> Plan:
@@ -81,7 +81,7 @@ class Choice:
 
 def choose(
     graph: Graph,
-    operators: Sequence[SparseOperator],
+    operators: Sequence[Operator],
     shapes: Mapping[Setting, Shapes],
     watch: Watch = lambda *_: None,
 ) -> Choice:
@@ -94,7 +94,7 @@ def choose(
         watch: Called before each operator is timed.
     """
     parts: list[Part] = []
-    trials: dict[SparseOperator, Trial] = {}
+    trials: dict[Operator, Trial] = {}
     # Those of a chain that do not pay may be worth it as links, which save changes of layout.
     timed = [chain for chain in chains(graph, operators) if any(map(_may_pay, chain))]
     for chain in timed:
@@ -112,11 +112,11 @@ def choose(
     return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)
 
 
-def _may_pay(operator: SparseOperator) -> bool:
+def _may_pay(operator: Operator) -> bool:
     return not operator.selection and operator.sparsity >= LEAST_SPARSITY
 
 
-def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes]) -> Trial:
+def _try(graph: Graph, operator: Operator, shapes: Mapping[Setting, Shapes]) -> Trial:
     """Time an operator with each block size that makes sense."""
     blocks = operator.blocks(_MOST_PADDING)
     by_block: dict[int, list[SettingTime]] = {block: [] for block in blocks}
@@ -131,8 +131,8 @@ def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Setting, Shapes
 
 def _best(
     graph: Graph,
-    chain: Sequence[SparseOperator],
-    trials: Mapping[SparseOperator, Trial],
+    chain: Sequence[Operator],
+    trials: Mapping[Operator, Trial],
     shapes: Mapping[Setting, Shapes],
 ) -> Part | None:
     """The fastest of some ways to compute a chain; None where ONNX Runtime's own is."""
@@ -155,7 +155,7 @@ def _best(
 
 def _fastest(
     graph: Graph,
-    chain: Sequence[SparseOperator],
+    chain: Sequence[Operator],
     plans: Sequence[Plan],
     shapes: Mapping[Setting, Shapes],
 ) -> tuple[Plan, float]:
@@ -171,7 +171,7 @@ def _fastest(
 
 def _race(
     graph: Graph,
-    operators: Sequence[SparseOperator],
+    operators: Sequence[Operator],
     plans: Sequence[Plan],
     setting: Setting,
     shapes: Shapes,

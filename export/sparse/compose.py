@@ -7,10 +7,10 @@ from typing import NamedTuple
 import onnx
 from onnx import TensorProto, helper
 
+from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph, initializer_names, values_read
 from mfac_compress.export.sparse.layout import Plan, in_planes
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
-from mfac_compress.export.sparse.operator import SparseOperator
 
 
 class _Composed(NamedTuple):
@@ -71,7 +71,7 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
 
 def piece(
     graph: Graph,
-    operators: Sequence[SparseOperator],
+    operators: Sequence[Operator],
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> onnx.ModelProto:
@@ -83,30 +83,32 @@ def piece(
         plan: As for :func:`rewrite`; may be empty.
         shapes: Of the values that come from outside.
     """
-    positions = sorted({position for operator in operators for position in operator.nodes})
-    composed = _compose(graph, positions, plan)
+    inside = {position for each in operators for position in (*each.nodes, *each.feeding)}
+    composed = _compose(graph, sorted(inside), plan)
+    returned = [
+        operator
+        for operator in operators
+        if operator.y in graph.outputs or not set(graph.users(operator.y)) <= inside
+    ]
+    nodes = _living(composed.nodes, [operator.y for operator in returned])
+    types = {operator.x: operator.element_type for operator in operators}
     constants = {tensor.name: tensor for tensor in composed.initializers}
-    made = {name for node in composed.nodes for name in node.output}
+    made = {name for node in nodes for name in node.output}
     inputs = []
-    for name in dict.fromkeys(name for node in composed.nodes for name in node.input if name):
+    for name in dict.fromkeys(name for node in nodes for name in node.input if name):
         if name in made or name in constants:
             continue
         array = graph.constant(name)
         if array is not None:
             constants[name] = onnx.numpy_helper.from_array(array, name)
         else:
-            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]))
-    inside = set(positions)
-    returned = [
-        operator.y
-        for operator in operators
-        if operator.y in graph.outputs or not set(graph.users(operator.y)) <= inside
-    ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in returned]
+            kind = types.get(name, TensorProto.FLOAT)
+            inputs.append(helper.make_tensor_value_info(name, kind, shapes[name]))
+    outputs = [helper.make_tensor_value_info(o.y, o.element_type, None) for o in returned]
     model = onnx.ModelProto()
     model.CopyFrom(_without_graph(graph.model))
     model.graph.CopyFrom(
-        helper.make_graph(composed.nodes, "piece", inputs, outputs, list(constants.values()))
+        helper.make_graph(nodes, "piece", inputs, outputs, list(constants.values()))
     )
     if plan:
         _import_domain(model)

@@ -13,11 +13,22 @@ from mfac_compress.export.sparse.patterns.conv import match_conv
 from mfac_compress.export.sparse.patterns.gelu import add_gelu
 from mfac_compress.export.sparse.patterns.gemm import match_gemm
 from mfac_compress.export.sparse.patterns.matmul import add_bias, match_matmul
+from mfac_compress.export.sparse.patterns.other_quantised import why_not
+from mfac_compress.export.sparse.patterns.quantised_conv import match_quantised_conv
+from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_gemm
+from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
 from mfac_compress.export.sparse.patterns.residual import add_residual
 from mfac_compress.export.sparse.patterns.selection import match_selection
+from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LAYERS = {"Gemm": match_gemm, "MatMul": match_matmul, "Conv": match_conv}
+_QUANTISED = {
+    "Gemm": match_quantised_gemm,
+    "MatMul": match_quantised_matmul,
+    "Conv": match_quantised_conv,
+}
+Operator = SparseOperator | QuantisedOperator
 
 
 @dataclass(frozen=True)
@@ -25,28 +36,45 @@ class Layer:
     """A layer of the graph, with the sparse operator that could stand for it."""
 
     node: onnx.NodeProto
-    found: SparseOperator | Refusal
+    found: Operator | Refusal
     position: int | None
     """None in a subgraph."""
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul and Conv nodes, with nothing fused yet.
+    """All Gemm, MatMul and Conv nodes and quantised forms of them, with nothing fused yet.
 
     Args:
         graph: Its nodes must have names, all different.
     """
     layers = []
     for position, node in enumerate(graph.nodes):
-        if graph.is_operator(position, *_LAYERS):
-            layers.append(Layer(node, _LAYERS[node.op_type](graph, position), position))
+        found = _match(graph, position)
+        if found is not None:
+            layers.append(Layer(node, found, position))
         for inner in _inner_layers(node):
             reason = Refusal(f"it is inside the {node.op_type} node {node.name}")
             layers.append(Layer(inner, reason, None))
     return layers
 
 
-def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperator]:
+def _match(graph: Graph, position: int) -> Operator | Refusal | None:
+    """None for a node that is no layer."""
+    node = graph.nodes[position]
+    if graph.is_operator(position, *_LAYERS):
+        weight = graph.producer(node.input[1])
+        quantised = graph.is_operator(weight, "DequantizeLinear") and _is_constant(graph, weight)
+        return (_QUANTISED if quantised else _LAYERS)[node.op_type](graph, position)
+    reason = why_not(node)
+    return None if reason is None else Refusal(reason)
+
+
+def _is_constant(graph: Graph, position: int) -> bool:
+    """Whether what a node reads first is constant: a product of activations is quantised, too."""
+    return graph.constant(graph.nodes[position].input[0]) is not None
+
+
+def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
     """The operators of the layers with what follows each: bias, batch norm, residual, activation.
 
     Args:
@@ -59,6 +87,9 @@ def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperat
     taken: set[int] = set()
     operators = []
     for layer in layers:
+        if isinstance(layer.found, QuantisedOperator):  # whole already
+            taken |= set(layer.found.nodes)
+            operators.append(layer.found)
         if isinstance(layer.found, SparseOperator):
             operator = _extend(graph, layer.found, shapes, taken)
             taken |= set(operator.nodes)

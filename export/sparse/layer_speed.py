@@ -6,18 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, Trial
-from mfac_compress.export.sparse.find import Layer
+from mfac_compress.export.sparse.find import Layer, Operator
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.multiplications import multiplications
-from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.patterns.matmul import has_left_weight
+from mfac_compress.export.sparse.patterns.other_quantised import weight_input
+from mfac_compress.export.sparse.patterns.weight import stored_weight
 
 
 @dataclass(frozen=True)
 class LayerSpeed:
-    """A Conv, Gemm or MatMul of a file."""
+    """A Conv, Gemm or MatMul of a file, or a quantised form of one."""
 
     name: str
     operator: str
@@ -43,7 +45,7 @@ class LayerSpeed:
 def layer_speeds(
     graph: Graph,
     layers: Sequence[Layer],
-    operators: Sequence[SparseOperator],
+    operators: Sequence[Operator],
     choice: Choice,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
@@ -73,15 +75,15 @@ def layer_speeds(
 def _describe(
     graph: Graph,
     layer: Layer,
-    operator: SparseOperator | None,
+    operator: Operator | None,
     choice: Choice,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> LayerSpeed:
     node = layer.node
-    name = node.input[0 if has_left_weight(graph, node) else 1]
-    weight = graph.constant(name)
-    known = weight is not None and weight.size > 0
+    place = 0 if has_left_weight(graph, node) else weight_input(node)
+    name, weight = stored_weight(graph, node.input[place]) or (None, np.empty(0))
+    known = weight.size > 0
     trial = choice.trials.get(operator)
     macs, kept_macs = multiplications(graph, layer, shapes) or (None, None)
     return LayerSpeed(
@@ -100,7 +102,7 @@ def _describe(
 
 def _reason(
     layer: Layer,
-    operator: SparseOperator | None,
+    operator: Operator | None,
     trial: Trial | None,
     choice: Choice,
     plan: Plan,

@@ -7,8 +7,8 @@ their input or as their residual.
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import SparseOperator
 
 
 class Placement(NamedTuple):
@@ -23,7 +23,7 @@ class Placement(NamedTuple):
     planes: bool = True
 
 
-Plan = Mapping[SparseOperator, Placement]
+Plan = Mapping[Operator, Placement]
 """The operators to be computed by the kernels."""
 
 
@@ -43,25 +43,32 @@ KINDS = ("all", "windowed", "none")
 which is what the layout is for (its border makes every image larger); none."""
 
 
-def placed(graph: Graph, blocks: Mapping[SparseOperator, int], kind: str) -> Plan:
+def placed(graph: Graph, blocks: Mapping[Operator, int], kind: str) -> Plan:
     """The plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
     wanted = _could_be(graph, blocks) if kind != "none" else frozenset()
     if kind == "windowed":
-        wanted &= {o.x for o in blocks if o.window and o.weight.shape[2:] != (1, 1)}
+        wanted &= {o.x for o in blocks if o.takes_planes and o.weight.shape[2:] != (1, 1)}
     return {operator: Placement(block, operator.y in wanted) for operator, block in blocks.items()}
 
 
-def _could_be(graph: Graph, operators: Collection[SparseOperator]) -> frozenset[str]:
-    convolutions = [operator for operator in operators if operator.window]
-    inside = {position for operator in convolutions for position in operator.nodes}
-    made = {operator.y for operator in convolutions}
+def _could_be(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
+    return _handed_on(graph, [operator for operator in operators if operator.takes_planes])
+
+
+def _handed_on(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
+    """Values that one of the operators makes, and nothing but others of them reads."""
+    inside = {position for each in operators for position in (*each.nodes, *each.feeding)}
+    made = {operator.y for operator in operators}
     return frozenset(
         name for name in made if name not in graph.outputs and set(graph.users(name)) <= inside
     )
 
 
-def chains(graph: Graph, operators: Sequence[SparseOperator]) -> list[list[SparseOperator]]:
-    """Put together the operators that could hand values to each other in planes.
+def chains(graph: Graph, operators: Sequence[Operator]) -> list[list[Operator]]:
+    """Put together the operators that could hand images to each other.
+
+    Float ones do it in planes. Quantised ones do it as everywhere, but ONNX Runtime's own turn
+    images round at both ends of a chain.
 
     Args:
         graph: Where they stand.
@@ -69,7 +76,8 @@ def chains(graph: Graph, operators: Sequence[SparseOperator]) -> list[list[Spars
     Returns:
         Groups in the graph's order; each operator is in one.
     """
-    shared = _could_be(graph, operators)
+    quantised = [o for o in operators if o.window and not o.takes_planes]
+    shared = _could_be(graph, operators) | _handed_on(graph, quantised)
     group = {operator.y: {operator} for operator in operators}
     for operator in operators:
         for name in (operator.x, operator.residual):

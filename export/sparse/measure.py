@@ -63,15 +63,22 @@ def race(
 
 
 def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
-    """Standard normal inputs for a model whose inputs are float32 and have fixed shapes."""
+    """Standard normal inputs, or any bytes, for a model whose inputs have fixed shapes.
+
+    Args:
+        model: Its inputs are float32 or uint8.
+        seed: Of the draw.
+    """
     rng = np.random.default_rng(seed)
-    return {
-        value.name: rng.standard_normal(
-            [dimension.dim_value for dimension in value.type.tensor_type.shape.dim],
-            dtype=np.float32,
-        )
-        for value in model.graph.input
-    }
+    feeds = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        shape = [dimension.dim_value for dimension in kind.shape.dim]
+        if kind.elem_type == onnx.TensorProto.UINT8:
+            feeds[value.name] = rng.integers(256, size=shape, dtype=np.uint8)
+        else:
+            feeds[value.name] = rng.standard_normal(shape, dtype=np.float32)
+    return feeds
 
 
 def open_model(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:

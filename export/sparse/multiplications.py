@@ -8,6 +8,8 @@ import numpy as np
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.patterns.matmul import has_left_weight
+from mfac_compress.export.sparse.patterns.other_quantised import weight_input
+from mfac_compress.export.sparse.patterns.weight import stored_weight
 
 
 def multiplications(
@@ -17,7 +19,7 @@ def multiplications(
 
     Args:
         graph: Where it stands.
-        layer: A Conv, Gemm or MatMul of the main graph.
+        layer: Of the main graph.
         shapes: Of its input and output.
     Returns:
         None where a shape is not known, and for two constants, which are no work of a call.
@@ -28,12 +30,13 @@ def multiplications(
     x, y = (shapes.get(name) for name in (node.input[0], node.output[0]))
     if not x or not y:
         return None
-    weight = graph.constant(node.input[1])
-    if weight is None:
+    stored = stored_weight(graph, node.input[weight_input(node)])
+    if stored is None:
         count = prod(y) * x[-1]  # of two activations
         return count, count
+    _, weight = stored
     # Each weight meets every position of the output once: pixels of images, else rows.
-    positions = y[0] * prod(y[2:]) if node.op_type == "Conv" else prod(y[:-1])
+    positions = y[0] * prod(y[2:]) if "Conv" in node.op_type else prod(y[:-1])
     return positions * weight.size, positions * int(np.count_nonzero(weight))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from onnx import TensorProto
 
 from mfac_compress.export.sparse.format import BLOCKS, pack
 from mfac_compress.export.sparse.nodes import SparseNode, sparse_conv, sparse_linear
@@ -53,6 +54,14 @@ class SparseOperator:
     activation: Literal["none", "relu", "clip", "gelu", "gelu_tanh"] = "none"
     clip: tuple[float, float] | None = None
     selection: bool = False
+
+    element_type = TensorProto.FLOAT
+    feeding = ()
+
+    @property
+    def takes_planes(self) -> bool:
+        """Whether its input and output can be in the layout planes."""
+        return self.window is not None
 
     @property
     def sparsity(self) -> float:

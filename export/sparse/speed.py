@@ -18,6 +18,7 @@ from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.operator import Refusal
+from mfac_compress.export.sparse.patterns.other_quantised import why_not
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
 from mfac_compress.export.sparse.whole import best_whole
 
@@ -133,7 +134,8 @@ def _shapes(
     names = {
         name
         for position, node in enumerate(graph.nodes)
-        if graph.is_operator(position, "Conv", "Gemm", "MatMul", "Add", "Slice")
+        if graph.is_operator(position, "Conv", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
+        or why_not(node)
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }

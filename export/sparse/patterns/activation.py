@@ -17,13 +17,22 @@ def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | N
     nodes, y = (*operator.nodes, position), node.output[0]
     if node.op_type == "Relu":
         return replace(operator, nodes=nodes, y=y, activation="relu")
+    clip = bounds(graph, position)
+    if clip is None:
+        return None
+    return replace(operator, nodes=nodes, y=y, activation="clip", clip=clip)
+
+
+def bounds(graph: Graph, position: int) -> tuple[float, float] | None:
+    """Between what a Relu or Clip keeps its values; None where that is not constant."""
+    node = graph.nodes[position]
+    if node.op_type == "Relu":
+        return 0.0, _LARGEST
     given = attributes(node)  # before opset 11
-    bounds = []
+    found = []
     for place, key, default in ((1, "min", -_LARGEST), (2, "max", _LARGEST)):
         bound = given.get(key, default)
         if len(node.input) > place and node.input[place]:
             bound = graph.scalar(node.input[place])
-        bounds.append(bound)
-    if None in bounds:
-        return None
-    return replace(operator, nodes=nodes, y=y, activation="clip", clip=tuple(bounds))
+        found.append(bound)
+    return None if None in found else (found[0], found[1])

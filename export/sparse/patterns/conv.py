@@ -1,5 +1,7 @@
 """Conv: y = conv(x, W) + bias on images, with W and bias constant."""
 
+from typing import Any
+
 from mfac_compress.export.sparse.graph import Graph, attributes
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator, Window
 from mfac_compress.export.sparse.patterns.layer import layer_operator
@@ -12,10 +14,9 @@ def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
     weight = constant_weight(graph, node.input[1], axes=4)
     if isinstance(weight, Refusal):
         return weight
-    given = attributes(node)
-    window = _window(given, weight.shape[2:])
-    if window is None:
-        return Refusal(f"its padding ({given['auto_pad'].decode()}) depends on the input's size")
+    window = constant_window(attributes(node), weight.shape[2:])
+    if isinstance(window, Refusal):
+        return window
     bias = None
     if len(node.input) > 2 and node.input[2]:
         bias = constant_bias(graph, node.input[2], len(weight))
@@ -24,15 +25,20 @@ def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
     return layer_operator(graph, position, weight, window=window, bias=bias)
 
 
-def _window(given: dict, kernel: tuple[int, ...]) -> Window | None:
-    """None where the padding follows from the input's height and width."""
+def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | Refusal:
+    """How a Conv's window moves, unless its padding follows from the input's height and width.
+
+    Args:
+        given: The node's attributes.
+        kernel: Height and width of the weight.
+    """
     strides = tuple(given.get("strides", (1, 1)))
     dilations = tuple(given.get("dilations", (1, 1)))
     pads = tuple(given.get("pads", (0, 0, 0, 0)))
     automatic = given.get("auto_pad", b"NOTSET").decode()
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         if strides != (1, 1):
-            return None
+            return Refusal(f"its padding ({automatic}) depends on the input's size")
         extra = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
         small, large = [each // 2 for each in extra], [each - each // 2 for each in extra]
         pads = (*small, *large) if automatic == "SAME_UPPER" else (*large, *small)

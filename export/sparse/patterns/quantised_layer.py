@@ -1,0 +1,155 @@
+"""A layer between DequantizeLinear and QuantizeLinear, as a QDQ file holds it:
+
+    q(y) = QuantizeLinear(activation(layer(DequantizeLinear(x), DequantizeLinear(W)) + bias))
+
+with x and y uint8, W int8 and symmetric (zero point 0), and the activation none, Relu or Clip.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.operator import Refusal, Window
+from mfac_compress.export.sparse.patterns.activation import bounds
+from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, quantised
+from mfac_compress.export.sparse.quantised_nodes import Rounding
+from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
+
+_SAME = 1e-4  # relative difference of scales that ONNX Runtime's quantiser leaves
+
+
+@dataclass(frozen=True)
+class _Weight:
+    source: Quantised
+    array: np.ndarray
+    """int8, outputs first."""
+    scales: np.ndarray
+    """float32, ``[outputs]``."""
+
+
+def quantised_operator(
+    graph: Graph, position: int, *, output_axis: int, window: Window | None = None
+) -> QuantisedOperator | Refusal:
+    """The operator of a layer with a quantised weight.
+
+    Args:
+        graph: Where it stands.
+        position: Of a node whose inputs are x, the weight and perhaps a bias.
+        output_axis: Of the weight.
+        window: Of a convolution.
+    """
+    node = graph.nodes[position]
+    x = _input(graph, node.input[0])
+    weight = _weight(graph, node.input[1], 4 if window else 2, output_axis)
+    for found in (x, weight):
+        if isinstance(found, Refusal):
+            return found
+    rounding, nodes, y = None, None, None
+    ends = _ends(graph, position)
+    if isinstance(ends, Refusal):
+        return ends
+    nodes, output, limits = ends
+    bias, biases = None, ()
+    if len(node.input) > 2 and node.input[2]:
+        read = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
+        if isinstance(read, Refusal):
+            return read
+        bias, biases = read
+    rounding = _rounding(x, weight, output, limits)
+    y = output.name
+    return QuantisedOperator(
+        name=node.name,
+        weight_name=weight.source.name,
+        nodes=nodes,
+        feeding=tuple(sorted({x.position, weight.source.position, *biases})),
+        x=x.name,
+        y=y,
+        weight=weight.array,
+        rounding=rounding,
+        window=window,
+        bias=bias,
+    )
+
+
+def _input(graph: Graph, name: str) -> Quantised | Refusal:
+    x = dequantised(graph, name)
+    if x is None:
+        return Refusal("its weight is quantised and its input is not, or not with constant scales")
+    if x.zero_point is None or x.zero_point.dtype != np.uint8:
+        kind = "without a zero point" if x.zero_point is None else str(x.zero_point.dtype)
+        return Refusal(f"its input is {kind}, and the kernels take uint8 (QuantType.QUInt8)")
+    if x.scale.size != 1 or x.zero_point.size != 1:
+        return Refusal("its input has more than one scale")
+    return x
+
+
+def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Refusal:
+    source = dequantised(graph, name)
+    array = graph.constant(source.name) if source else None
+    if array is None:
+        return Refusal("its weight is quantised, but it or its scales are not constant")
+    if array.dtype != np.int8:
+        return Refusal(f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)")
+    if array.ndim != axes or array.size == 0:
+        return Refusal(f"its weight has shape {list(array.shape)}, and {axes} axes are needed")
+    if source.zero_point is not None and source.zero_point.any():
+        return Refusal("its weight has a zero point that is not 0: quantise it symmetrically")
+    outputs = array.shape[output_axis]
+    if source.scale.size != 1 and source.axis % axes != output_axis:
+        return Refusal(
+            "its weight has one scale for each input, and the kernels take one an output"
+        )
+    scales = np.ascontiguousarray(np.broadcast_to(source.scale.reshape(-1), (outputs,)))
+    return _Weight(source, np.ascontiguousarray(np.moveaxis(array, output_axis, 0)), scales)
+
+
+def _bias(
+    graph: Graph, name: str, scales: np.ndarray
+) -> tuple[np.ndarray, tuple[int, ...]] | Refusal:
+    """int32 in steps of the sums, and the node that dequantises it."""
+    source = dequantised(graph, name)
+    array = graph.constant(source.name) if source else None
+    if array is None or array.dtype != np.int32 or array.shape != scales.shape:
+        return Refusal("its bias is not a constant int32 of one number an output")
+    if source.zero_point is not None and source.zero_point.any():
+        return Refusal("its bias has a zero point that is not 0")
+    if not np.allclose(source.scale, scales, rtol=_SAME, atol=0):
+        return Refusal("the scale of its bias is not that of its input times that of its weight")
+    return array, (source.position,)
+
+
+def _ends(
+    graph: Graph, position: int
+) -> tuple[tuple[int, ...], Quantised, tuple[float, float]] | Refusal:
+    """The layer's nodes, what they end with, and the bounds of an activation."""
+    nodes, limits = [position], (-np.inf, np.inf)
+    user = graph.only_user(graph.nodes[position].output[0])
+    if graph.is_operator(user, "Relu", "Clip"):
+        found = bounds(graph, user)
+        if found is None:
+            return Refusal("the bounds of the Clip behind it are not constant")
+        limits = found
+        nodes.append(user)
+        user = graph.only_user(graph.nodes[user].output[0])
+    output = quantised(graph, user)
+    if output is None:
+        return Refusal("what it makes is not quantised, or not with constant scales")
+    if output.zero_point is None or output.zero_point.dtype != np.uint8:
+        kind = "uint8 without a zero point" if output.zero_point is None else "int8"
+        return Refusal(f"its output is {kind}, and the kernels make uint8 (QuantType.QUInt8)")
+    if output.scale.size != 1 or output.zero_point.size != 1:
+        return Refusal("its output has more than one scale")
+    return (*nodes, user), output, limits
+
+
+def _rounding(
+    x: Quantised, weight: _Weight, output: Quantised, limits: tuple[float, float]
+) -> Rounding:
+    """In float32 and in ONNX Runtime's order, so that ties fall alike."""
+    y_scale = np.float32(output.scale.reshape(-1)[0])
+    zero_point = int(output.zero_point.reshape(-1)[0])
+    low, high = (np.clip(np.rint(limit / y_scale) + zero_point, 0, 255) for limit in limits)
+    scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
+    x_zero_point = int(x.zero_point.reshape(-1)[0])
+    return Rounding(scales.astype(np.float32), x_zero_point, zero_point, int(low), int(high))
