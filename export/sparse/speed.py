@@ -10,7 +10,11 @@ import onnx
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, Watch, choose
 from mfac_compress.export.sparse.compose import name_nodes
-from mfac_compress.export.sparse.difference import MOST_DIFFERENCE, largest_difference
+from mfac_compress.export.sparse.difference import (
+    MOST_DIFFERENCE,
+    MOST_QUANTISED_DIFFERENCE,
+    largest_difference,
+)
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph, needed_inputs
@@ -20,6 +24,7 @@ from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.patterns.other_quantised import why_not
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
+from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 from mfac_compress.export.sparse.whole import best_whole
 
 
@@ -79,14 +84,17 @@ def measure_speed(
     feeds = {setting: feeds_of(setting.batch_size) for setting in settings}
     watch("whole model", len(choice.trials), len(choice.trials))
     whole = best_whole(graph, choice.parts, feeds)
-    difference = None
+    difference, too_much = None, False
     if whole.model is not None:
         difference = largest_difference(model, whole.model, feeds[settings[0]])
-        if difference > MOST_DIFFERENCE:
+        too_much = difference > _most_difference(layers)
+        if too_much:
             whole = replace(whole, plan={}, model=None)
     first = by_batch[settings[0].batch_size]
     rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
-    reason = _reason(kernels, layers, choice, whole.plan, difference)
+    reason = _reason(kernels, layers, choice, whole.plan)
+    if too_much:
+        reason = f"its outputs differ by {difference:.2g} of the largest"
     return FileSpeed(rows, whole.speeds, whole.model, reason, difference)
 
 
@@ -95,17 +103,19 @@ def _reason(
     layers: Sequence[Layer],
     choice: Choice,
     plan: object,
-    difference: float | None,
 ) -> str:
     if not kernels:
         return "nothing was timed"
-    if difference is not None and difference > MOST_DIFFERENCE:
-        return f"its outputs differ by {difference:.2g} of the largest"
     if not choice.trials:
         return _untried(layers)
     if not choice.parts:
         return "no layer is faster as a sparse operator"
     return "" if plan else "the layers that are faster alone do not make the whole model faster"
+
+
+def _most_difference(layers: Sequence[Layer]) -> float:
+    quantised = any(isinstance(layer.found, QuantisedOperator) for layer in layers)
+    return MOST_QUANTISED_DIFFERENCE if quantised else MOST_DIFFERENCE
 
 
 def _untried(layers: Sequence[Layer]) -> str:

@@ -144,7 +144,9 @@ def test_every_attribute_is_written_and_must_be_given_with_its_type(refused, mak
 
 
 def test_the_types_of_tensors_are_checked(refused):
-    refused(_with(_linear(), [numpy_helper.from_array(np.ones((16, 4), np.uint8), "l.values")]), "int8")
+    refused(
+        _with(_linear(), [numpy_helper.from_array(np.ones((16, 4), np.uint8), "l.values")]), "int8"
+    )
     refused(_with(_linear(), [numpy_helper.from_array(np.ones(8), "l.scales")]), "double")
 
 
