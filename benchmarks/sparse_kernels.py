@@ -5,6 +5,9 @@
 Random weights, masks by their magnitude, the rewriter's own choice of what to replace. Ratio =
 dense file in stock ONNX Runtime / file with sparse operators and the library, median of interleaved
 rounds; at one thread on the CPU time of the thread, which other programs do not lengthen.
+
+Models whose names end with -int8 are quantised by ONNX Runtime (QDQ, uint8 activations, int8
+weights by channel), the dense file too; the last column compares with the dense float32 file.
 """
 
 import argparse
@@ -13,11 +16,17 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 from torch import Tensor, nn
 
 from mfac_compress.export import (
@@ -109,9 +118,10 @@ class Case:
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     batch: int = 1
+    int8: bool = False
 
 
-CASES = {
+_FLOAT = {
     "resnet20": Case(resnet20, (3, 32, 32)),
     "resnet20-16": Case(resnet20, (3, 32, 32), batch=16),
     "bert": Case(lambda: nn.Sequential(BertBlock(), BertBlock()), (128, 384)),
@@ -120,9 +130,21 @@ CASES = {
     "conv1x1": Case(lambda: _convolutions(1), (128, 28, 28)),
     "mobilenet": Case(_mobilenet, (3, 224, 224)),
 }
+CASES = _FLOAT | {f"{name}-int8": replace(case, int8=True) for name, case in _FLOAT.items()}
 
 
-def prune(model: nn.Module, sparsity: float, block: int) -> None:
+def prune_inputs(model: nn.Module, sparsity: float, block: int) -> None:
+    """Remove the smallest blocks of ``block`` inputs of every layer with more than three."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.shape[1] > 3:
+            weight = layer.weight.detach()
+            blocks = weight.view(len(weight), -1, block, weight[0, 0].numel())
+            sizes = blocks.square().sum(2, keepdim=True)
+            keep = sizes > sizes.flatten().kthvalue(round(sparsity * sizes.numel())).values
+            blocks.mul_(keep)
+
+
+def prune_outputs(model: nn.Module, sparsity: float, block: int) -> None:
     """Remove the smallest blocks of ``block`` outputs of every layer, but for convolutions of
     images and of single channels, whose inputs are few."""
     for layer in model.modules():
@@ -136,16 +158,46 @@ def prune(model: nn.Module, sparsity: float, block: int) -> None:
             weight.mul_(mask)
 
 
+class _Calibration(CalibrationDataReader):
+    """A few batches of random inputs."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self._batches = iter([torch.randn(shape, generator=generator) for _ in range(4)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"input": batch.numpy()}
+
+
+def export(model: nn.Module, example: Tensor, path: Path, int8: bool) -> None:
+    """Write a file, quantised or not."""
+    export_onnx(model, example, path)
+    if int8:
+        quantize_static(
+            path,
+            path,
+            _Calibration(tuple(example.shape)),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+
+
 def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) -> dict:
     """Export, rewrite and time one model."""
     case = CASES[name]
     torch.manual_seed(0)
     model = case.build().eval()
     example = torch.randn(case.batch, *case.shape)
-    dense, plain, sparse = (folder / f"{part}.onnx" for part in ("dense", "plain", "sparse"))
-    export_onnx(model, example[:2] if case.batch > 1 else example, dense)
-    prune(model, sparsity, block)
-    export_onnx(model, example[:2] if case.batch > 1 else example, plain)
+    few = example[:2] if case.batch > 1 else example
+    parts = ("float", "dense", "plain", "sparse")
+    float32, dense, plain, sparse = (folder / f"{part}.onnx" for part in parts)
+    export(model, few, float32, int8=False)
+    export(model, few, dense, case.int8)
+    (prune_inputs if case.int8 else prune_outputs)(model, sparsity, block)
+    export(model, few, plain, case.int8)
 
     def feeds_of(batch_size: int) -> dict[str, np.ndarray]:
         return {"input": torch.randn(batch_size, *case.shape).numpy()}
@@ -155,23 +207,27 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"
     if found.model is None:
-        return row | {"ratio": 1.0, "low": 1.0, "high": 1.0, "reason": found.reason}
+        ratios = {"ratio": 1.0, "low": 1.0, "high": 1.0, "float_ratio": float("nan")}
+        return row | ratios | {"reason": found.reason}
     write_model(found.model, sparse)
     feeds = feeds_of(case.batch)
     sessions = [
         open_session(dense, threads=threads),
         # Not sparse_session: workers that go on spinning after its calls would slow the other's.
         open_session(sparse, threads=threads, library=kernel_library()),
+        open_session(float32, threads=threads),
     ]
     ours = sessions[1].run(None, feeds)[0]
     error = float(np.abs(ours - open_session(plain).run(None, feeds)[0]).max())
     calls = [lambda session=session: session.run(None, feeds) for session in sessions]
-    before, after = in_turn(calls, threads=threads, rounds=ROUNDS)
+    before, after, in_float32 = in_turn(calls, threads=threads, rounds=ROUNDS)
     ratios = np.array(before) / np.array(after)
     low, ratio, high = np.percentile(ratios, [25, 50, 75])
     return row | {
         "dense_ms": float(np.median(before)),
         "sparse_ms": float(np.median(after)),
+        "float_ms": float(np.median(in_float32)),
+        "float_ratio": float(np.median(np.array(in_float32) / np.array(after))),
         "ratio": float(ratio),
         "low": float(low),
         "high": float(high),
@@ -183,11 +239,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--sparsities", default="0.8,0.9,0.95")
-    parser.add_argument("--blocks", default="1,4", help="1: unstructured")
+    parser.add_argument(
+        "--blocks", default="1,4", help="1: unstructured; else of outputs, in -int8 of inputs"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    print("| model | block | sparsity | dense ms | sparse ms | ratio (quartiles) | replaced |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| model | block | sparsity | dense ms | sparse ms | ratio (quartiles) | replaced "
+        "| float32 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models.split(","):
@@ -198,7 +259,7 @@ def main() -> None:
                     print(
                         f"| {name} | {block} | {sparsity:.0%} | {row.get('dense_ms', 0):.3f} | "
                         f"{row.get('sparse_ms', 0):.3f} | {row['ratio']:.2f} ({row['low']:.2f} to "
-                        f"{row['high']:.2f}) | {row['replaced']} |",
+                        f"{row['high']:.2f}) | {row['replaced']} | {row['float_ratio']:.2f} |",
                         flush=True,
                     )
     print(json.dumps({"machine": machine_load(), "rows": rows}))
