@@ -8,14 +8,20 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader
 
 from mfac_compress.export import kernel_library
+from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.format import pack
+from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import sparse_linear
+from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 from mfac_compress.pipeline.cli import main
 
 TEXT = (Path(__file__).parent.parent / "docs" / "deploying.md").read_text(encoding="utf-8")
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 
 
 @pytest.fixture
@@ -43,13 +49,34 @@ def run_directory(tmp_path, monkeypatch):
 
 
 def test_the_python_examples_run(run_directory):
-    examples = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+    *examples, _ = EXAMPLES
     assert len(examples) == 2
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     for example in examples:
         names = {"x": x}
         exec(example, names)
         np.testing.assert_array_equal(names["outputs"][0], x)
+
+
+def test_the_quantised_file_is_one_whose_layers_can_be_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nodes = [helper.make_node("MatMul", ["input", "w"], ["y"], "layer")]
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    ends[0].name = "input"
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), "model.onnx")
+
+    class Reader(CalibrationDataReader):
+        batches = iter([{"input": np.ones((2, 4), np.float32)}])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    exec(EXAMPLES[-1], {"calibration_reader": Reader()})
+    (layer,) = find_layers(Graph(onnx.load("model.int8.onnx")))
+    assert isinstance(layer.found, QuantisedOperator)
 
 
 def test_the_error_without_the_library_is_as_shown(run_directory):
