@@ -22,11 +22,14 @@ struct Sharing {
   int64_t work;    // multiply-adds of an image
 };
 
+// Whether several tasks work on one image, so that its pixels are asked for outside of any task.
+inline bool is_shared(const Sharing& all) { return all.images < 8; }
+
 // pixels(image, buffer) tells where an image's pixels are, and may put them into the buffer;
 // work_on(pixels, image, share) does a share of it.
 template <class Pixels, class Work>
 void share_out(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
-  if (all.images >= 8) {  // a task works on a whole image
+  if (!is_shared(all)) {  // a task works on a whole image
     auto task = [&](size_t index) {
       const int64_t image = static_cast<int64_t>(index);
       work_on(pixels(image, scratch().columns), image, Share{0, all.tiles, 0, 1});

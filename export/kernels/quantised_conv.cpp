@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
-#include "simd.hpp"
+#include "quantised_stage.hpp"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kSumsBytes = 16 << 10;
-constexpr int64_t kQuadWork = 4;  // a quad takes as long as this many multiply-adds of floats
+constexpr int64_t kTaskCells = 32 << 10;  // to be staged that are worth a thread
 
 // Copy `count` bytes; up to 15 more may be written where `more` of them may be.
 void copy_bytes(const uint8_t* from, int64_t count, int64_t more, uint8_t* to) {
@@ -69,64 +69,43 @@ void QuantisedConv::run(const Call& call) const {
                            [&] { return make_plan(weights_.blocks, window_, cells, output); });
   batch.x = x.bytes();
   batch.y = call.output_bytes(shape);
-  const Runs& runs = batch.plan->runs;
-  const Sharing sharing{count, static_cast<int64_t>(batch.plan->tiles.size()),
-                        weights_.blocks.groups,
-                        kQuadWork * static_cast<int64_t>(weights_.blocks.values.size()) *
-                            runs.length / kQuad};
+  const Sharing sharing{
+      count, static_cast<int64_t>(batch.plan->tiles.size()), weights_.blocks.groups,
+      static_cast<int64_t>(weights_.blocks.values.size()) * batch.plan->runs.length};
   share_out(
-      call, sharing, [&](int64_t image, Buffer& buffer) { return stage(batch, image, buffer); },
+      call, sharing,
+      [&](int64_t image, Buffer& buffer) {
+        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      },
       [&](const Cell* pixels, int64_t image, const Share& share) {
         run_share(batch, pixels, image, share);
       });
 }
 
-const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buffer) const {
-  const auto copy_rows = simd_kernels().quads.copy_rows;
+// In parallel where a call is given; else by this thread.
+const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
+                                 const Call* call) const {
   const Runs& runs = batch.plan->runs;
-  const Images& input = batch.input;
-  const int64_t all = parts_ * quads_ * runs.channel_stride;
+  const int64_t quads = parts_ * quads_;
+  const int64_t all = quads * runs.channel_stride;
   const int64_t beyond = Images::kReadBeyond + window_.pads[1];
   Cell* staged = buffer.cells(static_cast<size_t>(all + beyond));
   const uint8_t around = weights_.x_zero_point;
-  for (int64_t quad = 0; quad < parts_ * quads_; ++quad) {
-    const int64_t channel = quad % quads_ * kQuad;
-    const uint8_t* pixels =
-        batch.x + input.offset(image, quad / quads_ * channels_ + channel);
-    Cell* to = staged + quad * runs.channel_stride;
-    QuadCopy copy{};
-    copy.channel_stride = input.channel_stride();
-    copy.channels = std::min(kQuad, channels_ - channel);
-    copy.around = around;
-    if (runs.in_place) {  // all of a channel is one run
-      copy.from = pixels;
-      copy.to = to;
-      copy.to_stride = copy.count = runs.channel_stride;
-      copy.rows = copy.step = 1;
-      copy_rows(copy);
-      continue;
+  const int64_t chunks =
+      call == nullptr ? 1 : std::clamp<int64_t>(all / kTaskCells, 1, std::min<int64_t>(quads, 16));
+  auto task = [&](size_t index) {
+    const int64_t chunk = static_cast<int64_t>(index);
+    for (int64_t q = quads * chunk / chunks; q < quads * (chunk + 1) / chunks; ++q) {
+      const int64_t channel = q % quads_ * kQuad;
+      const uint8_t* pixels = batch.x + batch.input.offset(image, q / quads_ * channels_ + channel);
+      stage_quad(pixels, batch.input, std::min(kQuad, channels_ - channel), around, runs,
+                 staged + q * runs.channel_stride);
     }
-    for (const PhaseCopy& phase : runs.copies) {
-      const auto fill = [&](int64_t rows) {
-        std::memset(to, around, static_cast<size_t>(rows * runs.row_stride) * sizeof(Cell));
-        to += rows * runs.row_stride;
-      };
-      fill(phase.above);
-      if (phase.rows > 0) {
-        copy.from = pixels + phase.from;
-        copy.row_stride = phase.down;
-        copy.to = to;
-        copy.to_stride = runs.row_stride;
-        copy.rows = phase.rows;
-        copy.step = phase.step;
-        copy.before = phase.before;
-        copy.count = phase.count;
-        copy_rows(copy);
-        to += phase.rows * runs.row_stride;
-      }
-      fill(phase.below);
-    }
-  }
+  };
+  if (chunks == 1)
+    task(0);
+  else
+    call->parallel(static_cast<size_t>(chunks), task);
   std::memset(staged + all, around, static_cast<size_t>(beyond) * sizeof(Cell));
   return staged;
 }

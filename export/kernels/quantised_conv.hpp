@@ -22,7 +22,7 @@ class QuantisedConv {
 
  private:
   struct Batch;
-  const Cell* stage(const Batch& batch, int64_t image, Buffer& buffer) const;
+  const Cell* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
   void run_share(const Batch& batch, const Cell* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const Cell* pixels, int64_t image, const QuantisedTile& tile,
                 int64_t part, int64_t output_begin, int64_t output_end) const;

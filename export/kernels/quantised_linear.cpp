@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
 constexpr int64_t kRangeBytes = 32 << 10;  // of activations that are worked on at a time
 constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
-constexpr int64_t kTaskQuads = 50000;      // quads times vectors that are worth a thread
+constexpr int64_t kTaskQuads = 8000;       // quads times vectors that are worth a thread
 constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for many
 
 RangedBlocks<Cell> order(const PackedBlocks<Cell>& weights, int64_t rows) {

@@ -1,0 +1,16 @@
+// Four channels of bytes put together into cells, as a convolution's strips read them.
+#pragma once
+
+#include <cstdint>
+
+#include "conv_geometry.hpp"
+#include "quads.hpp"
+
+namespace mfac {
+
+// Fill the phases of one quad of channels, with `around` where the padding is.
+// pixels: of the quad's first channel; channels: 1 ... 4 that are there.
+void stage_quad(const uint8_t* pixels, const Images& input, int64_t channels, uint8_t around,
+                const Runs& runs, Cell* staged);
+
+}  // namespace mfac
