@@ -3,7 +3,7 @@
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
 
-// The first N bytes of a vector: 8 or 16.
+// The first N bytes of a vector: 4, 8 or 16.
 template <int N>
 MFAC_INLINE Bytes load_first(const uint8_t* from) {
   typedef uint64_t Longs __attribute__((vector_size(16)));
@@ -31,6 +31,8 @@ template <int N, int STEP>
 MFAC_INLINE Bytes pick_bytes(const uint8_t* from) {
   if (STEP == 1) return load_first<N>(from);
   const Bytes a = load_first<N>(from), b = load_first<N>(from + N - 1);
+  if (N == 4)
+    return __builtin_shufflevector(a, b, 0, 2, 17, 19, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
   if (N == 8)
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 17, 19, 21, 23, 0, 0, 0, 0, 0, 0, 0, 0);
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
@@ -45,6 +47,7 @@ template <int N>
 MFAC_INLINE void store_quads(Cell* to, Bytes a, Bytes b, Bytes c, Bytes d) {
   const Halves low_ab = (Halves)low_bytes(a, b), low_cd = (Halves)low_bytes(c, d);
   store_halves(to, low_halves(low_ab, low_cd));
+  if (N == 4) return;
   store_halves(to + 4, high_halves(low_ab, low_cd));
   if (N == 8) return;
   const Halves high_ab = (Halves)high_bytes(a, b), high_cd = (Halves)high_bytes(c, d);
@@ -64,10 +67,12 @@ MFAC_INLINE void interleave_many(const uint8_t* const* from, int64_t count, Cell
 }
 
 MFAC_INLINE void interleave(const uint8_t* const* from, int64_t step, int64_t count, Cell* to) {
-  if (count >= 16 && step == 1) return interleave_many<16, 1>(from, count, to);
-  if (count >= 16 && step == 2) return interleave_many<16, 2>(from, count, to);
-  if (count >= 8 && step == 1) return interleave_many<8, 1>(from, count, to);
-  if (count >= 8 && step == 2) return interleave_many<8, 2>(from, count, to);
+  if (step == 1 && count >= 16) return interleave_many<16, 1>(from, count, to);
+  if (step == 1 && count >= 8) return interleave_many<8, 1>(from, count, to);
+  if (step == 1 && count >= 4) return interleave_many<4, 1>(from, count, to);
+  if (step == 2 && count >= 16) return interleave_many<16, 2>(from, count, to);
+  if (step == 2 && count >= 8) return interleave_many<8, 2>(from, count, to);
+  if (step == 2 && count >= 4) return interleave_many<4, 2>(from, count, to);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = i * step;
     const uint8_t quad[kQuad] = {from[0][at], from[1][at], from[2][at], from[3][at]};
