@@ -15,7 +15,7 @@ class Placement(NamedTuple):
     """How an operator is computed.
 
     Attributes:
-        block: Outputs that share their inputs.
+        block: Outputs that share their inputs, or inputs of a quantised layer.
         planes: Whether its output stays in planes where that is possible.
     """
 

@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from mfac_compress.export.sparse.nodes import SparseNode
 from mfac_compress.export.sparse.operator import Window
-from mfac_compress.export.sparse.quads import pack_quads
+from mfac_compress.export.sparse.quads import QUAD, pack_quads
 from mfac_compress.export.sparse.quantised_nodes import Rounding, sparse_qconv, sparse_qlinear
 
 
@@ -54,12 +54,12 @@ class QuantisedOperator:
         return 1 - np.count_nonzero(self.weight) / self.weight.size
 
     def blocks(self, most_padding: float) -> list[int]:
-        """One: quads are the only form, whatever their padding."""
+        """Four inputs: quads are the only form, whatever their padding."""
         del most_padding
-        return [1]
+        return [QUAD]
 
     def build(self, block: int, planes: Collection[str] = ()) -> SparseNode:
-        """The node that computes it; a block is always one output, and planes are for floats."""
+        """The node that computes it; a block is always a quad, and planes are for floats."""
         del block, planes
         if self.window is None:
             packed = pack_quads(self.weight)

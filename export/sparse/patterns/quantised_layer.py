@@ -42,31 +42,26 @@ def quantised_operator(
     node = graph.nodes[position]
     x = _input(graph, node.input[0])
     weight = _weight(graph, node.input[1], 4 if window else 2, output_axis)
-    for found in (x, weight):
+    ends = _ends(graph, position)
+    for found in (x, weight, ends):
         if isinstance(found, Refusal):
             return found
-    rounding, nodes, y = None, None, None
-    ends = _ends(graph, position)
-    if isinstance(ends, Refusal):
-        return ends
     nodes, output, limits = ends
-    bias, biases = None, ()
+    bias, feeding = None, {x.position, weight.source.position}
     if len(node.input) > 2 and node.input[2]:
-        read = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
-        if isinstance(read, Refusal):
-            return read
-        bias, biases = read
-    rounding = _rounding(x, weight, output, limits)
-    y = output.name
+        bias = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
+        if isinstance(bias, Refusal):
+            return bias
+        feeding.add(graph.producer(node.input[2]))
     return QuantisedOperator(
         name=node.name,
         weight_name=weight.source.name,
         nodes=nodes,
-        feeding=tuple(sorted({x.position, weight.source.position, *biases})),
+        feeding=tuple(sorted(feeding)),
         x=x.name,
-        y=y,
+        y=output.name,
         weight=weight.array,
-        rounding=rounding,
+        rounding=_rounding(x, weight, output, limits),
         window=window,
         bias=bias,
     )
@@ -104,10 +99,8 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | R
     return _Weight(source, np.ascontiguousarray(np.moveaxis(array, output_axis, 0)), scales)
 
 
-def _bias(
-    graph: Graph, name: str, scales: np.ndarray
-) -> tuple[np.ndarray, tuple[int, ...]] | Refusal:
-    """int32 in steps of the sums, and the node that dequantises it."""
+def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
+    """int32, in steps of the sums."""
     source = dequantised(graph, name)
     array = graph.constant(source.name) if source else None
     if array is None or array.dtype != np.int32 or array.shape != scales.shape:
@@ -116,7 +109,7 @@ def _bias(
         return Refusal("its bias has a zero point that is not 0")
     if not np.allclose(source.scale, scales, rtol=_SAME, atol=0):
         return Refusal("the scale of its bias is not that of its input times that of its weight")
-    return array, (source.position,)
+    return array
 
 
 def _ends(

@@ -306,7 +306,7 @@ def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, mo
     path, shape = _quantised(exported, "cnn", tmp_path, per_channel=True)
     _times(monkeypatch, kernels)
     found = measure_speed(path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Setting(2, 1)])
-    assert [layer.block for layer in found.layers] == [1, 1, 1, 1]
+    assert [layer.block for layer in found.layers] == [4, 4, 4, 4]
     assert found.layers[1].shape == (16, 8, 3, 3)
     assert found.layers[1].sparsity == pytest.approx(0.8, abs=0.05)
     assert found.layers[1].macs == 2 * 6 * 6 * 16 * 8 * 9
