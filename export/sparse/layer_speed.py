@@ -35,7 +35,7 @@ class LayerSpeed:
     kept_macs: int | None
     """Of these, those with weights that are not zero."""
     block: int | None
-    """Outputs that share their inputs; of a quantised layer 4, the inputs of one output that are kept
+    """Outputs that share their inputs; of a quantised layer 4, the inputs of one output that lie
     together. None: ONNX Runtime computes the layer."""
     times: tuple[SettingTime, ...]
     """The layer on its own, with what is fused behind it. Empty where it was not timed."""
