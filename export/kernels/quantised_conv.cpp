@@ -62,9 +62,11 @@ void QuantisedConv::run(const Call& call) const {
   batch.input = read_images(x.shape, parts_ * channels_, false, &count);
   Images cells = batch.input;
   cells.channels = parts_ * quads_;
-  const Images output = output_images(cells, window_, parts_ * weights_.blocks.outputs, false);
+  Images output = output_images(cells, window_, parts_ * weights_.blocks.outputs, false);
   const Shape shape = output.shape(count);
   element_count(shape);
+  if (window_.pointwise())
+    for (Images* images : {&batch.input, &cells, &output}) images->flatten();
   batch.plan = plans_.find(cells.height, cells.width,
                            [&] { return make_plan(weights_.blocks, window_, cells, output); });
   batch.x = x.bytes();
