@@ -142,7 +142,13 @@ def _rounding(
     """In float32 and in ONNX Runtime's order, so that ties fall alike."""
     y_scale = np.float32(output.scale.reshape(-1)[0])
     zero_point = int(output.zero_point.reshape(-1)[0])
-    low, high = (np.clip(np.rint(limit / y_scale) + zero_point, 0, 255) for limit in limits)
+    with np.errstate(over="ignore"):  # a bound that is none
+        low, high = (np.rint(np.float32(limit) / y_scale) + zero_point for limit in limits)
     scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
     x_zero_point = int(x.zero_point.reshape(-1)[0])
-    return Rounding(scales.astype(np.float32), x_zero_point, zero_point, int(low), int(high))
+    return Rounding(
+        scales.astype(np.float32),
+        x_zero_point,
+        zero_point,
+        *(int(np.clip(n, 0, 255)) for n in (low, high)),
+    )
