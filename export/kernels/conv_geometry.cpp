@@ -50,29 +50,21 @@ std::vector<int64_t> phases(const Window& w, int axis) {
   return all;
 }
 
-// Element i of a phase is the input's element i * step - shift; `first` is the first inside.
-std::vector<PhaseCopy> phase_copies(const Images& input, const Window& w, const Runs& runs) {
-  const auto first_inside = [](int64_t shift, int64_t step, int64_t most) {
-    return std::clamp<int64_t>((shift + step - 1) / step, 0, most);
-  };
-  const auto count_inside = [](int64_t from, int64_t size, int64_t step, int64_t most) {
-    return from >= 0 && from < size ? std::min((size - from - 1) / step + 1, most) : 0;
-  };
-  std::vector<PhaseCopy> copies;
-  for (const int64_t py : runs.phase_rows) {
-    const int64_t above = first_inside(w.pads[0] - py, w.strides[0], runs.rows);
-    const int64_t y = above * w.strides[0] - w.pads[0] + py;
-    const int64_t rows = count_inside(y, input.height, w.strides[0], runs.rows - above);
-    for (const int64_t px : runs.phase_columns) {
-      const int64_t before = first_inside(w.pads[1] - px, w.strides[1], runs.row_stride);
-      const int64_t x = before * w.strides[1] - w.pads[1] + px;
-      const int64_t count = count_inside(x, input.width, w.strides[1], runs.row_stride - before);
-      copies.push_back({above, rows, runs.rows - above - rows, count > 0 ? before : 0, count,
-                        y * input.row_stride() + (count > 0 ? x : 0),
-                        w.strides[0] * input.row_stride(), w.strides[1]});
-    }
+// Element i of a phase is the input's element i * stride - pad + phase.
+std::vector<PhaseSpan> spans(const std::vector<int64_t>& phases, const Window& w, int axis,
+                             int64_t input, int64_t length) {
+  std::vector<PhaseSpan> all;
+  for (const int64_t phase : phases) {
+    const int64_t shift = w.pads[axis] - phase;
+    const int64_t step = w.strides[axis];
+    const int64_t before = std::clamp<int64_t>((shift + step - 1) / step, 0, length);
+    const int64_t first = before * step - shift;
+    const bool inside = first >= 0 && first < input;
+    const int64_t count = inside ? std::min((input - first - 1) / step + 1, length - before) : 0;
+    all.push_back(count > 0 ? PhaseSpan{before, count, length - before - count, first}
+                            : PhaseSpan{0, 0, length, 0});
   }
-  return copies;
+  return all;
 }
 
 }  // namespace
@@ -188,7 +180,11 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
     const size_t count = runs.phase_rows.size() * runs.phase_columns.size();
     require(!__builtin_mul_overflow(runs.phase_stride, count, &runs.channel_stride),
             "the padded input is too large");
-    runs.copies = phase_copies(input, w, runs);
+    runs.row_spans = spans(runs.phase_rows, w, 0, input.height, runs.rows);
+    runs.column_spans = spans(runs.phase_columns, w, 1, input.width, runs.row_stride);
+    runs.input_row = input.row_stride();
+    runs.down = w.strides[0] * runs.input_row;
+    runs.step = w.strides[1];
   }
   runs.length = (output.height - 1) * runs.row_stride + output.width;
   int64_t bytes = 0;
@@ -200,7 +196,7 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
 
 void stage_channel(const float* pixels, const Runs& runs, float* staged) {
   const auto copy_rows = simd_kernels().copy_rows;
-  for (const PhaseCopy& copy : runs.copies) {
+  each_phase(runs, [&](const PhaseCopy& copy) {
     float* inside = staged + copy.above * runs.row_stride;
     float* below = inside + copy.rows * runs.row_stride;
     std::fill(staged, inside, 0.0f);
@@ -209,7 +205,7 @@ void stage_channel(const float* pixels, const Runs& runs, float* staged) {
                  copy.before, copy.count});
     staged += runs.phase_stride;
     std::fill(below, staged, 0.0f);
-  }
+  });
 }
 
 }  // namespace mfac

@@ -66,6 +66,12 @@ int64_t divided(const NodeInfo& node, const char* name, int64_t parts);
 int64_t inputs_of_output(int64_t channels, const Window& window);
 Images output_images(const Images& input, const Window& window, int64_t channels, bool planes);
 
+// Which rows, or columns, of a phase are the input's: `first`, and those a stride apart.
+struct PhaseSpan {
+  int64_t before, count, after;  // padding, pixels, padding
+  int64_t first;
+};
+
 // How one phase of a channel is filled.
 struct PhaseCopy {
   int64_t above, rows, below;  // of the phase: padding, pixels, padding
@@ -89,11 +95,21 @@ struct Runs {
   int64_t channel_stride = 0;
   int64_t rows = 0;                                // of a phase
   std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
-  std::vector<PhaseCopy> copies;                   // how each phase is filled, in their order
+  std::vector<PhaseSpan> row_spans, column_spans;  // of these phases
+  int64_t input_row = 0, down = 0, step = 0;       // of the input: a row, and strides
   int64_t length = 0;                              // from the first output pixel to the last
   int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
 };
 Runs plan_runs(const Images& input, const Images& output, const Window& window, bool by_column);
+
+// Tell how each phase is filled, in their order: visit(const PhaseCopy&).
+template <class Visit>
+void each_phase(const Runs& runs, const Visit& visit) {
+  for (const PhaseSpan& rows : runs.row_spans)
+    for (const PhaseSpan& columns : runs.column_spans)
+      visit(PhaseCopy{rows.before, rows.count, rows.after, columns.before, columns.count,
+                      rows.first * runs.input_row + columns.first, runs.down, runs.step});
+}
 
 // Copy one channel into its phases, with zeros where the padding is.
 void stage_channel(const float* pixels, const Runs& runs, float* staged);

@@ -22,7 +22,7 @@ void stage_quad(const uint8_t* pixels, const Images& input, int64_t channels, ui
     return;
   }
   copy.to_stride = runs.row_stride;
-  for (const PhaseCopy& phase : runs.copies) {
+  each_phase(runs, [&](const PhaseCopy& phase) {
     const auto fill = [&](int64_t rows) {
       std::memset(copy.to, around, static_cast<size_t>(rows * runs.row_stride) * sizeof(Cell));
       copy.to += rows * runs.row_stride;
@@ -39,7 +39,7 @@ void stage_quad(const uint8_t* pixels, const Images& input, int64_t channels, ui
       copy.to += phase.rows * runs.row_stride;
     }
     fill(phase.below);
-  }
+  });
 }
 
 }  // namespace mfac
