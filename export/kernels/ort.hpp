@@ -51,8 +51,8 @@ struct Tensor {
 class NodeInfo {
  public:
   NodeInfo(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
-  // Attributes have no defaults: ONNX Runtime answers alike for one that is not there and for one of
-  // another type, and a default would hide the second.
+  // Attributes have no defaults: ONNX Runtime answers alike for one that is not there and for one
+  // of another type, and a default would hide the second.
   int64_t integer(const char* name) const;
   float real(const char* name) const;
   std::string word(const char* name) const;
@@ -71,9 +71,7 @@ class Call {
   Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
   Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
   float* output(const Shape& shape) const { return static_cast<float*>(allocate(shape)); }
-  uint8_t* output_bytes(const Shape& shape) const {
-    return static_cast<uint8_t*>(allocate(shape));
-  }
+  uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(shape)); }
   // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task must not throw.
   template <class Task>
   void parallel(size_t count, Task& task) const {

@@ -25,7 +25,7 @@ class QuantisedLinear {
 
   int64_t inputs_;
   QuantisedWeights weights_;
-  RangedBlocks<Cell> tiled_[2];  // for strips of one vector, and of more
+  RangedBlocks<Cell> tiled_[2];   // for strips of one vector, and of more
   std::vector<int32_t> offsets_;  // of single rows
 };
 

@@ -15,10 +15,9 @@ std::vector<QuantisedTile> cut(const Images& output, const Runs& runs) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = vectors * i / count;
     const int64_t end = vectors * (i + 1) / count;
-    const bool direct =
-        runs.row_stride == output.row_stride() && end * strips.lanes <= runs.length;
-    tiles.push_back({first * strips.lanes, (end - first) * strips.lanes, strips.run[end - first],
-                     direct});
+    const bool direct = runs.row_stride == output.row_stride() && end * strips.lanes <= runs.length;
+    tiles.push_back(
+        {first * strips.lanes, (end - first) * strips.lanes, strips.run[end - first], direct});
   }
   return tiles;
 }

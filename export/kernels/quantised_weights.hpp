@@ -21,8 +21,8 @@ struct QuantisedWeights {
 };
 
 enum QuantisedInput : size_t { kScales = 4, kSumBias = 5 };
-constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {
-    ort::kUint8, ort::kInt8, ort::kInt32, ort::kInt32, ort::kFloat, ort::kInt32};
+constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {ort::kUint8, ort::kInt8,  ort::kInt32,
+                                                             ort::kInt32, ort::kFloat, ort::kInt32};
 
 // channels: of one output's inputs, each with `taps` weights. Throws Refusal where anything does
 // not fit, or a sum could leave 32 bits.

@@ -8,8 +8,8 @@ struct BytesOf {
 template <int L>
 MFAC_INLINE void store_requantised(uint8_t* to, Ints<L> sums, Floats<L> scales,
                                    const Requantise& how) {
-  const Floats<L> scaled = clip<L>(__builtin_convertvector(sums, Floats<L>) * scales, how.low,
-                                   how.high);
+  const Floats<L> scaled =
+      clip<L>(__builtin_convertvector(sums, Floats<L>) * scales, how.low, how.high);
   // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
   const Ints<L> rounded = (Ints<L>)(scaled + 12582912.0f) + how.zero_point;
   const auto bytes = __builtin_convertvector(rounded, typename BytesOf<L>::type);

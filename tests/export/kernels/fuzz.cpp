@@ -407,7 +407,9 @@ int main(int argc, char** argv) {
     }
     // In a thread of its own, so that working memory is not larger than this node needs.
     bool good = false;
-    std::thread([&] { good = run(*ops[(linear ? 0 : 1) + (node.quantised ? 2 : 0)], api, node); }).join();
+    std::thread([&] {
+      good = run(*ops[(linear ? 0 : 1) + (node.quantised ? 2 : 0)], api, node);
+    }).join();
     if (good && lacking) {
       std::fprintf(stderr, "a node without one of its attributes was run\n");
       return 4;
