@@ -9,7 +9,7 @@
 
 namespace mfac {
 
-constexpr int64_t kTaskWork = 100000;  // multiply-adds that are worth a thread
+constexpr int64_t kTaskWork = 400000;  // multiply-adds that are worth waking a thread
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
