@@ -1,0 +1,137 @@
+"""A run's pruned model, quantised as well: its metric and its speed, beside the dense float32 file.
+
+    OMP_NUM_THREADS=1 python benchmarks/quantised_accuracy.py RECIPE MODEL RUN
+
+RUN is the folder of a finished run of RECIPE and MODEL. Its `model.onnx` is quantised by ONNX
+Runtime's own tools (QDQ, uint8 activations, int8 weights by channel) after samples of the
+calibration split, and rewritten with the sparse operators. The metric is that of all validation
+samples; times are medians of interleaved rounds at one thread, CPU time. The last line is JSON.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from mfac_compress.export import (
+    Setting,
+    kernel_library,
+    machine_load,
+    measure_speed,
+    open_session,
+    predict,
+    write_model,
+)
+from mfac_compress.export.sparse.timing import in_turn
+from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.recipe.file import load_recipe
+
+ROUNDS = 21
+BATCH_SIZES = (1, 16)
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 32
+
+
+class _Samples(CalibrationDataReader):
+    """The first samples of the calibration split."""
+
+    def __init__(self, context: RunContext) -> None:
+        rows = torch.arange(CALIBRATION_BATCHES * CALIBRATION_BATCH)
+        batches = context.data.calibration.batches(CALIBRATION_BATCH, indices=rows)
+        self._batches = (inputs.numpy() for inputs, _ in batches)
+        self._name = context.recipe.export.input_name
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
+
+
+def quantised_files(context: RunContext, plain: Path, folder: Path) -> tuple[Path, Path]:
+    """Quantise a file, and write it with sparse operators where they are faster."""
+    dense, sparse = folder / "int8.onnx", folder / "int8.sparse.onnx"
+    quantize_static(
+        plain,
+        dense,
+        _Samples(context),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    settings = [Setting(size, threads=1) for size in BATCH_SIZES]
+    found = measure_speed(dense, lambda size: feeds(context, size), settings)
+    if found.model is None:
+        raise SystemExit(f"no sparse file: {found.reason}")
+    write_model(found.model, sparse)
+    return dense, sparse
+
+
+def feeds(context: RunContext, size: int) -> dict[str, np.ndarray]:
+    """The first samples of the validation split."""
+    batches = context.data.validation.batches(size, indices=torch.arange(size))
+    return {context.recipe.export.input_name: next(iter(batches))[0].numpy()}
+
+
+def metric(context: RunContext, session: onnxruntime.InferenceSession) -> float:
+    """The recipe's metric on the whole validation split."""
+    outputs, targets = [], []
+    for inputs, target in context.data.validation.batches(context.recipe.validate_.batch_size):
+        outputs.append(predict(session, inputs.numpy(), len(inputs)))
+        targets.append(target.numpy())
+    return float(np.mean(context.task.evaluate(np.concatenate(outputs), np.concatenate(targets))))
+
+
+def measure(
+    context: RunContext, sessions: Sequence[onnxruntime.InferenceSession]
+) -> list[dict[str, Any]]:
+    """Metric and times of each session; ratios to the first one's times."""
+    rows: list[dict[str, Any]] = [{"metric": metric(context, session)} for session in sessions]
+    for size in BATCH_SIZES:
+        given = feeds(context, size)
+        calls = [partial(session.run, None, given) for session in sessions]
+        times = np.array(in_turn(calls, threads=1, rounds=ROUNDS))
+        for row, own in zip(rows, times, strict=True):
+            row[f"ms_{size}"] = float(np.median(own))
+            row[f"ratio_{size}"] = [float(q) for q in np.percentile(times[0] / own, [25, 50, 75])]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("model")
+    parser.add_argument("run", type=Path, help="folder of a finished run of both")
+    parser.add_argument("--set", nargs="*", default=[], dest="overrides")
+    arguments = parser.parse_args()
+    context = load_inputs(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    run = arguments.run
+    with tempfile.TemporaryDirectory() as folder:
+        dense, sparse = quantised_files(context, run / "model.onnx", Path(folder))
+        files = {
+            "dense, float32": run / "dense.onnx",
+            "sparse operators, float32": run / "model.sparse.onnx",
+            "int8, stock ONNX Runtime": dense,
+            "int8, sparse operators": sparse,
+        }
+        library = kernel_library()
+        sessions = [open_session(path, threads=1, library=library) for path in files.values()]
+        rows = measure(context, sessions)
+    print("| file | metric | " + " | ".join(f"batch {size}" for size in BATCH_SIZES) + " |")
+    print("|---|---|---|---|")
+    for name, row in zip(files, rows, strict=True):
+        ratios = ("{1:.2f} ({0:.2f} to {2:.2f})".format(*row[f"ratio_{n}"]) for n in BATCH_SIZES)
+        print(f"| {name} | {row['metric']:.4f} | {' | '.join(ratios)} |")
+    named = [{"file": name} | row for name, row in zip(files, rows, strict=True)]
+    print(json.dumps({"machine": machine_load(), "rows": named}))
+
+
+if __name__ == "__main__":
+    main()
