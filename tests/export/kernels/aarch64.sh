@@ -31,7 +31,7 @@ touch "$work/site/mfac_compress/__init__.py"
 cp "$root"/export/*.py "$package"
 cp -r "$root/export/sparse" "$package"
 : >"$package/__init__.py"
-flags=$("$python" -c "import runpy; print(*runpy.run_path('$root/setup.py')['FLAGS'])")
+flags=$(sed -n 's/^FLAGS +\?= \[//p' "$root/setup.py" | tr -d '",]')
 # shellcheck disable=SC2086
 aarch64-linux-gnu-g++ $flags -shared "$root"/export/kernels/*.cpp -o "$package/kernels/libmfac_sparse.so"
 
