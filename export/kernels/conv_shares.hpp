@@ -9,7 +9,7 @@
 
 namespace mfac {
 
-constexpr int64_t kTaskWork = 400000;  // multiply-adds that are worth waking a thread
+constexpr int64_t kTaskWork = 400000;  // such multiplications that are worth waking a thread
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
@@ -19,7 +19,7 @@ struct Share {
 struct Sharing {
   int64_t images, tiles;
   int64_t groups;  // of outputs, that can be worked on apart
-  int64_t work;    // multiply-adds of an image
+  int64_t work;    // an image's multiplications of values, or of quads, with positions
 };
 
 // Whether several tasks work on one image, so that its pixels are asked for outside of any task.

@@ -17,18 +17,6 @@ int strip_vectors(int64_t block) {
   return std::min(2, wide.longest[block_class(block)]);
 }
 
-RangedWeights order(const PackedWeights& weights, int64_t rows) {
-  const int64_t step = rows * static_cast<int64_t>(sizeof(float));
-  int64_t width = std::max<int64_t>(kRangeBytes / step, 16);
-  // Each range costs a load and a store of every sum: it must hold a few blocks of each group.
-  const int64_t stored = static_cast<int64_t>(weights.indices.size());
-  const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
-  width = std::max(width, (weights.inputs + most - 1) / most);
-  RangedWeights ordered = by_ranges(weights, 0, width);
-  for (int32_t& index : ordered.indices) index = static_cast<int32_t>(index % width * step);
-  return ordered;
-}
-
 }  // namespace
 
 struct Linear::Rows {
@@ -44,7 +32,7 @@ Linear::Linear(const NodeInfo& node)
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;
   vectors_[1] = strip_vectors(weights_.block);
-  for (int i = 0; i < 2; ++i) tiled_[i] = order(weights_, lanes * vectors_[i]);
+  for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], kRangeBytes);
 }
 
 void Linear::run(const Call& call) const {

@@ -1,7 +1,9 @@
 // Reading attributes, constants and tensors through the C ABI, with exceptions that stay inside.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -72,17 +74,33 @@ class Call {
   Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
   float* output(const Shape& shape) const { return static_cast<float*>(allocate(shape)); }
   uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(shape)); }
-  // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task must not throw.
+  // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task may run out of memory, which
+  // must not go through the pool; it must throw nothing else.
   template <class Task>
   void parallel(size_t count, Task& task) const {
     if (count == 1) {
       task(size_t{0});
       return;
     }
-    run(count, [](void* task, size_t index) { (*static_cast<Task*>(task))(index); }, &task);
+    Shared<Task> shared{task};
+    run(count, Shared<Task>::call, &shared);
+    if (shared.out_of_memory) throw std::bad_alloc();
   }
 
  private:
+  template <class Task>
+  struct Shared {
+    Task& task;
+    std::atomic<bool> out_of_memory{false};
+    static void call(void* all, size_t index) noexcept {
+      auto& shared = *static_cast<Shared*>(all);
+      try {
+        shared.task(index);
+      } catch (const std::bad_alloc&) {
+        shared.out_of_memory = true;
+      }
+    }
+  };
   void* allocate(const Shape& shape) const;
   void run(size_t count, void (*task)(void*, size_t), void* argument) const;
   const ort::Api& api_;

@@ -115,6 +115,20 @@ RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_
   return ranged;
 }
 
+template <class Value>
+RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows, int64_t bytes) {
+  const int64_t step = rows * static_cast<int64_t>(sizeof(Value));
+  int64_t width = std::max<int64_t>(bytes / step, 16);
+  // Each range costs a load and a store of every sum: it must hold a few blocks of each group.
+  const int64_t stored = static_cast<int64_t>(weights.indices.size());
+  const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
+  width = std::max(width, (weights.inputs + most - 1) / most);
+  width = std::min(width, std::numeric_limits<int32_t>::max() / step);  // offsets have 32 bits
+  RangedBlocks<Value> ranged = by_ranges(weights, 0, width);
+  for (int32_t& index : ranged.indices) index = static_cast<int32_t>(index % width * step);
+  return ranged;
+}
+
 void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* dense) {
   std::memset(dense, 0, static_cast<size_t>(w.inputs) * sizeof(float));
   const int64_t group = part * w.groups + output / w.block;
@@ -125,5 +139,7 @@ void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* 
 template void read_blocks(const NodeInfo&, PackedBlocks<Cell>&);
 template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t);
 template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t);
+template RangedBlocks<float> by_columns(const PackedBlocks<float>&, int64_t, int64_t);
+template RangedBlocks<Cell> by_columns(const PackedBlocks<Cell>&, int64_t, int64_t);
 
 }  // namespace mfac

@@ -10,7 +10,7 @@
 namespace mfac {
 
 // Block-CSR: groups of `block` consecutive outputs share the list of their inputs. Where a value is
-// a quad of weights (quad_weights.hpp), an input is one of activations.
+// a quad of weights (quads.hpp), an input is one of activations.
 template <class Value>
 struct PackedBlocks {
   int64_t outputs = 0;  // of one convolution group
@@ -51,6 +51,11 @@ using RangedWeights = RangedBlocks<float>;
 // part: which convolution group; width: inputs in a range.
 template <class Value>
 RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width);
+
+// Ranges of inputs whose columns, of `rows` activations, take about `bytes`; the indices are then
+// bytes from the range's first column.
+template <class Value>
+RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows, int64_t bytes);
 
 // Add one output's weights in dense form: dense[inputs], zeros between.
 void unpack_output(const PackedWeights& weights, int64_t part, int64_t output, float* dense);

@@ -1,4 +1,4 @@
-// The plans of the last few input sizes. Threads read them without waiting for each other.
+// The plans of the last few input sizes. Threads wait for each other for the copy of a pointer only.
 #pragma once
 
 #include <atomic>

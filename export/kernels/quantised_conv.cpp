@@ -11,30 +11,6 @@ namespace {
 constexpr int64_t kSumsBytes = 16 << 10;
 constexpr int64_t kTaskCells = 32 << 10;  // to be staged that are worth a thread
 
-// Copy `count` bytes; up to 15 more may be written where `more` of them may be.
-void copy_bytes(const uint8_t* from, int64_t count, int64_t more, uint8_t* to) {
-  int64_t i = 0;
-  for (; i + 16 <= count + std::min<int64_t>(more, 15); i += 16) std::memcpy(to + i, from + i, 16);
-  if (i < count) std::memcpy(to + i, from + i, static_cast<size_t>(count - i));
-}
-
-// Write a strip's valid pixels where they belong, row by row; what is written beyond a row's end is
-// where the strip's next row will be.
-void place_rows(const uint8_t* bytes, const QuantisedTile& tile, const Runs& runs,
-                const Images& image, uint8_t* out) {
-  const int64_t stride = runs.row_stride;
-  const int64_t end = std::min(tile.first + tile.length, runs.length);
-  for (int64_t row = tile.first / stride; row * stride < end; ++row) {
-    const int64_t first = std::max(tile.first - row * stride, int64_t{0});
-    const int64_t last = std::min(end - row * stride, image.width);
-    const int64_t next = std::min(end - (row + 1) * stride, image.width);
-    if (first < last)
-      copy_bytes(bytes + row * stride + first - tile.first, last - first,
-                 last == image.width ? std::max<int64_t>(next, 0) : 0,
-                 out + row * image.row_stride() + first);
-  }
-}
-
 }  // namespace
 
 struct QuantisedConv::Batch {
@@ -155,9 +131,10 @@ void QuantisedConv::run_tile(const Batch& batch, const Cell* pixels, int64_t ima
       strip.last = range + 1 == w.ranges;
       tile.run(strip);
     }
+    // Beyond the last position is the next channel.
     for (int64_t o = 0; o < strip.outputs && !tile.direct; ++o)
-      place_rows(bytes + o * positions, tile, plan.runs, output,
-                 batch.y + output.offset(image, channel + o));
+      std::memcpy(batch.y + output.offset(image, channel + o) + tile.first, bytes + o * positions,
+                  static_cast<size_t>(plan.runs.length - tile.first));
   }
 }
 

@@ -15,18 +15,6 @@ constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositi
 constexpr int64_t kTaskQuads = 8000;       // quads times vectors that are worth a thread
 constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for many
 
-RangedBlocks<Cell> order(const PackedBlocks<Cell>& weights, int64_t rows) {
-  const int64_t step = rows * static_cast<int64_t>(sizeof(Cell));
-  int64_t width = std::max<int64_t>(kRangeBytes / step, 16);
-  // Each range costs a load and a store of every sum: it must hold a few quads of each output.
-  const int64_t stored = static_cast<int64_t>(weights.indices.size());
-  const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
-  width = std::max(width, (weights.inputs + most - 1) / most);
-  RangedBlocks<Cell> ordered = by_ranges(weights, 0, width);
-  for (int32_t& index : ordered.indices) index = static_cast<int32_t>(index % width * step);
-  return ordered;
-}
-
 }  // namespace
 
 struct QuantisedLinear::Rows {
@@ -39,7 +27,8 @@ QuantisedLinear::QuantisedLinear(const NodeInfo& node)
     : inputs_(node.integer("in_features")),
       weights_(read_quantised(node, node.integer("out_features"), inputs_, 1, 1)) {
   const int lanes = simd_kernels().quads.strips.lanes;
-  for (int i = 0; i < 2; ++i) tiled_[i] = order(weights_.blocks, lanes * kVectors[i]);
+  for (int i = 0; i < 2; ++i)
+    tiled_[i] = by_columns(weights_.blocks, lanes * kVectors[i], kRangeBytes);
   for (int32_t index : weights_.blocks.indices)
     offsets_.push_back(index * static_cast<int32_t>(sizeof(Cell)));
 }

@@ -6,8 +6,8 @@
 namespace mfac {
 namespace {
 
-// As few tiles as the registers allow, all about as long.
-std::vector<QuantisedTile> cut(const Images& output, const Runs& runs) {
+// As few tiles as the registers allow, all about as long. A run is a channel of the output.
+std::vector<QuantisedTile> cut(const Runs& runs) {
   const QuadStripTable& strips = simd_kernels().quads.strips;
   const int64_t vectors = (runs.length + strips.lanes - 1) / strips.lanes;
   const int64_t count = (vectors + strips.longest - 1) / strips.longest;
@@ -15,7 +15,7 @@ std::vector<QuantisedTile> cut(const Images& output, const Runs& runs) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = vectors * i / count;
     const int64_t end = vectors * (i + 1) / count;
-    const bool direct = runs.row_stride == output.row_stride() && end * strips.lanes <= runs.length;
+    const bool direct = end * strips.lanes <= runs.length;
     tiles.push_back(
         {first * strips.lanes, (end - first) * strips.lanes, strips.run[end - first], direct});
   }
@@ -30,7 +30,7 @@ QuantisedPlan make_plan(const PackedBlocks<Cell>& weights, const Window& window,
   plan.input = input;
   plan.output = output;
   plan.runs = plan_runs(input, output, window, true);
-  plan.tiles = cut(output, plan.runs);
+  plan.tiles = cut(plan.runs);
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
   plan.ranged = taps_by_ranges(weights, window, plan.runs, plan.range_channels);
   return plan;

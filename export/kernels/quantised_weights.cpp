@@ -1,7 +1,7 @@
 #include "quantised_weights.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -51,15 +51,16 @@ void read_beginnings(const NodeInfo& node, QuantisedWeights& w) {
   blocks.bias.resize(static_cast<size_t>(outputs));
   const auto* each = reinterpret_cast<const int8_t*>(blocks.values.data());
   for (int64_t output = 0; output < outputs; ++output) {
-    int64_t sum = 0;
-    int64_t size = 0;
-    for (int64_t i = kQuad * blocks.starts[output]; i < kQuad * blocks.starts[output + 1]; ++i) {
-      sum += each[i];
-      size += std::abs(each[i]);
-    }
-    const int64_t begin =
-        (bias ? static_cast<const int32_t*>(bias.data)[output] : 0) - w.x_zero_point * sum;
-    require(std::abs(begin) + 255 * size <= std::numeric_limits<int32_t>::max(),
+    int64_t above = 0;
+    int64_t below = 0;
+    for (int64_t i = kQuad * blocks.starts[output]; i < kQuad * blocks.starts[output + 1]; ++i)
+      (each[i] > 0 ? above : below) += each[i];
+    const int64_t begin = (bias ? static_cast<const int32_t*>(bias.data)[output] : 0) -
+                          w.x_zero_point * (above + below);
+    // Whatever the order and the parts in which they are added, all sums lie between these.
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    require(std::max<int64_t>(begin, 0) + 255 * above <= most &&
+                std::min<int64_t>(begin, 0) + 255 * below >= -most,
             "the sums of output ", output, " must fit into 32 bits");
     blocks.bias[output] = static_cast<int32_t>(begin);
   }
