@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx
 from rich.console import Console
 
 from mfac_compress.export import (
@@ -23,6 +24,8 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
+
+_LONGEST_NAME = 250  # with .data behind it, file systems take it
 
 
 def speed(
@@ -52,6 +55,8 @@ def speed(
             were not built.
     """
     missing = _missing_kernels()
+    if not model.is_file():  # a pipe could be waited for without end
+        raise InputError(f"MODEL must be an ONNX file. {model} is a device, a pipe or the like.")
     if max(threads) > MOST_THREADS:
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:
@@ -90,6 +95,12 @@ def speed(
 
 def _check_output(output: Path, model: Path) -> None:
     """Refuse what can not be written, or would take the place of what MODEL consists of."""
+    if output.is_dir():
+        raise InputError(f"-o must be a file. {output} is a folder. Give {output}/model.onnx.")
+    if output.exists() and not output.is_file():
+        raise InputError(f"-o must be a file. {output} is a device, a pipe or the like.")
+    if (length := len(os.fsencode(output.name))) > _LONGEST_NAME:
+        raise InputError(f"-o must be a name of at most {_LONGEST_NAME} bytes. Got {length}.")
     parts = [model, *data_files(model)]
     data = output.with_name(f"{output.name}.data")  # which write_model replaces as well
     if any(_same(written, part) for written in (output, data) for part in parts):
@@ -97,8 +108,6 @@ def _check_output(output: Path, model: Path) -> None:
             f"-o must be another file than MODEL and its external data files: {output} and {data} "
             "are replaced. Give another name."
         )
-    if output.is_dir():
-        raise InputError(f"-o must be a file. {output} is a folder. Give {output}/model.onnx.")
     if not output.parent.is_dir():
         raise InputError(f"-o must be in a folder that exists. Got {output}.")
     try:
@@ -109,6 +118,12 @@ def _check_output(output: Path, model: Path) -> None:
         data_path(output)
     except ValueError as error:
         raise InputError(f"-o: {error}") from error
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise InputError(
+            f"-o: MODEL must pass the ONNX checker, as what is written of it must. It said: {error}"
+        ) from error
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,5 +1,7 @@
 """``mfac-compress speed``: any ONNX file, and a way out of every mistake."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -119,7 +121,8 @@ def test_mistakes_end_with_2_and_say_what_to_do(file, faster, arguments, said):
 def test_files_that_are_none_end_with_2(file, tmp_path, faster):
     text = tmp_path / "text.onnx"
     text.write_text("no model")
-    for path in (text, tmp_path / "none.onnx"):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (text, tmp_path / "none.onnx", tmp_path / "pipe.onnx"):
         result = _speed(path)
         assert result.exit_code == 2
         assert "must be an ONNX file" in result.output
@@ -181,12 +184,23 @@ def test_a_file_in_the_place_of_the_data_is_named_before_measuring(faster, tmp_p
     assert "zeros" not in result.output
 
 
-@pytest.mark.parametrize("output", ["", "folder", "/proc/out.onnx"])
+@pytest.mark.parametrize("output", ["", "folder", "/proc/out.onnx", "pipe", "n" * 251])
 def test_where_nothing_can_be_written_is_said_before_measuring(faster, tmp_path, output):
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     result = _speed(_plain(tmp_path / "m.onnx", "n"), "-o", tmp_path / output)
     assert result.exit_code == 2
     assert "-o must be" in result.output
+    assert "zeros" not in result.output
+
+
+def test_a_model_that_could_not_be_written_is_named_before_measuring(faster, tmp_path):
+    plain = onnx.load(_plain(tmp_path / "m.onnx", "n"))
+    plain.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(plain, tmp_path / "open.onnx")
+    result = _speed(tmp_path / "open.onnx", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 2
+    assert "ONNX checker" in result.output
     assert "zeros" not in result.output
 
 

@@ -26,8 +26,10 @@ def match_selection(
         position: Of the first node.
         shapes: Of the values.
     """
+    if not graph.is_operator(position, "Slice"):
+        return None
     x = graph.nodes[position].input[0]
-    if len(shapes.get(x, ())) != 4 or not graph.is_operator(position, "Slice"):
+    if len(shapes.get(x, ())) != 4:
         return None
     strides, nodes, y = [1, 1], [], x
     current: int | None = position

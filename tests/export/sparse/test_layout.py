@@ -1,6 +1,7 @@
 """Between sparse convolutions values stay in the kernels' own layout, and nowhere else."""
 
 import numpy as np
+import onnx
 
 from mfac_compress.export.sparse.find import fuse
 from mfac_compress.export.sparse.layout import KINDS, Placement, chains, in_planes, placed
@@ -106,3 +107,14 @@ def test_other_slices_and_pads_stay(rewritten, make_model, sparse_weight):
         constants = {name: np.array(value) for name, value in (numbers | pads).items()}
         model = make_model(nodes, IMAGES, ["y"], w0=sparse_weight(8, 8, 3, 3), **constants)
         assert rewritten(model).kinds == ["SparseConv", "Slice", "Pad"]
+
+
+def test_nodes_without_inputs_are_passed_over(rewritten, make_model, sparse_weight):
+    value = onnx.numpy_helper.from_array(np.float32([1]), "v")
+    nodes = [
+        ("Constant", [], ["c"], {"value": value}),
+        ("Conv", ["x", "w"], ["y"], PADDED),
+        ("Mul", ["y", "c"], ["z"]),
+    ]
+    model = make_model(nodes, IMAGES, ["z"], w=sparse_weight(8, 8, 3, 3))
+    assert rewritten(model).kinds == ["Constant", "SparseConv", "Mul"]
