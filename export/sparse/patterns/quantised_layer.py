@@ -53,6 +53,8 @@ def quantised_operator(
         if isinstance(bias, Refusal):
             return bias
         feeding.add(graph.producer(node.input[2]))
+    if _may_leave_32_bits(weight.array, int(x.zero_point.reshape(-1)[0]), bias):
+        return Refusal("its sums may leave 32 bits")
     return QuantisedOperator(
         name=node.name,
         weight_name=weight.source.name,
@@ -110,6 +112,21 @@ def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
     if not np.allclose(source.scale, scales, rtol=_SAME, atol=0):
         return Refusal("the scale of its bias is not that of its input times that of its weight")
     return array
+
+
+def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray | None) -> bool:
+    """Whether some bytes could take bias + Σ (x − x_zero_point) w, or a part of it, out of int32.
+
+    The kernels begin with what does not depend on x, and refuse a file in which the products with
+    bytes may lead out of int32 from there. ONNX Runtime's own sums wrap around, or are floats.
+    """
+    rows = weight.reshape(len(weight), -1)
+    begin = -x_zero_point * rows.sum(axis=1, dtype=np.int64)
+    if bias is not None:
+        begin += bias
+    highest = begin + 255 * rows.sum(axis=1, dtype=np.int64, where=rows > 0)
+    lowest = begin + 255 * rows.sum(axis=1, dtype=np.int64, where=rows < 0)
+    return max(highest.max(), -lowest.min()) > np.iinfo(np.int32).max
 
 
 def _ends(

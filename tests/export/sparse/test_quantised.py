@@ -6,8 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export.sparse import choose, whole
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
@@ -137,6 +140,54 @@ REFUSALS = {
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_what_does_not_fit_has_a_reason(make_model, reason):
     assert reason in _reason(_qdq(make_model, _weight(12, 6), **REFUSALS[reason]))
+
+
+MOST = 2**31 - 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("over", [0, 1])
+def test_sums_that_may_leave_32_bits_are_left_to_onnx_runtime(make_model, sign, over):
+    """The kernels refuse to load them, with the other layers of the file."""
+    weight = sign * np.array([[3, 1], [-2, 0], [0, 4]], np.int8)
+    # Of the first output: begin = bias − 100 (3 − 2), and bytes add 255 · 3 to it at most.
+    bias = sign * np.array([MOST - 255 * 3 + 100 + over, 0], np.int64)
+    model = _qdq(make_model, weight, shape=("n", 3), b=bias.astype(np.int32))
+    if over:
+        assert "32 bits" in _reason(model)
+    else:
+        assert isinstance(find_layers(Graph(model))[0].found, QuantisedOperator)
+
+
+def test_a_file_with_sums_that_may_leave_32_bits_has_its_other_layers_replaced(
+    make_model, tmp_path, monkeypatch, kernels
+):
+    del kernels
+    for module in (choose, whole):
+        monkeypatch.setattr(module, "race", _sparse_is_faster)
+    bias = np.array([MOST, 0, 0, 0, 0, 0], np.int32)
+    model = _qdq(make_model, _weight(12, 6), b=bias)
+    for name, array in (("v", _weight(6, 4)), ("vs", W_SCALE)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("DequantizeLinear", ["v", "vs"], ["v'"], "vd"),
+            onnx.helper.make_node("MatMul", ["y", "v'"], ["m"], "second"),
+            onnx.helper.make_node("QuantizeLinear", ["m", "ys", "yz"], ["zq"], "zq"),
+            onnx.helper.make_node("DequantizeLinear", ["zq", "ys", "yz"], ["z"], "zd"),
+        ]
+    )
+    model.graph.output[0].name = "z"
+    onnx.save(model, tmp_path / "model.onnx")
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(5, 1)])
+    assert [layer.block for layer in found.layers] == [None, 4]
+    assert "32 bits" in found.layers[0].reason
+    assert found.model is not None
+
+
+def _sparse_is_faster(models, feeds, *, threads, rounds):
+    sparse = [any(node.domain == DOMAIN for node in model.graph.node) for model in models]
+    return [[1.0 if each else 2.0] * 3 for each in sparse]
 
 
 @pytest.mark.parametrize(
