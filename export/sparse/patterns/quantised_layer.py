@@ -47,13 +47,16 @@ def quantised_operator(
         if isinstance(found, Refusal):
             return found
     nodes, output, limits = ends
+    rounding = _rounding(x, weight, output, limits)
+    if not np.isfinite(rounding.scales).all():
+        return Refusal("the scales of its input and weight are too large for that of its output")
     bias, feeding = None, {x.position, weight.source.position}
     if len(node.input) > 2 and node.input[2]:
         bias = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
         if isinstance(bias, Refusal):
             return bias
         feeding.add(graph.producer(node.input[2]))
-    if _may_leave_32_bits(weight.array, int(x.zero_point.reshape(-1)[0]), bias):
+    if _may_leave_32_bits(weight.array, rounding.x_zero_point, bias):
         return Refusal("its sums may leave 32 bits")
     return QuantisedOperator(
         name=node.name,
@@ -63,7 +66,7 @@ def quantised_operator(
         x=x.name,
         y=output.name,
         weight=weight.array,
-        rounding=_rounding(x, weight, output, limits),
+        rounding=rounding,
         window=window,
         bias=bias,
     )
@@ -138,7 +141,7 @@ def _ends(
     if graph.is_operator(user, "Relu", "Clip"):
         found = bounds(graph, user)
         if found is None:
-            return Refusal("the bounds of the Clip behind it are not constant")
+            return Refusal("the bounds of the Clip behind it are not constant, or not in order")
         limits = found
         nodes.append(user)
         user = graph.only_user(graph.nodes[user].output[0])
@@ -159,9 +162,9 @@ def _rounding(
     """In float32 and in ONNX Runtime's order, so that ties fall alike."""
     y_scale = np.float32(output.scale.reshape(-1)[0])
     zero_point = int(output.zero_point.reshape(-1)[0])
-    with np.errstate(over="ignore"):  # a bound that is none
+    with np.errstate(over="ignore"):  # a bound that is none, and scales that are looked at later
         low, high = (np.rint(np.float32(limit) / y_scale) + zero_point for limit in limits)
-    scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
+        scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
     x_zero_point = int(x.zero_point.reshape(-1)[0])
     return Rounding(
         scales.astype(np.float32),

@@ -142,6 +142,34 @@ def test_what_does_not_fit_has_a_reason(make_model, reason):
     assert reason in _reason(_qdq(make_model, _weight(12, 6), **REFUSALS[reason]))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"ys": np.float32(1e-44), "xs": np.float32(5), "ws": np.float32(5), "bs": np.float32(25)},
+        {"xs": np.float32(1e30), "ws": np.float32(1e30), "bs": np.float32(1e38)},
+    ],
+)
+def test_scales_that_float32_can_not_hold_have_a_reason(make_model, scales):
+    assert "too large" in _reason(_qdq(make_model, _weight(12, 6), **scales))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("low", "high"), [(6, 0), (np.nan, 3), (0, np.nan)])
+def test_a_clip_without_a_range_has_a_reason(make_model, low, high):
+    constants = {"low": np.float32(low), "high": np.float32(high)}
+    model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
+    assert "Clip" in _reason(model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_clip_to_more_than_floats_hold_is_none(replaced, make_model):
+    constants = {"low": np.float32(-np.inf), "high": np.float32(3e38)}
+    model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
+    rounding = replaced(model, _feed(40, 12))[1][0].rounding
+    assert (rounding.low, rounding.high) == (0, 255)
+
+
 MOST = 2**31 - 1
 
 
