@@ -16,7 +16,7 @@ class Quantised:
         name: Of the quantised value.
         scale: float32, a number or one for each index of an axis.
         zero_point: Of the quantised value's type; None where the file gives none.
-        axis: Of the scales; negative ones count from the end.
+        axis: Of the scales. Not negative where the value is constant.
     """
 
     position: int
@@ -24,6 +24,14 @@ class Quantised:
     scale: np.ndarray
     zero_point: np.ndarray | None
     axis: int
+
+
+def dequantised_constant(graph: Graph, name: str) -> int | None:
+    """Position of the DequantizeLinear that makes a value of a constant; None where none does."""
+    position = graph.producer(name)
+    if not graph.is_operator(position, "DequantizeLinear"):
+        return None
+    return None if graph.constant(graph.nodes[position].input[0]) is None else position
 
 
 def dequantised(graph: Graph, name: str) -> Quantised | None:
@@ -52,4 +60,8 @@ def _read(graph: Graph, position: int, name: str) -> Quantised | None:
     usable = scale.dtype == np.float32 and scale.ndim <= 1 and np.isfinite(scale).all()
     if not usable or not (scale > 0).all():
         return None
-    return Quantised(position, name, scale, zero_point, given.get("axis", 1))
+    axis = given.get("axis", 1)
+    array = graph.constant(name)
+    if array is not None and array.ndim:
+        axis %= array.ndim
+    return Quantised(position, name, scale, zero_point, axis)

@@ -96,7 +96,7 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | R
     if source.zero_point is not None and source.zero_point.any():
         return Refusal("its weight has a zero point that is not 0: quantise it symmetrically")
     outputs = array.shape[output_axis]
-    if source.scale.size != 1 and source.axis % axes != output_axis:
+    if source.scale.size != 1 and source.axis != output_axis:
         return Refusal(
             "its weight has one scale for each input, and the kernels take one an output"
         )
