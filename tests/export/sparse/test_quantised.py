@@ -142,6 +142,30 @@ def test_what_does_not_fit_has_a_reason(make_model, reason):
     assert reason in _reason(_qdq(make_model, _weight(12, 6), **REFUSALS[reason]))
 
 
+@pytest.mark.parametrize("dequantised", [False, True])
+def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels, dequantised):
+    """Whether the file returns the floats that they stand for, or the bytes themselves."""
+    del kernels
+    build = QuantisedOperator.build
+
+    def wrong(self, *args):
+        rounding = replace(self.rounding, scales=self.rounding.scales * np.float32(3))
+        return build(replace(self, rounding=rounding), *args)
+
+    monkeypatch.setattr(QuantisedOperator, "build", wrong)
+    for module in (choose, whole):
+        monkeypatch.setattr(module, "race", _sparse_is_faster)
+    model = _qdq(make_model, _weight(12, 6))
+    if not dequantised:
+        model.graph.node.pop()
+        model.graph.output[0].name = "yq"
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, tmp_path / "model.onnx")
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(50, 1)])
+    assert found.difference > 0.05
+    assert found.model is None
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "scales",
