@@ -11,11 +11,13 @@ from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Refusal:
     """The operator of a Conv node with a quantised weight, or why there is none."""
     node = graph.nodes[position]
-    source = dequantised(graph, node.input[1])
-    weight = graph.constant(source.name) if source else None
-    if weight is not None and weight.ndim != 4:
+    source = dequantised(graph, node.input[1], "its weight")
+    if isinstance(source, Refusal):
+        return source
+    weight = graph.constant(source.name)
+    if weight.ndim != 4:
         return Refusal(f"its weight has shape {list(weight.shape)}, and 4 axes are needed")
-    window = constant_window(attributes(node), weight.shape[2:] if weight is not None else (1, 1))
+    window = constant_window(attributes(node), weight.shape[2:])
     if isinstance(window, Refusal):
         return window
     return quantised_operator(graph, position, output_axis=0, window=window)

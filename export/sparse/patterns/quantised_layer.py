@@ -35,7 +35,8 @@ def quantised_operator(
 
     Args:
         graph: Where it stands.
-        position: Of a node whose inputs are x, the weight and perhaps a bias.
+        position: Of a node whose inputs are x, a weight dequantised from a constant, and perhaps
+            a bias.
         output_axis: Of the weight.
         window: Of a convolution.
     """
@@ -73,22 +74,29 @@ def quantised_operator(
 
 
 def _input(graph: Graph, name: str) -> Quantised | Refusal:
-    x = dequantised(graph, name)
-    if x is None:
-        return Refusal("its weight is quantised and its input is not, or not with constant scales")
-    if x.zero_point is None or x.zero_point.dtype != np.uint8:
-        kind = "without a zero point" if x.zero_point is None else str(x.zero_point.dtype)
-        return Refusal(f"its input is {kind}, and the kernels take uint8 (QuantType.QUInt8)")
+    x = dequantised(graph, name, "its weight is quantised, but its input")
+    if isinstance(x, Refusal):
+        return x
+    other = _no_uint8(x)
+    if other:
+        return Refusal(f"its input {other}, and the kernels take uint8 (QuantType.QUInt8)")
     if x.scale.size != 1 or x.zero_point.size != 1:
         return Refusal("its input has more than one scale")
     return x
 
 
+def _no_uint8(end: Quantised) -> str:
+    """What an input or output is but uint8 with a zero point; empty where it is that."""
+    if end.zero_point is None:
+        return "has no zero point"
+    return "" if end.zero_point.dtype == np.uint8 else f"is {end.zero_point.dtype}"
+
+
 def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Refusal:
-    source = dequantised(graph, name)
-    array = graph.constant(source.name) if source else None
-    if array is None:
-        return Refusal("its weight is quantised, but it or its scales are not constant")
+    source = dequantised(graph, name, "its weight")
+    if isinstance(source, Refusal):
+        return source
+    array = graph.constant(source.name)
     if array.dtype != np.int8:
         return Refusal(f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)")
     if array.ndim != axes or array.size == 0:
@@ -106,8 +114,10 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | R
 
 def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
     """int32, in steps of the sums."""
-    source = dequantised(graph, name)
-    array = graph.constant(source.name) if source else None
+    source = dequantised(graph, name, "its bias")
+    if isinstance(source, Refusal):
+        return source
+    array = graph.constant(source.name)
     if array is None or array.dtype != np.int32 or array.shape != scales.shape:
         return Refusal("its bias is not a constant int32 of one number an output")
     if source.zero_point is not None and source.zero_point.any():
@@ -145,12 +155,12 @@ def _ends(
         limits = found
         nodes.append(user)
         user = graph.only_user(graph.nodes[user].output[0])
-    output = quantised(graph, user)
-    if output is None:
-        return Refusal("what it makes is not quantised, or not with constant scales")
-    if output.zero_point is None or output.zero_point.dtype != np.uint8:
-        kind = "uint8 without a zero point" if output.zero_point is None else "int8"
-        return Refusal(f"its output is {kind}, and the kernels make uint8 (QuantType.QUInt8)")
+    output = quantised(graph, user, "its output")
+    if isinstance(output, Refusal):
+        return output
+    other = _no_uint8(output)
+    if other:
+        return Refusal(f"its output {other}, and the kernels make uint8 (QuantType.QUInt8)")
     if output.scale.size != 1 or output.zero_point.size != 1:
         return Refusal("its output has more than one scale")
     return (*nodes, user), output, limits

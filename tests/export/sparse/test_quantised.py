@@ -132,6 +132,9 @@ REFUSALS = {
     "zero point that is not 0": {"wz": np.int8(3)},
     "its weight is uint8": {"w": np.ones((12, 6), np.uint8), "wz": np.uint8(0)},
     "its output is int8": {"yz": np.int8(0)},
+    "its output is uint16": {"yz": np.uint16(90)},
+    "its weight has float16 scales": {"ws": np.float16(0.02)},
+    "its weight has scales that are not finite and positive": {"ws": np.float32(0)},
     "the scale of its bias": {"bs": np.float32(1)},
     "one scale for each input": {"ws": np.full(12, W_SCALE), "wz": np.zeros(12, np.int8)},
 }
@@ -240,6 +243,45 @@ def test_a_file_with_sums_that_may_leave_32_bits_has_its_other_layers_replaced(
 def _sparse_is_faster(models, feeds, *, threads, rounds):
     sparse = [any(node.domain == DOMAIN for node in model.graph.node) for model in models]
     return [[1.0 if each else 2.0] * 3 for each in sparse]
+
+
+def _node(model, makes):
+    return next(node for node in model.graph.node if node.output[0] == makes)
+
+
+def _set(node, **attributes):
+    node.attribute.extend(onnx.helper.make_attribute(*each) for each in attributes.items())
+
+
+def test_an_output_without_a_zero_point_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    node = _node(model, "yq")
+    del node.input[2:]
+    assert "its output has no zero point" in _reason(model)
+    _set(node, output_dtype=onnx.TensorProto.INT8)
+    assert "its output has no zero point" in _reason(model)
+
+
+def test_a_weight_in_blocks_has_a_reason(make_model):
+    scales = np.full((3, 6), W_SCALE)
+    model = _qdq(make_model, _weight(12, 6), layer="MatMul", ws=scales, axis=0,
+                 wz=np.zeros((3, 6), np.int8))  # fmt: skip
+    _set(_node(model, "w'"), block_size=4)
+    assert "its weight is quantised in blocks" in _reason(model)
+
+
+def test_scales_that_are_computed_have_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    model.graph.node.insert(0, onnx.helper.make_node("Neg", ["ws"], ["computed"], "neg"))
+    _node(model, "w'").input[1] = "computed"
+    assert "its weight has a scale or zero point that is not constant" in _reason(model, 0)
+
+
+@pytest.mark.parametrize("makes", ["x'", "w'", "b'", "yq"])
+def test_nodes_of_another_domain_have_a_reason(make_model, makes):
+    model = _qdq(make_model, _weight(12, 6))
+    _node(model, makes).domain = "com.microsoft"
+    assert "Linear of com.microsoft" in _reason(model)
 
 
 @pytest.mark.parametrize(
