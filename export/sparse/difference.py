@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 
-from mfac_compress.export.sparse.graph import Graph, nested
+from mfac_compress.export.graphs import nested
+from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.measure import open_model
 from mfac_compress.export.sparse.probe import Feeds
 

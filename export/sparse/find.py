@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from mfac_compress.export.sparse.graph import Graph, subgraphs
+from mfac_compress.export.graphs import subgraphs
+from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
 from mfac_compress.export.sparse.patterns.activation import add_activation
 from mfac_compress.export.sparse.patterns.batchnorm import fold_batchnorm
