@@ -322,6 +322,60 @@ def test_a_dequantised_value_that_others_read_stays(replaced, make_model):
     assert "DequantizeLinear" in replaced(model, _feed(5, 12))[0][:-1]
 
 
+def _append(model, *nodes):
+    """Nodes given as (kind, inputs, output) at the end, the model returning the last one's."""
+    for kind, reads, makes in nodes:
+        model.graph.node.append(onnx.helper.make_node(kind, reads, [makes], f"for {makes}"))
+    value = onnx.helper.make_tensor_value_info(nodes[-1][2], 1, ["n", 6])
+    model.graph.output.append(value)
+
+
+def test_several_nodes_may_read_the_bytes(replaced, make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(model, ("DequantizeLinear", ["yq", "ys", "yz"], "other"))
+    kinds, operators = replaced(model, _feed(5, 12))
+    assert kinds == [*FROM_X, "SparseQLinear", *TO_Y, *TO_Y]
+    assert len(operators) == 1
+
+
+def test_a_sum_that_is_quantised_twice_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(model, ("QuantizeLinear", ["m0", "xs", "xz"], "q"),
+            ("DequantizeLinear", ["q", "xs", "xz"], "other"))  # fmt: skip
+    assert "its output is not quantised" in _reason(model)
+
+
+@pytest.mark.parametrize("shared", ["w'", "w"])
+def test_layers_may_share_a_weight_and_what_dequantises_it(replaced, make_model, shared):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(
+        model,
+        *([] if shared == "w'" else [("DequantizeLinear", ["w", "ws", "wz"], "w again")]),
+        ("MatMul", ["x'", "w'" if shared == "w'" else "w again"], "m again"),
+        ("QuantizeLinear", ["m again", "ys", "yz"], "q again"),
+        ("DequantizeLinear", ["q again", "ys", "yz"], "y again"),
+    )
+    kinds, operators = replaced(model, _feed(5, 12))
+    assert kinds == [*FROM_X, "SparseQLinear", *TO_Y, "SparseQLinear", *TO_Y]
+    assert [operator.weight_name for operator in operators] == ["w", "w"]
+
+
+def test_of_two_layers_on_one_weight_one_may_stay(replaced, make_model):
+    """It reads floats, so what dequantises their weight stays, too."""
+    model = _qdq(make_model, _weight(12, 6))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("f", 1, ["n", 12]))
+    _append(
+        model,
+        ("MatMul", ["f", "w'"], "m again"),
+        ("QuantizeLinear", ["m again", "ys", "yz"], "q again"),
+        ("DequantizeLinear", ["q again", "ys", "yz"], "y again"),
+    )
+    kinds, operators = replaced(model, _feed(5, 12) | {"f": _feed(5, 12)["x"]})
+    assert "SparseQLinear" in kinds
+    assert "MatMul" in kinds
+    assert len(operators) == 1
+
+
 def test_an_operator_with_other_scales_computes_something_else(replaced, make_model, monkeypatch):
     """The comparison above sees a wrong scale."""
     build = QuantisedOperator.build
