@@ -1,14 +1,13 @@
 """The files beside an ONNX file, in which tensors lie that are too large for it."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from mfac_compress.export.sparse.graph import nested
+from mfac_compress.export.graphs import tensors
 
 MOST_BYTES_IN_ONE_FILE = 1_900_000_000
 """Of tensors: a protobuf file ends at 2 GiB, and the graph needs some of that."""
@@ -52,16 +51,6 @@ def data_path(path: str | os.PathLike[str]) -> Path:
             "under another name."
         )
     return data
-
-
-def tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """All tensors of a graph, also those in attributes and in the graphs of its nodes."""
-    for each in nested(graph):
-        yield from each.initializer
-        for node in each.node:
-            for attribute in node.attribute:
-                yield attribute.t
-                yield from attribute.tensors
 
 
 def _parts(path: Path) -> set[Path]:

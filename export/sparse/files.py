@@ -11,9 +11,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE, tensors
+from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
+from mfac_compress.export.graphs import nested, tensors
 from mfac_compress.export.replace import replace_model
-from mfac_compress.export.sparse.graph import nested
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LEAST_BYTES_BESIDE = 1024

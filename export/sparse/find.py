@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from mfac_compress.export.sparse.graph import Graph, subgraphs
+from mfac_compress.export.graphs import subgraphs
+from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
 from mfac_compress.export.sparse.patterns.activation import add_activation
 from mfac_compress.export.sparse.patterns.batchnorm import fold_batchnorm
 from mfac_compress.export.sparse.patterns.conv import match_conv
+from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
 from mfac_compress.export.sparse.patterns.gelu import add_gelu
 from mfac_compress.export.sparse.patterns.gemm import match_gemm
 from mfac_compress.export.sparse.patterns.matmul import add_bias, match_matmul
@@ -62,16 +64,11 @@ def _match(graph: Graph, position: int) -> Operator | Refusal | None:
     """None for a node that is no layer."""
     node = graph.nodes[position]
     if graph.is_operator(position, *_LAYERS):
-        weight = graph.producer(node.input[1])
-        quantised = graph.is_operator(weight, "DequantizeLinear") and _is_constant(graph, weight)
+        # Of constants: a product of activations is quantised, too.
+        quantised = dequantised_constant(graph, node.input[1]) is not None
         return (_QUANTISED if quantised else _LAYERS)[node.op_type](graph, position)
     reason = why_not(node)
     return None if reason is None else Refusal(reason)
-
-
-def _is_constant(graph: Graph, position: int) -> bool:
-    """Whether what a node reads first is constant: a product of activations is quantised, too."""
-    return graph.constant(graph.nodes[position].input[0]) is not None
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:

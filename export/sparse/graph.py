@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mfac_compress.export.graphs import subgraphs
+
 _STANDARD = ("", "ai.onnx")
 
 
@@ -95,23 +97,6 @@ def needed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must give: initializers may be listed as inputs, too."""
     constants = initializer_names(graph)
     return [value for value in graph.input if value.name not in constants]
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds, not those within them."""
-    for part in node.attribute:
-        if part.type == onnx.AttributeProto.GRAPH:
-            yield part.g
-        elif part.type == onnx.AttributeProto.GRAPHS:
-            yield from part.graphs
-
-
-def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all that its nodes hold, at any depth."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from nested(inner)
 
 
 def values_read(node: onnx.NodeProto) -> Iterator[str]:

@@ -12,9 +12,7 @@ from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.multiplications import multiplications
 from mfac_compress.export.sparse.operator import Refusal
-from mfac_compress.export.sparse.patterns.matmul import has_left_weight
-from mfac_compress.export.sparse.patterns.other_quantised import weight_input
-from mfac_compress.export.sparse.patterns.weight import stored_weight
+from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,12 @@ class LayerSpeed:
     weight: str | None
     """Name of the tensor. None where it is not constant."""
     shape: tuple[int, ...]
-    """Of the weight; empty where it is not constant."""
+    """Of the weight; empty where it is not constant, or packed."""
     sparsity: float | None
-    """Share of the weights that are zero. None where they are not constant."""
+    """Share of the weights that are zero. None where they are not constant, or packed."""
     macs: int | None
     """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph,
-    or of two constants."""
+    of two constants, or with a weight of which nothing is known."""
     kept_macs: int | None
     """Of these, those with weights that are not zero."""
     block: int | None
@@ -82,15 +80,15 @@ def _describe(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> LayerSpeed:
     node = layer.node
-    place = 0 if has_left_weight(graph, node) else weight_input(node)
-    name, weight = stored_weight(graph, node.input[place]) or (None, np.empty(0))
+    stored = stored_weight(graph, node)
+    weight = stored.array if stored and stored.array is not None else np.empty(0)
     known = weight.size > 0
     trial = choice.trials.get(operator)
     macs, kept_macs = multiplications(graph, layer, shapes) or (None, None)
     return LayerSpeed(
         name=node.name,
         operator=node.op_type,
-        weight=name if known else None,
+        weight=stored.name if stored else None,
         shape=weight.shape if known else (),
         sparsity=1 - np.count_nonzero(weight) / weight.size if known else None,
         macs=macs,

@@ -8,8 +8,7 @@ import numpy as np
 from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.patterns.matmul import has_left_weight
-from mfac_compress.export.sparse.patterns.other_quantised import weight_input
-from mfac_compress.export.sparse.patterns.weight import stored_weight
+from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 
 def multiplications(
@@ -22,22 +21,25 @@ def multiplications(
         layer: Of the main graph.
         shapes: Of its input and output.
     Returns:
-        None where a shape is not known, and for two constants, which are no work of a call.
+        None where a shape or the weight's numbers are not known, and for two constants, which are
+        no work of a call.
     """
     node = layer.node
+    stored = stored_weight(graph, node)
+    if stored is not None and stored.array is None:
+        return None
     if has_left_weight(graph, node):
-        return _of_left_weight(graph.constant(node.input[0]), shapes.get(node.output[0]))
+        return _of_left_weight(stored.array, shapes.get(node.output[0]))
     x, y = (shapes.get(name) for name in (node.input[0], node.output[0]))
     if not x or not y:
         return None
-    stored = stored_weight(graph, node.input[weight_input(node)])
+    is_convolution = "Conv" in node.op_type
     if stored is None:
         count = prod(y) * x[-1]  # of two activations
-        return count, count
-    _, weight = stored
+        return None if is_convolution else (count, count)
     # Each weight meets every position of the output once: pixels of images, else rows.
-    positions = y[0] * prod(y[2:]) if "Conv" in node.op_type else prod(y[:-1])
-    return positions * weight.size, positions * int(np.count_nonzero(weight))
+    positions = y[0] * prod(y[2:]) if is_convolution else prod(y[:-1])
+    return positions * stored.array.size, positions * int(np.count_nonzero(stored.array))
 
 
 def _of_left_weight(weight: np.ndarray, y: tuple[int, ...] | None) -> tuple[int, int] | None:

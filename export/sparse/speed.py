@@ -10,11 +10,7 @@ import onnx
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, Watch, choose
 from mfac_compress.export.sparse.compose import name_nodes
-from mfac_compress.export.sparse.difference import (
-    MOST_DIFFERENCE,
-    MOST_QUANTISED_DIFFERENCE,
-    largest_difference,
-)
+from mfac_compress.export.sparse.difference import largest_difference, most_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph, needed_inputs
@@ -24,7 +20,6 @@ from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.patterns.other_quantised import why_not
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 from mfac_compress.export.sparse.whole import best_whole
 
 
@@ -87,7 +82,7 @@ def measure_speed(
     difference, too_much = None, False
     if whole.model is not None:
         difference = largest_difference(model, whole.model, feeds[settings[0]])
-        too_much = difference > _most_difference(layers)
+        too_much = difference is not None and difference > most_difference(graph)
         if too_much:
             whole = replace(whole, plan={}, model=None)
     first = by_batch[settings[0].batch_size]
@@ -111,11 +106,6 @@ def _reason(
     if not choice.parts:
         return "no layer is faster as a sparse operator"
     return "" if plan else "the layers that are faster alone do not make the whole model faster"
-
-
-def _most_difference(layers: Sequence[Layer]) -> float:
-    quantised = any(isinstance(layer.found, QuantisedOperator) for layer in layers)
-    return MOST_QUANTISED_DIFFERENCE if quantised else MOST_DIFFERENCE
 
 
 def _untried(layers: Sequence[Layer]) -> str:

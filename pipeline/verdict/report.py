@@ -157,9 +157,9 @@ class LayerSpeedResult(_Part):
     """Name of the tensor. null where it is not constant."""
     shape: tuple[int, ...]
     sparsity: float | None
-    """Zeros in the file. null where the weight is not constant."""
+    """Zeros in the file. null where the weight is not constant, or packed."""
     macs: int | None
-    """Multiplications in one call."""
+    """Multiplications in one call. null where they are not known."""
     kept_macs: int | None
     """Of these, those by weights that are not zero."""
     block: int | None

@@ -24,7 +24,10 @@ def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | N
 
 
 def bounds(graph: Graph, position: int) -> tuple[float, float] | None:
-    """Between what a Relu or Clip keeps its values; None where that is not constant."""
+    """Between what a Relu or Clip keeps its values; None where that is not constant, or no range.
+
+    A Clip may have bounds that are NaN, or the lower one above: no kernel computes what comes then.
+    """
     node = graph.nodes[position]
     if node.op_type == "Relu":
         return 0.0, _LARGEST
@@ -35,4 +38,4 @@ def bounds(graph: Graph, position: int) -> tuple[float, float] | None:
         if len(node.input) > place and node.input[place]:
             bound = graph.scalar(node.input[place])
         found.append(bound)
-    return None if None in found else (found[0], found[1])
+    return (found[0], found[1]) if None not in found and found[0] <= found[1] else None

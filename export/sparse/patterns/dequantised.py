@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.operator import Refusal
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Quantised:
         name: Of the quantised value.
         scale: float32, a number or one for each index of an axis.
         zero_point: Of the quantised value's type; None where the file gives none.
-        axis: Of the scales; negative ones count from the end.
+        axis: Of the scales. Not negative where the value is constant.
     """
 
     position: int
@@ -26,30 +27,60 @@ class Quantised:
     axis: int
 
 
-def dequantised(graph: Graph, name: str) -> Quantised | None:
-    """What a value was dequantised from; None where it was not, or not with constants."""
+def dequantised_constant(graph: Graph, name: str) -> int | None:
+    """Position of the DequantizeLinear of any domain that makes a value of a constant; or None."""
     position = graph.producer(name)
-    if not graph.is_operator(position, "DequantizeLinear"):
+    if position is None or graph.nodes[position].op_type != "DequantizeLinear":
         return None
-    return _read(graph, position, graph.nodes[position].input[0])
+    return None if graph.constant(graph.nodes[position].input[0]) is None else position
 
 
-def quantised(graph: Graph, position: int | None) -> Quantised | None:
-    """What a QuantizeLinear makes; None where the node is none, or not with constants."""
-    if not graph.is_operator(position, "QuantizeLinear"):
-        return None
-    return _read(graph, position, graph.nodes[position].output[0])
+def dequantised(graph: Graph, name: str, what: str) -> Quantised | Refusal:
+    """What a value was dequantised from.
+
+    Args:
+        graph: Where it stands.
+        name: Of the value.
+        what: Words for it, with which the reason begins.
+    """
+    position = graph.producer(name)
+    if position is None or graph.nodes[position].op_type != "DequantizeLinear":
+        return Refusal(f"{what} is not quantised")
+    return _read(graph, position, graph.nodes[position].input[0], what)
 
 
-def _read(graph: Graph, position: int, name: str) -> Quantised | None:
+def quantised(graph: Graph, position: int | None, what: str) -> Quantised | Refusal:
+    """What a QuantizeLinear makes.
+
+    Args:
+        graph: Where it stands.
+        position: Of the node; None or another node where there is no QuantizeLinear.
+        what: Words for what it makes, with which the reason begins.
+    """
+    if position is None or graph.nodes[position].op_type != "QuantizeLinear":
+        return Refusal(f"{what} is not quantised")
+    return _read(graph, position, graph.nodes[position].output[0], what)
+
+
+def _read(graph: Graph, position: int, name: str, what: str) -> Quantised | Refusal:
     node = graph.nodes[position]
+    if not graph.is_operator(position, node.op_type):
+        known = f"only that of ONNX is known ({node.op_type} without UseQDQContribOps)"
+        return Refusal(f"{what} has a {node.op_type} of {node.domain}, and {known}")
     given = attributes(node)
     scale = graph.constant(node.input[1])
     has_zero_point = len(node.input) > 2 and node.input[2]
     zero_point = graph.constant(node.input[2]) if has_zero_point else None
-    if scale is None or (has_zero_point and zero_point is None) or given.get("block_size", 0):
-        return None
-    usable = scale.dtype == np.float32 and scale.ndim <= 1 and np.isfinite(scale).all()
-    if not usable or not (scale > 0).all():
-        return None
-    return Quantised(position, name, scale, zero_point, given.get("axis", 1))
+    if scale is None or (has_zero_point and zero_point is None):
+        return Refusal(f"{what} has a scale or zero point that is not constant")
+    if given.get("block_size", 0) or scale.ndim > 1:
+        return Refusal(f"{what} is quantised in blocks (block_size), which the kernels do not take")
+    if scale.dtype != np.float32:
+        return Refusal(f"{what} has {scale.dtype} scales, and the kernels take float32")
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        return Refusal(f"{what} has scales that are not finite and positive")
+    axis = given.get("axis", 1)
+    array = graph.constant(name)
+    if array is not None and array.ndim:
+        axis %= array.ndim
+    return Quantised(position, name, scale, zero_point, axis)

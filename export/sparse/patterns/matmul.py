@@ -6,6 +6,7 @@ import onnx
 
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
 from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
@@ -14,8 +15,12 @@ def has_left_weight(graph: Graph, node: onnx.NodeProto) -> bool:
     """Whether a node is y = W x, with W constant and x not."""
     if node.op_type != "MatMul":
         return False
-    left, right = (graph.constant(name) for name in node.input)
-    return left is not None and right is None
+    left, right = (_is_constant(graph, name) for name in node.input)
+    return left and not right
+
+
+def _is_constant(graph: Graph, name: str) -> bool:
+    return graph.constant(name) is not None or dequantised_constant(graph, name) is not None
 
 
 def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:

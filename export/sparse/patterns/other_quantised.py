@@ -1,19 +1,34 @@
 """Quantised layers that no sparse operator can stand for, and why."""
 
+from typing import NamedTuple
+
 import onnx
 
 _QDQ = "quantise with QuantFormat.QDQ, uint8 activations and symmetric int8 weights"
 _WHOLE = f"it is in the QOperator format: {_QDQ}"
 _DYNAMIC = f"its activations are quantised while it runs: {_QDQ}"
+
+
+class WeightInputs(NamedTuple):
+    """Which inputs of a node are its weight, and the zero point of that."""
+
+    weight: int
+    zero_point: int | None
+    """None where the weight is packed: no array of it is in the file. It may be left out."""
+
+
 _KINDS = {
-    ("", "QLinearConv"): (3, _WHOLE),
-    ("", "QLinearMatMul"): (3, _WHOLE),
-    ("com.microsoft", "QGemm"): (3, _WHOLE),
-    ("", "ConvInteger"): (1, _DYNAMIC),
-    ("", "MatMulInteger"): (1, _DYNAMIC),
-    ("com.microsoft", "MatMulIntegerToFloat"): (1, _DYNAMIC),
-    ("com.microsoft", "DynamicQuantizeMatMul"): (1, _DYNAMIC),
-    ("com.microsoft", "MatMulNBits"): (1, f"its weights have fewer than 8 bits: {_QDQ}"),
+    ("", "QLinearConv"): (WeightInputs(3, 5), _WHOLE),
+    ("", "QLinearMatMul"): (WeightInputs(3, 5), _WHOLE),
+    ("com.microsoft", "QGemm"): (WeightInputs(3, 5), _WHOLE),
+    ("", "ConvInteger"): (WeightInputs(1, 3), _DYNAMIC),
+    ("", "MatMulInteger"): (WeightInputs(1, 3), _DYNAMIC),
+    ("com.microsoft", "MatMulIntegerToFloat"): (WeightInputs(1, 5), _DYNAMIC),
+    ("com.microsoft", "DynamicQuantizeMatMul"): (WeightInputs(1, 3), _DYNAMIC),
+    ("com.microsoft", "MatMulNBits"): (
+        WeightInputs(1, None),
+        f"its weights have fewer than 8 bits: {_QDQ}",
+    ),
 }
 
 
@@ -23,10 +38,10 @@ def why_not(node: onnx.NodeProto) -> str | None:
     return found[1] if found else None
 
 
-def weight_input(node: onnx.NodeProto) -> int:
-    """Which input of a Conv, Gemm, MatMul, or of a quantised form of these, is the weight."""
+def weight_inputs(node: onnx.NodeProto) -> WeightInputs | None:
+    """Where a quantised layer's weight is; None for nodes that are none."""
     found = _KINDS.get(_key(node))
-    return found[0] if found else 1
+    return found[0] if found else None
 
 
 def _key(node: onnx.NodeProto) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Conv of a QDQ file: q(y) = round(conv(x, W) + bias)."""
 
 from mfac_compress.export.sparse.graph import Graph, attributes
-from mfac_compress.export.sparse.operator import Refusal, Window
+from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.patterns.conv import constant_window
 from mfac_compress.export.sparse.patterns.dequantised import dequantised
 from mfac_compress.export.sparse.patterns.quantised_layer import quantised_operator
@@ -11,10 +11,12 @@ from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Refusal:
     """The operator of a Conv node with a quantised weight, or why there is none."""
     node = graph.nodes[position]
-    source = dequantised(graph, node.input[1])
-    weight = graph.constant(source.name) if source else None
-    if weight is None:  # which is what will be said
-        return quantised_operator(graph, position, output_axis=0, window=Window())
+    source = dequantised(graph, node.input[1], "its weight")
+    if isinstance(source, Refusal):
+        return source
+    weight = graph.constant(source.name)
+    if weight is None:
+        return Refusal("its weight is not constant")
     if weight.ndim != 4:
         return Refusal(f"its weight has shape {list(weight.shape)}, and 4 axes are needed")
     window = constant_window(attributes(node), weight.shape[2:])

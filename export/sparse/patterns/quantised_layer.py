@@ -35,7 +35,8 @@ def quantised_operator(
 
     Args:
         graph: Where it stands.
-        position: Of a node whose inputs are x, the weight and perhaps a bias.
+        position: Of a node whose inputs are x, a weight dequantised from a constant, and perhaps
+            a bias.
         output_axis: Of the weight.
         window: Of a convolution.
     """
@@ -47,12 +48,17 @@ def quantised_operator(
         if isinstance(found, Refusal):
             return found
     nodes, output, limits = ends
+    rounding = _rounding(x, weight, output, limits)
+    if not np.isfinite(rounding.scales).all():
+        return Refusal("the scales of its input and weight are too large for that of its output")
     bias, feeding = None, {x.position, weight.source.position}
     if len(node.input) > 2 and node.input[2]:
         bias = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
         if isinstance(bias, Refusal):
             return bias
         feeding.add(graph.producer(node.input[2]))
+    if _may_leave_32_bits(weight.array, rounding.x_zero_point, bias):
+        return Refusal("its sums may leave 32 bits")
     return QuantisedOperator(
         name=node.name,
         weight_name=weight.source.name,
@@ -61,29 +67,36 @@ def quantised_operator(
         x=x.name,
         y=output.name,
         weight=weight.array,
-        rounding=_rounding(x, weight, output, limits),
+        rounding=rounding,
         window=window,
         bias=bias,
     )
 
 
 def _input(graph: Graph, name: str) -> Quantised | Refusal:
-    x = dequantised(graph, name)
-    if x is None:
-        return Refusal("its weight is quantised and its input is not, or not with constant scales")
-    if x.zero_point is None or x.zero_point.dtype != np.uint8:
-        kind = "without a zero point" if x.zero_point is None else str(x.zero_point.dtype)
-        return Refusal(f"its input is {kind}, and the kernels take uint8 (QuantType.QUInt8)")
+    x = dequantised(graph, name, "its weight is quantised, but its input")
+    if isinstance(x, Refusal):
+        return x
+    other = _no_uint8(x)
+    if other:
+        return Refusal(f"its input {other}, and the kernels take uint8 (QuantType.QUInt8)")
     if x.scale.size != 1 or x.zero_point.size != 1:
         return Refusal("its input has more than one scale")
     return x
 
 
+def _no_uint8(end: Quantised) -> str:
+    """What an input or output is but uint8 with a zero point; empty where it is that."""
+    if end.zero_point is None:
+        return "has no zero point"
+    return "" if end.zero_point.dtype == np.uint8 else f"is {end.zero_point.dtype}"
+
+
 def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Refusal:
-    source = dequantised(graph, name)
-    array = graph.constant(source.name) if source else None
-    if array is None:
-        return Refusal("its weight is quantised, but it or its scales are not constant")
+    source = dequantised(graph, name, "its weight")
+    if isinstance(source, Refusal):
+        return source
+    array = graph.constant(source.name)
     if array.dtype != np.int8:
         return Refusal(f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)")
     if array.ndim != axes or array.size == 0:
@@ -91,7 +104,7 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | R
     if source.zero_point is not None and source.zero_point.any():
         return Refusal("its weight has a zero point that is not 0: quantise it symmetrically")
     outputs = array.shape[output_axis]
-    if source.scale.size != 1 and source.axis % axes != output_axis:
+    if source.scale.size != 1 and source.axis != output_axis:
         return Refusal(
             "its weight has one scale for each input, and the kernels take one an output"
         )
@@ -101,8 +114,10 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | R
 
 def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
     """int32, in steps of the sums."""
-    source = dequantised(graph, name)
-    array = graph.constant(source.name) if source else None
+    source = dequantised(graph, name, "its bias")
+    if isinstance(source, Refusal):
+        return source
+    array = graph.constant(source.name)
     if array is None or array.dtype != np.int32 or array.shape != scales.shape:
         return Refusal("its bias is not a constant int32 of one number an output")
     if source.zero_point is not None and source.zero_point.any():
@@ -110,6 +125,22 @@ def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
     if not np.allclose(source.scale, scales, rtol=_SAME, atol=0):
         return Refusal("the scale of its bias is not that of its input times that of its weight")
     return array
+
+
+def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray | None) -> bool:
+    """Whether some bytes could take bias + Σ (x − x_zero_point) w, or a part of it, out of int32.
+
+    The kernels begin with what does not depend on x, and refuse a file in which the products with
+    bytes may lead out of int32 from there. ONNX Runtime's own sums wrap around, or are floats.
+    """
+    rows = weight.reshape(len(weight), -1)
+    begin = -x_zero_point * rows.sum(axis=1, dtype=np.int64)
+    if bias is not None:
+        begin += bias
+    # Parts are added by themselves, too.
+    highest = np.maximum(begin, 0) + 255 * rows.sum(axis=1, dtype=np.int64, where=rows > 0)
+    lowest = np.minimum(begin, 0) + 255 * rows.sum(axis=1, dtype=np.int64, where=rows < 0)
+    return max(highest.max(), -lowest.min()) > np.iinfo(np.int32).max
 
 
 def _ends(
@@ -121,16 +152,16 @@ def _ends(
     if graph.is_operator(user, "Relu", "Clip"):
         found = bounds(graph, user)
         if found is None:
-            return Refusal("the bounds of the Clip behind it are not constant")
+            return Refusal("the bounds of the Clip behind it are not constant, or not in order")
         limits = found
         nodes.append(user)
         user = graph.only_user(graph.nodes[user].output[0])
-    output = quantised(graph, user)
-    if output is None:
-        return Refusal("what it makes is not quantised, or not with constant scales")
-    if output.zero_point is None or output.zero_point.dtype != np.uint8:
-        kind = "uint8 without a zero point" if output.zero_point is None else "int8"
-        return Refusal(f"its output is {kind}, and the kernels make uint8 (QuantType.QUInt8)")
+    output = quantised(graph, user, "its output")
+    if isinstance(output, Refusal):
+        return output
+    other = _no_uint8(output)
+    if other:
+        return Refusal(f"its output {other}, and the kernels make uint8 (QuantType.QUInt8)")
     if output.scale.size != 1 or output.zero_point.size != 1:
         return Refusal("its output has more than one scale")
     return (*nodes, user), output, limits
@@ -142,9 +173,9 @@ def _rounding(
     """In float32 and in ONNX Runtime's order, so that ties fall alike."""
     y_scale = np.float32(output.scale.reshape(-1)[0])
     zero_point = int(output.zero_point.reshape(-1)[0])
-    with np.errstate(over="ignore"):  # a bound that is none
+    with np.errstate(over="ignore"):  # a bound that is none, and scales that are looked at later
         low, high = (np.rint(np.float32(limit) / y_scale) + zero_point for limit in limits)
-    scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
+        scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
     x_zero_point = int(x.zero_point.reshape(-1)[0])
     return Rounding(
         scales.astype(np.float32),

@@ -7,6 +7,7 @@ from torch import nn
 
 from mfac_compress.export import export_onnx
 from mfac_compress.export.sparse.files import read_model
+from mfac_compress.export.sparse.find import fuse
 
 X = {"x": ["n", 12]}
 IMAGES = {"x": ["n", 8, 9, 7]}
@@ -82,6 +83,15 @@ def test_clip_with_bounds_or_without(rewritten, make_model, sparse_weight, clip)
     found = rewritten(make_model(nodes, X, ["y"], w=sparse_weight(12, 5), **constants))
     assert found.kinds == ["SparseLinear"]
     assert found.attributes[0]["activation"] == b"clip"
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 1), (np.nan, 1), (0, np.nan)])
+def test_a_clip_without_a_range_stays(find, make_model, sparse_weight, low, high):
+    """The kernels refuse such bounds, with the whole file."""
+    nodes = [("MatMul", ["x", "w"], ["m"]), ("Clip", ["m", "low", "high"], ["y"])]
+    bounds = {"low": np.float32(low), "high": np.float32(high)}
+    graph, layers, shapes = find(make_model(nodes, X, ["y"], w=sparse_weight(12, 5), **bounds))
+    assert [operator.activation for operator in fuse(graph, layers, shapes)] == ["none"]
 
 
 def test_clip_with_bounds_as_attributes(find, make_model, sparse_weight):

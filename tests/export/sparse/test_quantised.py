@@ -6,8 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
+from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export.sparse import choose, whole
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
@@ -129,6 +132,9 @@ REFUSALS = {
     "zero point that is not 0": {"wz": np.int8(3)},
     "its weight is uint8": {"w": np.ones((12, 6), np.uint8), "wz": np.uint8(0)},
     "its output is int8": {"yz": np.int8(0)},
+    "its output is uint16": {"yz": np.uint16(90)},
+    "its weight has float16 scales": {"ws": np.float16(0.02)},
+    "its weight has scales that are not finite and positive": {"ws": np.float32(0)},
     "the scale of its bias": {"bs": np.float32(1)},
     "one scale for each input": {"ws": np.full(12, W_SCALE), "wz": np.zeros(12, np.int8)},
 }
@@ -137,6 +143,145 @@ REFUSALS = {
 @pytest.mark.parametrize("reason", REFUSALS)
 def test_what_does_not_fit_has_a_reason(make_model, reason):
     assert reason in _reason(_qdq(make_model, _weight(12, 6), **REFUSALS[reason]))
+
+
+@pytest.mark.parametrize("dequantised", [False, True])
+def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels, dequantised):
+    """Whether the file returns the floats that they stand for, or the bytes themselves."""
+    del kernels
+    build = QuantisedOperator.build
+
+    def wrong(self, *args):
+        rounding = replace(self.rounding, scales=self.rounding.scales * np.float32(3))
+        return build(replace(self, rounding=rounding), *args)
+
+    monkeypatch.setattr(QuantisedOperator, "build", wrong)
+    for module in (choose, whole):
+        monkeypatch.setattr(module, "race", _sparse_is_faster)
+    model = _qdq(make_model, _weight(12, 6))
+    if not dequantised:
+        model.graph.node.pop()
+        model.graph.output[0].name = "yq"
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, tmp_path / "model.onnx")
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(50, 1)])
+    assert found.difference > 0.05
+    assert found.model is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"ys": np.float32(1e-44), "xs": np.float32(5), "ws": np.float32(5), "bs": np.float32(25)},
+        {"xs": np.float32(1e30), "ws": np.float32(1e30), "bs": np.float32(1e38)},
+    ],
+)
+def test_scales_that_float32_can_not_hold_have_a_reason(make_model, scales):
+    assert "too large" in _reason(_qdq(make_model, _weight(12, 6), **scales))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("low", "high"), [(6, 0), (np.nan, 3), (0, np.nan)])
+def test_a_clip_without_a_range_has_a_reason(make_model, low, high):
+    constants = {"low": np.float32(low), "high": np.float32(high)}
+    model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
+    assert "Clip" in _reason(model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_clip_to_more_than_floats_hold_is_none(replaced, make_model):
+    constants = {"low": np.float32(-np.inf), "high": np.float32(3e38)}
+    model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
+    rounding = replaced(model, _feed(40, 12))[1][0].rounding
+    assert (rounding.low, rounding.high) == (0, 255)
+
+
+MOST = 2**31 - 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("over", [0, 1])
+def test_sums_that_may_leave_32_bits_are_left_to_onnx_runtime(make_model, sign, over):
+    """The kernels refuse to load them, with the other layers of the file."""
+    weight = sign * np.array([[3, 1], [-2, 0], [0, 4]], np.int8)
+    # Of the first output: begin = bias − 100 (3 − 2), and bytes add 255 · 3 to it at most.
+    bias = sign * np.array([MOST - 255 * 3 + 100 + over, 0], np.int64)
+    model = _qdq(make_model, weight, shape=("n", 3), b=bias.astype(np.int32))
+    if over:
+        assert "32 bits" in _reason(model)
+    else:
+        assert isinstance(find_layers(Graph(model))[0].found, QuantisedOperator)
+
+
+def test_a_file_with_sums_that_may_leave_32_bits_has_its_other_layers_replaced(
+    make_model, tmp_path, monkeypatch, kernels
+):
+    del kernels
+    for module in (choose, whole):
+        monkeypatch.setattr(module, "race", _sparse_is_faster)
+    bias = np.array([MOST, 0, 0, 0, 0, 0], np.int32)
+    model = _qdq(make_model, _weight(12, 6), b=bias)
+    for name, array in (("v", _weight(6, 4)), ("vs", W_SCALE)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("DequantizeLinear", ["v", "vs"], ["v'"], "vd"),
+            onnx.helper.make_node("MatMul", ["y", "v'"], ["m"], "second"),
+            onnx.helper.make_node("QuantizeLinear", ["m", "ys", "yz"], ["zq"], "zq"),
+            onnx.helper.make_node("DequantizeLinear", ["zq", "ys", "yz"], ["z"], "zd"),
+        ]
+    )
+    model.graph.output[0].name = "z"
+    onnx.save(model, tmp_path / "model.onnx")
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(5, 1)])
+    assert [layer.block for layer in found.layers] == [None, 4]
+    assert "32 bits" in found.layers[0].reason
+    assert found.model is not None
+
+
+def _sparse_is_faster(models, feeds, *, threads, rounds):
+    sparse = [any(node.domain == DOMAIN for node in model.graph.node) for model in models]
+    return [[1.0 if each else 2.0] * 3 for each in sparse]
+
+
+def _node(model, makes):
+    return next(node for node in model.graph.node if node.output[0] == makes)
+
+
+def _set(node, **attributes):
+    node.attribute.extend(onnx.helper.make_attribute(*each) for each in attributes.items())
+
+
+def test_an_output_without_a_zero_point_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    node = _node(model, "yq")
+    del node.input[2:]
+    assert "its output has no zero point" in _reason(model)
+    _set(node, output_dtype=onnx.TensorProto.INT8)
+    assert "its output has no zero point" in _reason(model)
+
+
+def test_a_weight_in_blocks_has_a_reason(make_model):
+    scales = np.full((3, 6), W_SCALE)
+    model = _qdq(make_model, _weight(12, 6), layer="MatMul", ws=scales, axis=0,
+                 wz=np.zeros((3, 6), np.int8))  # fmt: skip
+    _set(_node(model, "w'"), block_size=4)
+    assert "its weight is quantised in blocks" in _reason(model)
+
+
+def test_scales_that_are_computed_have_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    model.graph.node.insert(0, onnx.helper.make_node("Neg", ["ws"], ["computed"], "neg"))
+    _node(model, "w'").input[1] = "computed"
+    assert "its weight has a scale or zero point that is not constant" in _reason(model, 0)
+
+
+@pytest.mark.parametrize("makes", ["x'", "w'", "b'", "yq"])
+def test_nodes_of_another_domain_have_a_reason(make_model, makes):
+    model = _qdq(make_model, _weight(12, 6))
+    _node(model, makes).domain = "com.microsoft"
+    assert "Linear of com.microsoft" in _reason(model)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +320,60 @@ def test_a_dequantised_value_that_others_read_stays(replaced, make_model):
     model.graph.node.append(onnx.helper.make_node("Relu", ["x'"], ["z"], "relu"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["n", 12]))
     assert "DequantizeLinear" in replaced(model, _feed(5, 12))[0][:-1]
+
+
+def _append(model, *nodes):
+    """Nodes given as (kind, inputs, output) at the end, the model returning the last one's."""
+    for kind, reads, makes in nodes:
+        model.graph.node.append(onnx.helper.make_node(kind, reads, [makes], f"for {makes}"))
+    value = onnx.helper.make_tensor_value_info(nodes[-1][2], 1, ["n", 6])
+    model.graph.output.append(value)
+
+
+def test_several_nodes_may_read_the_bytes(replaced, make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(model, ("DequantizeLinear", ["yq", "ys", "yz"], "other"))
+    kinds, operators = replaced(model, _feed(5, 12))
+    assert kinds == [*FROM_X, "SparseQLinear", *TO_Y, *TO_Y]
+    assert len(operators) == 1
+
+
+def test_a_sum_that_is_quantised_twice_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(model, ("QuantizeLinear", ["m0", "xs", "xz"], "q"),
+            ("DequantizeLinear", ["q", "xs", "xz"], "other"))  # fmt: skip
+    assert "its output is not quantised" in _reason(model)
+
+
+@pytest.mark.parametrize("shared", ["w'", "w"])
+def test_layers_may_share_a_weight_and_what_dequantises_it(replaced, make_model, shared):
+    model = _qdq(make_model, _weight(12, 6))
+    _append(
+        model,
+        *([] if shared == "w'" else [("DequantizeLinear", ["w", "ws", "wz"], "w again")]),
+        ("MatMul", ["x'", "w'" if shared == "w'" else "w again"], "m again"),
+        ("QuantizeLinear", ["m again", "ys", "yz"], "q again"),
+        ("DequantizeLinear", ["q again", "ys", "yz"], "y again"),
+    )
+    kinds, operators = replaced(model, _feed(5, 12))
+    assert kinds == [*FROM_X, "SparseQLinear", *TO_Y, "SparseQLinear", *TO_Y]
+    assert [operator.weight_name for operator in operators] == ["w", "w"]
+
+
+def test_of_two_layers_on_one_weight_one_may_stay(replaced, make_model):
+    """It reads floats, so what dequantises their weight stays, too."""
+    model = _qdq(make_model, _weight(12, 6))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("f", 1, ["n", 12]))
+    _append(
+        model,
+        ("MatMul", ["f", "w'"], "m again"),
+        ("QuantizeLinear", ["m again", "ys", "yz"], "q again"),
+        ("DequantizeLinear", ["q again", "ys", "yz"], "y again"),
+    )
+    kinds, operators = replaced(model, _feed(5, 12) | {"f": _feed(5, 12)["x"]})
+    assert "SparseQLinear" in kinds
+    assert "MatMul" in kinds
+    assert len(operators) == 1
 
 
 def test_an_operator_with_other_scales_computes_something_else(replaced, make_model, monkeypatch):

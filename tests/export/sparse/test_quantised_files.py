@@ -126,6 +126,10 @@ def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, mo
         ({"extra_options": {"WeightSymmetric": False}}, "symmetric"),
         ({"quant_format": QuantFormat.QOperator}, "QOperator"),
         ({"weight_type": QuantType.QUInt8}, "its weight is uint8"),
+        (
+            {"weight_type": QuantType.QUInt8, "quant_format": QuantFormat.QOperator},
+            "QOperator",
+        ),
     ],
 )
 def test_files_of_other_kinds_are_listed_with_their_reason(exported, tmp_path, options, reason):

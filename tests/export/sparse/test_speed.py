@@ -6,7 +6,8 @@ import pytest
 
 from mfac_compress.export import Setting, measure_speed, write_model
 from mfac_compress.export.sparse import choose, speed, whole
-from mfac_compress.export.sparse.difference import largest_difference
+from mfac_compress.export.sparse.difference import largest_difference, most_difference
+from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 SETTINGS = [Setting(1, 1), Setting(8, 1)]
@@ -195,6 +196,53 @@ def test_differences_are_relative_and_see_what_is_not_finite(make_model):
     one, more = (scaled(np.float32(factor)) for factor in (1.0, 1.01))
     assert largest_difference(one, more, feeds) == pytest.approx(0.01, rel=1e-4)
     assert largest_difference(one, scaled(np.float32(np.nan)), feeds) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [onnx.TensorProto.UINT8, onnx.TensorProto.INT64])
+def test_differences_of_integers_count(make_model, dtype):
+    def rounded(factor):
+        nodes = [("Mul", ["x", "f"], ["m"]), ("Cast", ["m"], ["y"], {"to": dtype})]
+        return make_model(nodes, {"x": ["n", 2]}, ["y"], f=np.float32(factor))
+
+    models = [rounded(factor) for factor in (1, 1, 0.9)]
+    for model in models:
+        model.graph.output[0].type.tensor_type.elem_type = dtype
+    feeds = {"x": np.array([[100.0, 20.0]], np.float32)}
+    assert largest_difference(models[0], models[1], feeds) == 0
+    assert largest_difference(models[0], models[2], feeds) == pytest.approx(0.1)
+
+
+def _of_truths(make_model, weight):
+    """A model whose only output is no number."""
+    nodes = [("MatMul", ["x", "w"], ["m"]), ("Greater", ["m", "zero"], ["y"])]
+    model = make_model(nodes, {"x": ["n", 12]}, ["y"], w=weight, zero=np.float32(0))
+    truths = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, ["n", 8])
+    model.graph.output[0].CopyFrom(truths)
+    return model
+
+
+def test_a_model_of_which_nothing_can_be_compared_is_allowed(
+    make_model, sparse_weight, tmp_path, times
+):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    write_model(_of_truths(make_model, sparse_weight(12, 8)), tmp_path / "m.onnx")
+    found = measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+    assert found.difference is None
+    assert (found.model is not None, found.reason) == (True, "")
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_what_rounding_explains_follows_from_the_file_alone(make_model, sparse_weight, quantised):
+    """Also where a layer that is replaced is none of the quantised ones."""
+    nodes = [("MatMul", ["x", "w"], ["m"])]
+    nodes += [
+        ("QuantizeLinear", ["m", "s", "z"], ["q"]),
+        ("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ] if quantised else [("Relu", ["m"], ["y"])]  # fmt: skip
+    model = make_model(
+        nodes, {"x": ["n", 12]}, ["y"], w=sparse_weight(12, 8), s=np.float32(0.1), z=np.uint8(100)
+    )
+    assert most_difference(Graph(model)) == (0.05 if quantised else 1e-3)
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""Walk through ONNX graphs and the graphs within them."""
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node holds, not those within them."""
+    for part in node.attribute:
+        if part.type == onnx.AttributeProto.GRAPH:
+            yield part.g
+        elif part.type == onnx.AttributeProto.GRAPHS:
+            yield from part.graphs
+
+
+def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that its nodes hold, at any depth."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from nested(inner)
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a graph, also those in attributes and in the graphs of its nodes.
+
+    Sparse ones are given as the two tensors of which they are made: values and indices.
+    """
+    for each in nested(graph):
+        yield from each.initializer
+        yield from _parts(each.sparse_initializer)
+        for node in each.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield from _parts([attribute.sparse_tensor])
+                yield from _parts(attribute.sparse_tensors)
+
+
+def _parts(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for each in sparse:
+        yield each.values
+        yield each.indices

@@ -1,0 +1,90 @@
+"""The weight that a layer's node reads, as the file stores it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
+from mfac_compress.export.sparse.patterns.matmul import has_left_weight
+from mfac_compress.export.sparse.patterns.other_quantised import WeightInputs, weight_inputs
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A constant weight.
+
+    Attributes:
+        name: Of the tensor.
+        array: With 0 for each weight that is zero, whatever stands for it in the file. None where
+            numbers are packed or of a type that is not read: it says nothing of the zeros.
+    """
+
+    name: str
+    array: np.ndarray | None
+
+
+def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
+    """The weight of a Conv, Gemm, MatMul or a quantised form of these; None: it is not constant.
+
+    Args:
+        graph: Where the node stands.
+        node: Of the main graph.
+    """
+    inputs = weight_inputs(node)
+    if inputs is not None:
+        return _of_quantised(graph, node, inputs)
+    name = node.input[0 if has_left_weight(graph, node) else 1]
+    position = dequantised_constant(graph, name)
+    if position is None:
+        array = graph.constant(name)
+        return None if array is None else StoredWeight(name, array)
+    source = graph.nodes[position]
+    given = attributes(source)
+    return _centred(
+        graph, source.input[0], source.input[2:3], given.get("axis", 1), given.get("block_size", 0)
+    )
+
+
+def _of_quantised(graph: Graph, node: onnx.NodeProto, inputs: WeightInputs) -> StoredWeight | None:
+    name = node.input[inputs.weight]
+    if graph.constant(name) is None:
+        return None
+    if inputs.zero_point is None:
+        return StoredWeight(name, None)
+    outputs_first = "Conv" in node.op_type or attributes(node).get("transB", 0)
+    zero_point = node.input[inputs.zero_point : inputs.zero_point + 1]
+    return _centred(graph, name, zero_point, 0 if outputs_first else -1)
+
+
+def _centred(
+    graph: Graph, name: str, zero_points: list[str], axis: int, block_size: int = 0
+) -> StoredWeight:
+    """The weight less its zero point: a number, one for each index of an axis, or for each block.
+
+    Args:
+        graph: Where the values stand.
+        name: Of the weight.
+        zero_points: Name of the zero point; empty, or an empty name, where there is none.
+        axis: Of one zero point for each index, or of blocks; negative ones count from the end.
+        block_size: Along the axis; 0 where there are no blocks.
+    """
+    array = graph.constant(name)
+    if array.dtype.kind not in "iu":
+        return StoredWeight(name, None)
+    if not any(zero_points):
+        return StoredWeight(name, array)
+    zero_point = graph.constant(zero_points[0])
+    if zero_point is None:
+        return StoredWeight(name, None)
+    zero_point = zero_point.astype(np.int64)
+    if block_size:
+        whole = np.repeat(zero_point, block_size, axis)  # the last block may be cut off
+        zero_point = np.take(whole, range(array.shape[axis]), axis)
+    elif zero_point.size == 1:
+        zero_point = zero_point.reshape(())
+    elif zero_point.ndim == 1:
+        others = [a for a in range(array.ndim) if a != axis % array.ndim]
+        zero_point = np.expand_dims(zero_point, others)
+    return StoredWeight(name, array.astype(np.int64) - zero_point)
