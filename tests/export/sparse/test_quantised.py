@@ -277,6 +277,17 @@ def test_scales_that_are_computed_have_a_reason(make_model):
     assert "its weight has a scale or zero point that is not constant" in _reason(model, 0)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"), [("Conv", (6, 8, 3, 3)), ("Gemm", (12, 6)), ("MatMul", (12, 6))]
+)
+def test_a_weight_that_is_computed_has_a_reason(make_model, layer, shape):
+    images = {"shape": (2, 8, 9, 7)} if layer == "Conv" else {}
+    model = _qdq(make_model, _weight(*shape), layer=layer, **images)
+    _node(model, "w'").input[0] = "computed"
+    model.graph.node.insert(0, onnx.helper.make_node("Abs", ["w"], ["computed"], "abs"))
+    assert "its weight is not constant" in _reason(model, 0)
+
+
 @pytest.mark.parametrize("makes", ["x'", "w'", "b'", "yq"])
 def test_nodes_of_another_domain_have_a_reason(make_model, makes):
     model = _qdq(make_model, _weight(12, 6))
