@@ -55,7 +55,7 @@ def speed(
             were not built.
     """
     missing = _missing_kernels()
-    if not model.is_file():  # a pipe could be waited for without end
+    if model.exists() and not model.is_file():  # a pipe could be waited for without end
         raise InputError(f"MODEL must be an ONNX file. {model} is a device, a pipe or the like.")
     if max(threads) > MOST_THREADS:
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
