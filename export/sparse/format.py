@@ -34,6 +34,27 @@ class PackedWeight:
     group: int = 1
 
 
+def check_dense(weight: np.ndarray, dtype: type[np.generic], group: int) -> None:
+    """Check a weight that is to be packed.
+
+    Raises:
+        ValueError: If it is of another type, no weight of a layer, or not of so many groups.
+    """
+    if weight.dtype != dtype or weight.ndim < 2 or weight.size == 0:
+        raise ValueError(
+            f"weight must be {np.dtype(dtype)} [outputs, inputs, ...] and not empty. "
+            f"Got {weight.dtype} {weight.shape}."
+        )
+    if group < 1 or weight.shape[0] % group:
+        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
+
+
+def starts_of(rows: np.ndarray, count: int) -> np.ndarray:
+    """Where each of ``count`` rows begins among stored blocks, whose rows rise. int32."""
+    counts = np.bincount(rows, minlength=count)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+
 def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> PackedWeight:
     """Pack a dense weight.
 
@@ -50,24 +71,17 @@ def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> PackedWeight:
     """
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {BLOCKS}. Got {block}.")
-    if weight.dtype != np.float32 or weight.ndim < 2 or weight.size == 0:
-        raise ValueError(
-            "weight must be float32 [outputs, inputs, ...] and not empty. "
-            f"Got {weight.dtype} {weight.shape}."
-        )
-    if group < 1 or weight.shape[0] % group:
-        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
+    check_dense(weight, np.float32, group)
     outputs = weight.shape[0] // group
     blocks = -(-outputs // block)
     matrix = weight.reshape(group, outputs, -1)
     matrix = np.pad(matrix, ((0, 0), (0, blocks * block - outputs), (0, 0)))
     matrix = matrix.reshape(group * blocks, block, -1)
     rows, inputs = np.nonzero((matrix != 0).any(axis=1))
-    counts = np.bincount(rows, minlength=len(matrix))
     return PackedWeight(
         values=np.ascontiguousarray(matrix[rows, :, inputs]),
         indices=inputs.astype(np.int32),
-        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        starts=starts_of(rows, len(matrix)),
         block=block,
         shape=weight.shape,
         group=group,

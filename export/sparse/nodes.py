@@ -1,7 +1,7 @@
 """ONNX nodes of the sparse operators; docs/sparse-operators.md is their contract."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mfac_compress.export.sparse.format import PackedWeight
+from mfac_compress.export.sparse.quads import PackedQuads
 
 DOMAIN = "mfac_compress"
 VERSION = 1
@@ -53,9 +54,7 @@ def sparse_linear(
     Raises:
         ValueError: If weight, bias or activation do not fit.
     """
-    if len(weight.shape) != 2:
-        raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
-    attributes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    attributes = linear_attributes(weight)
     return _node("SparseLinear", name, x, y, weight, bias, residual, activation, clip, attributes)
 
 
@@ -96,20 +95,12 @@ def sparse_conv(
     Raises:
         ValueError: If weight, bias, activation or layout do not fit.
     """
-    if len(weight.shape) != 4:
-        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
+    attributes = conv_attributes(weight, strides, pads, dilations)
     residual_layout = residual_layout or output_layout
     for layout in (input_layout, output_layout, residual_layout):
         if layout not in _LAYOUTS:
             raise ValueError(f"layouts must be one of {_LAYOUTS}. Got {layout!r}.")
-    attributes = {
-        "out_channels": weight.shape[0],
-        "in_channels": weight.shape[1] * weight.group,
-        "group": weight.group,
-        "kernel_shape": list(weight.shape[2:]),
-        "strides": list(strides),
-        "pads": list(pads),
-        "dilations": list(dilations),
+    attributes |= {
         "input_layout": input_layout,
         "output_layout": output_layout,
         "residual_layout": residual_layout,
@@ -128,6 +119,68 @@ def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[in
     row = (width // _BETWEEN_ROWS + 1, _BETWEEN_ROWS) if width in _ALIGNED else (width + 1,)
     plane = (height + 2) * math.prod(row)
     return batch * channels + -(-_READ_BEYOND // plane), height + 2, *row
+
+
+def linear_attributes(weight: PackedWeight | PackedQuads) -> dict[str, Any]:
+    """The sizes of a matrix product, as attributes.
+
+    Raises:
+        ValueError: If the weight was not packed from a matrix.
+    """
+    if len(weight.shape) != 2:
+        raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
+    return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+
+
+def conv_attributes(
+    weight: PackedWeight | PackedQuads,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+) -> dict[str, Any]:
+    """The sizes of a convolution and how its window moves, as attributes.
+
+    Raises:
+        ValueError: If the weight was not packed from images' windows.
+    """
+    if len(weight.shape) != 4:
+        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
+    return {
+        "out_channels": weight.shape[0],
+        "in_channels": weight.shape[1] * weight.group,
+        "group": weight.group,
+        "kernel_shape": list(weight.shape[2:]),
+        "strides": list(strides),
+        "pads": list(pads),
+        "dilations": list(dilations),
+    }
+
+
+def node_with(
+    kind: str,
+    name: str,
+    x: str,
+    y: str,
+    arrays: Mapping[str, np.ndarray | None],
+    attributes: Mapping[str, Any],
+    more: Sequence[str] = (),
+) -> SparseNode:
+    """A node of our domain with its constants.
+
+    Args:
+        kind: Of operator.
+        name: Of the node; the initializers' names begin with it.
+        x: Name of the first input.
+        y: Name of the output.
+        arrays: Constants, in the order of the inputs that follow; None where one is left out.
+        attributes: Of the node.
+        more: Names of the inputs behind these.
+    """
+    there = {key: array for key, array in arrays.items() if array is not None}
+    inputs = [x, *(f"{name}.{key}" if key in there else "" for key in arrays), *more]
+    node = helper.make_node(kind, inputs, [y], name=name, domain=DOMAIN, **attributes)
+    tensors = (numpy_helper.from_array(array, f"{name}.{key}") for key, array in there.items())
+    return SparseNode(node, tuple(tensors))
 
 
 def _node(
@@ -150,17 +203,13 @@ def _node(
         raise ValueError(
             f"bias must be float32 [{weight.shape[0]}]. Got {bias.dtype} {bias.shape}."
         )
-    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
-    if bias is not None:
-        arrays["bias"] = bias
-    names = {key: f"{name}.{key}" for key in arrays}
-    inputs = [x, names["values"], names["indices"], names["starts"]]
-    inputs += [names.get("bias", ""), residual or ""]
+    arrays = {
+        "values": weight.values,
+        "indices": weight.indices,
+        "starts": weight.starts,
+        "bias": bias,
+    }
+    attributes = {"block": weight.block, "activation": activation, **attributes}
     if clip is not None:
         attributes |= {"min": float(clip[0]), "max": float(clip[1])}
-    node = helper.make_node(
-        kind, inputs, [y], name=name, domain=DOMAIN, block=weight.block, activation=activation,
-        **attributes,
-    )  # fmt: skip
-    tensors = tuple(numpy_helper.from_array(arrays[key], names[key]) for key in arrays)
-    return SparseNode(node, tensors)
+    return node_with(kind, name, x, y, arrays, attributes, more=[residual or ""])

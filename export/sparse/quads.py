@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mfac_compress.export.sparse.format import check_dense, starts_of
+
 QUAD = 4
 
 
@@ -47,13 +49,7 @@ def pack_quads(weight: np.ndarray, *, group: int = 1) -> PackedQuads:
     >>> packed.values.tolist(), packed.indices.tolist(), packed.starts.tolist()
     ([[0, 2, 0, 0], [3, 4, 0, 0]], [0, 1], [0, 1, 2])
     """
-    if weight.dtype != np.int8 or weight.ndim < 2 or weight.size == 0:
-        raise ValueError(
-            "weight must be int8 [outputs, inputs, ...] and not empty. "
-            f"Got {weight.dtype} {weight.shape}."
-        )
-    if group < 1 or weight.shape[0] % group:
-        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
+    check_dense(weight, np.int8, group)
     outputs, inputs = weight.shape[:2]
     quads = -(-inputs // QUAD)
     padded = np.pad(
@@ -63,11 +59,10 @@ def pack_quads(weight: np.ndarray, *, group: int = 1) -> PackedQuads:
         padded.reshape(outputs, quads, QUAD, -1).transpose(0, 1, 3, 2).reshape(outputs, -1, QUAD)
     )
     rows, indices = np.nonzero(blocks.any(axis=2))
-    counts = np.bincount(rows, minlength=outputs)
     return PackedQuads(
         values=np.ascontiguousarray(blocks[rows, indices]),
         indices=indices.astype(np.int32),
-        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        starts=starts_of(rows, outputs),
         shape=weight.shape,
         group=group,
     )

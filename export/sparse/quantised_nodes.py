@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
 
-from mfac_compress.export.sparse.nodes import DOMAIN, SparseNode
+from mfac_compress.export.sparse.nodes import (
+    SparseNode,
+    conv_attributes,
+    linear_attributes,
+    node_with,
+)
 from mfac_compress.export.sparse.quads import PackedQuads
 
 
@@ -51,10 +55,7 @@ def sparse_qlinear(
     Raises:
         ValueError: If weight, rounding or bias do not fit.
     """
-    if len(weight.shape) != 2:
-        raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
-    attributes = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
-    return _node("SparseQLinear", name, x, y, weight, rounding, bias, attributes)
+    return _node("SparseQLinear", name, x, y, weight, rounding, bias, linear_attributes(weight))
 
 
 def sparse_qconv(
@@ -84,17 +85,7 @@ def sparse_qconv(
     Raises:
         ValueError: If weight, rounding or bias do not fit.
     """
-    if len(weight.shape) != 4:
-        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
-    attributes = {
-        "out_channels": weight.shape[0],
-        "in_channels": weight.shape[1] * weight.group,
-        "group": weight.group,
-        "kernel_shape": list(weight.shape[2:]),
-        "strides": list(strides),
-        "pads": list(pads),
-        "dilations": list(dilations),
-    }
+    attributes = conv_attributes(weight, strides, pads, dilations)
     return _node("SparseQConv", name, x, y, weight, rounding, bias, attributes)
 
 
@@ -116,16 +107,19 @@ def _node(
         )
     if bias is not None and (bias.dtype != np.int32 or bias.shape != outputs):
         raise ValueError(f"bias must be int32 [{outputs[0]}]. Got {bias.dtype} {bias.shape}.")
-    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
-    arrays["scales"] = rounding.scales
+    arrays = {
+        "values": weight.values,
+        "indices": weight.indices,
+        "starts": weight.starts,
+        "scales": rounding.scales,
+    }
     if bias is not None:
         arrays["bias"] = bias
-    names = {key: f"{name}.{key}" for key in arrays}
-    inputs = [x, *names.values()]
-    node = helper.make_node(
-        kind, inputs, [y], name=name, domain=DOMAIN,
-        x_zero_point=rounding.x_zero_point, y_zero_point=rounding.y_zero_point,
-        min=rounding.low, max=rounding.high, **attributes,
-    )  # fmt: skip
-    tensors = tuple(numpy_helper.from_array(arrays[key], names[key]) for key in arrays)
-    return SparseNode(node, tensors)
+    attributes = {
+        "x_zero_point": rounding.x_zero_point,
+        "y_zero_point": rounding.y_zero_point,
+        "min": rounding.low,
+        "max": rounding.high,
+        **attributes,
+    }
+    return node_with(kind, name, x, y, arrays, attributes)

@@ -77,19 +77,19 @@ def _input(graph: Graph, name: str) -> Quantised | Refusal:
     x = dequantised(graph, name, "its weight is quantised, but its input")
     if isinstance(x, Refusal):
         return x
-    other = _no_uint8(x)
-    if other:
-        return Refusal(f"its input {other}, and the kernels take uint8 (QuantType.QUInt8)")
-    if x.scale.size != 1 or x.zero_point.size != 1:
-        return Refusal("its input has more than one scale")
-    return x
+    return _unless_bytes(x, "its input", "take") or x
 
 
-def _no_uint8(end: Quantised) -> str:
-    """What an input or output is but uint8 with a zero point; empty where it is that."""
+def _unless_bytes(end: Quantised, what: str, verb: str) -> Refusal | None:
+    """Why an input or output is not uint8 with one scale and zero point; None where it is."""
+    kernels = f"and the kernels {verb} uint8 (QuantType.QUInt8)"
     if end.zero_point is None:
-        return "has no zero point"
-    return "" if end.zero_point.dtype == np.uint8 else f"is {end.zero_point.dtype}"
+        return Refusal(f"{what} has no zero point, {kernels}")
+    if end.zero_point.dtype != np.uint8:
+        return Refusal(f"{what} is {end.zero_point.dtype}, {kernels}")
+    if end.scale.size != 1 or end.zero_point.size != 1:
+        return Refusal(f"{what} has more than one scale")
+    return None
 
 
 def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Refusal:
@@ -159,11 +159,9 @@ def _ends(
     output = quantised(graph, user, "its output")
     if isinstance(output, Refusal):
         return output
-    other = _no_uint8(output)
-    if other:
-        return Refusal(f"its output {other}, and the kernels make uint8 (QuantType.QUInt8)")
-    if output.scale.size != 1 or output.zero_point.size != 1:
-        return Refusal("its output has more than one scale")
+    refusal = _unless_bytes(output, "its output", "make")
+    if refusal is not None:
+        return refusal
     return (*nodes, user), output, limits
 
 
