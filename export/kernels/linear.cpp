@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "row_tiles.hpp"
 #include "scratch.hpp"
 
 namespace mfac {
@@ -91,11 +92,6 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
   const int64_t height = int64_t{lanes} * vectors_[size];
   const int64_t tiles = (rows.count + height - 1) / height;
   const int64_t work = static_cast<int64_t>(weights_.values.size()) * height;
-  // Few tiles: their columns are made once, and tasks share the outputs.
-  const bool shared = tiles < 4;
-  const int64_t chunks =
-      shared ? std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 8)) : 1;
-  const size_t floats = static_cast<size_t>(weights_.inputs * height);
   auto fill = [&](int64_t tile, float* columns) {
     for (int64_t first = 0; first < height; first += lanes) {
       const int64_t row = tile * height + first;
@@ -104,21 +100,10 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
                       weights_.inputs, columns + first, height);
     }
   };
-  float* all = shared ? scratch().inputs.floats(floats * tiles) : nullptr;
-  for (int64_t tile = 0; shared && tile < tiles; ++tile) fill(tile, all + tile * floats);
-  auto task = [&](size_t index) {
-    const int64_t tile_index = static_cast<int64_t>(index) / chunks;
-    const int64_t chunk = static_cast<int64_t>(index) % chunks;
-    const float* columns = shared ? all + tile_index * floats : nullptr;
-    if (!shared) {
-      float* own = scratch().columns.floats(floats);
-      fill(tile_index, own);
-      columns = own;
-    }
-    tile(rows, columns, size, tile_index * height, weights_.groups * chunk / chunks,
-         weights_.groups * (chunk + 1) / chunks);
-  };
-  call.parallel(static_cast<size_t>(tiles * chunks), task);
+  share_tiles<float>(call, {tiles, weights_.inputs * height, weights_.groups, work / kTaskWork},
+                     fill, [&](int64_t index, const float* columns, int64_t begin, int64_t end) {
+                       tile(rows, columns, size, index * height, begin, end);
+                     });
 }
 
 void Linear::tile(const Rows& rows, const float* columns, int size, int64_t first,

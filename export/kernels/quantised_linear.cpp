@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "row_tiles.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
 
@@ -103,12 +104,7 @@ void QuantisedLinear::run_tiles(const Call& call, const Rows& rows) const {
   const int size = rows.count <= lanes ? 0 : 1;
   const int64_t height = int64_t{lanes} * kVectors[size];
   const int64_t tiles = (rows.count + height - 1) / height;
-  // Few tiles: their columns are made once, and tasks share the outputs.
-  const bool shared = tiles < 4;
   const int64_t work = static_cast<int64_t>(w.values.size()) * kVectors[size];
-  const int64_t chunks =
-      shared ? std::clamp<int64_t>(work / kTaskQuads, 1, std::min<int64_t>(w.groups, 8)) : 1;
-  const size_t cells = static_cast<size_t>(w.inputs * height);
   auto fill = [&](int64_t tile, Cell* columns) {
     for (int64_t first = 0; first < height; first += lanes) {
       const int64_t row = tile * height + first;
@@ -121,21 +117,10 @@ void QuantisedLinear::run_tiles(const Call& call, const Rows& rows) const {
                       reinterpret_cast<float*>(columns + first), height);
     }
   };
-  Cell* all = shared ? scratch().inputs.cells(cells * tiles) : nullptr;
-  for (int64_t tile = 0; shared && tile < tiles; ++tile) fill(tile, all + tile * cells);
-  auto task = [&](size_t index) {
-    const int64_t tile_index = static_cast<int64_t>(index) / chunks;
-    const int64_t chunk = static_cast<int64_t>(index) % chunks;
-    const Cell* columns = shared ? all + tile_index * cells : nullptr;
-    if (!shared) {
-      Cell* own = scratch().columns.cells(cells);
-      fill(tile_index, own);
-      columns = own;
-    }
-    tile(rows, columns, size, tile_index * height, w.groups * chunk / chunks,
-         w.groups * (chunk + 1) / chunks);
-  };
-  call.parallel(static_cast<size_t>(tiles * chunks), task);
+  share_tiles<Cell>(call, {tiles, w.inputs * height, w.groups, work / kTaskQuads}, fill,
+                    [&](int64_t index, const Cell* columns, int64_t begin, int64_t end) {
+                      tile(rows, columns, size, index * height, begin, end);
+                    });
 }
 
 void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t first,

@@ -1,0 +1,47 @@
+// How the work of a linear layer of many rows is shared among threads: in tiles of rows, whose
+// columns are made first.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ort.hpp"
+#include "scratch.hpp"
+
+namespace mfac {
+
+struct RowTiles {
+  int64_t tiles;
+  int64_t values;  // of 32 bits, in the columns of a tile
+  int64_t groups;  // of outputs, that can be worked on apart
+  int64_t chunks;  // of them that a tile's work is worth
+};
+
+// fill(tile, columns) makes the columns of a tile; work_on(tile, columns, group_begin, group_end)
+// multiplies some groups' weights with them.
+template <class Value, class Fill, class Work>
+void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const Work& work_on) {
+  const auto columns_in = [](Buffer& buffer, int64_t count) {
+    return reinterpret_cast<Value*>(buffer.cells(static_cast<size_t>(count)));
+  };
+  // Few tiles: their columns are made once, and tasks share the outputs.
+  const bool shared = all.tiles < 4;
+  const int64_t chunks =
+      shared ? std::clamp<int64_t>(all.chunks, 1, std::min<int64_t>(all.groups, 8)) : 1;
+  Value* made = shared ? columns_in(scratch().inputs, all.values * all.tiles) : nullptr;
+  for (int64_t tile = 0; shared && tile < all.tiles; ++tile) fill(tile, made + tile * all.values);
+  auto task = [&](size_t index) {
+    const int64_t tile = static_cast<int64_t>(index) / chunks;
+    const int64_t chunk = static_cast<int64_t>(index) % chunks;
+    const Value* columns = shared ? made + tile * all.values : nullptr;
+    if (!shared) {
+      Value* own = columns_in(scratch().columns, all.values);
+      fill(tile, own);
+      columns = own;
+    }
+    work_on(tile, columns, all.groups * chunk / chunks, all.groups * (chunk + 1) / chunks);
+  };
+  call.parallel(static_cast<size_t>(all.tiles * chunks), task);
+}
+
+}  // namespace mfac
