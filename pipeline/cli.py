@@ -21,19 +21,28 @@ if TYPE_CHECKING:
 _PASS, _GATE_FAILED = 0, 1
 
 
-def _ends_well(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
+def _with_exit_code(command: Callable[..., int | None]) -> Callable[..., int]:
     """Turn errors into one message and the exit codes of the contract."""
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> NoReturn:
+    def run(*args: Any, **kwargs: Any) -> int:
         try:
             with stage_named("command line"), _terminated_as_interrupted():
-                code = command(*args, **kwargs) or _PASS
+                return command(*args, **kwargs) or _PASS
         except CompressError as error:
             if not (isinstance(error, ElsewhereError) and error.told):
                 click.echo(f"error: {error}", err=True)
-            code = error.exit_code
-        sys.exit(code)
+            return error.exit_code
+
+    return run
+
+
+def _exits(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
+    """End the program with a command's exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> NoReturn:
+        sys.exit(_with_exit_code(command)(*args, **kwargs))
 
     return run
 
@@ -93,8 +102,8 @@ def main() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also each step within the stages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-@_ends_well
-def run(**options: Any) -> None:
+@_exits
+def run(**options: Any) -> int:
     """Run RECIPE on MODEL (.pt, .pth, .safetensors or .pt2).
 
     \b
@@ -113,10 +122,10 @@ def run(**options: Any) -> None:
     from mfac_compress.pipeline.world import open_world
 
     with open_world() as world, _heard(world.is_first):
-        _run(world, **options)
+        return _run(world, **options)
 
 
-@_ends_well
+@_with_exit_code
 def _run(
     world: "World",
     recipe: Path,
@@ -216,7 +225,7 @@ class _Shape(click.ParamType):
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write the file with sparse operators."
 )
-@_ends_well
+@_exits
 def speed(
     model: Path,
     batch: tuple[int, ...] | None,
@@ -262,7 +271,7 @@ def _by_input(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tupl
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")
 @click.argument("of", type=click.Choice(["recipe", "report"]), default="recipe")
-@_ends_well
+@_exits
 def schema(of: str) -> None:
     """Print the JSON Schema of a recipe (or of report.json), for editors and readers."""
     if of == "report":

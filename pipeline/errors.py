@@ -50,7 +50,9 @@ def stage_named(stage: str) -> Iterator[None]:
     """Name the stage in whatever goes wrong in it, also where the user interrupts it.
 
     Raises:
-        StageError: For every exception but :class:`CompressError`.
+        InputError: For what ends programs (SystemExit and the like): only the user's code raises
+            it, and it must not decide the exit code.
+        StageError: For every other exception but :class:`CompressError`.
     """
     try:
         yield
@@ -60,3 +62,11 @@ def stage_named(stage: str) -> Iterator[None]:
         raise StageError(stage, "interrupted. Start again: finished stages are kept.") from None
     except Exception as error:
         raise StageError(stage, f"{type(error).__name__}: {error}") from error
+    except BaseException as error:
+        # Imported here, because PyTorch takes seconds and the command line should not.
+        from mfac_compress.pipeline.inputs.callables import describe
+
+        raise InputError(
+            f"stage {stage}: the model, loss, metric and data set must return, not end the "
+            f"program. One raised {describe(error)}. Raise an ordinary exception instead."
+        ) from error

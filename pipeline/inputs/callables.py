@@ -13,7 +13,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,39 @@ from mfac_compress.pipeline.errors import InputError
 
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
 """Whose lines do not help who looks for a fault in their own: the pipeline's, and PyTorch's."""
+
+
+class EscapeError(RuntimeError):
+    """The user's code raised what ends programs, such as SystemExit, where it was to return.
+
+    Args:
+        escape: What it raised.
+    """
+
+    def __init__(self, escape: BaseException) -> None:
+        super().__init__(f"{type(escape).__name__}: {escape}")
+        self.escape = escape
+
+
+@contextmanager
+def user_code() -> Iterator[None]:
+    """Run code of the user's: it can fail, but neither end the run nor move it.
+
+    The working directory is put back, so that relative paths of the run stay what they were.
+
+    Raises:
+        EscapeError: In place of SystemExit and every other exception that is no ``Exception``, so
+            that ``except Exception`` sees them. KeyboardInterrupt alone is left as it is.
+    """
+    folder = os.getcwd()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as escape:
+        raise EscapeError(escape).with_traceback(escape.__traceback__) from escape
+    finally:
+        os.chdir(folder)
 
 
 def resolve_callable(spec: str, *, key: str, folder: Path) -> Callable[..., Any]:
@@ -141,8 +175,9 @@ def _load_file(path: Path, spec: str, key: str) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with user_code():
+            module_spec.loader.exec_module(module)
+    except Exception as error:
         del sys.modules[name]
         raise InputError(_failed_import(error, spec, key)) from error
     return module
@@ -154,7 +189,8 @@ def _import_module(name: str, spec: str, key: str) -> ModuleType:
             f"{key} must be package.module:callable or path/to/file.py:callable. Got {spec!r}."
         )
     try:
-        return importlib.import_module(name)
+        with user_code():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # Only where the named module itself is missing; else one of its own imports is.
         if error.name and (name == error.name or name.startswith(error.name + ".")):
@@ -164,7 +200,7 @@ def _import_module(name: str, spec: str, key: str) -> ModuleType:
                 "path/to/file.py:callable."
             ) from error
         raise InputError(_failed_import(error, spec, key)) from error
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise InputError(_failed_import(error, spec, key)) from error
 
 
@@ -185,7 +221,9 @@ def describe(error: BaseException) -> str:
     Returns:
         For example ``TypeError: 'x' is not a number (net.py, line 12)``.
     """
-    text = f"{type(error).__name__}: {error.args[0] if error.args else error}"
+    if isinstance(error, EscapeError):
+        error = error.escape
+    text = f"{type(error).__name__}: {_text_of(error)}"
     if isinstance(error, SyntaxError):
         return f"{text} ({Path(error.filename or '?').name}, line {error.lineno})"
     frames = [
@@ -197,6 +235,14 @@ def describe(error: BaseException) -> str:
     if not frames:
         return text
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+def _text_of(error: BaseException) -> str:
+    """What an exception says; its own ``__str__`` may fail."""
+    try:
+        return str(error.args[0] if error.args else error)
+    except Exception as failure:
+        return f"(its text cannot be shown: {type(failure).__name__})"
 
 
 def _missing(owner: Any, name: str, spec: str) -> str:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, source_fingerprint
+from mfac_compress.pipeline.inputs.callables import (
+    describe,
+    resolve_callable,
+    source_fingerprint,
+    user_code,
+)
 from mfac_compress.pipeline.inputs.checkpoint import read_checkpoint
 from mfac_compress.pipeline.inputs.exported_program import (
     is_exported_program,
@@ -121,7 +126,8 @@ def _build(path: Path, section: ModelSection, folder: Path) -> nn.Module:
         )
     factory = resolve_callable(section.factory, key=_FACTORY, folder=folder)
     try:
-        module = factory(**section.kwargs)
+        with user_code():
+            module = factory(**section.kwargs)
     except Exception as error:
         raise InputError(
             f"{_FACTORY} must build the model from model.kwargs. {section.factory!r} with "

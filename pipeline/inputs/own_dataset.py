@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, resolve_callable
+from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, user_code
 from mfac_compress.pipeline.inputs.splits import as_target
 from mfac_compress.pipeline.recipe.schema import FactoryData
 
@@ -87,9 +87,10 @@ class DatasetSamples:
     def _get(self, positions: list[int]) -> list[Any]:
         batched = getattr(self._dataset, "__getitems__", None)
         try:
-            if batched is not None:
-                return batched(positions)
-            return [self._dataset[position] for position in positions]
+            with user_code():
+                if batched is not None:
+                    return batched(positions)
+                return [self._dataset[position] for position in positions]
         except Exception as error:
             raise InputError(
                 f"{_KEY} must give datasets that can be read. {self._name!r} raised "
@@ -116,7 +117,8 @@ class DatasetSource:
     def __init__(self, recipe: FactoryData, folder: Path) -> None:
         factory = resolve_callable(recipe.factory, key=_KEY, folder=folder)
         try:
-            datasets = factory(**recipe.kwargs)
+            with user_code():
+                datasets = factory(**recipe.kwargs)
         except Exception as error:
             raise InputError(
                 f"{_KEY} must make the datasets from data.kwargs. {recipe.factory!r} with "

@@ -16,6 +16,7 @@ from mfac_compress.pipeline.inputs.callables import (
     describe,
     resolve_callable,
     source_fingerprint,
+    user_code,
 )
 from mfac_compress.pipeline.recipe.schema import TaskSection
 
@@ -155,7 +156,8 @@ def _call(
 ) -> Any:
     assert function is not None
     try:
-        return function(outputs, targets)
+        with user_code():
+            return function(outputs, targets)
     except Exception as error:
         raise InputError(
             f"{key} must be a function of (outputs, targets). {name!r} raised {describe(error)} "

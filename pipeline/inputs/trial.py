@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe
+from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import Split
 
@@ -48,7 +48,8 @@ def _first(split: Split) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _outputs(context: RunContext, x: Tensor) -> Tensor:
     try:
-        return context.model.module(x.to(context.device))
+        with user_code():
+            return context.model.module(x.to(context.device))
     except Exception as error:
         given = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         raise InputError(
