@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint kernels-fuzz kernels-matrix kernels-aarch64 clean
+.PHONY: demo test test-long lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
 
 test: .venv/installed  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
