@@ -1,10 +1,11 @@
 """Stage artefacts, kept by content.
 
-A stage's folder is named by the hash of everything that its result depends on. It is made beside
-its place, its manifest written last, and renamed into place: a folder that is there is complete.
+A stage's folder is named by the hash of everything that its result depends on, the content of the
+artefacts before it included. It is made beside its place, its manifest written last, and renamed
+into place. The manifest holds the digest of each file and of itself, and all of them are checked
+before anything is reused: what does not agree is made anew.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mfac_compress.pipeline.digest import content_key, file_digest
+from mfac_compress.pipeline.inputs.code_sources import CodeSources, unchanged
 from mfac_compress.pipeline.world import World
 
 MANIFEST = "manifest.json"
+_DIGEST = "digest"
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,19 @@ class Artefact:
 
     Args:
         folder: Its files.
-        key: Hash of what it was made from.
+        digest: Of its files and facts, and of what it was made from.
         facts: What the stage said of it.
+        files: SHA-256 of each file, by its path in the folder.
         reused: Whether it was found rather than made.
+        rejected: Why an artefact that was found could not be reused; empty where there was none.
     """
 
     folder: Path
-    key: str
+    digest: str
     facts: dict[str, Any]
+    files: dict[str, str]
     reused: bool
+    rejected: str = ""
 
 
 class StageCache:
@@ -42,11 +50,16 @@ class StageCache:
     Args:
         root: Folder of the cache; made when first needed. Only the first process looks at it.
         world: The processes that ask for artefacts together. Default: this one.
+        code: The user's code as it was loaded before the stages. Files of it that only a stage
+            loads are noted in the artefact, and looked at before it is reused.
     """
 
-    def __init__(self, root: Path, world: World | None = None) -> None:
+    def __init__(
+        self, root: Path, world: World | None = None, code: CodeSources | None = None
+    ) -> None:
         self._root = root
         self._world = world or World()
+        self._code = code or CodeSources()
 
     def get(
         self,
@@ -62,58 +75,88 @@ class StageCache:
             make: Fills an empty folder and returns the facts, as plain JSON. Called in all
                 processes; the first one alone has a folder.
         """
-        key = content_key(ingredients)
+        key = content_key({"stage": stage, **ingredients})
         folder = self._root / stage / key[:16]
-        found = self._world.first(lambda: self._find(folder, key))
-        if found is not None:
+        found = self._world.first(lambda: _find(folder, key))
+        if isinstance(found, Artefact):
             return found
         made = None
         if self._world.is_first:
-            made = self._make(stage, folder, key, ingredients, make)
+            made = self._make(stage, folder, key, make, rejected=found)
         else:
             make(Path(os.devnull))
         artefact = self._world.first(lambda: made)
         assert artefact is not None
         return artefact
 
-    @staticmethod
-    def _find(folder: Path, key: str) -> Artefact | None:
-        if not (folder / MANIFEST).is_file():
-            return None
-        return Artefact(folder, key, _read_facts(folder), reused=True)
-
     def _make(
         self,
         stage: str,
         folder: Path,
         key: str,
-        ingredients: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any]],
+        rejected: str,
     ) -> Artefact:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
             work = Path(scratch) / "artefact"
             work.mkdir()
             facts = dict(make(work))
-            manifest = {"stage": stage, "key": key, "facts": facts, "ingredients": ingredients}
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "facts": json.loads(json.dumps(facts)),
+                "files": _file_digests(work),
+                "code": self._code.since(),
+            }
+            manifest[_DIGEST] = content_key(manifest)
             (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-            self._forget_all(folder.parent, but=Path(scratch))
+            _remove_older(folder.parent, but=Path(scratch))
             os.rename(work, folder)
-        return Artefact(folder, key, _read_facts(folder), reused=False)
-
-    @staticmethod
-    def _forget_all(stage: Path, but: Path) -> None:
-        """Remove the stage's older artefacts, and what a killed run left half made."""
-        for other in stage.iterdir():
-            if other != but:
-                shutil.rmtree(other)
+        return _artefact(folder, manifest, reused=False, rejected=rejected)
 
 
-def content_key(ingredients: Mapping[str, Any]) -> str:
-    """SHA-256 of plain JSON, whatever the order of its keys."""
-    canonical = json.dumps(ingredients, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _find(folder: Path, key: str) -> Artefact | str:
+    """The artefact in a folder; or why it cannot be reused, empty where there is none."""
+    if not folder.is_dir():
+        return ""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digest = manifest.pop(_DIGEST)
+        if digest != content_key(manifest) or manifest["key"] != key:
+            return f"{MANIFEST} does not have the content that was written"
+        found = _file_digests(folder)
+        wrong = [name for name, _ in {*manifest["files"].items()} ^ {*found.items()}]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    if wrong:
+        return f"{min(wrong)} does not have the content that was written"
+    if not unchanged(manifest["code"]):
+        return "code that it was made with has changed"
+    return _artefact(folder, {**manifest, _DIGEST: digest}, reused=True)
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["facts"]
+def _artefact(
+    folder: Path, manifest: Mapping[str, Any], *, reused: bool, rejected: str = ""
+) -> Artefact:
+    return Artefact(
+        folder, manifest[_DIGEST], manifest["facts"], manifest["files"], reused, rejected
+    )
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files but the manifest, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: file_digest(path) for name, path in named.items() if name != MANIFEST}
+
+
+def _remove_older(stage: Path, but: Path) -> None:
+    """Remove the stage's older artefacts, and what a killed run left half made."""
+    for other in stage.iterdir():
+        if other == but:
+            continue
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other)
+        else:
+            other.unlink()

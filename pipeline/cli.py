@@ -151,9 +151,9 @@ def _run(
 
     terminal = open_terminal(quiet=quiet or not world.is_first, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
-    with world.together():
-        loaded = load_recipe(recipe, overrides)
     if dry_run:
+        with world.together():
+            loaded = load_recipe(recipe, overrides)
         with stage_named("load"), progress.stage("load"), world.together():
             context = load_inputs(loaded, model, trust_pickle=trust_pickle, world=world)
         show_plan(context, terminal)
@@ -166,7 +166,13 @@ def _run(
     # What a model or a loss prints must not come between the report and who reads it.
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         report = compress(
-            loaded, model, output, trust_pickle=trust_pickle, progress=progress, world=world
+            recipe,
+            model,
+            output,
+            overrides=overrides,
+            trust_pickle=trust_pickle,
+            progress=progress,
+            world=world,
         )
     print_verdict(report, terminal)
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)

@@ -110,6 +110,10 @@ class Progress:
         if self._stage is not None:
             self._stage.step(label, done, total)
 
+    def warn(self, text: str) -> None:
+        """Say something that everyone should read."""
+        self._console.print(f"  {text}", style="yellow", markup=False, highlight=False)
+
     def remark(self, text: str) -> None:
         """Say something that only the curious want to read."""
         if self._verbose:

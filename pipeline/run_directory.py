@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mfac_compress.pipeline.cache import MANIFEST
+from mfac_compress.pipeline.cache import Artefact
+from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
 
 RESULTS = (
@@ -43,7 +44,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # Absolute, since the user's code may change the working directory.
+        self.path = path = path.absolute()
         self.cache = path / _CACHE
         try:
             is_file = path.exists() and not path.is_dir()
@@ -85,16 +87,31 @@ class RunDirectory:
     def opened(self) -> Iterator["RunDirectory"]:
         """Lock the directory and clear it, once more if the run fails: of what is in place then.
 
+        A directory that was not there is taken away again, unless a stage has finished.
+
         Raises:
             InputError: As :meth:`locked` does.
         """
-        with self.locked():
-            self.clear()
-            try:
-                yield self
-            except BaseException:
+        was_there = self.path.is_dir()
+        try:
+            with self.locked():
                 self.clear()
-                raise
+                try:
+                    yield self
+                except BaseException:
+                    self.clear()
+                    raise
+        except BaseException:
+            if not was_there:
+                self._remove_unused()
+            raise
+
+    def _remove_unused(self) -> None:
+        """Remove the directory if it holds nothing but the lock."""
+        with suppress(OSError):
+            if [entry.name for entry in self.cache.iterdir()] == [_LOCK]:
+                shutil.rmtree(self.cache)
+            self.path.rmdir()
 
     def clear(self) -> None:
         """Remove the results of an earlier run, so that none can pass for this one's."""
@@ -106,13 +123,17 @@ class RunDirectory:
         for left in self.cache.glob(f"{_DRAFT}*"):  # by a run that was killed
             shutil.rmtree(left)
 
-    def take_all(self, folder: Path) -> None:
-        """Copy an artefact's files here. Not links: who edits a result must not edit the cache."""
-        for file in folder.rglob("*"):
-            name = file.relative_to(folder)
-            if file.is_file() and name != Path(MANIFEST):
-                with self._draft(str(name)) as draft:
-                    shutil.copyfile(file, draft)
+    def publish(self, artefact: Artefact) -> None:
+        """Copy an artefact's files here. Not links: who edits a result must not edit the cache.
+
+        Raises:
+            OSError: If a copy is not what the artefact holds: what ships is what was measured.
+        """
+        for name, digest in artefact.files.items():
+            with self._draft(name) as draft:
+                shutil.copyfile(artefact.folder / name, draft)
+                if file_digest(draft) != digest:
+                    raise OSError(f"{name} must be copied as it was made. It changed meanwhile.")
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 from mfac_compress.export import LatencyComparison, machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
+from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
+from mfac_compress.pipeline.inputs.code_sources import NOT_COVERED
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress, Stage
@@ -53,16 +56,20 @@ def compress(
     model_path: str | Path,
     output: str | Path,
     *,
+    overrides: Sequence[str] = (),
     trust_pickle: bool = False,
     progress: Progress | None = None,
     world: World | None = None,
 ) -> Report:
     """Run a recipe on a model and write the run directory.
 
+    Results of an earlier run are removed from it first.
+
     Args:
         recipe: A recipe, or the path of one.
         model_path: Checkpoint: ``.pt``, ``.pth``, ``.safetensors`` or ``.pt2``.
         output: Run directory; made if it is not there.
+        overrides: ``key.path=value``, as of ``--set``; for a recipe that is given by its path.
         trust_pickle: Allow the checkpoint to run code while it is read.
         progress: Where progress is shown. Default: nowhere.
         world: The processes that run this together; the first one writes. Default: this one.
@@ -74,26 +81,40 @@ def compress(
         InputError: If recipe, model or data is wrong.
         StageError: If a stage fails for another reason.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
     progress, world = progress or Progress(), world or World()
     directory = world.first(lambda: RunDirectory(Path(output)))
-    with stage_named("load"), progress.stage("load"):
-        with world.together():
-            context = load_inputs(
-                recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
-            )
-            plan = check_inputs(context)
-            accelerate.check_artifact(recipe)
-        # One for all processes: how much memory is free differs between them.
-        if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
-            context = replace(context, window_folder=directory.cache)
-            progress.remark("gradients on disk, being more than the memory budget")
-        _check_same_inputs(context)
-        check_sharing(context)
     with ExitStack() as stack:
+        # Before anything else: however this run ends, an earlier one's results do not stand for it.
         world.first(lambda: stack.enter_context(directory.opened()))
+        with world.together():
+            loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+        with stage_named("load"), progress.stage("load"):
+            context = _load(loaded, model_path, trust_pickle, progress, world, directory.cache)
         return _Run(context, directory).go()
+
+
+def _load(
+    recipe: Recipe,
+    model_path: str | Path,
+    trust_pickle: bool,
+    progress: Progress,
+    world: World,
+    window_folder: Path,
+) -> RunContext:
+    """Load and check everything that the stages start from."""
+    with world.together():
+        context = load_inputs(
+            recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
+        )
+        plan = check_inputs(context)
+        accelerate.check_artifact(recipe)
+    # One for all processes: how much memory is free differs between them.
+    if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
+        context = replace(context, window_folder=window_folder)
+        progress.remark("gradients on disk, being more than the memory budget")
+    _check_same_inputs(context)
+    check_sharing(context)
+    return context
 
 
 def _check_same_inputs(context: RunContext) -> None:
@@ -103,6 +124,7 @@ def _check_same_inputs(context: RunContext) -> None:
         "model": context.model.fingerprint,
         "data": context.data.fingerprint,
         "task.loss": context.task.loss_fingerprint,
+        "the user's code": context.code.digest,
     }
     firsts = context.world.first(lambda: own)
     with context.world.together():
@@ -161,17 +183,25 @@ class _Run:
     ) -> Artefact:
         """The artefact of a stage, found or made from those before it; by default by all."""
         name = stage.__name__.rpartition(".")[2]
+        code = self.context.code
         ingredients = {
-            "version": stage.VERSION,
-            "upstream": [artefact and artefact.key for artefact in upstream],
+            "package": package_digest(),
+            "libraries": library_versions(),
+            "code": code.digest,
+            # What cannot be hashed may have changed: then nothing may be found.
+            "unseen": code.unseen and uuid.uuid4().hex,
+            "upstream": [artefact and artefact.digest for artefact in upstream],
             **stage.depends_on(self.context),
         }
         folders = [artefact and artefact.folder for artefact in upstream]
         with self._timed(name) as line:
-            artefact = StageCache(self.directory.cache, world or self.context.world).get(
+            cache = StageCache(self.directory.cache, world or self.context.world, code)
+            artefact = cache.get(
                 name, ingredients, lambda folder: make(self.context, *folders, folder)
             )
             line.reused = artefact.reused
+        if artefact.rejected:
+            self.context.progress.warn(f"{name}: made anew, since in the cache {artefact.rejected}")
         return artefact
 
     @contextmanager
@@ -246,14 +276,15 @@ class _Run:
     def _publish(self, report: Report, resolved: Recipe, *artefacts: Artefact) -> None:
         """Put the results in place, the report last: where it is, everything is."""
         for artefact in artefacts:
-            self.directory.take_all(artefact.folder)
+            self.directory.publish(artefact)
+        files = {name: digest for each in artefacts for name, digest in each.files.items()}
         self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
-        self.directory.write("manifest.json", json.dumps(self._manifest(), indent=2) + "\n")
+        self.directory.write("manifest.json", json.dumps(self._manifest(files), indent=2) + "\n")
         self.directory.write("report.md", markdown(report, self.seconds))
         self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")
 
-    def _manifest(self) -> dict[str, Any]:
-        """Where the results came from."""
+    def _manifest(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """Where the results came from, and the SHA-256 of each file."""
         context = self.context
         return {
             "tool": tool_version(),
@@ -266,7 +297,13 @@ class _Run:
             "machine": machine_load(),
             "threads": torch.get_num_threads(),
             "processes": context.world.size,
+            "code": {
+                "files": dict(context.code.files),
+                "not_reusable": list(context.code.unseen),
+                "not_covered": NOT_COVERED,
+            },
             "seconds": self.seconds,
+            "files": dict(sorted(files.items())),
         }
 
 

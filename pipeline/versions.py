@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import version
 
-from mfac_compress.pipeline.cache import content_key
+from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")

@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.code_sources import USER_FILE, files_watched
 
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
 """Whose lines do not help who looks for a fault in their own: the pipeline's, and PyTorch's."""
@@ -41,18 +42,22 @@ class EscapeError(RuntimeError):
 
 
 @contextmanager
-def user_code() -> Iterator[None]:
+def user_code(*, reads_data: bool = False) -> Iterator[None]:
     """Run code of the user's: it can fail, but neither end the run nor move it.
 
-    The working directory is put back, so that relative paths of the run stay what they were.
+    The working directory is put back, so that relative paths of the run stay what they were. Files
+    that the code opens count as part of it.
 
+    Args:
+        reads_data: The files that it opens are samples, which are hashed on their own.
     Raises:
         EscapeError: In place of SystemExit and every other exception that is no ``Exception``, so
             that ``except Exception`` sees them. KeyboardInterrupt alone is left as it is.
     """
     folder = os.getcwd()
     try:
-        yield
+        with nullcontext() if reads_data else files_watched():
+            yield
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as escape:
@@ -138,6 +143,12 @@ def source_fingerprint(spec: str, *, key: str, folder: Path) -> str:
     return hashlib.sha256(names.encode() + b"\0" + source).hexdigest()
 
 
+def module_name(spec: str) -> str | None:
+    """The module that ``package.module:callable`` names; None where it is a file, or malformed."""
+    place = spec.rpartition(":")[0]
+    return None if not place or _is_file(place) else place
+
+
 def _split(spec: str, key: str) -> tuple[str, str]:
     # From the right, for the colon of a Windows drive.
     place, _, names = spec.rpartition(":")
@@ -166,7 +177,7 @@ def _file_path(place: str, spec: str, key: str, folder: Path) -> Path:
 
 def _load_file(path: Path, spec: str, key: str) -> ModuleType:
     digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
-    name = f"mfac_compress_user_{path.stem}_{digest[:12]}"
+    name = f"{USER_FILE}{path.stem}_{digest[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mfac_compress.pipeline.inputs.code_sources import CodeSources
 from mfac_compress.pipeline.inputs.data import DataSplits
 from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
@@ -29,6 +30,8 @@ class RunContext:
     device: torch.device
     progress: Progress
     world: World = field(default_factory=World)
+    code: CodeSources = field(default_factory=CodeSources)
+    """The user's code, as it was loaded before the first stage."""
     window_folder: Path | None = None
     """Where gradients are kept that the memory budget does not hold; None for in memory."""
 

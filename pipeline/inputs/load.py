@@ -1,11 +1,14 @@
 """Load and check everything that a run starts from, before anything is written."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from mfac_compress.mfac.batchnorm import has_batchnorm
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.callables import module_name
+from mfac_compress.pipeline.inputs.code_sources import forget_opened, present_sources
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
 from mfac_compress.pipeline.inputs.draw import draw_samples, holdout
@@ -34,6 +37,7 @@ def load_inputs(
         InputError: If any of them is wrong.
     """
     world = world or World()
+    forget_opened()
     device = _device(recipe, world)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
@@ -51,7 +55,18 @@ def load_inputs(
     model.module.to(device)
     context = RunContext(recipe, model, data, task, targets, device, progress or Progress(), world)
     try_out(context)
-    return context
+    return replace(context, code=present_sources(_modules_of(context)))
+
+
+def _modules_of(context: RunContext) -> set[str]:
+    """Modules that the recipe names, and those that define the model's layers."""
+    recipe = context.recipe
+    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric]
+    named.append(getattr(recipe.data, "factory", None))
+    modules = {module_name(spec) for spec in named if spec}
+    return {name for name in modules if name} | {
+        type(part).__module__ for part in context.model.module.modules()
+    }
 
 
 def check_inputs(context: RunContext) -> MemoryPlan | None:

@@ -87,7 +87,7 @@ class DatasetSamples:
     def _get(self, positions: list[int]) -> list[Any]:
         batched = getattr(self._dataset, "__getitems__", None)
         try:
-            with user_code():
+            with user_code(reads_data=True):
                 if batched is not None:
                     return batched(positions)
                 return [self._dataset[position] for position in positions]
@@ -117,7 +117,7 @@ class DatasetSource:
     def __init__(self, recipe: FactoryData, folder: Path) -> None:
         factory = resolve_callable(recipe.factory, key=_KEY, folder=folder)
         try:
-            with user_code():
+            with user_code(reads_data=True):
                 datasets = factory(**recipe.kwargs)
         except Exception as error:
             raise InputError(

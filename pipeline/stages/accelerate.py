@@ -24,7 +24,6 @@ from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.recipe.schema import LatencySection, Recipe
 from mfac_compress.pipeline.stages.export import SPARSE
 
-VERSION = 1
 ACCELERATED = "model.sparse.onnx"
 LIBRARY = Path("kernels", "libmfac_sparse.so")
 

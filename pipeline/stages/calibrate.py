@@ -31,7 +31,6 @@ from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
 
-VERSION = 3
 _METHOD = "method"
 # Each exchange between processes takes a millisecond or two, so short rows travel together.
 _SENT_BYTES = 1 << 26

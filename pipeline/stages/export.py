@@ -11,7 +11,6 @@ from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
 
-VERSION = 1
 DENSE = "dense.onnx"
 SPARSE = "model.onnx"
 

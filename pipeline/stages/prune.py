@@ -28,8 +28,6 @@ from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
 
-VERSION = 2
-
 
 def depends_on(context: RunContext) -> dict[str, Any]:
     """What the masks and weights depend on, beside the Fisher."""

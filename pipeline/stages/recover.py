@@ -21,7 +21,6 @@ from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.shared_batch import backward
 from mfac_compress.pipeline.weights import load_masks, load_state, save_masks, save_weights
 
-VERSION = 1
 _BATCHNORM_BATCH = 256
 
 

@@ -24,7 +24,6 @@ from mfac_compress.pipeline.stages.export import DENSE, SPARSE
 from mfac_compress.pipeline.verdict.statistics import Interval, bootstrap_interval, paired_interval
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
-VERSION = 2
 _REPORT_CONFIDENCE = 0.95
 
 

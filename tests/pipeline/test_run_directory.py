@@ -2,6 +2,7 @@
 
 import pytest
 
+from mfac_compress.pipeline.cache import StageCache
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.run_directory import RunDirectory
 
@@ -24,28 +25,44 @@ def test_a_path_below_a_file_is_refused(tmp_path):
         pass
 
 
-def test_a_copy_that_breaks_off_leaves_the_place_empty(tmp_path, monkeypatch):
-    (tmp_path / "artefact").mkdir()
-    (tmp_path / "artefact" / "model.onnx").write_bytes(b"whole")
+def _artefact(tmp_path, name, mode=0o644):
+    def make(folder):
+        (folder / name).touch(mode)
+        (folder / name).write_bytes(b"whole")
+        return {}
 
-    def break_off(_, target):
-        target.write_bytes(b"wh")
-        raise OSError("No space left on device")
+    return StageCache(tmp_path / "cache").get("export", {}, make)
 
-    monkeypatch.setattr("shutil.copyfile", break_off)
+
+def _broken_off(source, target):
+    target.write_bytes(b"wh")
+    raise OSError("No space left on device")
+
+
+def _changed_meanwhile(source, target):
+    target.write_bytes(b"another")
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"), [(_broken_off, "No space"), (_changed_meanwhile, "It changed meanwhile")]
+)
+def test_a_copy_that_is_not_the_artefact_does_not_take_its_place(
+    tmp_path, monkeypatch, copy, message
+):
+    artefact = _artefact(tmp_path, "model.onnx")
+    monkeypatch.setattr("shutil.copyfile", copy)
     with RunDirectory(tmp_path / "out").locked() as directory:
-        with pytest.raises(OSError, match="No space"):
-            directory.take_all(tmp_path / "artefact")
+        with pytest.raises(OSError, match=message):
+            directory.publish(artefact)
         assert not (directory.path / "model.onnx").exists()
         assert [file.name for file in directory.cache.iterdir()] == ["run.lock"]
 
 
 def test_results_may_be_read_by_whom_the_umask_lets(tmp_path):
     """safetensors writes files that only their owner may read."""
-    (tmp_path / "artefact").mkdir()
-    (tmp_path / "artefact" / "model.safetensors").touch(mode=0o600)
+    artefact = _artefact(tmp_path, "model.safetensors", mode=0o600)
     with RunDirectory(tmp_path / "out").locked() as directory:
-        directory.take_all(tmp_path / "artefact")
+        directory.publish(artefact)
         directory.write("report.json", "{}")
     taken, written = (
         (tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "report.json")

@@ -1,0 +1,201 @@
+"""What the user's code is made of: source files of loaded modules, and files that the code opens.
+
+A stage's result depends on all of the user's code that it runs: the factory, the loss, the metric,
+and every module that these import, be it in the middle of a function. So a run takes stock of the
+modules that are loaded outside of the installed packages, and of the files that are opened while
+the user's code runs. What no one can see from here: the environment, the network, and files that
+native code opens.
+"""
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from mfac_compress.pipeline.digest import content_key, file_digest
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.bytecode import definitions_digest
+
+NOT_COVERED = (
+    "environment variables, the network, files that native code opens, files that a data set reads "
+    "(the samples themselves are hashed), and packages that pip installed"
+)
+"""What else the user's code could depend on, in words for the report."""
+
+_OWN = str(Path(__file__).parents[2])
+_OWN_FOLDERS = tuple(f"{_OWN}{os.sep}{name}{os.sep}" for name in ("export", "mfac", "pipeline"))
+_NOT_FILES = ("/dev/", "/proc/", "/sys/")
+
+
+@dataclass(frozen=True)
+class CodeSources:
+    """The files that the user's code is made of.
+
+    Attributes:
+        files: SHA-256 in hex by absolute path, in the order of the paths.
+        unseen: Names of what the code refers to and whose content cannot be hashed: with any of
+            them, no earlier result can be reused.
+        modules: Those that the recipe names, or that define the model's layers.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
+    modules: frozenset[str] = frozenset()
+
+    @property
+    def digest(self) -> str:
+        """Changes where any of the files does."""
+        return content_key({"files": dict(self.files), "unseen": self.unseen})
+
+    def since(self) -> dict[str, str]:
+        """SHA-256 of the files that have been loaded or opened since, by path."""
+        now = present_sources(self.modules).files
+        return {path: digest for path, digest in now.items() if path not in self.files}
+
+
+USER_FILE = "mfac_compress_user_"
+"""How the names of modules begin that are loaded from a file which the recipe names."""
+
+_seen: WeakKeyDictionary[ModuleType, str | None] = WeakKeyDictionary()
+
+
+class _Opened:
+    """Files that the user's code opens, as an audit hook sees them."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self.depth = 0
+        self._hooked = False
+
+    def hook(self) -> None:
+        """Install the audit hook, which stays for the life of the process, once."""
+        if not self._hooked:
+            sys.addaudithook(self._on_event)
+            self._hooked = True
+
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not self.depth:
+            return
+        path, mode, flags = arguments
+        written = mode is not None and set(mode) & set("wax+")
+        written = written or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
+        if not written and isinstance(path, str | bytes):
+            self.paths.add(os.path.abspath(os.fsdecode(path)))
+
+
+_opened = _Opened()
+
+
+@contextmanager
+def files_watched() -> Iterator[None]:
+    """Note the files that are opened for reading meanwhile."""
+    _opened.hook()
+    _opened.depth += 1
+    try:
+        yield
+    finally:
+        _opened.depth -= 1
+
+
+def forget_opened() -> None:
+    """Begin a run: what an earlier run of this process opened is not its code."""
+    _opened.paths.clear()
+
+
+def present_sources(modules: Iterable[str] = ()) -> CodeSources:
+    """Take stock of the user's code as it is loaded now.
+
+    Args:
+        modules: Names of modules that the recipe names, or that define the model's layers. What
+            they define is taken from memory where they have no file, as in a notebook; and where
+            one is an installed package, that package's loaded modules count as the user's.
+    Returns:
+        The files of all loaded modules outside the installed packages, and those that the user's
+        code has opened.
+    """
+    named = frozenset(modules)
+    packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
+    files = {path for path in _opened.paths if _counts(path)}
+    for name, module in list(sys.modules.items()):
+        path = _file_of(module)
+        if path is None or (name == "__main__" and name not in named):
+            continue  # __main__: the command line, or a script of the user's that starts runs
+        if _counts(path) or (name.partition(".")[0] in packages and not _is_ours(path)):
+            files.add(path)
+            _check_as_loaded(module, path)
+    digests = {path: digest for path in sorted(files) if (digest := _digest(path)) is not None}
+    unseen: list[str] = []
+    notebook = sys.modules["__main__"]
+    if "__main__" in named and _file_of(notebook) is None:
+        digests["__main__"], unseen = definitions_digest(notebook)
+    return CodeSources(digests, tuple(unseen), named)
+
+
+def _check_as_loaded(module: ModuleType, path: str) -> None:
+    """Check that a module is what its file says, as far as it has been seen before.
+
+    Raises:
+        InputError: If the file was edited since, and so the edit would not take part in the run.
+    """
+    if module.__name__.startswith(USER_FILE):
+        return  # loaded anew where its file has changed
+    now = _digest(path)
+    if _seen.setdefault(module, now) != now:
+        raise InputError(
+            f"The user's code must be loaded as it is on disk. {path} was edited after this Python "
+            "process imported it. Start Python anew (or restart the notebook's kernel)."
+        )
+
+
+def unchanged(files: Mapping[str, str]) -> bool:
+    """Whether files have the content that was noted."""
+    return all(_digest(path) == digest for path, digest in files.items())
+
+
+def _file_of(module: ModuleType) -> str | None:
+    """The file, or the archive, that a module was loaded from."""
+    path = getattr(module, "__file__", None)
+    if not isinstance(path, str):
+        return None
+    file = Path(path)
+    while not file.exists() and file != file.parent:
+        file = file.parent  # a module in a zip archive
+    return os.path.abspath(file) if file.is_file() else None
+
+
+def _counts(path: str) -> bool:
+    """Whether a file is the user's: no part of an installed package, of Python, or of ours."""
+    if path.startswith((*_NOT_FILES, *_installed())) or _is_ours(path):
+        return False
+    return not path.endswith(".pyc")  # its source is listed as a module's
+
+
+def _is_ours(path: str | None) -> bool:
+    return path is not None and path.startswith(_OWN_FOLDERS)
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Folders of Python and of what is installed for it, with a separator at the end."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    folders = {sysconfig.get_paths()[name] for name in names}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    folders |= {os.path.join(sys.base_prefix, "lib"), os.path.join(sys.prefix, "lib")}
+    folders |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
+    return tuple(sorted({f"{form}{os.sep}" for f in folders for form in (f, os.path.realpath(f))}))
+
+
+def _digest(path: str) -> str | None:
+    """SHA-256 of a file; None where it is none, or cannot be read."""
+    try:
+        return file_digest(path) if os.path.isfile(path) else None
+    except OSError:
+        return None
