@@ -66,9 +66,7 @@ def test_what_a_command_leaves_behind_is_not_waited_for():
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_command(sent):
-    waits = (
-        "try: print('ready', flush=True); time.sleep(60)\n    except KeyboardInterrupt: sys.exit(3)"
-    )
+    waits = "try: print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(3)"
     process = _start(waits)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(sent)
