@@ -19,6 +19,7 @@ _KEY = "data.factory"
 _SPLITS = ("calibration", "recovery", "validation")
 _SCAN_BATCH = 256
 _READ_TWICE = 8
+_MOST_AXES = 32
 _REAL = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -105,12 +106,13 @@ class DatasetSamples:
 
     def _plain(self, values: Tensor, what: str) -> Tensor:
         """Values on the CPU, without a history of gradients."""
-        dense = values.layout == torch.strided and not values.is_nested
-        if not dense or values.dtype not in _REAL or not values.numel():
+        dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
+        small = 0 < values.numel() and values.ndim <= _MOST_AXES
+        if not dense or values.dtype not in _REAL or not small:
             kind = str(values.dtype).removeprefix("torch.") if dense else str(values.layout)
             raise InputError(
-                f"{_KEY} must give dense tensors of real numbers, and none that are empty. "
-                f"{self._name!r} gives {what} of {kind} {list(values.shape)}."
+                f"{_KEY} must give dense tensors of real numbers, of {_MOST_AXES} axes at most and "
+                f"none of them empty. {self._name!r} gives {what} of {kind} {list(values.shape)}."
             )
         return values.detach().cpu().contiguous()
 
