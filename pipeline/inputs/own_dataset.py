@@ -107,7 +107,7 @@ class DatasetSamples:
     def _plain(self, values: Tensor, what: str) -> Tensor:
         """Values on the CPU, without a history of gradients."""
         dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
-        small = 0 < values.numel() and values.ndim <= _MOST_AXES
+        small = values.numel() > 0 and values.ndim <= _MOST_AXES
         if not dense or values.dtype not in _REAL or not small:
             kind = str(values.dtype).removeprefix("torch.") if dense else str(values.layout)
             raise InputError(

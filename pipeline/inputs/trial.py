@@ -52,8 +52,8 @@ def _outputs(context: RunContext, x: Tensor) -> Tensor:
         given = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         raise InputError(
             "The model must take one tensor, a batch of the data. For an input of "
-            f"{given} it raised {describe(error)}. {_dtype_advice(context, x)}Check data.layout and "
-            "the shapes in the files, or wrap the model in model.factory."
+            f"{given} it raised {describe(error)}. {_dtype_advice(context, x)}Check data.layout "
+            "and the shapes in the files, or wrap the model in model.factory."
         ) from error
 
 

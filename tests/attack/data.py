@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from attack_data import arrays, containers, datasets, folders, pictures
@@ -124,6 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--step", type=int, default=1, help="take only every STEP-th of the COUNT")
     parser.add_argument("--only", default="", help="part of the names of those to run")
     options = parser.parse_args()
     # Imported before the processes part, so that none has to do it again.
@@ -132,7 +134,7 @@ def main() -> int:
     tried: dict[str, int] = {}
     mishandled = 0
     root = Path(tempfile.mkdtemp(prefix="mfac-attack-"))
-    for number, case in zip(range(options.count), cases(options.seed), strict=False):
+    for number, case in enumerate(islice(cases(options.seed), 0, options.count, options.step)):
         if options.only not in case.name:
             continue
         folder = root / str(number)
