@@ -118,25 +118,29 @@ class ArraySamples:
                 "targets": self._native(self._y[rows], "targets"),
             }
             for what, part in parts.items():
-                finite = np.isfinite(part.reshape(len(part), -1)).all(axis=1)
-                broken[what] += (self._start + start + np.flatnonzero(~finite)).tolist()
+                if part.dtype.kind == "f":
+                    finite = np.isfinite(part.reshape(len(part), -1)).all(axis=1)
+                    broken[what] += (self._start + start + np.flatnonzero(~finite)).tolist()
             x, y = parts.values()
             self.digests += _digests(x)
             total.update(np.ascontiguousarray(y))
             if self._preparation.dtype == "int64":
                 inputs.add(x, start)
             targets.add(y, start)
-        for what, at in broken.items():
-            if at:
-                raise InputError(
-                    f"{self._key} must have finite {what}, within what float32 holds. "
-                    f"{self._origin} has NaN or Inf in {len(at)} rows, the first {at[:5]}."
-                )
+        self._check_finite(broken)
         self.extremes = [*inputs.positions, *targets.positions]
         facts = (self._preparation, x.shape[1:], x.dtype.str, y.shape[1:], y.dtype.str)
         total.update(b"".join(self.digests))
         total.update(repr(facts).encode())
         self.fingerprint = total.hexdigest()
+
+    def _check_finite(self, broken: dict[str, list[int]]) -> None:
+        for what, rows in broken.items():
+            if rows:
+                raise InputError(
+                    f"{self._key} must have finite {what}, within what float32 holds. "
+                    f"{self._origin} has NaN or Inf in {len(rows)} rows, the first {rows[:5]}."
+                )
 
     def _native(self, array: np.ndarray, what: str) -> np.ndarray:
         try:
