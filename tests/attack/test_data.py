@@ -16,7 +16,7 @@ def _attack(*arguments):
 
 
 def test_a_part_of_the_kinds():
-    _attack("--count", "380", "--step", "7")
+    _attack("--count", "580", "--step", "11")
 
 
 @pytest.mark.long
