@@ -1,9 +1,6 @@
 """Data in arrays: the digits of scikit-learn, .npz files and folders of .npy files."""
 
 import hashlib
-import os
-import pickle
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +11,41 @@ import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.splits import as_target, channelwise, check_channels
+from mfac_compress.pipeline.inputs.array_files import has_array, read_array
+from mfac_compress.pipeline.inputs.files import resolved, shown
+from mfac_compress.pipeline.inputs.splits import (
+    Extremes,
+    as_target,
+    channelwise,
+    check_channels,
+    check_unchanged,
+)
 from mfac_compress.pipeline.recipe.schema import ArraysData, FileRows, Rows
 
-_CHUNK = 4096
-"""Rows looked at together, for arrays that do not fit in memory."""
+_CHUNK = 1 << 26
+"""Bytes looked at together, of arrays that do not fit in memory."""
+
+_MOST = np.iinfo(np.int64).max
+_NUMBER_OF_A_TOKEN = 4
+"""Bytes from which on an integer is taken for a number of something, not for a measured value."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to raw arrays: ``(x / divide_by - mean) / std``, channels first."""
+    """What is done to raw arrays: ``(x / divide_by - mean) / std``, channels first.
+
+    With ``dtype`` int64 nothing is done to the numbers.
+    """
 
     layout: Literal["as_is", "NHWC", "NCHW"]
-    divide_by: float
+    divide_by: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    dtype: Literal["float32", "int64"] = "float32"
 
 
 class ArraySamples:
-    """Rows of two arrays, kept in their own types and turned to float32 per batch.
+    """Rows of two arrays, kept in their own types and turned to the model's per batch.
 
     Args:
         x: All inputs. Shape ``[N, ...]``, real numbers.
@@ -55,25 +68,25 @@ class ArraySamples:
     ) -> None:
         self._start, stop = _check_rows(rows, x, origin, key)
         self._x, self._y = x[self._start : stop], y[self._start : stop]
-        self._preparation, self._origin = preparation, origin
+        self._preparation, self._origin, self._key = preparation, origin, key
         self._check_shape()
-        self._check_finite(key)
-        self.digests = [
-            hashlib.sha256(row).digest()
-            for start in range(0, len(self._x), _CHUNK)
-            for row in np.ascontiguousarray(_native(self._x[start : start + _CHUNK]))
-        ]
-        self.fingerprint = self._fingerprint()
+        self._scan()
 
     def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(_native(self._x[positions]))
-        y = torch.from_numpy(_native(self._y[positions]))
+        x = _native(self._x[positions])
+        if isinstance(self._x, np.memmap):
+            # It is read from the disk as often as it is asked for, and may change meanwhile.
+            check_unchanged(_digests(x), self.digests, positions, self.describe)
+        y = as_target(torch.from_numpy(_native(self._y[positions])))
+        x = torch.from_numpy(x)
         if self._preparation.layout == "NHWC":
             x = x.permute(0, 3, 1, 2).contiguous()
-        return x, as_target(y)
+        return x, y
 
     def normalise(self, x: Tensor) -> Tensor:
         prepare = self._preparation
+        if prepare.dtype == "int64":
+            return x.long()
         return channelwise(x, prepare.divide_by, prepare.mean, prepare.std)
 
     def describe(self, position: int) -> str:
@@ -91,22 +104,51 @@ class ArraySamples:
         check_channels("data.mean", prepare.mean, shape)
         check_channels("data.std", prepare.std, shape)
 
-    def _check_finite(self, key: str) -> None:
-        for what, array in (("inputs", self._x), ("targets", self._y)):
-            broken = [self._start + row for row in _non_finite(array)]
-            if broken:
+    def _scan(self) -> None:
+        """Look at all numbers once: whether they can be used, and what they hash to."""
+        self.digests: list[bytes] = []
+        inputs, targets = Extremes(), Extremes()
+        total = hashlib.sha256()
+        broken: dict[str, list[int]] = {"inputs": [], "targets": []}
+        count = max(1, _CHUNK * len(self._x) // (self._x.nbytes + self._y.nbytes))
+        for start in range(0, len(self._x), count):
+            rows = slice(start, start + count)
+            parts = {
+                "inputs": self._native(self._x[rows], "inputs"),
+                "targets": self._native(self._y[rows], "targets"),
+            }
+            for what, part in parts.items():
+                if part.dtype.kind == "f":
+                    finite = np.isfinite(part.reshape(len(part), -1)).all(axis=1)
+                    broken[what] += (self._start + start + np.flatnonzero(~finite)).tolist()
+            x, y = parts.values()
+            self.digests += _digests(x)
+            total.update(np.ascontiguousarray(y))
+            if self._preparation.dtype == "int64":
+                inputs.add(x, start)
+            targets.add(y, start)
+        self._check_finite(broken)
+        self.extremes = [*inputs.positions, *targets.positions]
+        facts = (self._preparation, x.shape[1:], x.dtype.str, y.shape[1:], y.dtype.str)
+        total.update(b"".join(self.digests))
+        total.update(repr(facts).encode())
+        self.fingerprint = total.hexdigest()
+
+    def _check_finite(self, broken: dict[str, list[int]]) -> None:
+        for what, rows in broken.items():
+            if rows:
                 raise InputError(
-                    f"{key} must have finite {what}. {self._origin} has NaN or Inf in "
-                    f"{len(broken)} rows, the first {broken[:5]}."
+                    f"{self._key} must have finite {what}, within what float32 holds. "
+                    f"{self._origin} has NaN or Inf in {len(rows)} rows, the first {rows[:5]}."
                 )
 
-    def _fingerprint(self) -> str:
-        y = np.ascontiguousarray(self._y)
-        facts = (self._preparation, self._x.shape, self._x.dtype.str, y.shape, y.dtype.str)
-        digest = hashlib.sha256(b"".join(self.digests))
-        digest.update(y)
-        digest.update(repr(facts).encode())
-        return digest.hexdigest()
+    def _native(self, array: np.ndarray, what: str) -> np.ndarray:
+        try:
+            return _native(array)
+        except OverflowError as error:
+            raise InputError(
+                f"{self._key} must have {what} of at most 2^63 - 1. {self._origin} has more."
+            ) from error
 
 
 class ArraySource:
@@ -119,7 +161,7 @@ class ArraySource:
 
     def __init__(self, recipe: ArraysData, folder: Path) -> None:
         self._recipe, self._folder = recipe, folder
-        self._opened: dict[tuple[Path, bool], tuple[np.ndarray, np.ndarray]] = {}
+        self._opened: dict[tuple[Path, str], np.ndarray] = {}
 
     def load(self, split: FileRows, key: str, *, labelled: bool = True) -> ArraySamples:
         """Take the samples of one split.
@@ -133,13 +175,39 @@ class ArraySource:
         Raises:
             InputError: If the file or an array in it is missing or does not fit the recipe.
         """
-        path = (self._folder / Path(split.path).expanduser()).resolve()
-        if (path, labelled) not in self._opened:
-            self._opened[path, labelled] = _open(path, split.path, self._recipe, key, labelled)
-        x, y = self._opened[path, labelled]
+        recipe, path = self._recipe, resolved(split.path, self._folder)
+        given = shown(split.path)
+        x = self._read(path, recipe.x, split.path, key)
+        if labelled or has_array(path, recipe.y):
+            y = self._read(path, recipe.y, split.path, key)
+        else:
+            y = np.zeros(len(x), dtype=np.int64)
+        if len(x) != len(y):
+            raise InputError(
+                f"{key}.path must hold as many targets as inputs. {given} has {len(x)} rows "
+                f"of {recipe.x!r} and {len(y)} of {recipe.y!r}."
+            )
+        preparation = Preparation(
+            recipe.layout, recipe.divide_by, recipe.mean, recipe.std, self._dtype(x, given)
+        )
+        return ArraySamples(x, y, split.rows, preparation=preparation, origin=given, key=key)
+
+    def _read(self, path: Path, name: str, given: str, key: str) -> np.ndarray:
+        if (path, name) not in self._opened:
+            self._opened[path, name] = read_array(path, name, given=given, key=key)
+        return self._opened[path, name]
+
+    def _dtype(self, x: np.ndarray, given: str) -> Literal["float32", "int64"]:
         recipe = self._recipe
-        preparation = Preparation(recipe.layout, recipe.divide_by, recipe.mean, recipe.std)
-        return ArraySamples(x, y, split.rows, preparation=preparation, origin=split.path, key=key)
+        if recipe.dtype == "int64" and x.dtype.kind == "f":
+            raise InputError(
+                f"data.dtype int64 needs an array of integers. {given} has {recipe.x!r} of type "
+                f"{x.dtype}. Save it as integers, or set data.dtype to float32."
+            )
+        if recipe.dtype != "auto":
+            return recipe.dtype
+        wide = x.dtype.kind in "iu" and x.dtype.itemsize >= _NUMBER_OF_A_TOKEN
+        return "int64" if wide and not recipe.prepares else "float32"
 
 
 class DigitsSource:
@@ -168,81 +236,10 @@ class DigitsSource:
             self._x,
             self._y,
             split.rows,
-            preparation=Preparation("NCHW", 16.0),
+            preparation=Preparation("NCHW", divide_by=16.0),
             origin="digits",
             key=key,
         )
-
-
-def _open(
-    path: Path, given: str, recipe: ArraysData, key: str, labelled: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    x = _read(path, recipe.x, given, key)
-    if labelled or recipe.y in _names(path):
-        y = _read(path, recipe.y, given, key)
-    else:
-        y = np.zeros(len(x), dtype=np.int64)
-    for name, array in ((recipe.x, x), (recipe.y, y)):
-        if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise InputError(
-                f"{key}.path must hold arrays of real numbers, a row per sample. {given} has "
-                f"{name!r} of type {array.dtype} and shape {list(array.shape)}."
-            )
-    if len(x) != len(y):
-        raise InputError(
-            f"{key}.path must hold as many targets as inputs. {given} has {len(x)} rows of "
-            f"{recipe.x!r} and {len(y)} of {recipe.y!r}."
-        )
-    return x, y
-
-
-def _names(path: Path) -> list[str]:
-    """Arrays of a file or folder that :func:`_read` has read one of."""
-    if path.is_dir():
-        return [file.stem for file in path.glob("*.npy")]
-    with np.load(path, allow_pickle=False) as archive:
-        return archive.files
-
-
-def _read(path: Path, name: str, given: str, key: str) -> np.ndarray:
-    if not os.path.exists(path):  # unlike Path's, False for a name that is too long
-        raise InputError(
-            f"{key}.path must be a file or folder that exists. Got {given!r}, looked for {path}. "
-            "Relative paths start at the recipe's folder."
-        )
-    try:
-        if path.is_dir():
-            # Memory-mapped: a data set may be larger than memory.
-            return np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return _read_archive(path, name, given, key)
-    except FileNotFoundError as error:
-        found = sorted(file.stem for file in path.glob("*.npy"))
-        raise InputError(_no_array(key, given, name, found)) from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{key}.path must be an .npz file or a folder of .npy files, of numbers only. "
-            f"{given} cannot be read ({error})."
-        ) from error
-
-
-def _read_archive(path: Path, name: str, given: str, key: str) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        raise InputError(
-            f"{key}.path must be an .npz file or a folder of .npy files. Got {given!r}, a single "
-            "array. Give its folder."
-        )
-    with loaded as archive:
-        if name not in archive.files:
-            raise InputError(_no_array(key, given, name, archive.files))
-        return archive[name]
-
-
-def _no_array(key: str, given: str, name: str, found: Sequence[str]) -> str:
-    return (
-        f"{key}.path must hold an array {name!r}. {given} has {', '.join(found) or 'none'}. "
-        "Name the arrays with data.x and data.y."
-    )
 
 
 def _check_rows(
@@ -257,21 +254,27 @@ def _check_rows(
     return start, stop
 
 
-def _non_finite(array: np.ndarray) -> list[int]:
-    if array.dtype.kind != "f":
-        return []
-    broken: list[int] = []
-    for start in range(0, len(array), _CHUNK):
-        piece = array[start : start + _CHUNK]
-        finite = np.isfinite(piece.reshape(len(piece), -1)).all(axis=1)
-        broken += (start + np.flatnonzero(~finite)).tolist()
-    return broken
+def _digests(x: np.ndarray) -> list[bytes]:
+    """Hash each sample of :func:`_native`; equal where the numbers are."""
+    if x.dtype.kind == "f":
+        x = x + np.float32(0)  # -0.0 becomes 0.0
+    return [hashlib.sha256(sample).digest() for sample in np.ascontiguousarray(x)]
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    # What PyTorch takes: the machine's byte order, and of unsigned integers only bytes.
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        return array.astype(np.int64)
+    """What PyTorch takes, equal where the numbers are: bytes, int64 or float32.
+
+    Raises:
+        OverflowError: If a number is above what int64 holds.
+    """
+    if array.dtype.kind == "b":
+        # Any byte but 0 is true, and files can hold any.
+        return (array.view(np.uint8) != 0).astype(np.uint8)
     if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+        with np.errstate(over="ignore"):  # to infinity, which is refused as such
+            return array.astype(np.float32, copy=False)
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and (array > _MOST).any():
+        raise OverflowError
+    return array.astype(np.int64, copy=False)

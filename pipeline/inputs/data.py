@@ -1,8 +1,8 @@
 """From the recipe's ``data`` section to disjoint splits."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ class DataSplits:
         calibration: For the gradients.
         recovery: For fine-tuning; None where there is none.
         validation: For the gates, and nothing else.
+        overlap: How many samples two splits share, for each pair that shares some; at most
+            ``data.max_overlap``.
     """
 
     calibration: Split
     recovery: Split | None
     validation: Split
+    overlap: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Split]:
         return iter([s for s in (self.calibration, self.recovery, self.validation) if s])
@@ -45,6 +48,21 @@ class DataSplits:
         """Changes where any split's does. A stage that uses one split takes that one's."""
         text = " ".join(f"{split.name}:{split.fingerprint}" for split in self)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def repeats(self) -> dict[str, int]:
+        """How many samples of each split have the input of one before them, where any have.
+
+        Such data has fewer independent samples than its intervals count, unless its inputs take
+        few values by nature.
+        """
+        counts = {split.name: len(split) - len(set(split.samples.digests)) for split in self}
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def unstable(self) -> list[str]:
+        """Splits whose samples are not the same at every reading: overlaps cannot be seen."""
+        return [split.name for split in self if not getattr(split.samples, "stable", True)]
 
 
 def load_data(
@@ -71,9 +89,12 @@ def load_data(
         loaded[name] = Split(name, samples, augment if name == "recovery" else Augment())
     splits = DataSplits(loaded["calibration"], loaded.get("recovery"), loaded["validation"])
     _check_same_form(splits, labelled)
-    for first, second in combinations(splits, 2):
-        _check_disjoint(first, second, section.max_overlap)
-    return splits
+    overlap = {
+        (first.name, second.name): shared
+        for first, second in combinations(splits, 2)
+        if (shared := _shared_samples(first, second, section.max_overlap))
+    }
+    return replace(splits, overlap=overlap)
 
 
 def _open(section: Data, folder: Path) -> Any:
@@ -120,20 +141,24 @@ def _form(split: Split, with_targets: bool) -> str:
     )
 
 
-def _check_disjoint(first: Split, second: Split, allowed: int) -> None:
+def _shared_samples(first: Split, second: Split, allowed: int) -> int:
+    """Count the samples of either split that the other has too; the larger of the two counts.
+
+    Raises:
+        InputError: If they are more than allowed.
+    """
     places = {digest: at for at, digest in reversed(list(enumerate(first.samples.digests)))}
-    shared = {
-        digest: at
-        for at, digest in reversed(list(enumerate(second.samples.digests)))
-        if digest in places
-    }
-    if len(shared) <= allowed:
-        return
-    pairs = sorted((places[digest], at) for digest, at in shared.items())[:_SHOWN]
-    shown = "; ".join(f"{first.describe(a)} = {second.describe(b)}" for a, b in pairs)
-    raise InputError(
-        f"data splits must be disjoint: {first.name} and {second.name} share {len(shared)} samples"
-        f" ({allowed} allowed), the first {shown}. A model must not be judged by what it was fitted"
-        " to: give the splits separate rows or files, or raise data.max_overlap where these are "
-        "natural duplicates."
-    )
+    pairs = [(places[d], at) for at, d in enumerate(second.samples.digests) if d in places]
+    common = {second.samples.digests[at] for _, at in pairs}
+    shared = max(len(pairs), sum(digest in common for digest in first.samples.digests))
+    if shared > allowed:
+        named = "; ".join(
+            f"{first.describe(a)} = {second.describe(b)}" for a, b in sorted(pairs)[:_SHOWN]
+        )
+        raise InputError(
+            f"data splits must be disjoint: {first.name} and {second.name} share {shared} samples "
+            f"({allowed} allowed), the first {named}. A model must not be judged by what it was "
+            "fitted to: give the splits separate rows or files, or raise data.max_overlap where "
+            "these are natural duplicates."
+        )
+    return shared

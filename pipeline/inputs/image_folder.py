@@ -1,11 +1,13 @@
 """Data in folders of images: ``path/class/image.png``."""
 
 import hashlib
-import io
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,18 +15,24 @@ from PIL import Image
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.splits import channelwise
+from mfac_compress.pipeline.inputs.files import check_exists, resolved, shown
+from mfac_compress.pipeline.inputs.image_files import FORMATS, check_pixels, open_image
+from mfac_compress.pipeline.inputs.splits import channelwise, check_unchanged
 from mfac_compress.pipeline.recipe.schema import Folder, ImageFolderData
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Files that count as images; others are passed over."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no images, or damaged ones."""
+_THREADS = min(os.cpu_count() or 1, 16)
+
+Result = TypeVar("Result")
 
 
 class FolderSamples:
     """Images decoded when they are asked for, as RGB of one size.
+
+    All are decoded once here, so that a damaged one is found before the work, and overlaps are
+    seen whatever the files' formats. Later readings must give the same pixels.
 
     Args:
         folder: Where the classes are.
@@ -38,10 +46,12 @@ class FolderSamples:
         found = [_images(folder / name, key) for name in self.classes]
         self._files = [file for files in found for file in files]
         self._y = torch.tensor([label for label, files in enumerate(found) for _ in files])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            scanned = list(pool.map(self._scan, self._files))
-        self.digests = [digest for digest, _ in scanned]
-        self._check_sizes([size for _, size in scanned])
+        scanned = list(_in_threads(self._scan, self._files))
+        self.digests = [digest for digest, _, _ in scanned]
+        self._check_sizes([size for _, size, _ in scanned])
+        # Of 8 bits, or with all levels of those that have 16.
+        self._dtype = np.result_type(*{dtype for _, _, dtype in scanned})
+        self.extremes = [0, len(self._files) - 1]
         facts = (self.classes, recipe.resize, recipe.crop, recipe.mean, recipe.std)
         digest = hashlib.sha256(b"".join(self.digests))
         digest.update(self._y.numpy())
@@ -50,69 +60,67 @@ class FolderSamples:
 
     def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         # Decoding leaves Python's lock, so threads do without copies between processes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(self._decode, [self._files[at] for at in positions]))
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        images = list(_in_threads(self._decode, [self._files[at] for at in positions]))
+        check_unchanged([_digest(i) for i in images], self.digests, positions, self.describe)
+        stacked = np.stack(images).astype(self._dtype, copy=False)
+        x = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
         return x, self._y[list(positions)]
 
     def normalise(self, x: Tensor) -> Tensor:
         return channelwise(x, 255.0, self._recipe.mean, self._recipe.std)
 
     def describe(self, position: int) -> str:
-        return str(self._files[position])
+        return shown(self._files[position])
 
-    def _scan(self, file: Path) -> tuple[bytes, tuple[int, int]]:
-        try:
-            content = file.read_bytes()
-            with Image.open(io.BytesIO(content)) as image:
-                size = image.size
-        except _UNREADABLE as error:
-            raise InputError(_broken(file, error)) from error
-        return hashlib.sha256(content).digest(), self._final_size(file, size)
+    def _scan(self, file: Path) -> tuple[bytes, tuple[int, int], np.dtype]:
+        pixels = self._decode(file)
+        return _digest(pixels), (pixels.shape[1], pixels.shape[0]), pixels.dtype
 
-    def _final_size(self, file: Path, size: tuple[int, int]) -> tuple[int, int]:
-        size = self._resized(size)
+    def _decode(self, file: Path) -> np.ndarray:
+        """RGB. Shape ``[height, width, 3]``, bytes or float32 in 0..255."""
+        image = open_image(file)
+        size = self._resized(file, image.size)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
         crop = self._recipe.crop
-        if crop is None:
-            return size
+        if crop is not None:
+            self._check_crop(file, size, crop)
+            left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+            image = image.crop((left, top, left + crop, top + crop))
+        pixels = np.asarray(image)
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+    def _check_crop(self, file: Path, size: tuple[int, int], crop: int) -> None:
         if min(size) < crop:
             raise InputError(
                 f"data.crop must be at most the shorter side of every image. Got {crop}, and "
-                f"{file} would be {size[0]}x{size[1]}. Set data.resize to {crop} or more."
+                f"{shown(file)} would be {size[0]}x{size[1]}. Set data.resize to {crop} or more."
             )
-        return crop, crop
 
-    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def _resized(self, file: Path, size: tuple[int, int]) -> tuple[int, int]:
         target = self._recipe.resize
         if target is None:
             return size
         width, height = size
         longer = max(1, int(target * max(size) / min(size)))
-        return (target, longer) if width <= height else (longer, target)
+        size = (target, longer) if width <= height else (longer, target)
+        try:
+            check_pixels(*size)
+        except ValueError as error:
+            raise InputError(
+                f"data.resize must leave images that fit in memory. Got {target}, and of "
+                f"{shown(file)} of {width}x{height} {error}, or lower data.resize."
+            ) from error
+        return size
 
     def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
         for file, size in zip(self._files, sizes, strict=True):
             if size != sizes[0]:
                 raise InputError(
-                    f"data needs images of one size. {self._files[0]} is "
-                    f"{sizes[0][0]}x{sizes[0][1]} and {file} is {size[0]}x{size[1]}. "
+                    f"data needs images of one size. {shown(self._files[0])} is "
+                    f"{sizes[0][0]}x{sizes[0][1]} and {shown(file)} is {size[0]}x{size[1]}. "
                     "Set data.resize and data.crop."
                 )
-
-    def _decode(self, file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-        except _UNREADABLE as error:
-            raise InputError(_broken(file, error)) from error
-        size = self._resized(image.size)
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        crop = self._recipe.crop
-        if crop is not None:
-            left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-            image = image.crop((left, top, left + crop, top + crop))
-        return np.asarray(image)
 
 
 class FolderSource:
@@ -139,12 +147,8 @@ class FolderSource:
             InputError: If the folder is missing, an image is broken or of another size, or the
                 classes are not those of the splits before.
         """
-        path = (self._folder / Path(split.path).expanduser()).resolve()
-        if not os.path.isdir(path):  # unlike Path's, False for a name that is too long
-            raise InputError(
-                f"{key}.path must be a folder that exists. Got {split.path!r}, looked for {path}. "
-                "Relative paths start at the recipe's folder."
-            )
+        path = resolved(split.path, self._folder)
+        check_exists(path, split.path, f"{key}.path", "folder")
         samples = FolderSamples(path, self._recipe, key)
         if self._first is None:
             self._first = key, samples.classes
@@ -158,29 +162,70 @@ class FolderSource:
             differing = sorted(set(classes) ^ set(expected))
             raise InputError(
                 f"{key}.path must have the same classes as {other}.path, because a class's number "
-                f"is its place in the alphabet. Only one of them has {', '.join(differing[:10])}."
+                "is its place in the alphabet. Only one of them has "
+                f"{', '.join(map(shown, differing[:10]))}."
             )
 
 
+def _in_threads(function: Callable[[Path], Result], files: Iterable[Path]) -> Iterator[Result]:
+    """Apply a function that decodes to files, in order. The first failure ends it at once."""
+    left = iter(files)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        # Of large images, which are refused by their size, and of transparency that is dropped.
+        warnings.simplefilter("ignore")
+        while some := list(islice(left, 64 * _THREADS)):
+            yield from pool.map(function, some)
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+
+
 def _classes(folder: Path, key: str) -> list[str]:
-    found = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    try:
+        found = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except OSError as error:
+        raise InputError(_unlisted(key, error)) from error
     classes = sorted(name for name in found if not name.startswith("."))
     if not classes:
-        raise InputError(f"{key}.path must have a sub-folder for each class. {folder} has none.")
+        raise InputError(
+            f"{key}.path must have a sub-folder for each class. {shown(folder)} has none."
+        )
     return classes
 
 
 def _images(folder: Path, key: str) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    _check_within(folder, key)
+
+    def refuse(error: OSError) -> None:
+        raise InputError(_unlisted(key, error)) from error
+
+    files = sorted(
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES
+    )
     if not files:
         raise InputError(
-            f"{key}.path must have images for each class. {folder} has no file with one of "
+            f"{key}.path must have images for each class. {shown(folder)} has no file with one of "
             f"{', '.join(SUFFIXES)}."
         )
     return files
 
 
-def _broken(file: Path, error: BaseException) -> str:
+def _check_within(folder: Path, key: str) -> None:
+    """Refuse a class that is a link to a folder around it: its images would be all there are."""
+    target = Path(os.path.realpath(folder))
+    if Path(os.path.realpath(folder.parent)).is_relative_to(target):
+        raise InputError(
+            f"{key}.path must have a folder of its own for each class. {shown(folder)} is a link "
+            f"to {shown(target)}, which it is in."
+        )
+
+
+def _unlisted(key: str, error: OSError) -> str:
     return (
-        f"{file} must be an image that can be read. It cannot ({error}). Mend or remove the file."
+        f"{key}.path must be a folder that can be listed. {shown(error.filename)} cannot "
+        f"({error.strerror}). Change its permissions."
     )

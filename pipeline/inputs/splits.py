@@ -1,7 +1,7 @@
 """One split of the data: samples by position, in batches as the model takes them.
 
-Layout: ``x`` is ``[n, ...]`` (images ``[n, channels, height, width]``), float32 unless the user's
-own data set gives integers; ``y`` is ``[n, ...]``, int64 for classes, float32 otherwise.
+Layout: ``x`` is ``[n, ...]`` (images ``[n, channels, height, width]``), float32, or int64 where the
+data holds numbers of things (tokens); ``y`` is ``[n, ...]``, int64 for classes, float32 otherwise.
 """
 
 import hashlib
@@ -10,11 +10,69 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.recipe.schema import Augment
+
+_FIRST = 2
+
+
+class Extremes:
+    """Finds the samples that hold the smallest and the largest of whole numbers."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, int]] = {}
+
+    def add(self, numbers: np.ndarray, start: int) -> None:
+        """Look at some more samples. Floats are passed over.
+
+        Args:
+            numbers: Inputs or targets, one of the two. Shape ``[n, ...]``.
+            start: Position of the first.
+        """
+        if numbers.dtype.kind not in "iu" or not numbers.size:
+            return
+        flat = numbers.reshape(len(numbers), -1)
+        low, high = flat.min(1), flat.max(1)
+        self._keep("low", -int(low.min()), start + int(low.argmin()))
+        self._keep("high", int(high.max()), start + int(high.argmax()))
+
+    def _keep(self, which: str, value: int, position: int) -> None:
+        if which not in self._found or value > self._found[which][0]:
+            self._found[which] = value, position
+
+    @property
+    def positions(self) -> list[int]:
+        """Where they are; none where no whole numbers were seen."""
+        return [position for _, position in self._found.values()]
+
+
+def check_unchanged(
+    found: Sequence[bytes],
+    expected: Sequence[bytes],
+    positions: Sequence[int],
+    describe: Callable[[int], str],
+) -> None:
+    """Refuse samples that are not what they were when the run began.
+
+    Args:
+        found: Hashes of the samples read now.
+        expected: Those of the whole split, read at first.
+        positions: Of the samples read now.
+        describe: Names the sample at a position.
+    Raises:
+        InputError: If one has changed.
+    """
+    for digest, position in zip(found, positions, strict=True):
+        if digest != expected[position]:
+            raise InputError(
+                "data must stay the same while it is used. Another reading gave something else for "
+                f"{describe(position)}. Take random changes out of the data set, or wait until "
+                "nothing writes to its files."
+            )
 
 
 class Samples(Protocol):
@@ -24,6 +82,8 @@ class Samples(Protocol):
     """Hash of each sample's input before augmentation: equal where the content is."""
     fingerprint: str
     """Hash of all inputs, targets, and what is done to them."""
+    extremes: Sequence[int]
+    """Positions of the samples with the smallest and largest class and whole-number input."""
 
     def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Raw samples, `x` before :meth:`normalise`."""
@@ -60,6 +120,16 @@ class Split:
         """Changes where the split's samples, targets, preparation or augmentation do."""
         text = f"{self.samples.fingerprint} {self.augment.model_dump_json()}"
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def to_try(self) -> list[int]:
+        """Positions of a few samples that tell whether all fit the model and the loss.
+
+        The first two, and those with the smallest and the largest class number and whole-number
+        input: what a loss or an embedding has no place for is among them.
+        """
+        first = range(min(_FIRST, len(self)))
+        return list(dict.fromkeys([*first, *self.samples.extremes]))
 
     def describe(self, position: int) -> str:
         """Name a sample in a message, for example ``recovery sample 3 (row 10003 of a.npz)``.

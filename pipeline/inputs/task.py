@@ -181,7 +181,7 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
         if targets.shape != outputs.shape:
             raise InputError(
                 "task.loss cross_entropy needs float targets (probabilities) of the outputs' own "
-                f"shape, or class numbers as integers. {shapes}"
+                f"shape, or class numbers as integers. {shapes}{_whole(targets)}"
             )
         return
     if targets.shape != (outputs.shape[0], *outputs.shape[2:]):
@@ -190,6 +190,12 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
             f" {shapes}"
         )
     _check_classes(targets, outputs.shape[1], "task.loss cross_entropy")
+
+
+def _whole(targets: Tensor) -> str:
+    if not bool((targets == targets.round()).all()):
+        return ""
+    return " They are whole numbers: save them as integers, with y.astype('int64')."
 
 
 def _check_classes(targets: Tensor, classes: int, what: str) -> None:

@@ -8,8 +8,6 @@ from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import Split
 
-_SAMPLES = 2
-
 
 def try_out(context: RunContext) -> None:
     """Run the model, the loss and a built-in metric once.
@@ -41,8 +39,8 @@ def _check_interval(context: RunContext) -> None:
 
 
 def _first(split: Split) -> tuple[Tensor, Tensor]:
-    count = min(_SAMPLES, len(split))
-    return next(split.batches(count, indices=torch.arange(count)))
+    positions = split.to_try
+    return next(split.batches(len(positions), indices=positions))
 
 
 @torch.no_grad()
@@ -54,6 +52,14 @@ def _outputs(context: RunContext, x: Tensor) -> Tensor:
         given = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         raise InputError(
             "The model must take one tensor, a batch of the data. For an input of "
-            f"{given} it raised {describe(error)}. Check data.layout and the shapes in the files, "
-            "or wrap the model in model.factory."
+            f"{given} it raised {describe(error)}. {_dtype_advice(context, x)}Check data.layout "
+            "and the shapes in the files, or wrap the model in model.factory."
         ) from error
+
+
+def _dtype_advice(context: RunContext, x: Tensor) -> str:
+    if context.recipe.data.source != "arrays":
+        return ""
+    if x.is_floating_point():
+        return "If it takes integers, such as token numbers, set data.dtype to int64. "
+    return "If it takes floats, set data.dtype to float32. "

@@ -102,7 +102,8 @@ class DataSection(Section):
     """What every data source has."""
 
     max_overlap: Index = 0
-    """Samples that two splits may share (natural duplicates). More is an error."""
+    """Samples that two splits may share (natural duplicates). More is an error; the report says how
+    many there are."""
 
 
 class DigitsSplits(Section):
@@ -141,7 +142,7 @@ class ArraySplits(Section):
 class ArraysData(DataSection):
     """Arrays `x` `[n, ...]` and `y` `[n, ...]` in an .npz file or a folder of .npy files.
 
-    The model sees `(x / divide_by - mean) / std`.
+    The model sees `(x / divide_by - mean) / std` as float32, or integers as they are.
     """
 
     source: Literal["arrays"]
@@ -149,6 +150,10 @@ class ArraysData(DataSection):
     """Name of the input array."""
     y: Text = "y"
     """Name of the target array."""
+    dtype: Literal["auto", "float32", "int64"] = "auto"
+    """What the model takes. `int64` is for token numbers and the like. `auto`: `int64` where the
+    array holds integers of 32 or 64 bits and nothing is done to them (`layout`, `divide_by`,
+    `mean`, `std` and `augment` are left out), else `float32`."""
     layout: Literal["as_is", "NHWC", "NCHW"] = "as_is"
     """`NHWC` images are turned to the NCHW that PyTorch takes."""
     divide_by: Positive = 1.0
@@ -160,9 +165,21 @@ class ArraysData(DataSection):
     augment: Augment = Augment()
     splits: ArraySplits
 
+    @property
+    def prepares(self) -> bool:
+        """Whether anything is done to the inputs."""
+        numbers = self.divide_by != 1 or self.mean or self.std
+        return bool(numbers or self.layout != "as_is" or self.augment != Augment())
+
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
         if self.x == self.y:
             yield Fault(("y",), f"must name another array than data.x. Got {self.y!r} for both.")
+        if self.dtype == "int64" and self.prepares:
+            yield Fault(
+                ("dtype",),
+                "must be float32 or auto where layout, divide_by, mean, std or augment are set: "
+                "int64 inputs are left as they are. Got int64. Take one of the two away.",
+            )
         yield from _channels(self.mean, self.std)
         by_file: dict[Any, dict[str, RowRange | None]] = {}
         for name, split in self.splits:
@@ -181,7 +198,11 @@ class FolderSplits(Section):
 
 
 class ImageFolderData(DataSection):
-    """Images in `path/class/*.png|jpg|...`, classes numbered in alphabetical order."""
+    """Images in `path/class/*.png|jpg|...`, classes numbered in alphabetical order.
+
+    They become RGB as in torchvision: transparency is dropped, the orientation that a camera notes
+    in the file is not applied. Gray images of 16 bits keep all their levels.
+    """
 
     source: Literal["image_folder"]
     resize: Count | None = None

@@ -50,7 +50,8 @@ class RecipeSource:
 
     def resolve(self, path: str) -> Path:
         """Give the absolute path of a path written in the recipe (``~`` is the home folder)."""
-        return (self.folder / os.path.expanduser(path)).resolve()
+        # Path.resolve() raises where symbolic links run in a circle.
+        return Path(os.path.realpath(self.folder / os.path.expanduser(path)))
 
     def line(self, key: KeyPath) -> int | None:
         """Give the line of a key, or of the nearest section around it that the file writes.

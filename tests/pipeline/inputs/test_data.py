@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.data import load_data
@@ -159,6 +160,82 @@ def test_files_that_are_no_arrays_are_refused(images, tmp_path):
         assert "data.splits.calibration.path" in message
 
 
+@pytest.mark.parametrize(
+    ("stored", "options", "given"),
+    [
+        ("i8", {}, torch.int64),
+        ("i4", {}, torch.int64),
+        ("u4", {}, torch.int64),
+        ("i2", {}, torch.float32),
+        ("u1", {}, torch.float32),
+        ("?", {}, torch.float32),
+        ("f8", {}, torch.float32),
+        ("i8", {"divide_by": 2}, torch.float32),
+        ("i8", {"mean": [1]}, torch.float32),
+        ("i8", {"dtype": "float32"}, torch.float32),
+        ("u1", {"dtype": "int64"}, torch.int64),
+    ],
+)
+def test_integers_stay_integers_where_nothing_is_done_to_them(stored, options, given, tmp_path):
+    x = np.arange(12).reshape(6, 2).astype(stored)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(6))
+    splits = {n: {"path": "a.npz", "rows": [2 * i, 2 * i + 2]} for i, n in enumerate(SPLITS)}
+    section = arrays(splits, max_overlap=6, **options)
+    got, _ = everything(load_data(section, folder=tmp_path, needs_recovery=True).validation)
+    assert got.dtype == given
+    if not options.keys() & {"divide_by", "mean"}:
+        assert got.tolist() == x[4:].tolist()
+
+
+def test_integers_are_not_made_of_floats(images, tmp_path):
+    np.savez(tmp_path / "images.npz", x=images[0] / 255, y=images[1])
+    assert "data.dtype int64 needs" in refusal(arrays(thirds(), dtype="int64"), tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"divide_by": 2}, {"augment": {"flip": True}}, {"std": [2]}])
+def test_integers_are_not_changed_by_the_recipe(options):
+    with pytest.raises(ValidationError, match="dtype must be float32 or auto"):
+        arrays(thirds(), dtype="int64", **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"x": np.full((60, 2), 1e300)}, "finite inputs, within what float32 holds"),
+        ({"y": np.full(60, 1e300)}, "finite targets, within what float32 holds"),
+        ({"x": np.full((60, 2), 2**63, dtype=np.uint64)}, "inputs of at most 2^63 - 1"),
+        ({"y": np.full(60, 2**63, dtype=np.uint64)}, "targets of at most 2^63 - 1"),
+    ],
+)
+def test_numbers_that_the_model_cannot_be_given_are_refused(change, part, images, tmp_path):
+    np.savez(tmp_path / "images.npz", **{"x": images[0], "y": images[1], **change})
+    assert part in refusal(arrays(thirds()), tmp_path)
+
+
+def test_a_mapped_array_that_changes_while_it_is_used_is_refused(images, tmp_path):
+    (tmp_path / "npy").mkdir()
+    for name, array in zip("xy", images, strict=True):
+        np.save(tmp_path / "npy" / f"{name}.npy", array)
+    data = load_data(arrays(thirds("npy")), folder=tmp_path, needs_recovery=True)
+    everything(data.validation)
+    changed = np.load(tmp_path / "npy" / "x.npy", mmap_mode="r+")
+    changed[45] += 1
+    changed.flush()
+    with pytest.raises(InputError, match=r"must stay the same.*row 45 of npy"):
+        everything(data.validation)
+
+
+def test_the_samples_to_try_hold_the_smallest_and_largest_numbers(tmp_path):
+    x, y = np.full((30, 4), 5), np.full(30, 1)
+    x[17, 2], x[23, 0], y[11], y[29] = 99, -1, 7, 0
+    x[:, 3] = np.arange(30)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.savez(tmp_path / "b.npz", x=-x, y=y)
+    splits = {"calibration": {"path": "b.npz"}, "validation": {"path": "a.npz"}}
+    data = load_data(arrays(splits), folder=tmp_path, needs_recovery=False)
+    assert data.validation.to_try == [0, 1, 23, 17, 29, 11]
+
+
 def test_rows_beyond_the_file_are_refused(images, tmp_path):
     splits = {**thirds(), "validation": {"path": "images.npz", "rows": [40, 61]}}
     message = refusal(arrays(splits), tmp_path)
@@ -185,10 +262,43 @@ def test_samples_in_two_splits_are_refused_by_content(overlapping, tmp_path):
     load_data(arrays(overlapping, max_overlap=2), folder=tmp_path, needs_recovery=True)
 
 
-def test_equal_numbers_in_two_float_types_are_an_overlap(tmp_path):
-    x = np.arange(24.0).reshape(6, 4)
+def test_shared_samples_that_are_allowed_are_counted(overlapping, tmp_path):
+    data = load_data(arrays(overlapping, max_overlap=9), folder=tmp_path, needs_recovery=True)
+    assert data.overlap == {("calibration", "validation"): 2}
+    data = load_data(arrays(thirds()), folder=tmp_path, needs_recovery=True)
+    assert data.overlap == data.repeats == {}
+
+
+def test_a_sample_that_repeats_counts_as_often_as_it_is_there(images, tmp_path):
+    x, y = images
+    x[41:50] = x[3]
+    np.savez(tmp_path / "images.npz", x=x, y=y)
+    assert "share 9 samples (8 allowed)" in refusal(arrays(thirds(), max_overlap=8), tmp_path)
+    data = load_data(arrays(thirds(), max_overlap=9), folder=tmp_path, needs_recovery=True)
+    assert data.overlap == {("calibration", "validation"): 9}
+    assert data.repeats == {"validation": 8}
+
+
+_NUMBERS = np.arange(24.0).reshape(6, 4)
+_TRUE = np.arange(24).reshape(6, 4) % 5 == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "other"),
+    [
+        (_NUMBERS, _NUMBERS.astype("f4")),
+        (_NUMBERS + 1 / 3, _NUMBERS + 1 / 3 + 1e-12),
+        (_NUMBERS * 0.0, _NUMBERS * -0.0),
+        (_NUMBERS, np.asfortranarray(_NUMBERS)),
+        (_NUMBERS.astype(">i8"), _NUMBERS.astype("<i4")),
+        (_NUMBERS.astype("u2"), _NUMBERS.astype("i8")),
+        (_TRUE, (_TRUE.astype("u1") * 2).view("?")),
+    ],
+    ids=["float types", "below float32", "-0", "orders", "integers", "signs", "booleans"],
+)
+def test_equal_numbers_stored_in_two_ways_are_an_overlap(x, other, tmp_path):
     np.savez(tmp_path / "a.npz", x=x, y=np.arange(6))
-    np.savez(tmp_path / "b.npz", x=x.astype("f4"), y=np.arange(6))
+    np.savez(tmp_path / "b.npz", x=other, y=np.arange(6))
     splits = {"calibration": {"path": "a.npz"}, "validation": {"path": "b.npz"}}
     assert "share 6 samples" in refusal(arrays(splits), tmp_path, needs_recovery=False)
 
@@ -329,15 +439,53 @@ def test_broken_picture_folders_are_refused(damage, options, part, pictures):
     assert part in refusal(image_folder(**options), pictures)
 
 
-def test_a_picture_that_is_cut_off_is_refused_when_it_is_read(pictures):
+def test_a_picture_that_is_cut_off_is_refused_before_the_work(pictures):
     file = pictures / "recovery" / "ant" / "1.png"
     file.write_bytes(file.read_bytes()[:-60])
+    assert "1.png must be an image" in refusal(image_folder(), pictures)
+
+
+def test_equal_pictures_in_two_formats_are_an_overlap(pictures):
+    with Image.open(pictures / "calibration" / "ant" / "0.png") as picture:
+        picture.save(pictures / "validation" / "ant" / "9.bmp")
+    message = refusal(image_folder(), pictures)
+    assert "calibration and validation share 1 samples" in message
+    assert "9.bmp" in message
+
+
+def test_pictures_that_change_while_they_are_used_are_refused(pictures):
     data = load_data(image_folder(), folder=pictures, needs_recovery=True)
-    with pytest.raises(InputError, match=r"1\.png must be an image"):
+    Image.new("RGB", (10, 8)).save(pictures / "recovery" / "ant" / "1.png")
+    with pytest.raises(InputError, match=r"must stay the same.*1\.png"):
         everything(data.recovery)
 
 
+def test_pictures_of_16_and_8_bits_are_of_one_scale(pictures):
+    ramp = np.linspace(0, 65535, 80).reshape(8, 10).round().astype(np.uint16)
+    Image.fromarray(ramp).save(pictures / "recovery" / "ant" / "0.png")
+    for split in ("calibration", "validation"):
+        Image.fromarray(ramp.T.copy().reshape(8, 10)[:, ::-1] // (2 + len(split))).save(
+            pictures / split / "ant" / "0.png"
+        )
+    data = load_data(image_folder(), folder=pictures, needs_recovery=True)
+    x, _ = everything(data.recovery)
+    assert np.allclose(x[0], ramp / 65535, atol=1e-6)
+    with Image.open(pictures / "recovery" / "cat" / "1.png") as picture:
+        assert np.allclose(x[3].permute(1, 2, 0), np.asarray(picture) / 255, atol=1e-6)
+
+
+def test_a_resize_that_would_fill_the_memory_is_refused(pictures):
+    Image.new("RGB", (1, 50_000)).save(pictures / "recovery" / "ant" / "0.png")
+    assert "data.resize must leave" in refusal(image_folder(resize=224, crop=8), pictures)
+
+
+def test_a_class_that_links_to_a_folder_around_it_is_refused(pictures):
+    (pictures / "recovery" / "dog").symlink_to("/")
+    assert "a link to /" in refusal(image_folder(), pictures)
+
+
 OWN = """
+import sys
 import torch
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
@@ -359,6 +507,37 @@ class Stream(IterableDataset):
 class Raises(Subset):
     def __getitems__(self, positions):
         raise OSError("disk gone")
+
+class Own(Subset):
+    def __init__(self, change):
+        self.change, self.reading = change, 0
+    def __len__(self):
+        return 6
+    def __getitems__(self, positions):
+        self.reading += 1
+        return [self.change(torch.full((2,), 500.0 + at), at, self.reading) for at in positions]
+
+def length():
+    own = Own(None)
+    own.__class__ = type("Ends", (Own,), {"__len__": lambda self: sys.exit(0)})
+    return with_(own)
+
+def few():
+    own = Own(None)
+    own.__class__ = type("Few", (Own,), {"__getitems__": lambda self, positions: []})
+    return with_(own)
+
+def noisy(split): return {**splits(), split: Own(lambda x, at, n: (x + n / 9, at))}
+def noisy_targets(): return {**splits(), "validation": Own(lambda x, at, n: (x, at + n))}
+def noisy_later(): return {**splits(), "validation": Own(lambda x, at, n: (x + (n > 20), at))}
+def ends(): return with_(Own(lambda x, at, n: sys.exit(0)))
+def wordless(): return with_(Own(lambda x, at, n: (_ for _ in ()).throw(ValueError())))
+def nan_target(): return with_(Own(lambda x, at, n: (x, float("nan"))))
+def complexes(): return with_(Own(lambda x, at, n: (x + 1j, at)))
+def sparse(): return with_(Own(lambda x, at, n: (x.to_sparse(), at)))
+def meta(): return with_(Own(lambda x, at, n: (x.to("meta"), at)))
+def nothing(): return with_(Own(lambda x, at, n: (x[:0], at)))
+def history(): return with_(Own(lambda x, at, n: (x.requires_grad_(), at)))
 
 def stream(): return with_(Stream())
 def empty(): return with_([])
@@ -410,6 +589,16 @@ def test_own_datasets_give_their_samples(own):
         ("no_dict", "returned list"),
         ("fails", "KeyError: root"),
         ("other_shape", "one shape and type"),
+        ("length", "SystemExit"),
+        ("few", "as many samples as it is asked for"),
+        ("ends", "SystemExit"),
+        ("wordless", "ValueError"),
+        ("nan_target", "finite targets"),
+        ("complexes", "real numbers"),
+        ("sparse", "cannot be stacked"),
+        ("meta", "dense tensors"),
+        ("nothing", "none of them empty"),
+        ("noisy_targets", "must stay the same"),
     ],
 )
 def test_own_datasets_that_cannot_be_used_are_refused(name, part, own):
@@ -422,3 +611,24 @@ def test_own_datasets_that_overlap_are_refused(own):
     message = refusal(factory("splits", shared=4), own)
     assert "recovery and validation share 4 samples" in message
     assert "recovery sample 6" in message
+
+
+def test_validation_samples_that_change_between_readings_are_refused(own):
+    with pytest.raises(InputError, match=r"must stay the same.*sample 0 of data.factory's 'valid"):
+        load_data(factory("noisy", split="validation"), folder=own, needs_recovery=True)
+    data = load_data(factory("noisy_later"), folder=own, needs_recovery=True)
+    readings = (everything(data.validation) for _ in range(20))
+    with pytest.raises(InputError, match="must stay the same"):
+        list(readings)
+
+
+def test_other_samples_may_change_and_are_known_to(own):
+    data = load_data(factory("noisy", split="recovery"), folder=own, needs_recovery=True)
+    everything(data.recovery)
+    assert data.unstable == ["recovery"]
+    assert load_data(factory("splits"), folder=own, needs_recovery=True).unstable == []
+
+
+def test_samples_with_a_history_of_gradients_lose_it(own):
+    data = load_data(factory("history"), folder=own, needs_recovery=True)
+    assert not everything(data.recovery)[0].requires_grad

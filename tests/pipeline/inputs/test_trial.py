@@ -48,6 +48,30 @@ def _as_regression(path):
     np.savez(path, x=x, y=x[:, :1])
 
 
+def test_whole_numbers_that_are_stored_as_floats_are_no_classes(project):
+    _change(project, y=lambda y: y.astype("f4"))
+    _refused(project, "They are whole numbers: save them as integers")
+
+
+def test_any_class_that_the_model_does_not_have(project):
+    _change(project, y=lambda y: [*y[:-1], 3])
+    _refused(project, "needs classes 0..2, the model has 3 outputs. Got class 3")
+
+
+def test_integers_for_a_model_of_floats(project):
+    _change(project, x=lambda x: (x * 100).astype("i8"))
+    _refused(project, "If it takes floats, set data.dtype to float32")
+
+
+def _change(project, **changes):
+    import numpy as np
+
+    for name in ("train", "test"):
+        with np.load(project.folder / f"{name}.npz") as data:
+            changed = {key: changes.get(key, lambda array: array)(data[key]) for key in data}
+        np.savez(project.folder / f"{name}.npz", **changed)
+
+
 def test_one_sample_has_no_interval_for_a_metric_of_real_values(project):
     (project.folder / "metric.py").write_text("def error(o, t): return o.abs().mean(1)\n")
     project.recipe["task"] = {"metric": "metric.py:error"}

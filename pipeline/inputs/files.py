@@ -1,0 +1,86 @@
+"""Files that a recipe names: where they are, that they are files, and how messages show them."""
+
+import os
+import stat
+from pathlib import Path
+
+from mfac_compress.pipeline.errors import InputError
+
+_SHOWN = 200
+"""Characters of a name that a message shows."""
+
+
+def resolved(given: str, folder: Path) -> Path:
+    """Give the absolute path of a path written in the recipe, whether or not it exists.
+
+    Args:
+        given: As written; ``~`` is the home folder.
+        folder: Where relative paths start: the recipe's folder.
+    Returns:
+        The path. Where its symbolic links run in a circle, it does not exist.
+    """
+    # Path.resolve() raises on such a circle.
+    return Path(os.path.realpath(folder / os.path.expanduser(given)))
+
+
+def check_exists(path: Path, given: str, key: str, what: str = "file or folder") -> None:
+    """Refuse a path at which there is nothing.
+
+    Args:
+        path: Absolute path.
+        given: As the recipe writes it.
+        key: The recipe key that it stands under.
+        what: What it must be: a folder, or either.
+    Raises:
+        InputError: If there is none.
+    """
+    found = os.path.isdir(path) if what == "folder" else os.path.exists(path)
+    if not found:
+        raise InputError(
+            f"{key} must be a {what} that exists. Got {shown(given)!r}, looked for {shown(path)}. "
+            "Relative paths start at the recipe's folder."
+        )
+
+
+def check_regular(path: str | os.PathLike[str], what: str) -> int:
+    """Refuse what is no ordinary file: a pipe would be waited for, a device has no end.
+
+    Args:
+        path: Of the file, or of a link to it.
+        what: What it is for, for the message: a recipe key, ``"an image"``.
+    Returns:
+        Its size in bytes.
+    Raises:
+        InputError: If it is something else.
+        OSError: If it is missing or cannot be looked at.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(
+            f"{what} must be an ordinary file. {shown(path)} is {_kind(found.st_mode)}. Write its "
+            "content to a file."
+        )
+    return found.st_size
+
+
+def shown(name: object) -> str:
+    """Write a name that others chose as a message can show it, on one line and not too long.
+
+    >>> shown("a\\x1b[31m\\udcff.npz")
+    'a\\\\x1b[31m\\\\udcff.npz'
+    """
+    text = str(name)
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "of another kind")
