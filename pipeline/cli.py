@@ -1,6 +1,7 @@
 """The command line: ``mfac-compress recipe.yaml model.pt``."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,13 @@ def _announced(what: str, *, quiet: bool) -> Iterator[None]:
     finally:
         if shown:
             click.echo(f"\r{' ' * len(what)}\r", err=True, nl=False)
+
+
+def _silence_pytorch() -> None:
+    """Keep PyTorch's log, with whole tracebacks, from above the message of a refusal."""
+    if "TORCH_LOGS" not in os.environ:
+        for handler in logging.getLogger("torch").handlers:
+            handler.setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager
@@ -127,6 +135,7 @@ def run(**options: Any) -> int:
         from mfac_compress.pipeline import dry_run, runner  # noqa: F401 - they are slow to load
         from mfac_compress.pipeline.world import open_world
 
+    _silence_pytorch()
     documents: list[str] = []
     with open_world() as world, _heard(world.is_first), interruptible():
         # What a model or a loss prints must not come between the report and who reads it.

@@ -113,6 +113,7 @@ def choices(schema: Schema) -> list[str]:
     """
     # Older releases of pydantic write a constant as an enumeration beside it.
     words = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    words = [str(word).lower() if isinstance(word, bool) else word for word in words]
     return words + [word for branch in schema.get("anyOf", []) for word in choices(branch)]
 
 
