@@ -9,8 +9,13 @@ def main() -> NoReturn:
     """Run the command line. Until here an interrupt finds Python's own start, and its traceback."""
     leave_when_interrupted()
     from mfac_compress.pipeline.standard_streams import open_missing_streams
+    from mfac_compress.pipeline.supervise import supervised
 
     open_missing_streams()
+    supervised(_command_line)
+
+
+def _command_line() -> None:
     from mfac_compress.pipeline.cli import main as command_line
 
     try:

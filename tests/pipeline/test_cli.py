@@ -125,3 +125,13 @@ def test_pytorchs_own_tracebacks_do_not_stand_above_the_message(project):
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
     assert "Traceback" not in ended.stderr
+
+
+def test_code_that_leaves_the_process_gives_no_pass(project):
+    (project.folder / "net.py").write_text("import os\ndef net():\n    os._exit(0)\n")
+    command = [sys.executable, "-m", "mfac_compress.pipeline", str(project.write_recipe())]
+    ended = subprocess.run(
+        [*command, str(project.model), "--dry-run"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 3
+    assert "must end with a verdict or an error" in ended.stderr
