@@ -65,7 +65,8 @@ def _announced(what: str, *, quiet: bool) -> Iterator[None]:
 def _silence_pytorch() -> None:
     """Keep PyTorch's log, with whole tracebacks, from above the message of a refusal."""
     if "TORCH_LOGS" not in os.environ:
-        for handler in logging.getLogger("torch").handlers:
+        loggers = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
+        for handler in (each for name in loggers for each in logging.getLogger(name).handlers):
             handler.setLevel(logging.CRITICAL + 1)
 
 
