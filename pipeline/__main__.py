@@ -1,5 +1,5 @@
 """``python -m mfac_compress.pipeline``: the same as the command ``mfac-compress``."""
 
-from mfac_compress.pipeline.cli import main
+from mfac_compress.pipeline.start import main
 
-main(prog_name="mfac-compress")
+main()

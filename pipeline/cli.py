@@ -1,11 +1,11 @@
 """The command line: ``mfac-compress recipe.yaml model.pt``."""
 
 import json
+import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +14,8 @@ import click
 from click_default_group import DefaultGroup
 
 from mfac_compress.pipeline.errors import CompressError, ElsewhereError, InputError, stage_named
+from mfac_compress.pipeline.signals import interruptible
+from mfac_compress.pipeline.standard_streams import stdout_kept
 
 if TYPE_CHECKING:
     from mfac_compress.pipeline.world import World
@@ -27,7 +29,7 @@ def _with_exit_code(command: Callable[..., int | None]) -> Callable[..., int]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            with stage_named("command line"), _terminated_as_interrupted():
+            with stage_named("command line"):
                 return command(*args, **kwargs) or _PASS
         except CompressError as error:
             if not (isinstance(error, ElsewhereError) and error.told):
@@ -48,13 +50,24 @@ def _exits(command: Callable[..., int | None]) -> Callable[..., NoReturn]:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM, by which CI systems cancel jobs, end a run as tidily as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _announced(what: str, *, quiet: bool) -> Iterator[None]:
+    """Say on a terminal what takes seconds before anything else can be shown."""
+    shown = not quiet and sys.stderr.isatty()
+    if shown:
+        click.echo(what, err=True, nl=False)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if shown:
+            click.echo(f"\r{' ' * len(what)}\r", err=True, nl=False)
+
+
+def _silence_pytorch() -> None:
+    """Keep PyTorch's log, with whole tracebacks, from above the message of a refusal."""
+    if "TORCH_LOGS" not in os.environ:
+        loggers = [name for name in logging.root.manager.loggerDict if name.startswith("torch")]
+        for handler in (each for name in loggers for each in logging.getLogger(name).handlers):
+            handler.setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager
@@ -119,15 +132,25 @@ def run(**options: Any) -> int:
     torchrun ends with 1 for each of the codes but 0, and prints the code.
     """
     # Imported here, because PyTorch takes seconds and `--help` should not.
-    from mfac_compress.pipeline.world import open_world
+    with _announced("loading PyTorch ...", quiet=options["quiet"]):
+        from mfac_compress.pipeline import dry_run, runner  # noqa: F401 - they are slow to load
+        from mfac_compress.pipeline.world import open_world
 
-    with open_world() as world, _heard(world.is_first):
-        return _run(world, **options)
+    _silence_pytorch()
+    documents: list[str] = []
+    with open_world() as world, _heard(world.is_first), interruptible():
+        # What a model or a loss prints must not come between the report and who reads it.
+        with stdout_kept() if options["as_json"] else nullcontext():
+            code = _run(world, documents, **options)
+        for document in documents:
+            _print(document)
+    return code
 
 
 @_with_exit_code
 def _run(
     world: "World",
+    documents: list[str],
     recipe: Path,
     model: Path,
     output: Path | None,
@@ -138,7 +161,7 @@ def _run(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """:func:`run` as one of several processes."""
+    """:func:`run` as one of several processes; ``documents`` gets what is for stdout alone."""
     from mfac_compress.pipeline.dry_run import show_plan
     from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
     from mfac_compress.pipeline.progress import Progress
@@ -163,21 +186,19 @@ def _run(
         check_sharing(context)
         return _PASS
     output = output or Path("runs") / recipe.stem
-    # What a model or a loss prints must not come between the report and who reads it.
-    with redirect_stdout(sys.stderr if as_json else sys.stdout):
-        report = compress(
-            recipe,
-            model,
-            output,
-            overrides=overrides,
-            trust_pickle=trust_pickle,
-            progress=progress,
-            world=world,
-        )
+    report = compress(
+        recipe,
+        model,
+        output,
+        overrides=overrides,
+        trust_pickle=trust_pickle,
+        progress=progress,
+        world=world,
+    )
     print_verdict(report, terminal)
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
-        _print(report.model_dump_json(indent=2))
+        documents.append(json.dumps(report.model_dump(mode="json"), indent=2))
     world.agreed = True
     return _PASS if report.verdict == "pass" else _GATE_FAILED
 
@@ -250,20 +271,21 @@ def speed(
       2  MODEL or an option is wrong
       3  anything else
     """
-    from mfac_compress.pipeline.progress import Progress
-    from mfac_compress.pipeline.speed import speed as measure
-    from mfac_compress.pipeline.terminal import open_terminal
+    with _announced("loading ONNX Runtime ...", quiet=False):
+        from mfac_compress.pipeline.progress import Progress
+        from mfac_compress.pipeline.speed import speed as measure
+        from mfac_compress.pipeline.terminal import open_terminal
 
-    terminal = open_terminal(quiet=False, stderr=False)
-    measured = measure(
-        model,
-        terminal,
-        batch_sizes=batch and tuple(dict.fromkeys(batch)),
-        threads=tuple(dict.fromkeys(threads)),
-        shapes=_by_input(shapes),
-        output=output,
-        progress=Progress(open_terminal(quiet=False, stderr=True)),
-    )
+    with interruptible():
+        measured = measure(
+            model,
+            open_terminal(quiet=False, stderr=False),
+            batch_sizes=batch and tuple(dict.fromkeys(batch)),
+            threads=tuple(dict.fromkeys(threads)),
+            shapes=_by_input(shapes),
+            output=output,
+            progress=Progress(open_terminal(quiet=False, stderr=True)),
+        )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
 
 

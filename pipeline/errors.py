@@ -45,9 +45,21 @@ class ElsewhereError(CompressError):
         self.told = told
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says; its own ``__str__`` may fail, and what it returns may be no text."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its text cannot be shown: {type(failure).__name__})"
+
+
 @contextmanager
-def stage_named(stage: str) -> Iterator[None]:
+def stage_named(stage: str, *, resumable: bool = False) -> Iterator[None]:
     """Name the stage in whatever goes wrong in it, also where the user interrupts it.
+
+    Args:
+        stage: Its name.
+        resumable: Whether stages before it have finished, which the next run finds.
 
     Raises:
         InputError: For what ends programs (SystemExit and the like): only the user's code raises
@@ -59,9 +71,10 @@ def stage_named(stage: str) -> Iterator[None]:
     except CompressError:
         raise
     except KeyboardInterrupt:
-        raise StageError(stage, "interrupted. Start again: finished stages are kept.") from None
+        kept = " Start again: finished stages are kept." if resumable else ""
+        raise StageError(stage, f"interrupted.{kept}") from None
     except Exception as error:
-        raise StageError(stage, f"{type(error).__name__}: {error}") from error
+        raise StageError(stage, f"{type(error).__name__}: {text_of(error)}") from error
     except BaseException as error:
         # Imported here, because PyTorch takes seconds and the command line should not.
         from mfac_compress.pipeline.inputs.callables import describe

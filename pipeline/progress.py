@@ -6,13 +6,21 @@ from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 T = TypeVar("T")
 
-_LONGEST = 40  # label that leaves the bar and the count on a line of 80
+_LONGEST = 40  # label that leaves the bar, the count and the times on a line of 80
+_AVERAGED_SECONDS = 600  # over which the speed is taken: a step may take minutes
 
 
 class Stage:
@@ -21,7 +29,7 @@ class Stage:
     Args:
         name: Of the stage.
         console: Where to write.
-        bar: Shows the steps as they go; None where lines can not be written over.
+        bar: Shows the steps as they go; None where lines cannot be written over.
         verbose: Leave a line for every step.
     """
 
@@ -31,6 +39,13 @@ class Stage:
         self._name, self._console, self._bar, self._verbose = name, console, bar, verbose
         self._start = time.perf_counter()
         self._waiting = bar and bar.add_task(name, total=None)
+        self._planned = False
+
+    def plan(self, total: int) -> None:
+        """Take all that is tracked from here on as one, so that the time left is the stage's."""
+        self._planned = True
+        if self._bar is not None:
+            self._bar.update(self._waiting, total=total, completed=0)
 
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         """Pass the items on, with a bar that ticks for each."""
@@ -43,7 +58,7 @@ class Stage:
             self._say(f"  {label}", f"{time.perf_counter() - start:.1f} s", style="dim")
 
     def step(self, label: str, done: int, total: int) -> None:
-        """Show what the stage is at; for work that can not be passed through :meth:`track`."""
+        """Show what the stage is at; for work that cannot be passed through :meth:`track`."""
         if self._bar is not None:
             short = label if len(label) <= _LONGEST else f"…{label[1 - _LONGEST :]}"
             self._bar.update(self._waiting, description=short, completed=done, total=total)
@@ -58,6 +73,10 @@ class Stage:
         """A bar in the place of that which only says that the stage is at work."""
         if self._bar is None:
             yield lambda: None
+            return
+        if self._planned:
+            self._bar.update(self._waiting, description=label)
+            yield lambda: self._bar.advance(self._waiting)
             return
         self._bar.update(self._waiting, visible=False)
         task = self._bar.add_task(label, total=total)
@@ -100,6 +119,11 @@ class Progress:
         finally:
             self._stage = None
 
+    def plan(self, total: int) -> None:
+        """Say how many items the stage will track in all, over all its loops."""
+        if self._stage is not None:
+            self._stage.plan(total)
+
     def track(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
         """Pass the items on; within a stage, with a bar that ticks for each."""
         return iter(items) if self._stage is None else self._stage.track(items, label, total)
@@ -127,11 +151,20 @@ class _Count(MofNCompleteColumn):
         return super().render(task) if task.total else Text()
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """``01:20 left``; empty while nothing is known of it."""
+
+    def render(self, task: Task) -> Text:
+        known = task.total and task.time_remaining is not None and not task.finished
+        return Text(f"{super().render(task)} left", style="dim") if known else Text()
+
+
 def _bar(console: Console) -> Bar:
     columns = (
         TextColumn("{task.description:<24}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=8),
         _Count(),
         TimeElapsedColumn(),
+        _TimeLeft(compact=True),
     )
-    return Bar(*columns, console=console, transient=True)
+    return Bar(*columns, console=console, transient=True, speed_estimate_period=_AVERAGED_SECONDS)

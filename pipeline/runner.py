@@ -167,7 +167,7 @@ class _Run:
         if context.recipe.validate_.latency is not None:
             with self._timed("latency"):
                 timed = validate.measure_latency(context, exported.folder, accelerated.folder)
-        with stage_named("report"):
+        with stage_named("report", resumable=True):
             latency = [tuple(map(latency_result, comparisons)) for comparisons in timed]
             report = self._report(validated, latency, recovered, accelerated)
             resolved = self._resolved(calibrated, accelerated)
@@ -208,7 +208,8 @@ class _Run:
     def _timed(self, name: str) -> Iterator[Stage]:
         """Show a stage, note its seconds, and name it in whatever goes wrong in it."""
         start = time.perf_counter()
-        with stage_named(name), self.context.progress.stage(name) as line:
+        named = stage_named(name, resumable=bool(self.seconds))
+        with named, self.context.progress.stage(name) as line:
             yield line
         self.seconds[name] = round(time.perf_counter() - start, 3)
 

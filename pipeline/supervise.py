@@ -41,9 +41,11 @@ def supervised(command: Callable[[], None]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _report_code(command, writer)
     os.close(writer)
-    _forward_until_ended(child, watched)
+    interrupted = _forward_until_ended(child, watched)
     _, status = os.waitpid(child, 0)
     os.set_blocking(reader, False)
+    if interrupted and os.waitstatus_to_exitcode(status) == _FAILED:
+        sys.exit(_FAILED)  # it has said so itself, also where it left before it could give a code
     sys.exit(_code(reader, status))
 
 
@@ -66,14 +68,21 @@ def _die_with(parent: int) -> None:
         os._exit(_FAILED)
 
 
-def _forward_until_ended(child: int, watched: set[signal.Signals]) -> None:
-    """Pass signals on to the child, but for those that the terminal has sent to it as well."""
+def _forward_until_ended(child: int, watched: set[signal.Signals]) -> bool:
+    """Pass signals on to the child, but for those that the terminal has sent to it as well.
+
+    Returns:
+        Whether there were any.
+    """
+    interrupted = False
     while True:
         arrived = signal.sigwaitinfo(watched)
         if arrived.si_signo == signal.SIGCHLD:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                return
-        elif arrived.si_code != _KERNEL:
+                return interrupted
+            continue
+        interrupted = True
+        if arrived.si_code != _KERNEL:
             os.kill(child, arrived.si_signo)
 
 

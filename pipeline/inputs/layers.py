@@ -1,9 +1,7 @@
 """Which tensors of a model are pruned, and to what sparsity."""
 
 import difflib
-import fnmatch
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +9,7 @@ from torch import fx, nn
 
 from mfac_compress.mfac.saliency import Budget
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.patterns import SlowPatternError, match_all
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 _LINEAR = (
@@ -97,9 +96,10 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     reasons = _why_not(module, shapes)
     prunable = [name for name in shapes if name not in reasons]
-    included = _match_all(prune.include, prunable, reasons, recipe, "prune.include")
-    excluded = _match_all(prune.exclude, prunable, reasons, recipe, "prune.exclude")
-    overridden = _match_all(prune.overrides, prunable, reasons, recipe, "prune.overrides")
+    matches = _matches(recipe, shapes)
+    included = _match_all(prune.include, matches, prunable, reasons, recipe, "prune.include")
+    excluded = _match_all(prune.exclude, matches, prunable, reasons, recipe, "prune.exclude")
+    overridden = _match_all(prune.overrides, matches, prunable, reasons, recipe, "prune.overrides")
     own = {name: prune.overrides[pattern] for name, pattern in overridden.items()}
     left_out = dict(reasons)
     matched = []
@@ -177,6 +177,7 @@ def _linear_weights(module: nn.Module) -> Iterator[str]:
 
 def _match_all(
     patterns: Iterable[str],
+    matches: Mapping[str, set[str]],
     prunable: list[str],
     reasons: dict[str, str],
     recipe: Recipe,
@@ -189,21 +190,35 @@ def _match_all(
     """
     found: dict[str, str] = {}
     for position, pattern in enumerate(patterns):
-        names = [name for name in prunable if _matches(pattern, name)]
+        names = [name for name in prunable if name in matches[pattern]]
         if not names:
-            others = [name for name in reasons if _matches(pattern, name)]
+            others = [name for name in reasons if name in matches[pattern]]
             where = recipe.where(key, pattern if key == "prune.overrides" else position)
             raise InputError(_nothing(pattern, others, prunable, reasons, where))
         found.update(dict.fromkeys(names, pattern))
     return found
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names the parameter or the module that holds it."""
-    candidates = (name, name.rpartition(".")[0])
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], candidate) for candidate in candidates)
-    return any(fnmatch.fnmatchcase(candidate, pattern) for candidate in candidates)
+def _matches(recipe: Recipe, parameters: Iterable[str]) -> dict[str, set[str]]:
+    """Pattern of the recipe to the parameters that it names, or whose module it names.
+
+    Raises:
+        InputError: If a pattern takes too long.
+    """
+    prune = recipe.prune
+    module_of = {name: name.rpartition(".")[0] for name in parameters}
+    try:
+        found = match_all(
+            (*prune.include, *prune.exclude, *prune.overrides), (*module_of, *module_of.values())
+        )
+    except SlowPatternError as error:
+        keys = {"include": prune.include, "exclude": prune.exclude, "overrides": prune.overrides}
+        key = next(key for key, patterns in keys.items() if error.pattern in patterns)
+        raise InputError(f"{recipe.where(f'prune.{key}')}: {error}") from error
+    return {
+        pattern: {name for name, module in module_of.items() if name in hit or module in hit}
+        for pattern, hit in found.items()
+    }
 
 
 def _nothing(

@@ -7,6 +7,8 @@ A file is read in this order: YAML, ``--set``, variables, the schema of
 import copy
 import dataclasses
 import difflib
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,14 @@ from pydantic import ValidationError
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.recipe.keys import file_schema
 from mfac_compress.pipeline.recipe.overrides import apply_override, parse_override
-from mfac_compress.pipeline.recipe.problems import problems_of, report
+from mfac_compress.pipeline.recipe.problems import problems_of, report, show
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource
+from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource, shortened
 from mfac_compress.pipeline.recipe.variables import Variables
 from mfac_compress.pipeline.recipe.yaml_lines import (
-    MAX_VALUES,
     Document,
     YamlError,
-    count_values,
+    check_size,
     parse_yaml,
     write_yaml,
 )
@@ -53,7 +54,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     source = RecipeSource(folder=path.parent.resolve(), path=path, lines=document.lines)
     written, source, problems = _override(document.value, source, overrides)
     problems = [*document.problems, *problems]
-    values, unfilled = _fill(written, set(document.value.get("vars") or ()), problems)
+    declared = document.value.get("vars")
+    declared = set(declared) if isinstance(declared, dict) else set()
+    values, unfilled = _fill(written, declared, problems)
     source = _find_folder(values.pop("folder", None), source, problems)
     try:
         recipe = Recipe.model_validate(values, context=source)
@@ -106,6 +109,7 @@ def recipe_schema() -> dict[str, Any]:
 def _read(path: Path) -> Document:
     """Read the file as far as one mapping of YAML."""
     try:
+        _check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
@@ -116,6 +120,8 @@ def _read(path: Path) -> Document:
         ) from error
     except OSError as error:
         raise InputError(f"The recipe must be readable. Got {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"The recipe must be a file. Got {str(path)!r}: {error}.") from error
     hint = "The recipe comes first on the command line, the model second."
     if len(content) > MAX_BYTES:
         raise InputError(
@@ -136,9 +142,19 @@ def _read(path: Path) -> Document:
     if not isinstance(document.value, dict):
         raise InputError(
             "The recipe must be a mapping of sections such as data and prune. "
-            f"{path} holds {type(document.value).__name__} {str(document.value)[:40]!r}. {hint}"
+            f"{path} holds {type(document.value).__name__} {show(document.value)}. {hint}"
         )
     return document
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse a pipe, which could be waited for without end, and a device, which may never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(
+            f"The recipe must be a YAML file. Got {path}, which is a pipe, a device or the like. "
+            "Write the recipe to a file first."
+        )
 
 
 def _no_such_file(path: Path) -> str:
@@ -160,7 +176,7 @@ def _override(
             key, value = parse_override(text)
             recipe, key = apply_override(recipe, key, value)
         except ValueError as error:
-            problems.append(Problem(("--set",), str(error), place=f"--set {text}"))
+            problems.append(Problem(("--set",), str(error), place=f"--set {shortened(text)}"))
             continue
         lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
         overridden = {known for known in overridden if known[: len(key)] != key} | {key}
@@ -183,7 +199,7 @@ def _fill(
     values = dict(recipe)
     definitions = values.pop("vars", None) or {}
     if not isinstance(definitions, dict):
-        text = f"must be a mapping of names to values. Got {definitions!r}."
+        text = f"must be a mapping of names to values. Got {show(definitions)}."
         problems.append(Problem(("vars",), text))
         definitions = {}
     variables = Variables(definitions)
@@ -194,18 +210,22 @@ def _fill(
         problems.append(Problem(("vars", name), text))
     variables.check_all()
     problems += variables.problems
-    if count_values(values) > MAX_VALUES:
-        text = f"must hold at most {MAX_VALUES:,} values once variables are filled."
-        raise InputError(f"The recipe {text}")
+    try:
+        check_size(values)
+    except YamlError as error:
+        raise InputError(f"The recipe is too large once variables are filled: {error}.") from error
     return values, variables.unfilled
 
 
 def _find_folder(folder: Any, source: RecipeSource, problems: list[Problem]) -> RecipeSource:
     if folder is None:
         return source
-    found = source.resolve(folder) if isinstance(folder, str) else None
-    if found is None or not found.is_dir():
-        text = f"must be a folder that exists: relative paths start there. Got {folder!r}."
+    try:
+        found = source.resolve(folder) if isinstance(folder, str) else None
+    except (OSError, ValueError, RuntimeError):  # NUL, no such user, a loop of links
+        found = None
+    if found is None or not os.path.isdir(found):  # unlike Path's, False for a name too long
+        text = f"must be a folder that exists: relative paths start there. Got {show(folder)}."
         problems.append(Problem(("folder",), text))
         return source
     return dataclasses.replace(source, folder=found)

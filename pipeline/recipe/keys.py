@@ -113,6 +113,7 @@ def choices(schema: Schema) -> list[str]:
     """
     # Older releases of pydantic write a constant as an enumeration beside it.
     words = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    words = [str(word).lower() if isinstance(word, bool) else word for word in words]
     return words + [word for branch in schema.get("anyOf", []) for word in choices(branch)]
 
 
@@ -172,6 +173,8 @@ def _bounds(schema: Schema) -> str:
 def _describe_text(schema: Schema) -> str:
     if "examples" in schema:
         return f"text like {' or '.join(schema['examples'])}"
+    if "maxLength" in schema:
+        return f"text of 1 to {schema['maxLength']:,} characters"
     return "text that is not empty" if schema.get("minLength") else "text"
 
 
@@ -180,6 +183,8 @@ def _describe_list(schema: Schema) -> str:
     length = "a list"
     if "prefixItems" in schema:
         length = f"a list of {len(items)}"
+    elif "maxItems" in schema:
+        length = f"a list of {schema.get('minItems', 0)} to {schema['maxItems']:,}"
     elif schema.get("minItems"):
         length = "a list of one or more"
     return f"{length} in which each is {describe(_follow(items[0], None))}"
@@ -191,7 +196,8 @@ def _describe_mapping(schema: Schema) -> str:
         return f"a section with at least {' and '.join(required)}" if required else "a section"
     values = schema.get("additionalProperties")
     if isinstance(values, dict) and (values := _follow(values, None)):
-        return f"a mapping of names to {describe(values)}"
+        most = f"at most {schema['maxProperties']:,} " if "maxProperties" in schema else ""
+        return f"a mapping of {most}names to {describe(values)}"
     return "a mapping of names to values"
 
 

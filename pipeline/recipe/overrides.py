@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from mfac_compress.pipeline.recipe.source import KeyPath
-from mfac_compress.pipeline.recipe.yaml_lines import YamlError, parse_yaml
+from mfac_compress.pipeline.recipe.source import KeyPath, shortened
+from mfac_compress.pipeline.recipe.yaml_lines import MAX_DEPTH, YamlError, parse_yaml
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 
@@ -26,18 +26,23 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
         raise ValueError("must be key.path=value, for example prune.sparsity=0.9. It has no '='.")
     if not _KEY.fullmatch(name):
         raise ValueError(
-            f"must start with names joined by dots. Got {name!r}. A pattern is set with the whole "
-            "mapping: 'prune.overrides={layer1.*: 0.5}'."
+            f"must start with names joined by dots. Got {shortened(name)!r}. A pattern is "
+            "set with the whole mapping: 'prune.overrides={layer1.*: 0.5}'."
         )
+    key = tuple(name.split("."))
+    if len(key) > MAX_DEPTH:
+        raise ValueError(f"must have a key of at most {MAX_DEPTH} names. Got {len(key)}.")
     if not written.strip():
         raise ValueError("must have a value after '='. Write null or '' for none.")
     try:
         document = parse_yaml(written)
     except YamlError as error:
-        raise ValueError(f"must have a YAML value after '='. Got {written!r}: {error}.") from error
+        raise ValueError(
+            f"must have a YAML value after '='. Got {shortened(written)!r}: {error}."
+        ) from error
     if document.problems:
         raise ValueError(f"must have a plain value: it {document.problems[0].text}")
-    return tuple(name.split(".")), document.value
+    return key, document.value
 
 
 def apply_override(recipe: Any, key: KeyPath, value: Any) -> tuple[Any, KeyPath]:
@@ -61,16 +66,17 @@ def _put(around: Any, done: KeyPath, rest: KeyPath, value: Any) -> tuple[Any, Ke
         return value, done
     part, *below = rest
     if isinstance(around, list):
-        if not (str(part).isdecimal() and int(part) < len(around)):
+        position = next((i for i in range(len(around)) if str(i) == part), None)
+        if position is None:
             raise ValueError(
                 f"must name a position of the list {_dotted(done)}, 0 to {len(around) - 1}. "
-                f"Got {part!r}. Set the whole list: '{_dotted(done)}=[...]'."
+                f"Got {shortened(part)!r}. Set the whole list: '{_dotted(done)}=[...]'."
             )
-        inner, key = _put(around[int(part)], (*done, int(part)), tuple(below), value)
-        return [inner if i == int(part) else old for i, old in enumerate(around)], key
+        inner, key = _put(around[position], (*done, position), tuple(below), value)
+        return [inner if i == position else old for i, old in enumerate(around)], key
     if around is not None and not isinstance(around, dict):
         raise ValueError(
-            f"must lead through sections. {_dotted(done)} is {around!r}. "
+            f"must lead through sections. {_dotted(done)} is {shortened(repr(around))}. "
             f"Set {_dotted(done)} itself."
         )
     sections = around or {}
@@ -79,4 +85,4 @@ def _put(around: Any, done: KeyPath, rest: KeyPath, value: Any) -> tuple[Any, Ke
 
 
 def _dotted(key: KeyPath) -> str:
-    return ".".join(map(str, key))
+    return ".".join(shortened(str(part)) for part in key)

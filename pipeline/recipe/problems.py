@@ -11,6 +11,9 @@ from mfac_compress.pipeline.recipe import keys
 from mfac_compress.pipeline.recipe.section import Faults
 from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource, key_name
 
+_MOST_TOLD = 50  # problems that one message tells
+_MOST_READ = 500  # of pydantic's errors, several of which may be one problem
+
 
 def report(problems: Iterable[Problem], source: RecipeSource) -> str:
     """Write problems as one message, in the order of their lines.
@@ -27,10 +30,11 @@ def report(problems: Iterable[Problem], source: RecipeSource) -> str:
         # Problems with a place of their own are not about a key of the file.
         first_of_key.setdefault(problem.place or problem.key, problem)
     told = sorted(first_of_key.values(), key=lambda problem: _order(problem, source))
-    sentences = [_sentence(problem, source) for problem in told]
+    sentences = [_sentence(problem, source) for problem in told[:_MOST_TOLD]]
     if len(sentences) == 1:
         return sentences[0]
-    head = f"{source.path or 'The recipe'}: {len(sentences)} things to mend:"
+    count = str(len(told)) if len(told) <= _MOST_TOLD else f"more than {_MOST_TOLD}"
+    head = f"{source.path or 'The recipe'}: {count} things to fix:"
     return "\n".join([head, *(f"- {sentence}" for sentence in sentences)])
 
 
@@ -60,7 +64,8 @@ def problems_of(error: ValidationError, recipe: Any) -> list[Problem]:
         Problems; where pydantic tells one for each way a value could be meant, several have the
         same key and the same text.
     """
-    located = [(found, _key_path(found, recipe)) for found in error.errors(include_url=False)]
+    errors = error.errors(include_url=False)[:_MOST_READ]
+    located = [(found, _key_path(found, recipe)) for found in errors]
     return [
         problem
         for found, key in located
@@ -156,7 +161,8 @@ def show(value: Any, *, quotes: bool = True) -> str:
     if isinstance(value, dict):
         return f"a mapping with {', '.join(map(str, value))}"[:60] if value else "an empty mapping"
     if isinstance(value, list):
-        text = f"[{', '.join('...' if isinstance(v, (list, dict)) else show(v) for v in value)}]"
+        items = ("..." if isinstance(v, (list, dict)) else show(v) for v in value[:60])
+        text = f"[{', '.join(items)}]"
     else:
         text = repr(value) if quotes else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

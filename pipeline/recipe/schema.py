@@ -36,6 +36,7 @@ from mfac_compress.pipeline.recipe.section import (
     NonNegative,
     NoSwitch,
     Number,
+    Pattern,
     Positive,
     Section,
     Seed,
@@ -44,7 +45,7 @@ from mfac_compress.pipeline.recipe.section import (
     Threads,
     duplicates,
 )
-from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name, shortened
 
 __all__ = [
     "ArraySplits",
@@ -164,12 +165,12 @@ class PruneSection(Section):
     """Share of the matched weights to remove."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
-    include: Annotated[tuple[Text, ...], Field(min_length=1)] = ("*",)
+    include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
     """Modules or parameters to prune: exact names, globs, or `re:` patterns. Only the weights of
     convolutions and linear layers are ever pruned."""
-    exclude: tuple[Text, ...] = ()
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
     """Taken away from `include`."""
-    overrides: dict[Text, Share] = Field(default_factory=dict)
+    overrides: Annotated[dict[Pattern, Share], Field(max_length=1000)] = Field(default_factory=dict)
     """Pattern -> sparsity of those tensors, each on its own; `sparsity` is for the others."""
     steps: Count = 1
     """Times that gradients and inverse are computed anew on the way."""
@@ -239,8 +240,9 @@ def _unreadable(key: KeyPath, pattern: str) -> Iterator[Fault]:
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])
-        except re.error as error:
-            yield Fault(key, f"must hold a regular expression after re:. Got {pattern!r}: {error}.")
+        except (re.error, OverflowError, RecursionError) as error:
+            got = shortened(pattern)
+            yield Fault(key, f"must hold a regular expression after re:. Got {got!r}: {error}.")
 
 
 class SlidingWindowSection(Section):

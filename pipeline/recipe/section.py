@@ -88,6 +88,7 @@ def _without_nul(text: str) -> str:
 
 _NoNul = AfterValidator(_without_nul)
 Text = Annotated[str, Field(min_length=1), _NoNul]
+Pattern = Annotated[str, Field(min_length=1, max_length=1000), _NoNul]
 CallableName = Annotated[
     str,
     Field(

@@ -26,10 +26,15 @@ def key_name(key: KeyPath) -> str:
     name = ""
     for part in key:
         if isinstance(part, str) and part.replace("_", "").replace("-", "").isalnum():
-            name += f".{part}" if name else part
+            name += f".{shortened(part)}" if name else shortened(part)
         else:
-            name += f"[{part!r}]"
+            name += f"[{shortened(part) if isinstance(part, str) else part!r}]"
     return name
+
+
+def shortened(text: str) -> str:
+    """Cut text that a message quotes to at most 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class RecipeSource:
         """
         known = self._nearest(key)
         if known in self.overridden:
-            return "--set " + ".".join(map(str, known))
+            return "--set " + ".".join(shortened(str(part)) for part in known)
         if self.path is None:
             return ""
         return f"{self.path}:{self.lines[known]}" if known in self.lines else str(self.path)

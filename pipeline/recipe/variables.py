@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from mfac_compress.pipeline.recipe.source import KeyPath, Problem
-from mfac_compress.pipeline.recipe.yaml_lines import MAX_VALUES
+from mfac_compress.pipeline.recipe.yaml_lines import MAX_DEPTH, MAX_TEXT
 
 _REFERENCE = re.compile(r"\$(?P<escaped>\$)?\{((?P<name>[^${}]*)\})?")
 
@@ -71,8 +71,8 @@ class Variables:
         if whole and not whole["escaped"]:
             return self._value(_name(whole))
         filled = _REFERENCE.sub(self._written, text)
-        if len(filled) > MAX_VALUES:
-            raise _Broken(f"must be at most {MAX_VALUES:,} characters once variables are filled.")
+        if len(filled) > MAX_TEXT:
+            raise _Broken(f"must be at most {MAX_TEXT:,} characters once variables are filled.")
         return filled
 
     def _written(self, reference: re.Match[str]) -> str:
@@ -96,6 +96,8 @@ class Variables:
         if name in self._open:
             circle = [*self._open[self._open.index(name) :], name]
             raise _Broken(f"must not refer to itself. Got {' -> '.join(circle)}.")
+        if len(self._open) == MAX_DEPTH:
+            raise _Broken(f"must not lead through more than {MAX_DEPTH} variables.")
         if name not in self._values:
             before = len(self.unfilled)
             self._open.append(name)

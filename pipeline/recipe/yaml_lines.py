@@ -2,7 +2,8 @@
 
 Only what JSON knows too: text, numbers, true and false, null, lists, mappings with text keys. Two
 readings differ from PyYAML's: ``1e-5`` is a number, as in YAML 1.2 and everywhere else, and
-``2024-01-31`` is text.
+``2024-01-31`` is text. Numbers that YAML 1.1 and 1.2 read differently (``0777``, ``1:30``) are
+refused, and so are whole numbers beyond 64 bits, which neither tensors nor JSON readers hold.
 """
 
 import re
@@ -14,14 +15,18 @@ import yaml
 
 from mfac_compress.pipeline.recipe.source import KeyPath, Problem
 
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 """Most values of a document, aliases written out."""
+MAX_TEXT = 100_000
+"""Most characters of a text, variables written out."""
 MAX_DEPTH = 40
 """Most levels of a document."""
 
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
 _MERGE = _PREFIX + "merge"
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)")
+_LONGEST_INTEGER = 80  # 64 bits written with `0b` and underscores; int() of far more digits fails
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,6 +34,21 @@ class _Loader(yaml.SafeLoader):
         start: [(tag, pattern) for tag, pattern in resolvers if tag != _PREFIX + "timestamp"]
         for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Stop at the limits while the text is read: a megabyte takes ten seconds to the end."""
+        self._nodes, self._depth = self._nodes + 1, self._depth + 1
+        if self._nodes > MAX_VALUES:
+            raise YamlError(f"it must hold at most {MAX_VALUES:,} values")
+        if self._depth > MAX_DEPTH:
+            raise YamlError(f"it must have at most {MAX_DEPTH} levels", self.line + 1)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -88,20 +108,17 @@ def parse_yaml(text: str) -> Document:
         YamlError: If the text is not one YAML document, or is too large or deep written out.
     """
     try:
-        loader = _Loader(text)
-        root = loader.get_single_node()
+        root = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(_explain(error), mark.line + 1 if mark else None) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise YamlError(f"character #x{error.character:02x} is not allowed", line) from error
-    except RecursionError as error:
-        raise YamlError(f"it must have at most {MAX_DEPTH} levels") from error
     document = Document()
     if root is not None:
         _hold_size(root)
-        document.value = _Reader(loader, document).read(root, ())
+        document.value = _Reader(document).read(root, ())
     return document
 
 
@@ -116,23 +133,26 @@ def write_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def count_values(value: Any) -> int:
-    """Count the values of a tree, up to one more than ``MAX_VALUES``.
+def check_size(value: Any) -> None:
+    """Check that a tree of values is no larger and no deeper than a document may be.
 
     Args:
-        value: Plain values, in which one object may stand many times.
-    Returns:
-        Lists, mappings and scalars, each as often as it would be written out.
+        value: Plain values, in which one object may stand many times; each time counts.
+    Raises:
+        YamlError: If it is.
     """
-    waiting, count = [value], 0
-    while waiting and count <= MAX_VALUES:
-        current = waiting.pop()
+    waiting, count = [(value, 1)], 0
+    while waiting:
+        current, depth = waiting.pop()
         count += 1
+        if count > MAX_VALUES:
+            raise YamlError(f"it must hold at most {MAX_VALUES:,} values")
+        if depth > MAX_DEPTH:
+            raise YamlError(f"it must have at most {MAX_DEPTH} levels")
         if isinstance(current, dict):
-            waiting.extend(current.values())
+            waiting.extend((inner, depth + 1) for inner in current.values())
         elif isinstance(current, list):
-            waiting.extend(current)
-    return count
+            waiting.extend((inner, depth + 1) for inner in current)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:
@@ -168,9 +188,10 @@ def _hold_size(root: yaml.Node) -> None:
 class _Reader:
     """Build the plain values of a node tree, noting lines and problems in the document."""
 
-    def __init__(self, loader: _Loader, document: Document) -> None:
-        self._loader = loader
+    def __init__(self, document: Document) -> None:
+        self._loader = _Loader("")
         self._document = document
+        self._noted: set[int] = set()
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
         if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
@@ -186,16 +207,24 @@ class _Reader:
         return self._scalar(node, path)
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        if node.tag in _SCALARS:
-            try:
-                return self._loader.construct_object(node)
-            except (ValueError, KeyError, yaml.YAMLError):
-                kind = node.tag.removeprefix(_PREFIX)
-                self._note(path, node, f"must be what !!{kind} says. Got {str(node.value)[:40]!r}.")
-                return None
-        tag = node.tag.replace(_PREFIX, "!!")
-        self._note(path, node, f"must be without a YAML tag. Got {tag}. Put text in quotes.")
-        return None
+        if node.tag not in _SCALARS:
+            tag = node.tag.replace(_PREFIX, "!!")[:40]
+            self._note(path, node, f"must be without a YAML tag. Got {tag}. Put text in quotes.")
+            return None
+        kind, written = node.tag.removeprefix(_PREFIX), str(node.value)
+        refusal = _refusal(kind, written) if isinstance(node, yaml.ScalarNode) else None
+        try:
+            value = self._loader.construct_object(node)
+        # What PyYAML's constructors raise for text that is not of their kind.
+        except (ValueError, KeyError, IndexError, OverflowError, yaml.YAMLError):
+            value, refusal = None, refusal or f"must be what !!{kind} says."
+        if refusal is None and isinstance(value, int) and not -(2**63) <= value < 2**63:
+            refusal = "must be a whole number of at most 64 bits."
+        if refusal:
+            got = written if len(written) <= 40 else f"{written[:37]}..."
+            self._note(path, node, f"{refusal} Got {got!r}.")
+            return None
+        return value
 
     def _entries(
         self, node: yaml.MappingNode, path: KeyPath
@@ -212,6 +241,9 @@ class _Reader:
                 self._note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
                 continue
             key = key_node.value
+            if refusal := _refusal("str", key):
+                self._note(path, key_node, f"must have keys that can be read. One {refusal}")
+                continue
             if key in own:
                 first = own[key][0].start_mark.line + 1
                 text = f"must be given once. It is in line {first} already. Remove one."
@@ -228,11 +260,25 @@ class _Reader:
 
     def _note(self, path: KeyPath, node: yaml.Node, text: str) -> None:
         line = node.start_mark.line + 1
-        if all(known.line != line for known in self._document.problems):
+        if line not in self._noted:
+            self._noted.add(line)
             self._document.problems.append(Problem(path, text, line))
+
+
+def _refusal(kind: str, written: str) -> str | None:
+    """Why a scalar cannot be taken as what YAML says it is; None where it can."""
+    if kind == "str" and any("\ud800" <= letter <= "\udfff" for letter in written):
+        return "must be text that UTF-8 can hold, without single surrogates."
+    if kind == "int" and len(written) > _LONGEST_INTEGER:
+        return "must be a whole number of at most 64 bits."
+    sexagesimal = kind == "float" and ":" in written
+    if sexagesimal or (kind == "int" and not _INTEGER.fullmatch(written)):
+        return "must be a decimal number, as 10 or 0.5; text goes in quotes."
+    return None
 
 
 def _key_text(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        return f"{node.value}, which YAML does not read as text. Write '{node.value}' in quotes"
+        value = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+        return f"{value}, which YAML does not read as text. Write '{value}' in quotes"
     return "a list or mapping as a key"

@@ -264,8 +264,13 @@ def _choose_method(
 
 def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
     label = "calibrate" if not step else f"calibrate, step {step + 1}"
+    return context.progress.track(batches, label, own_gradients(context))
+
+
+def own_gradients(context: RunContext) -> int:
+    """How many of the m gradients of a step this process computes."""
     m = context.recipe.calibrate.num_gradients
-    return context.progress.track(batches, label, len(range(m)[context.world.share(m)]))
+    return len(range(m)[context.world.share(m)])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from mfac_compress.pipeline.stages.calibrate import (
     compute_fisher,
     load_fisher,
     load_method,
+    own_gradients,
     shards_of,
 )
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
@@ -50,6 +51,8 @@ def prune(context: RunContext, calibrated: Path | None, folder: Path) -> dict[st
     """
     pruner = Pruner(context)
     steps = []
+    if calibrated is not None and context.recipe.prune.steps > 1:
+        context.progress.plan((context.recipe.prune.steps - 1) * own_gradients(context))
     for step, budgets in enumerate(_steps(context)):
         if calibrated is None:
             pruner.remove_smallest(budgets)

@@ -57,6 +57,7 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
     scheduler = LambdaLR(optimizer, _lr_curve(section, section.epochs * batches_per_epoch))
     generator = torch.Generator().manual_seed(context.recipe.run.seed)
     set_training(module, True)
+    context.progress.plan(section.epochs * batches_per_epoch)
     with MaskKeeper(context.parameters_of(module), masks).attach(optimizer) as keeper:
         for epoch in range(section.epochs):
             total = 0.0

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import zipfile
 
+import torch
 from click.testing import CliRunner
 
 from mfac_compress.pipeline.cli import main
@@ -100,3 +102,36 @@ def test_an_error_of_our_own_is_no_failed_gate(project, monkeypatch):
     result = project.run()
     assert result.exit_code == 3
     assert result.output.endswith("error: stage command line: RuntimeError: a bug\n")
+
+
+def test_pytorchs_own_tracebacks_do_not_stand_above_the_message(project):
+    """PyTorch logs to the stderr that it found when it was imported: hence a process."""
+    program = project.folder / "net.pt2"
+    exported = torch.export.export(torch.nn.Linear(6, 3), (torch.zeros(2, 6),))
+    torch.export.save(exported, program)
+    content = {}
+    with zipfile.ZipFile(program) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, part in content.items():
+            archive.writestr(name, part.replace(b"aten.linear", b"aten.lineax"))
+    project.recipe["model"] = {}
+    command = [sys.executable, "-m", "mfac_compress.pipeline", str(project.write_recipe())]
+
+    ended = subprocess.run(
+        [*command, str(program), "--dry-run"], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_code_that_leaves_the_process_gives_no_pass(project):
+    (project.folder / "net.py").write_text("import os\ndef net():\n    os._exit(0)\n")
+    command = [sys.executable, "-m", "mfac_compress.pipeline", str(project.write_recipe())]
+    ended = subprocess.run(
+        [*command, str(project.model), "--dry-run"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 3
+    assert "must end with a verdict or an error" in ended.stderr

@@ -70,6 +70,22 @@ def test_the_end_of_a_long_name_is_shown_and_the_count_beside_it():
     assert "100/200" in line
 
 
+def test_a_stage_of_many_loops_is_one_bar_that_says_how_much_time_is_left():
+    output = io.StringIO()
+    times = iter(range(1000))
+    progress = Progress(Console(file=output, width=80, force_terminal=True, color_system=None))
+    with progress.stage("recover"):
+        progress.plan(6)
+        progress._stage._bar.get_time = lambda: next(times)
+        for epoch in (1, 2):
+            for _ in progress.track(range(3), f"recover, epoch {epoch}/2", 3):
+                progress._stage._bar.refresh()
+    lines = [line for line in output.getvalue().split("\r") if "epoch" in line]
+    assert {word for line in lines for word in line.split() if "/6" in word} >= {"1/6", "4/6"}
+    assert any("epoch 2/2" in line and "left" in line for line in lines)
+    assert not any("/3" in line for line in lines)
+
+
 def test_a_dumb_terminal_is_treated_as_a_log():
     dumb = {"TERM": "dumb"}
     assert "\x1b" not in _shown(terminal=True, _environ=dumb)

@@ -1,6 +1,7 @@
 """Reading recipe files: every way to get one wrong, variables, overrides, the way back."""
 
 import json
+import os
 from pathlib import Path
 from textwrap import dedent
 
@@ -58,6 +59,11 @@ BAD = {
     "bound below": ("fisher:\n  damping: 0.0", 4, ["a number above 0. Got 0.0.", "1e-05"]),
     "stacked bound": ("export: {opset: 17}", 3, ["export.opset", "at least 18. Got 17."]),
     "choice": ("task: {loss: l1}", 3, ["one of cross_entropy, mse or text like", "Got 'l1'."]),
+    "number for true or a word": (
+        "calibrate: {labels: 2}",
+        3,
+        ["calibrate.labels must be one of true, model. Got 2."],
+    ),
     "near choice": (
         "recover: {optimizer: adam}",
         3,
@@ -104,7 +110,7 @@ BAD = {
     ),
     "key that is no text": ("on: 1", 3, ["text as keys. Got on", "'on' in quotes"]),
     "tag": ("run: {seed: !!python/name:os.system x}", 3, ["run.seed", "without a YAML tag"]),
-    "wrong tag": ("run: {seed: !!int x}", 3, ["run.seed must be what !!int says"]),
+    "wrong tag": ("run: {seed: !!int x}", 3, ["run.seed must be a decimal number", "Got 'x'"]),
     "key from an anchor": (
         "vars:\n  base: &base\n    seed: -1\nrun: {<<: *base, device: cpu}",
         5,
@@ -129,6 +135,50 @@ BAD = {
         "vars:\n  v0: xxxxxxxx\n" + "".join(f"  v{i + 1}: ${{v{i}}}${{v{i}}}\n" for i in range(40)),
         18,
         ["vars.v14 must be at most 100,000 characters"],
+    ),
+    "whole number of many digits": (
+        f"run: {{seed: {'1' * 100_000}}}",
+        3,
+        ["run.seed must be a whole number of at most 64 bits. Got '1111"],
+    ),
+    "hexadecimal number of many digits": (
+        f"model: {{kwargs: {{a: 0x{'f' * 5000}}}}}",
+        3,
+        ["model.kwargs.a must be a whole number of at most 64 bits."],
+    ),
+    "whole number of 65 bits": (
+        "model: {kwargs: {a: 9223372036854775808}}",
+        3,
+        ["at most 64 bits. Got '9223372036854775808'."],
+    ),
+    "octal": ("run: {seed: 0777}", 3, ["must be a decimal number", "Got '0777'."]),
+    "sexagesimal": ("run: {seed: 1:30}", 3, ["must be a decimal number", "Got '1:30'."]),
+    "sexagesimal beyond float": (
+        f"model: {{kwargs: {{a: 1{':59' * 3000}.5}}}}",
+        3,
+        ["must be a decimal number"],
+    ),
+    "tag of nothing": ("run: {seed: !!int ''}", 3, ["run.seed must be a decimal number"]),
+    "float tag of nothing": ("run: {seed: !!float ''}", 3, ["run.seed must be what !!float"]),
+    "single surrogate": (
+        'export: {input_name: "\\ud800"}',
+        3,
+        ["export.input_name must be text that UTF-8 can hold"],
+    ),
+    "single surrogate as a key": (
+        'model: {kwargs: {"\\ud800": 1}}',
+        3,
+        ["model.kwargs must have keys that can be read."],
+    ),
+    "folder with NUL": ('folder: "a\\0"', 3, ["folder must be a folder that exists"]),
+    "folder of a long name": (f"folder: {'a' * 5000}", 3, ["folder must be a folder that exists"]),
+    "variables that are a number": ("vars: 3", 3, ["vars must be a mapping"]),
+    "long chain of variables": (
+        "run: {seed: '${v0}'}\nvars:\n"
+        + "".join(f"  v{i}: ${{v{i + 1}}}\n" for i in range(40))
+        + "  v40: 1",
+        44,
+        ["vars.v39 must not lead through more than 40 variables."],
     ),
     "vars that are no mapping": ("vars: [1]", 3, ["vars must be a mapping"]),
     "no such folder": ("folder: nowhere", 3, ["folder must be a folder that exists"]),
@@ -222,7 +272,7 @@ NOT_A_RECIPE = {
     "aliases that multiply": (
         b"a0: &a0 [1, 1]\n"
         + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (i + 1, i + 1, i, i) for i in range(30)),
-        ["at most 100,000 values"],
+        ["at most 20,000 values"],
     ),
     "merges that multiply": (
         b"a0: &a0 {x: 1}\n"
@@ -230,7 +280,7 @@ NOT_A_RECIPE = {
             b"a%d: &a%d {<<: [%s]}\n" % (i + 1, i + 1, b",".join([b"*a%d" % i] * 9))
             for i in range(9)
         ),
-        ["at most 100,000 values"],
+        ["at most 20,000 values"],
     ),
 }
 
@@ -244,10 +294,53 @@ def test_what_is_no_recipe_is_refused(write, content, fragments):
         assert fragment in message
 
 
+def test_keys_and_values_are_quoted_short(write):
+    assert len(refusal(write(SOUND + f"{'a' * 50_000}: {'b' * 50_000}"))) < 1000
+
+
+def test_of_very_many_problems_the_first_are_told(write):
+    items = "x, " * 5000
+    message = refusal(write(f"{SOUND}validate: {{latency: {{threads: [{items}]}}}}"))
+    assert "more than 50 things to fix" in message.splitlines()[0]
+    assert len(message.splitlines()) == 51
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_could_be_read_without_end_is_refused(tmp_path, kind):
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        path = tmp_path / "recipe.yaml"
+        os.mkfifo(path)
+    assert "is a pipe, a device or the like" in refusal(path)
+
+
+REGEX = {
+    "repetition beyond what Python counts": ("re:a{4294967296}", "repetition number is too large"),
+    "groups too deep": (f"re:{'(' * 480}a{')' * 480}", "must hold a regular expression"),
+    "too long": ("a" * 1001, "must be text of 1 to 1,000 characters"),
+}
+
+
+@pytest.mark.parametrize(("pattern", "fragment"), REGEX.values(), ids=REGEX.keys())
+def test_patterns_that_python_cannot_take_are_refused(write, pattern, fragment):
+    text = f"data: {{source: digits}}\nprune: {{sparsity: 0.5, include: ['{pattern}']}}"
+    message = refusal(write(text))
+    assert "prune.include[0]" in message
+    assert fragment in message
+
+
+def test_a_set_of_very_many_names_is_refused(write):
+    message = refusal(write(SOUND), [f"model.kwargs{'.a' * 3000}=1"])
+    assert "must have a key of at most 40 names. Got 3002." in message
+    assert len(message) < 500
+
+
 def test_variables_that_multiply_are_refused(write):
     lists = "".join(f"  v{i + 1}: ['${{v{i}}}', '${{v{i}}}']\n" for i in range(30))
     text = f"{SOUND}vars:\n  v0: 1\n{lists}model: {{kwargs: {{a: '${{v30}}'}}}}"
-    assert "at most 100,000 values once variables are filled" in refusal(write(text))
+    assert "too large once variables are filled: it must hold at most 20,000 values" in refusal(
+        write(text)
+    )
 
 
 def test_a_missing_file_names_a_near_one(write, tmp_path):
@@ -273,7 +366,7 @@ def test_all_faults_are_told_in_the_order_of_the_file(write):
         """
     )
     head, *lines = refusal(path, ["prune.steps=0", "run.seed=-1"]).splitlines()
-    assert head == f"{path}: 7 things to mend:"
+    assert head == f"{path}: 7 things to fix:"
     places = [line.rpartition("(")[2].rstrip(")").removeprefix(str(path)) for line in lines]
     assert places == [":1", ":2", ":5", ":6", ":7", "--set run.seed", "--set prune.steps"]
     assert all(line.startswith("- ") for line in lines)

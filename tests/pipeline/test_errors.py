@@ -1,0 +1,34 @@
+"""Every end of a run has a message: also where an exception cannot say what it is."""
+
+import pytest
+
+from mfac_compress.pipeline.errors import InputError, StageError, stage_named
+
+
+class _Speechless(Exception):
+    def __str__(self):
+        raise ValueError("no words")
+
+
+def _raised(error, **options):
+    with pytest.raises(StageError) as caught, stage_named("prune", **options):
+        raise error
+    return str(caught.value)
+
+
+def test_an_exception_whose_text_fails_is_told_by_its_type():
+    assert _raised(_Speechless()) == (
+        "stage prune: _Speechless: (its text cannot be shown: ValueError)"
+    )
+
+
+def test_finished_stages_are_mentioned_where_there_are_some():
+    assert _raised(KeyboardInterrupt()) == "stage prune: interrupted."
+    assert _raised(KeyboardInterrupt(), resumable=True) == (
+        "stage prune: interrupted. Start again: finished stages are kept."
+    )
+
+
+def test_an_error_with_a_message_passes_as_it_is():
+    with pytest.raises(InputError, match="as it is"), stage_named("prune"):
+        raise InputError("as it is")

@@ -1,0 +1,56 @@
+"""Standard streams that are closed, full, narrow or know few letters; stdout kept for programs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PRINTS = (
+    "import ctypes, os, subprocess, sys\n"
+    "from mfac_compress.pipeline.standard_streams import stdout_kept\n"
+    "print('before')\n"
+    "with stdout_kept():\n"
+    "    print('Python')\n"
+    "    ctypes.CDLL(None).puts(b'C')\n"
+    "    os.write(1, b'system\\n')\n"
+    "    subprocess.run(['echo', 'program'])\n"
+    "print('after')"
+)
+
+
+def test_what_anything_prints_goes_to_stderr_while_stdout_is_kept():
+    ended = subprocess.run(
+        [sys.executable, "-c", PRINTS], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "before\nafter\n"
+    assert set(ended.stderr.split()) == {"Python", "C", "system", "program"}
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_takes_nothing_and_harms_nothing(closed, tmp_path):
+    line = f"'{sys.executable}' -m mfac_compress.pipeline schema {closed}"
+    assert subprocess.run(line, shell=True, check=False, cwd=tmp_path).returncode == 0
+    line = f"'{sys.executable}' -m mfac_compress.pipeline none.yaml none.pt {closed}"
+    assert subprocess.run(line, shell=True, check=False, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        {"TERM": "dumb", "COLUMNS": "20"},
+    ],
+)
+def test_a_run_ends_the_same_on_any_terminal(project, environment):
+    project.recipe["model"]["kwargs"] = {"width": 16}
+    named = project.folder / "grün.yaml"
+    project.write_recipe().rename(named)
+    command = [sys.executable, "-m", "mfac_compress.pipeline", str(named), str(project.model)]
+    command += ["-o", str(project.folder / "aus\u00dfen"), "--json"]
+    ended = subprocess.run(
+        command, capture_output=True, env={**os.environ, **environment}, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.decode("ascii"))["verdict"] == "pass"
