@@ -6,6 +6,7 @@ overrides, line numbers) is :mod:`mfac_compress.pipeline.recipe.file`.
 
 import re
 from collections.abc import Iterator
+from math import inf
 from typing import Annotated, Any, Literal
 
 from onnx.defs import onnx_opset_version
@@ -111,11 +112,30 @@ class TaskSection(Section):
     one number for the whole set."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether more of the metric is better."""
+    range: tuple[Number, Number] | None = None
+    """`[low, high]`: least and greatest value that the metric can have, for one sample where it has
+    values per sample. The interval of its drop rests on it; without it, on the values met, which
+    show nothing of rarer and larger ones. Accuracy's is [0, 1]."""
 
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
         if self.metric == "accuracy" and self.direction == "minimize":
             yield Fault(
                 ("direction",), "must be maximize where task.metric is accuracy. Got minimize."
+            )
+        if self.range is None:
+            return
+        low, high = self.range
+        if self.metric == "accuracy":
+            yield Fault(
+                ("range",),
+                "must be left out where task.metric is accuracy, whose range is [0, 1]. "
+                f"Got [{low:g}, {high:g}].",
+            )
+        elif not 0 < high - low < inf:
+            yield Fault(
+                ("range",),
+                "must be [low, high] with low below high, and a finite distance. "
+                f"Got [{low:g}, {high:g}].",
             )
 
 
@@ -339,8 +359,8 @@ class GatesSection(Section):
     """Most that the metric may get worse from dense to sparse, in the metric's own unit (0.01 of
     accuracy is one point)."""
     confidence: Annotated[float, Field(gt=0, lt=1), NoSwitch] | Literal["none"] = 0.95
-    """The upper end of the drop's paired interval must pass at this level; `none` compares the
-    point estimate."""
+    """Of the intervals of the metric and its drop: their worse ends must pass at this level; `none`
+    compares the point estimates."""
     min_sparsity: Share | None = None
     """Of the matched weights, counted in the ONNX file."""
     max_size_ratio: Positive | None = None
