@@ -361,8 +361,16 @@ class GatesSection(Section):
     confidence: Annotated[float, Field(gt=0, lt=1), NoSwitch] | Literal["none"] = 0.95
     """Of the intervals of the metric and its drop: their worse ends must pass at this level; `none`
     compares the point estimates."""
+    min_metric: Number | None = None
+    """Least that the sparse file's metric may be, where more is better: the lower end of its own
+    interval must pass."""
+    max_metric: Number | None = None
+    """Most that the sparse file's metric may be, where less is better: the upper end of its own
+    interval must pass."""
     min_sparsity: Share | None = None
     """Of the matched weights, counted in the ONNX file."""
+    min_model_sparsity: Share | None = None
+    """Of all parameters of the model: the removed weights, counted in the ONNX file."""
     max_size_ratio: Positive | None = None
     """Compressed size of the sparse file / of the dense file. The kernels' library is not
     counted."""
@@ -442,6 +450,14 @@ class Recipe(Section):
                 ("validate", "artifact"),
                 "must be model.onnx where export.sparse_kernels is off, which writes no other. "
                 f"Got {self.validate_.artifact}.",
+            )
+        useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
+        if getattr(self.validate_.gates, useless) is not None:
+            other = "min_metric" if useless == "max_metric" else "max_metric"
+            yield Fault(
+                ("validate", "gates", useless),
+                f"must be left out where task.direction is {self.task.direction}: it would stop "
+                f"good models. Got {getattr(self.validate_.gates, useless):g}. Set {other}.",
             )
         latency, batch = self.validate_.latency, self.validate_.batch_size
         if not self.export.dynamic_batch and latency and set(latency.batch_sizes) != {batch}:
