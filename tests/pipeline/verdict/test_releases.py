@@ -18,6 +18,7 @@ from mfac_compress.pipeline.verdict.resampling import (
     resampled_rows,
     whole_set_intervals,
 )
+from mfac_compress.pipeline.verdict.statistics import observed_range
 from mfac_compress.pipeline.verdict.tango import tango_interval
 
 TAIL = 0.025
@@ -177,3 +178,42 @@ def test_metric_of_the_whole_set(releases, population, n, positives, tolerance):
         )
         passed = [end is not None and end[1] <= tolerance for end in ends]
         _assert_seldom(passed, f"{population}, n {n}, positives {positives}, drop x{factor:g}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("n", "releases", "share"), [(100, 2000, 0.0), (1000, 500, 0.25), (10_000, 100, 0.99)]
+)
+def test_equal_models_pass_where_there_are_samples_enough(n, releases, share):
+    """The price: how many truly equal models pass a tolerance of one point."""
+    rng = np.random.default_rng(0)
+    for flips in (0.0, 0.005, 0.02):
+        counts = rng.multinomial(n, [flips, flips, 1 - 2 * flips], size=releases)
+        ends = np.array([_tango(*map(int, row[:2]), n) for row in counts])
+        _assert_powerful(ends, share, f"accuracy, n {n}, {flips:.1%} change each way")
+    for sigma in (0.0, 0.05, 0.2):
+        ends = upper_bound(rng.normal(0, sigma, (releases, n)).clip(-1, 1), 1.0, TAIL)
+        _assert_powerful(ends, share, f"bounded, n {n}, changes of σ = {sigma}")
+
+
+def _assert_powerful(ends, share, name):
+    passed = np.mean(ends <= 0.01)
+    print(f"{name}: upper end {np.median(ends):.4f}, {passed:.0%} pass")
+    assert passed >= share
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [30, 100, 400])
+@pytest.mark.parametrize(("height", "most"), [(1.0, 0.05), (3.0, 0.2)])
+def test_without_a_declared_range_failures_beyond_the_values_met_are_missed(n, height, most):
+    """Errors of about 0.1 that become `height`: most are below 1, so 3 is beyond what was met."""
+    rng, tolerance = np.random.default_rng(0), 0.05
+    passed = []
+    for _ in range(2000):
+        before = 0.1 * rng.lognormal(size=n)
+        after = before + height * (rng.random(n) < tolerance / height)
+        low, high = observed_range(before, after)
+        end = upper_bound((after - before) / (high - low), 1.0, TAIL) * (high - low)
+        passed.append(end <= tolerance)
+    print(f"no task.range, n {n}, failures of {height}: {np.mean(passed):.2%} pass")
+    assert np.mean(passed) <= most
