@@ -121,7 +121,7 @@ def run(**options: Any) -> int:
 
     \b
     Exit codes:
-      0  all gates pass
+      0  all gates pass, or the recipe sets none
       1  a gate failed; results and report are written
       2  recipe, model or data is wrong
       3  anything else; the stage is named
@@ -195,12 +195,12 @@ def _run(
         progress=progress,
         world=world,
     )
-    print_verdict(report, terminal)
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
+    print_verdict(report, terminal)
     if as_json:
         documents.append(json.dumps(report.model_dump(mode="json"), indent=2))
     world.agreed = True
-    return _PASS if report.verdict == "pass" else _GATE_FAILED
+    return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
 
 
 class _Numbers(click.ParamType):

@@ -32,12 +32,11 @@ from mfac_compress.pipeline.stages import (
     validate,
 )
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
-from mfac_compress.pipeline.verdict.gates import judge
+from mfac_compress.pipeline.verdict.gates import judge, verdict_of
 from mfac_compress.pipeline.verdict.report import (
     LatencyResult,
     MachineResult,
     Report,
-    SparsityResult,
     TensorAuditResult,
 )
 from mfac_compress.pipeline.verdict.report_text import markdown
@@ -46,7 +45,9 @@ from mfac_compress.pipeline.verdict.results import (
     latency_result,
     measured_result,
     sparse_kernels_result,
+    sparsity_result,
 )
+from mfac_compress.pipeline.verdict.warnings import warnings_of
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 from mfac_compress.pipeline.world import World
 
@@ -223,12 +224,8 @@ class _Run:
         measured = validated.facts
         recipe, targets = self.context.recipe, self.context.targets
         audit = tuple(self._in_model_order(measured["audit"]))
-        sparsity = SparsityResult(
-            target=sum(b.sparsity * b.size for b in targets.budgets()) / targets.weights,
-            onnx=_sparsity_in_file(audit),
-            weights=targets.weights,
-            parameters=sum(p.numel() for p in self.context.model.module.parameters()),
-        )
+        parameters = self.context.model.module.named_parameters()
+        sparsity = sparsity_result(targets, {name: p.numel() for name, p in parameters}, audit)
         plain = measured_result(measured, latency[0] if latency else ())
         kernels = sparse_kernels_result(
             accelerated.facts, measured["sparse_kernels"], latency[1] if latency[1:] else ()
@@ -237,14 +234,15 @@ class _Run:
         gates = judge(
             recipe.validate_.gates,
             metric=judged.metric,
-            sparsity=sparsity.onnx,
+            sparsity=sparsity,
             size_ratio=judged.size_bytes.ratio,
             latency=judged.latency,
             parity_error=judged.parity_error,
         )
         return Report(
-            verdict="pass" if all(gate.passed for gate in gates) else "fail",
+            verdict=verdict_of(gates),
             gates=gates,
+            warnings=warnings_of(recipe, judged.metric, sparsity),
             artifact=recipe.validate_.artifact,
             metric=plain.metric,
             sparsity=sparsity,
@@ -306,11 +304,3 @@ class _Run:
             "seconds": self.seconds,
             "files": dict(sorted(files.items())),
         }
-
-
-def _sparsity_in_file(audit: tuple[TensorAuditResult, ...]) -> float | None:
-    """Removed weights that are zero in the file, over all matched weights."""
-    counts = [tensor.onnx_zeros for tensor in audit]
-    if None in counts:
-        return None
-    return sum(counts) / sum(tensor.size for tensor in audit)

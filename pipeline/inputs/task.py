@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
+    EscapeError,
     check_takes,
     describe,
     resolve_callable,
     source_fingerprint,
     user_code,
 )
+from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
 from mfac_compress.pipeline.recipe.schema import TaskSection
 
 LOSSES = ("cross_entropy", "mse")
@@ -32,13 +34,15 @@ class Task:
         loss_name: ``cross_entropy``, ``mse`` or the spec of the user's function.
         metric_name: ``accuracy`` or the spec of the user's function.
         direction: Whether more of the metric is better.
+        range: Least and greatest value of the metric; None where nothing is declared.
         loss_fingerprint: Changes where the loss does, for cache keys.
-        metric_fingerprint: Changes where the metric or its direction does.
+        metric_fingerprint: Changes where the metric, its direction or its range does.
     """
 
     loss_name: str
     metric_name: str
     direction: Literal["maximize", "minimize"]
+    range: tuple[float, float] | None
     loss_fingerprint: str
     metric_fingerprint: str
     _own_loss: Callable[..., Any] | None
@@ -54,8 +58,8 @@ class Task:
         Returns:
             A scalar tensor that gradients can be taken of.
         Raises:
-            InputError: If outputs and targets do not fit the loss, or the user's function fails
-                or returns no scalar tensor.
+            InputError: If outputs and targets do not fit the loss, or the user's function fails,
+                returns no scalar tensor, or changes its arguments.
         """
         self.check(outputs, targets)
         if label_smoothing:
@@ -65,7 +69,13 @@ class Task:
                     f"Got {label_smoothing} with task.loss {self.loss_name!r}."
                 )
             return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
-        return self.unchecked_loss(outputs, targets)
+        if self._own_loss is None:
+            return self.unchecked_loss(outputs, targets)
+        before, given = outputs.detach().clone(), targets.clone()
+        value = self._own_loss_of(outputs, given)
+        _check_unchanged("task.loss", self.loss_name, outputs=(before, outputs))
+        _check_unchanged("task.loss", self.loss_name, targets=(targets, given))
+        return value
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Check that outputs and targets fit the built-in loss; only their shapes and classes.
@@ -80,11 +90,14 @@ class Task:
             _check_mse(outputs, targets)
 
     def unchecked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """:meth:`loss` without :meth:`check`, which reads values and so can not be vectorised."""
+        """:meth:`loss` without checks, which read values and so cannot be vectorised."""
         if self.loss_name == "cross_entropy":
             return F.cross_entropy(outputs, targets)
         if self.loss_name == "mse":
             return F.mse_loss(outputs, targets.to(outputs.dtype))
+        return self._own_loss_of(outputs, targets.clone())
+
+    def _own_loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
         value = _call(self._own_loss, outputs, targets, key="task.loss", name=self.loss_name)
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise InputError(
@@ -98,6 +111,8 @@ class Task:
     ) -> np.ndarray | float:
         """The metric, one value per sample where it has them.
 
+        The user's function works on copies: what it changes must not reach the next file.
+
         Args:
             outputs: Of the model for the whole set. Shape ``[n, ...]``.
             targets: Shape ``[n, ...]``.
@@ -105,16 +120,44 @@ class Task:
             Values of shape ``[n]``, float64, whose mean is the metric; or one number for the
             whole set, where the user's metric has no values per sample.
         Raises:
-            InputError: If outputs and targets do not fit the metric, the outputs or the values
-                are not finite, or the user's function fails.
+            UndefinedMetricError: If the user's function raises, or a value or their mean is NaN or
+                infinite.
+            InputError: If outputs and targets do not fit the metric, the outputs are not finite,
+                or the user's function ends the program, changes its arguments, or returns what are
+                no numbers within ``task.range``.
         """
         outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
         _check_outputs(outputs)
         _check_finite(outputs)
         if self.metric_name == "accuracy":
             return _accuracy(outputs, targets)
-        value = _call(self._own_metric, outputs, targets, key="task.metric", name=self.metric_name)
-        return _metric_values(value, len(outputs), self.metric_name)
+        copies = outputs.clone(), targets.clone()
+        values = self.evaluate_rows(*copies)
+        _check_unchanged(
+            "task.metric",
+            self.metric_name,
+            outputs=(outputs, copies[0]),
+            targets=(targets, copies[1]),
+        )
+        return values
+
+    def evaluate_rows(
+        self, outputs: Tensor | np.ndarray, targets: Tensor | np.ndarray
+    ) -> np.ndarray | float:
+        """:meth:`evaluate` on copies of checked rows, which nobody uses afterwards."""
+        outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
+        if self.metric_name == "accuracy":
+            return _accuracy(outputs, targets)
+        count = len(outputs)
+        value = _call(
+            self._own_metric,
+            outputs,
+            targets,
+            key="task.metric",
+            name=self.metric_name,
+            error_class=UndefinedMetricError,
+        )
+        return metric_values(value, count, name=self.metric_name, range_=self.range)
 
 
 def load_task(section: TaskSection, *, folder: Path) -> Task:
@@ -130,12 +173,14 @@ def load_task(section: TaskSection, *, folder: Path) -> Task:
     """
     loss, loss_fingerprint = _resolve(section.loss, LOSSES, "task.loss", folder)
     metric, metric_fingerprint = _resolve(section.metric, METRICS, "task.metric", folder)
+    range_ = (0.0, 1.0) if section.metric == "accuracy" else section.range
     return Task(
         loss_name=section.loss,
         metric_name=section.metric,
         direction=section.direction,
+        range=range_,
         loss_fingerprint=loss_fingerprint,
-        metric_fingerprint=f"{section.direction}:{metric_fingerprint}",
+        metric_fingerprint=f"{section.direction}:{range_}:{metric_fingerprint}",
         _own_loss=loss,
         _own_metric=metric,
     )
@@ -152,17 +197,42 @@ def _resolve(
 
 
 def _call(
-    function: Callable[..., Any] | None, outputs: Tensor, targets: Tensor, *, key: str, name: str
+    function: Callable[..., Any] | None,
+    outputs: Tensor,
+    targets: Tensor,
+    *,
+    key: str,
+    name: str,
+    error_class: type[InputError] = InputError,
 ) -> Any:
     assert function is not None
+    given = f"outputs {_what(outputs)} and targets {_what(targets)}"
     try:
         with user_code():
             return function(outputs, targets)
     except Exception as error:
-        raise InputError(
+        raised = InputError if isinstance(error, EscapeError) else error_class
+        raise raised(
             f"{key} must be a function of (outputs, targets). {name!r} raised {describe(error)} "
-            f"for outputs {_what(outputs)} and targets {_what(targets)}."
+            f"for {given}."
         ) from error
+
+
+def _check_unchanged(key: str, name: str, **arguments: tuple[Tensor, Tensor]) -> None:
+    for argument, (before, after) in arguments.items():
+        if not _is_same(before, after):
+            raise InputError(
+                f"{key} must not change its arguments. {name!r} wrote into {argument}. Work on a "
+                f"copy: {argument} = {argument}.clone()."
+            )
+
+
+def _is_same(before: Tensor, after: Tensor) -> bool:
+    """Whether two tensors hold the same bytes; NaN, which some targets hold, is equal to itself."""
+    if before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    first, second = (t.detach().contiguous().flatten().view(torch.uint8) for t in (before, after))
+    return torch.equal(first, second)
 
 
 def _check_outputs(outputs: Any) -> None:
@@ -240,25 +310,6 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
         )
     _check_classes(targets, outputs.shape[1], "task.metric accuracy")
     return (outputs.argmax(1) == targets).double().cpu().numpy()
-
-
-def _metric_values(value: Any, count: int, name: str) -> np.ndarray | float:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-    try:
-        values = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"task.metric must return numbers. {name!r} returned {_what(value)}."
-        ) from error
-    if values.shape not in ((), (count,)):
-        raise InputError(
-            f"task.metric must return one value per sample, shape [{count}], or one number. "
-            f"{name!r} returned {_what(value)}."
-        )
-    if not np.isfinite(values).all():
-        raise InputError(f"task.metric must return finite values. {name!r} returned NaN or Inf.")
-    return float(values) if values.ndim == 0 else values
 
 
 def _what(value: Any) -> str:

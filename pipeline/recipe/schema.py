@@ -6,6 +6,7 @@ overrides, line numbers) is :mod:`mfac_compress.pipeline.recipe.file`.
 
 import re
 from collections.abc import Iterator
+from math import inf
 from typing import Annotated, Any, Literal
 
 from onnx.defs import onnx_opset_version
@@ -111,11 +112,30 @@ class TaskSection(Section):
     one number for the whole set."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether more of the metric is better."""
+    range: tuple[Number, Number] | None = None
+    """`[low, high]`: least and greatest value that the metric can have, for one sample where it has
+    values per sample. The interval of its drop rests on it; without it, on the values met, which
+    show nothing of rarer and larger ones. Accuracy's is [0, 1]."""
 
     def faults(self, source: RecipeSource) -> Iterator[Fault]:
         if self.metric == "accuracy" and self.direction == "minimize":
             yield Fault(
                 ("direction",), "must be maximize where task.metric is accuracy. Got minimize."
+            )
+        if self.range is None:
+            return
+        low, high = self.range
+        if self.metric == "accuracy":
+            yield Fault(
+                ("range",),
+                "must be left out where task.metric is accuracy, whose range is [0, 1]. "
+                f"Got [{low:g}, {high:g}].",
+            )
+        elif not 0 < high - low < inf:
+            yield Fault(
+                ("range",),
+                "must be [low, high] with low below high, and a finite distance. "
+                f"Got [{low:g}, {high:g}].",
             )
 
 
@@ -339,10 +359,18 @@ class GatesSection(Section):
     """Most that the metric may get worse from dense to sparse, in the metric's own unit (0.01 of
     accuracy is one point)."""
     confidence: Annotated[float, Field(gt=0, lt=1), NoSwitch] | Literal["none"] = 0.95
-    """The upper end of the drop's paired interval must pass at this level; `none` compares the
-    point estimate."""
+    """Of the intervals of the metric and its drop: their worse ends must pass at this level; `none`
+    compares the point estimates."""
+    min_metric: Number | None = None
+    """Least that the sparse file's metric may be, where more is better: the lower end of its own
+    interval must pass."""
+    max_metric: Number | None = None
+    """Most that the sparse file's metric may be, where less is better: the upper end of its own
+    interval must pass."""
     min_sparsity: Share | None = None
     """Of the matched weights, counted in the ONNX file."""
+    min_model_sparsity: Share | None = None
+    """Of all parameters of the model: the removed weights, counted in the ONNX file."""
     max_size_ratio: Positive | None = None
     """Compressed size of the sparse file / of the dense file. The kernels' library is not
     counted."""
@@ -422,6 +450,14 @@ class Recipe(Section):
                 ("validate", "artifact"),
                 "must be model.onnx where export.sparse_kernels is off, which writes no other. "
                 f"Got {self.validate_.artifact}.",
+            )
+        useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
+        if getattr(self.validate_.gates, useless) is not None:
+            other = "min_metric" if useless == "max_metric" else "max_metric"
+            yield Fault(
+                ("validate", "gates", useless),
+                f"must be left out where task.direction is {self.task.direction}: it would stop "
+                f"good models. Got {getattr(self.validate_.gates, useless):g}. Set {other}.",
             )
         latency, batch = self.validate_.latency, self.validate_.batch_size
         if not self.export.dynamic_batch and latency and set(latency.batch_sizes) != {batch}:

@@ -21,10 +21,8 @@ from mfac_compress.export import (
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.stages.accelerate import ACCELERATED, LIBRARY
 from mfac_compress.pipeline.stages.export import DENSE, SPARSE
-from mfac_compress.pipeline.verdict.statistics import Interval, bootstrap_interval, paired_interval
+from mfac_compress.pipeline.stages.metric import compare_metric
 from mfac_compress.pipeline.weights import load_masks, load_weights
-
-_REPORT_CONFIDENCE = 0.95
 
 
 def depends_on(context: RunContext) -> dict[str, Any]:
@@ -34,7 +32,6 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "samples": context.data.validation.fingerprint,
         "batch_size": context.recipe.validate_.batch_size,
         "confidence": context.recipe.validate_.gates.confidence,
-        "seed": context.recipe.run.seed,
     }
 
 
@@ -111,38 +108,7 @@ def _metrics(context: RunContext, files: list[_File]) -> list[dict[str, Any]]:
     """The metric of each file but the first beside that one's, on the same samples."""
     sessions = [open_session(f.path, threads=_threads(), library=f.library) for f in files]
     *outputs, targets = _outputs(context, sessions, context.recipe.validate_.batch_size)
-    return [_metric(context, outputs[0], sparse, targets) for sparse in outputs[1:]]
-
-
-def _metric(
-    context: RunContext, dense: np.ndarray, sparse: np.ndarray, targets: np.ndarray
-) -> dict[str, Any]:
-    """The metric of two files' outputs, and the interval of its drop."""
-    before, after = (context.task.evaluate(outputs, targets) for outputs in (dense, sparse))
-    sign = 1 if context.task.direction == "maximize" else -1
-    asked = context.recipe.validate_.gates.confidence
-    confidence = _REPORT_CONFIDENCE if asked == "none" else asked
-    drop = sign * float(np.mean(before) - np.mean(after))
-
-    def drop_on(rows: np.ndarray) -> float:
-        values = [context.task.evaluate(part[rows], targets[rows]) for part in (dense, sparse)]
-        return sign * float(values[0] - values[1])
-
-    interval: Interval = (
-        paired_interval(sign * (before - after), confidence)
-        if isinstance(before, np.ndarray)
-        else bootstrap_interval(drop_on, len(targets), confidence, context.recipe.run.seed)
-    )
-    return {
-        "name": context.task.metric_name,
-        "direction": context.task.direction,
-        "dense": float(np.mean(before)),
-        "sparse": float(np.mean(after)),
-        "drop": drop,
-        "interval": list(interval),
-        "confidence": confidence,
-        "samples": len(targets),
-    }
+    return [compare_metric(context, outputs[0], sparse, targets) for sparse in outputs[1:]]
 
 
 def _outputs(

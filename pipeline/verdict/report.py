@@ -31,11 +31,40 @@ class MetricResult(_Part):
     sparse: float
     drop: float
     """How much worse the sparse file is, in the metric's unit; negative where it is better."""
-    interval: tuple[float, float]
-    """Two-sided paired interval of ``drop``."""
+    interval: tuple[float, float] | None
+    """Two-sided paired interval of ``drop``. null: the samples show nothing; ``method`` says why,
+    and the gate fails."""
     confidence: float
-    """Of ``interval``."""
+    """Of all three intervals."""
     samples: int
+    dense_interval: tuple[float, float] | None = None
+    """Two-sided interval of ``dense``."""
+    sparse_interval: tuple[float, float] | None = None
+    """Two-sided interval of ``sparse``."""
+    method: str = ""
+    """How the intervals were made, or why there are none."""
+    range: tuple[float, float] | None = None
+    """Least and greatest value of the metric. null: not declared."""
+    assumed_range: tuple[float, float] | None = None
+    """Range taken from the values met, where none is declared and the intervals need one."""
+    spread: float | None = None
+    """Standard deviation of one sample's share in ``drop``."""
+    reach: float | None = None
+    """Most that one sample is taken to be able to change the metric by, times ``samples``."""
+    resamples_left_out: int = 0
+    """Of 2,000, on which a metric of the whole set had no value."""
+    chance: float | None = None
+    """What a model that knows nothing reaches: by the most frequent class, or with the targets
+    shuffled. null: not known."""
+    better_than_chance: bool | None = None
+    """Whether the dense file is shown to be better than ``chance``."""
+
+
+class LeftOutResult(_Part):
+    """A parameter that was not pruned."""
+
+    reason: str
+    size: int
 
 
 class SparsityResult(_Part):
@@ -49,7 +78,12 @@ class SparsityResult(_Part):
     weights: int
     """Number of matched weights."""
     parameters: int
-    """Number of all parameters of the model."""
+    """Number of all parameters of the model, tied ones once."""
+    model: float | None = None
+    """Share of all parameters of the model that the masks remove and that are zero in the ONNX
+    file. null where ``onnx`` is."""
+    left_out: dict[str, LeftOutResult] = Field(default_factory=dict)
+    """Parameters that were not pruned, by name."""
 
 
 class SpreadResult(_Part):
@@ -104,8 +138,8 @@ class SizeResult(_Part):
 
     dense: FileSizeResult
     sparse: FileSizeResult
-    ratio: float
-    """Compressed sparse / compressed dense."""
+    ratio: float | None
+    """Compressed sparse / compressed dense. null: not finite."""
 
 
 class TensorAuditResult(_Part):
@@ -190,9 +224,11 @@ class Report(_Part):
     """A run's verdict and all that it was measured from."""
 
     schema_version: Literal[1] = 1
-    verdict: Literal["pass", "fail"]
-    """``pass`` where every gate passed."""
+    verdict: Literal["pass", "fail", "none"]
+    """``pass`` where every gate passed; ``none`` where the recipe sets no gate."""
     gates: tuple[GateResult, ...]
+    warnings: tuple[str, ...] = ()
+    """What whoever trusts the verdict should know; no reason to fail."""
     artifact: Literal["model.onnx", "model.sparse.onnx"]
     """The file to which the gates apply."""
     metric: MetricResult

@@ -1,6 +1,7 @@
 """The report for people: a page of Markdown, and the verdict table of the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 
 from rich.console import Console
 from rich.text import Text
@@ -8,10 +9,17 @@ from rich.text import Text
 from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict.kernels_text import LAYER_HEAD, kernels_summary, layer_rows
-from mfac_compress.pipeline.verdict.report import GateResult, LatencyResult, Report, SpreadResult
+from mfac_compress.pipeline.verdict.report import (
+    GateResult,
+    LatencyResult,
+    Report,
+    SparsityResult,
+    SpreadResult,
+)
 
 Rows = list[Sequence[str]]
 PLAIN, ACCELERATED = "model.onnx", "model.sparse.onnx"
+_NAME_WIDTH = 30
 
 
 def markdown(report: Report, seconds: Mapping[str, float]) -> str:
@@ -23,10 +31,11 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
     """
     parts = [
         f"# {_headline(report)}",
+        *(f"**Warning.** {warning}" for warning in report.warnings),
         "## Gates",
         f"Of {report.artifact}.\n\n{_table(('gate', 'result', 'why'), _gate_rows(report.gates))}"
         if report.gates
-        else "The recipe sets none.",
+        else "The recipe sets none, so nothing was judged.",
         "## Measured in ONNX Runtime",
         _table(("", "dense", "sparse", ""), _measured_rows(report)),
         "## Latency",
@@ -39,6 +48,7 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
             ("tensor", "weights", "removed", "zero in the file", "after optimisation", "intact"),
             _audit_rows(report),
         ),
+        _left_out_text(report.sparsity),
         "## Time",
         _table(("stage", "seconds"), [(stage, f"{s:.1f}") for stage, s in seconds.items()]),
     ]
@@ -46,28 +56,52 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
 
 
 def print_verdict(report: Report, console: Console) -> None:
-    """The verdict table."""
-    color = "green" if report.verdict == "pass" else "red"
-    table = plain_table(_headline(report), "", "dense", "sparse", "", style=f"bold {color}")
+    """The measurements, the gates, and at last the verdict: readable at 80 columns."""
+    table = plain_table("", "", "dense", "sparse", "")
     for column in table.columns[:3]:
         column.no_wrap = True
     for row in [*_measured_rows(report), *_latency_rows(report), *_kernels_rows(report)]:
-        add_row(table, *row)
-    table.add_section()
-    for name, result, why in _gate_rows(report.gates):
-        style = "green" if result == "pass" else "bold red"
-        add_row(table, name, "", Text(result, style), why)
+        add_row(table, "\n".join(wrap(row[0], _NAME_WIDTH)), *row[1:])
     console.print(table)
+    for gate in report.gates:
+        result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
+        console.print(Text.assemble(" ", result, f"  {gate.name:<20}{_compared(gate)}"))
+    for gate in report.gates:
+        if not gate.passed:
+            console.print(Text(f"{gate.name}: {gate.reason}."), soft_wrap=False)
+    for warning in report.warnings:
+        console.print(Text(f"warning: {warning}", "yellow"))
+    color = {"pass": "green", "none": "yellow", "fail": "red"}[report.verdict]
+    console.print(Text(_headline(report), f"bold {color}"))
+
+
+def _compared(gate: GateResult) -> str:
+    bound = "at most" if gate.name.startswith("max_") else "at least"
+    measured = "not measured" if gate.measured is None else f"{gate.measured:.4g}"
+    return f"{measured}, must be {bound} {gate.threshold:g}"
 
 
 def _headline(report: Report) -> str:
+    """The verdict, and how much of the model was removed."""
     failed = sum(not gate.passed for gate in report.gates)
     of = f"{len(report.gates)} gate{'s' * (len(report.gates) != 1)}"
     if report.artifact != PLAIN:
         of += f" of {report.artifact}"
-    if not report.gates:
-        return "PASS: no gates set"
-    return f"PASS: {of} passed" if not failed else f"FAIL: {failed} of {of} failed"
+    verdict = {
+        "none": "NOT JUDGED: no gates set",
+        "pass": f"PASS: {of} passed",
+        "fail": f"FAIL: {failed} of {of} failed",
+    }[report.verdict]
+    return f"{verdict}; zeros: {_zeros(report.sparsity)}"
+
+
+def _zeros(sparsity: SparsityResult) -> str:
+    if sparsity.onnx is None or sparsity.model is None:
+        return f"not found in {PLAIN}"
+    return (
+        f"{sparsity.onnx:.1%} of matched, {sparsity.model:.1%} of all {sparsity.parameters:,} "
+        "parameters"
+    )
 
 
 def _gate_rows(gates: Iterable[GateResult]) -> Rows:
@@ -76,25 +110,30 @@ def _gate_rows(gates: Iterable[GateResult]) -> Rows:
 
 def _measured_rows(report: Report) -> Rows:
     metric, size = report.metric, report.size_bytes
-    low, high = metric.interval
-    drop = f"drop {metric.drop:.4f} ({metric.confidence:.0%} interval {low:.4f} to {high:.4f})"
+    drop = f"drop {metric.drop:.4g}, {metric.confidence:.0%}: {_ends(metric.interval)}"
     found = report.sparsity.onnx
     intact = sum(tensor.intact for tensor in report.audit)
     parity = report.parity_error
     return [
-        (metric.name, f"{metric.dense:.4f}", f"{metric.sparse:.4f}", drop),
+        (metric.name, f"{metric.dense:.4g}", f"{metric.sparse:.4g}", drop),
         (
             "sparsity",
             "",
             "not found" if found is None else f"{found:.4f}",
-            f"of {report.sparsity.weights:,} weights; zeros intact in {intact} of "
+            f"of {report.sparsity.weights:,} matched weights; intact in {intact} of "
             f"{len(report.audit)} tensors",
+        ),
+        (
+            "",
+            "",
+            "" if report.sparsity.model is None else f"{report.sparsity.model:.4f}",
+            f"of all {report.sparsity.parameters:,} parameters",
         ),
         (
             "file, compressed",
             readable_bytes(size.dense.compressed_bytes),
             readable_bytes(size.sparse.compressed_bytes),
-            f"ratio {size.ratio:.3f}",
+            "ratio not finite" if size.ratio is None else f"ratio {size.ratio:.3f}",
         ),
         (
             "file",
@@ -122,7 +161,7 @@ def _latency_rows(report: Report) -> Rows:
         )
         for name, latency in (
             ("latency", report.latency),
-            ("sparse kernels", report.sparse_kernels.latency),
+            ("kernels", report.sparse_kernels.latency),
         )
         for one in latency
     ]
@@ -131,7 +170,7 @@ def _latency_rows(report: Report) -> Rows:
 def _kernels_rows(report: Report) -> Rows:
     """What the file with sparse operators differs in, or why there is none."""
     kernels, flops = report.sparse_kernels, report.flops
-    theory = "multiplications, in theory; not a measurement"
+    theory = "in theory, not measured"
     rows = [("FLOPs", f"{flops.dense / 1e6:,.1f} M", f"{flops.sparse / 1e6:,.1f} M", theory)]
     if kernels.metric is None or kernels.size_bytes is None:
         return [*rows, (ACCELERATED, "", "not written", kernels.reason)]
@@ -142,8 +181,8 @@ def _kernels_rows(report: Report) -> Rows:
         (
             ACCELERATED,
             "",
-            f"{kernels.metric.sparse:.4f}",
-            f"{kernels.metric.name}, drop {kernels.metric.drop:.4f}; parity error {error}; "
+            f"{kernels.metric.sparse:.4g}",
+            f"{kernels.metric.name}, drop {kernels.metric.drop:.4g}; parity error {error}; "
             f"{readable_bytes(kernels.size_bytes.sparse.compressed_bytes)} compressed",
         ),
     ]
@@ -204,6 +243,19 @@ def _audit_rows(report: Report) -> Rows:
         )
         for tensor in report.audit
     ]
+
+
+def _left_out_text(sparsity: SparsityResult) -> str:
+    """How much of the model could not be pruned, and why."""
+    total = f"Zeros: {_zeros(sparsity)}."
+    if not sparsity.left_out:
+        return f"{total} No parameter was left out."
+    rows = [(name, f"{one.size:,}", one.reason) for name, one in sparsity.left_out.items()]
+    return f"{total} Left out:\n\n{_table(('parameter', 'size', 'why'), rows)}"
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return "no interval" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
 
 
 def _table(head: Sequence[str], rows: Rows) -> str:

@@ -1,16 +1,21 @@
 """From measurements to the parts of the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 from mfac_compress.export import LatencyComparison, Spread
+from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.verdict.report import (
     FlopsResult,
     LatencyResult,
+    LeftOutResult,
     MetricResult,
     SizeResult,
     SparseKernelsResult,
+    SparsityResult,
     SpreadResult,
+    TensorAuditResult,
 )
 
 
@@ -26,12 +31,41 @@ class MeasuredResult(NamedTuple):
 def measured_result(facts: Mapping[str, Any], latency: tuple[LatencyResult, ...]) -> MeasuredResult:
     """The report's form of what the stage validate says of one file."""
     sizes = facts["size_bytes"]
-    ratio = sizes["sparse"]["compressed_bytes"] / sizes["dense"]["compressed_bytes"]
+    dense = sizes["dense"]["compressed_bytes"]
+    ratio = sizes["sparse"]["compressed_bytes"] / dense if dense else None
+    parity = facts["parity_error"]
     return MeasuredResult(
         metric=MetricResult(**facts["metric"]),
         size_bytes=SizeResult(**sizes, ratio=ratio),
-        parity_error=facts["parity_error"],
+        parity_error=parity if parity is not None and isfinite(parity) else None,
         latency=latency,
+    )
+
+
+def sparsity_result(
+    targets: PruneTargets, sizes: Mapping[str, int], audit: Sequence[TensorAuditResult]
+) -> SparsityResult:
+    """How much was removed, of the matched weights and of the whole model.
+
+    Args:
+        targets: What was pruned, and why the rest was not.
+        sizes: Number of values of every parameter of the model, tied ones once.
+        audit: Zeros found in the ONNX file.
+    """
+    counts = [tensor.onnx_zeros for tensor in audit]
+    zeros = None if None in counts else sum(filter(None, counts))
+    parameters = sum(sizes.values())
+    asked = sum(budget.sparsity * budget.size for budget in targets.budgets())
+    return SparsityResult(
+        target=asked / targets.weights,
+        onnx=None if zeros is None else zeros / sum(tensor.size for tensor in audit),
+        weights=targets.weights,
+        parameters=parameters,
+        model=None if zeros is None else zeros / parameters,
+        left_out={
+            name: LeftOutResult(reason=reason, size=sizes.get(name, 0))
+            for name, reason in targets.left_out.items()
+        },
     )
 
 

@@ -1,84 +1,139 @@
-"""Confidence intervals of the drop of a metric, from the same samples before and after.
+"""Confidence intervals of a metric and of its drop, from the same samples before and after.
 
-A small validation set must not pass a gate by luck, so the intervals stay honest where few or no
-samples differ: the score interval for 0/1 values is not empty even when all agree.
+A small validation set must not pass a gate by luck, so every interval admits what n samples cannot
+exclude: that a share of about 3.7/n of all cases behaves otherwise and was not met. How far those
+cases can move the metric is given by the metric's range, which is declared (``task.range``) or
+taken from the values. All intervals scale exactly with the metric's unit.
 """
 
-from collections.abc import Callable
-from math import sqrt
-from statistics import NormalDist
+from dataclasses import dataclass
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 from scipy import optimize, stats
 
-Interval = tuple[float, float]
-_RESAMPLES = 2000
+from mfac_compress.pipeline.verdict.bounded_mean import upper_bound
+from mfac_compress.pipeline.verdict.tango import tango_interval
+
+Ends = tuple[float, float]
 
 
-def paired_interval(drops: np.ndarray, confidence: float) -> Interval:
-    """Two-sided interval of the mean of per-sample drops.
+@dataclass(frozen=True)
+class MetricIntervals:
+    """What n samples say of a metric of two files; None where they cannot say anything.
 
-    Values in {−1, 0, 1}, differences of 0/1 scores, get Tango's score interval; any others
-    Student's t.
+    Attributes:
+        dense: Two-sided interval of the metric of the first file.
+        sparse: Of the second.
+        drop: Of how much worse the second is.
+        method: How they were made, or why there are none.
+        spread: Standard deviation of one sample's share in the drop.
+        reach: Most that one sample is taken to be able to change the metric by, times n.
+        assumed_range: Range taken from the values met, where none is declared and one is needed.
+        resamples_left_out: Resamples on which the metric had no value.
+    """
+
+    dense: Ends | None
+    sparse: Ends | None
+    drop: Ends | None
+    method: str
+    spread: float | None = None
+    reach: float | None = None
+    assumed_range: Ends | None = None
+    resamples_left_out: int = 0
+
+
+def observed_range(*values: np.ndarray) -> Ends:
+    """Stand-in for a range that is not declared: from the least value met to the greatest, and 0.
+
+    Zero belongs to it, because scores fall to zero and errors start there.
+    """
+    return min(0.0, *(float(v.min()) for v in values)), max(0.0, *(float(v.max()) for v in values))
+
+
+def per_sample_intervals(
+    before: np.ndarray, after: np.ndarray, sign: int, declared: Ends | None, confidence: float
+) -> MetricIntervals:
+    """Intervals for a metric that is the mean of one value per sample.
+
+    Drops of values that are only ever one end of the declared range or the other get Tango's score
+    interval, all else the bound of :mod:`mfac_compress.pipeline.verdict.bounded_mean`.
 
     Args:
-        drops: Per-sample drop, before − after where more is better. Shape ``[n]``.
-        confidence: For example 0.95.
-
-    Raises:
-        ValueError: If fewer than two real-valued samples are given.
+        before: Values of the dense file, within the range. Shape ``[n]``.
+        after: Of the sparse file, on the same samples. Shape ``[n]``.
+        sign: 1 where more is better, −1 where less is.
+        declared: Least and greatest value that the metric can have; None where nothing is said.
+        confidence: For example 0.95, two-sided.
     """
-    n = len(drops)
-    if np.isin(drops, (-1, 0, 1)).all() and n:
-        return _tango_interval(int((drops > 0).sum()), int((drops < 0).sum()), n, confidence)
-    if n < 2:
-        raise ValueError(f"An interval needs at least 2 samples. Got {n}.")
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * drops.std(ddof=1) / sqrt(n)
-    return float(drops.mean() - half), float(drops.mean() + half)
+    low, high = declared or observed_range(before, after)
+    width = high - low
+    if width == 0:
+        return MetricIntervals(
+            None,
+            None,
+            None,
+            "none: every value is 0, so that nothing shows how far the metric can move. Declare "
+            "task.range",
+        )
+    drops = sign * (before - after) / width
+    two_valued = declared is not None and all(np.isin(v, declared).all() for v in (before, after))
+    if two_valued:
+        lost, gained = (int((side * drops > 0).sum()) for side in (1, -1))
+        drop = tango_interval(lost, gained, len(drops), confidence)
+        method = "Tango's score interval"
+    else:
+        drop = _mean_interval(drops, -1.0, 1.0, confidence)
+        assumed = "task.range" if declared else "the values met and 0 as range (no task.range)"
+        method = f"Gaffke's bound with {assumed}"
+    dense, sparse = (
+        _scaled(_mean_interval((v - low) / width, 0.0, 1.0, confidence), width, low)
+        for v in (before, after)
+    )
+    return MetricIntervals(
+        dense,
+        sparse,
+        _scaled(drop, width),
+        method,
+        spread=float(drops.std()) * width,
+        reach=width,
+        assumed_range=None if declared else (low, high),
+    )
 
 
-def bootstrap_interval(
-    drop_of: Callable[[np.ndarray], float], n: int, confidence: float, seed: int
-) -> Interval:
-    """Percentile bootstrap for a metric of the whole set, such as a rank correlation.
+def samples_needed(
+    threshold: float, drop: float, spread: float, reach: float, confidence: float
+) -> int | None:
+    """About how many samples would show a drop of at most the threshold, if they are like these.
 
-    Args:
-        drop_of: Sample positions ``[n]`` (with repeats) -> drop of the metric on them.
-        n: Number of samples.
-        confidence: For example 0.95.
-        seed: Of the resampling.
+    Returns:
+        The number, to two digits; None where no number would, the drop itself being as large.
     """
-    rng = np.random.default_rng(seed)
-    drops = [drop_of(rng.integers(n, size=n)) for _ in range(_RESAMPLES)]
+    room, tail = threshold - drop, (1 - confidence) / 2
+    if room <= 0:
+        return None
+
+    def beyond(log_number: float) -> float:
+        return _end_above_mean(exp(log_number), spread, reach, tail) - room
+
+    number = exp(optimize.brentq(beyond, -50, 200)) if beyond(200) < 0 < beyond(-50) else 1
+    step = 10 ** max(0, len(str(ceil(number))) - 2)
+    return ceil(number / step) * step
+
+
+def _end_above_mean(n: float, spread: float, reach: float, tail: float) -> float:
+    """How far the interval ends above the mean: a normal error, and one more case at its worst."""
+    error, case = spread / sqrt(n), reach / n
+    if case > 1000 * error:
+        return -log(tail) * case
+    with np.errstate(over="ignore"):
+        return float(stats.exponnorm.ppf(1 - tail, case / error, scale=error))
+
+
+def _mean_interval(values: np.ndarray, low: float, high: float, confidence: float) -> Ends:
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drops, [tail, 1 - tail])
-    return float(low), float(high)
+    return -float(upper_bound(-values, -low, tail)), float(upper_bound(values, high, tail))
 
 
-def _tango_interval(lost: int, gained: int, n: int, confidence: float) -> Interval:
-    """Score interval of (lost − gained) / n for paired 0/1 values.
-
-    References:
-        Tango (1998), Equivalence test and confidence interval for the difference in proportions
-        for the paired-sample design, Statistics in Medicine 17, equations 7 to 9.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return -_tango_upper(gained, lost, n, z), _tango_upper(lost, gained, n, z)
-
-
-def _tango_upper(lost: int, gained: int, n: int, z: float) -> float:
-    """The difference above the estimate at which the score falls to −z."""
-    if lost == n:
-        return 1.0
-    estimate = (lost - gained) / n
-    return optimize.brentq(lambda d: _tango_score(lost, gained, n, d) + z, estimate, 1 - 1e-12)
-
-
-def _tango_score(lost: int, gained: int, n: int, difference: float) -> float:
-    """How many standard errors the counts lie above a true difference."""
-    A = 2 * n
-    B = -lost - gained + (2 * n - lost + gained) * difference
-    C = -gained * difference * (1 - difference)
-    q = (sqrt(B * B - 4 * A * C) - B) / (2 * A)
-    variance = n * (2 * q + difference * (1 - difference))
-    return (lost - gained - n * difference) / sqrt(variance) if variance > 0 else 0.0
+def _scaled(ends: Ends, width: float, origin: float = 0.0) -> Ends:
+    return origin + width * ends[0], origin + width * ends[1]

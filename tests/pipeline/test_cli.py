@@ -60,9 +60,18 @@ def test_json_is_the_report_and_nothing_else(project):
 
 def test_the_verdict_table_ends_the_run(project):
     output = project.run().output
-    assert "PASS: 3 gates passed" in output
     assert "accuracy" in output
-    assert "results:" in output.splitlines()[-1]
+    assert "results:" in output
+    assert output.splitlines()[-1].startswith("PASS: 3 gates passed")
+
+
+def test_without_gates_nothing_is_judged(project):
+    project.recipe["validate"]["gates"] = {}
+    result = project.run("--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["verdict"] == "none"
+    assert "NOT JUDGED" in result.stderr
+    assert "PASS" not in result.stderr
 
 
 def test_a_dry_run_fails_where_the_run_would(project):

@@ -191,6 +191,61 @@ def test_a_failed_gate_still_writes_everything(project):
     assert (report["verdict"], failed) == ("fail", ["max_size_ratio"])
 
 
+def test_sparsity_is_said_of_the_whole_model_too(project):
+    result = project.run(
+        *("--set", "prune.include=['3']"), *("--set", "validate.gates.min_model_sparsity=0.2")
+    )
+
+    assert result.exit_code == 1
+    report = json.loads((project.output / "report.json").read_text())
+    sparsity = report["sparsity"]
+    assert (sparsity["onnx"], sparsity["weights"]) == (0.5, 48)
+    assert sparsity["model"] == 24 / sparsity["parameters"]
+    left_out = sparsity["left_out"]
+    assert left_out["0.weight"] == {"reason": "not matched by prune.include", "size": 96}
+    sizes = sum(one["size"] for one in left_out.values())
+    assert sizes + sparsity["weights"] == sparsity["parameters"]
+    failed = [gate["name"] for gate in report["gates"] if not gate["passed"]]
+    assert failed == ["min_model_sparsity"]
+
+
+def test_wrong_labels_are_warned_of_and_stopped_by_a_gate_on_the_metric(project):
+    """The drop is small where there is nothing to lose."""
+    with np.load(project.folder / "test.npz") as data:
+        np.savez(project.folder / "test.npz", x=data["x"], y=(data["y"] + 1) % 3)
+    result = project.run("--set", "validate.gates.min_metric=0.5")
+
+    assert result.exit_code == 1
+    report = json.loads((project.output / "report.json").read_text())
+    assert [gate["name"] for gate in report["gates"] if not gate["passed"]] == ["min_metric"]
+    assert any("better than chance" in warning for warning in report["warnings"])
+
+
+def test_a_metric_that_writes_ends_with_its_name(project):
+    (project.folder / "own.py").write_text(
+        "def score(outputs, targets):\n    targets[:] = 0\n    return 1.0\n"
+    )
+    project.recipe["task"] = {"metric": "own.py:score"}
+
+    result = project.run()
+
+    assert result.exit_code == 2
+    assert "'own.py:score' wrote into targets" in result.output
+
+
+def test_a_metric_in_percent_is_judged_as_one_from_zero_to_one(project):
+    (project.folder / "own.py").write_text(
+        "def percent(outputs, targets):\n    return 100 * (outputs.argmax(1) == targets).double()\n"
+    )
+    project.run()
+    share = json.loads((project.output / "report.json").read_text())["metric"]
+    project.recipe["task"] = {"metric": "own.py:percent", "range": [0, 100]}
+    project.recipe["validate"]["gates"]["max_metric_drop"] = 50
+    assert project.run().exit_code == 0
+    percent = json.loads((project.output / "report.json").read_text())["metric"]
+    assert percent["interval"] == pytest.approx([100 * end for end in share["interval"]])
+
+
 def test_a_gate_without_its_measurement_fails(project):
     result = project.run("--set", "validate.gates.max_latency_ratio=100")
 

@@ -25,6 +25,15 @@ def own(tmp_path):
         "def nan(outputs, targets):\n    return float('nan')\n"
         "def word(outputs, targets):\n    return 'good'\n"
         "def raises(outputs, targets):\n    raise KeyError('label')\n"
+        "def writes_outputs(outputs, targets):\n    outputs.zero_()\n    return 1.0\n"
+        "def writes_targets(outputs, targets):\n    targets.numpy()[0] = 7\n    return 1.0\n"
+        "def reshapes(outputs, targets):\n    outputs.t_()\n    return 1.0\n"
+        "def keeps(outputs, targets):\n    outputs = outputs + 0\n    outputs.zero_()\n"
+        "    return 1.0\n"
+        "def loss_writes_targets(outputs, targets):\n    targets.clamp_(max=0)\n"
+        "    return (outputs - targets).square().mean()\n"
+        "def loss_writes_outputs(outputs, targets):\n    outputs.mul_(2)\n"
+        "    return (outputs - targets).square().mean()\n"
     )
     return tmp_path
 
@@ -135,3 +144,49 @@ def test_fingerprints_follow_what_is_used(own):
     (own / "own.py").write_text((own / "own.py").read_text() + "# edited\n")
     edited = task(own, loss="own.py:squared", metric="own.py:number", direction="minimize")
     assert edited.loss_fingerprint != other.loss_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("writes_outputs", "outputs"), ("writes_targets", "targets"), ("reshapes", "outputs")],
+)
+def test_a_metric_that_changes_its_arguments_is_refused_and_changes_nothing(name, argument, own):
+    outputs, targets = torch.randn(5, 2), torch.randn(5, 2)
+    copies = outputs.clone(), targets.clone()
+    with pytest.raises(InputError, match="must not change its arguments") as caught:
+        task(own, metric=f"own.py:{name}").evaluate(outputs, targets)
+    assert f"wrote into {argument}" in str(caught.value)
+    assert name in str(caught.value)
+    assert torch.equal(outputs, copies[0])
+    assert torch.equal(targets, copies[1])
+
+
+def test_a_metric_may_change_what_it_made_and_targets_may_be_nan(own):
+    targets = torch.full((5, 2), float("nan"))
+    assert task(own, metric="own.py:keeps").evaluate(torch.randn(5, 2), targets) == 1.0
+
+
+@pytest.mark.parametrize("argument", ["outputs", "targets"])
+def test_a_loss_that_changes_its_arguments_is_refused(argument, own):
+    outputs, targets = torch.randn(5, 2), torch.randn(5, 2)
+    before = targets.clone()
+    with pytest.raises(InputError, match=rf"task\.loss must not change .* wrote into {argument}"):
+        task(own, loss=f"own.py:loss_writes_{argument}").loss(outputs, targets)
+    assert torch.equal(targets, before)
+
+
+def test_an_unchecked_loss_cannot_reach_the_targets(own):
+    outputs, targets = torch.randn(5, 2), torch.randn(5, 2)
+    before = targets.clone()
+    task(own, loss="own.py:loss_writes_targets").unchecked_loss(outputs, targets)
+    assert torch.equal(targets, before)
+
+
+def test_a_changed_range_is_another_metric(own):
+    ranges = (None, (0.0, 1.0), (0.0, 2.0))
+    prints = {task(own, metric="own.py:number", range=r).metric_fingerprint for r in ranges}
+    assert len(prints) == 3
+
+
+def test_accuracy_declares_its_range():
+    assert task().range == (0.0, 1.0)

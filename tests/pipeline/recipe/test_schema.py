@@ -128,6 +128,8 @@ def test_the_same_file_under_two_names_is_one_file(tmp_path):
         {"validate": {"gates": {"confidence": "none", "max_metric_drop": -0.1}}},
         {"validate": {"latency": None}, "export": {"dynamic_batch": False}},
         {"task": {"metric": "my.code:error", "direction": "minimize"}},
+        {"task": {"metric": "my.code:error", "range": [-1, 1]}},
+        {"validate": {"gates": {"min_metric": 0.5, "min_model_sparsity": 0.4}}},
         {"fisher": {"block_size": "full"}},
     ],
 )
@@ -170,6 +172,26 @@ def test_sound_sections_pass(sections):
             "must be another folder than that of data.splits.calibration",
         ),
         ({"task": {"direction": "minimize"}}, "must be maximize where task.metric is accuracy"),
+        ({"task": {"range": [0, 1]}}, "range must be left out where task.metric is accuracy"),
+        (
+            {"task": {"metric": "my.code:error", "range": [1, 1]}},
+            "range must be [low, high] with low below high",
+        ),
+        (
+            {"task": {"metric": "my.code:error", "range": [-1e308, 1e308]}},
+            "and a finite distance",
+        ),
+        (
+            {"validate": {"gates": {"max_metric": 0.5}}},
+            "validate.gates.max_metric must be left out where task.direction is maximize",
+        ),
+        (
+            {
+                "task": {"metric": "my.code:error", "direction": "minimize"},
+                "validate": {"gates": {"min_metric": 0.5}},
+            },
+            "validate.gates.min_metric must be left out where task.direction is minimize",
+        ),
         (
             {"prune": {"sparsity": 0.5, "include": ["a", "b", "a"]}},
             "include[2] must not repeat 'a'",

@@ -1,74 +1,97 @@
-"""Intervals: the equations they must solve, and their coverage."""
+"""Intervals of a metric with values per sample: in any unit, never of no width."""
 
-from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from mfac_compress.pipeline.verdict.statistics import bootstrap_interval, paired_interval
+from mfac_compress.pipeline.verdict.statistics import per_sample_intervals, samples_needed
 
 Z = NormalDist().inv_cdf(0.975)
 
 
-def _drops(lost, gained, n):
-    return np.array([1.0] * lost + [-1.0] * gained + [0.0] * (n - lost - gained))
+def _scores(n, seed=0):
+    rng = np.random.default_rng(seed)
+    before = rng.beta(5, 2, n)
+    return before, (before - 0.1 * rng.random(n)).clip(0, 1)
 
 
-@pytest.mark.parametrize("n", [1, 10, 100, 5000])
-def test_full_agreement_still_leaves_room(n):
-    low, high = paired_interval(_drops(0, 0, n), 0.95)
-    assert high == pytest.approx(Z**2 / (n + Z**2))
-    assert low == pytest.approx(-high)
+def _answers(lost, gained, n):
+    before = np.repeat([1.0, 0.0, 1.0], [lost, gained, n - lost - gained])
+    after = np.repeat([0.0, 1.0, 1.0], [lost, gained, n - lost - gained])
+    return before, after
 
 
-@pytest.mark.parametrize(("lost", "gained", "n"), [(3, 1, 20), (0, 4, 50), (30, 3, 1000)])
-def test_ends_solve_the_score_equation(lost, gained, n):
-    """The score with its nuisance probability found by brute-force maximum likelihood."""
-    for end, z in zip(paired_interval(_drops(lost, gained, n), 0.95), (Z, -Z), strict=True):
-        q = np.linspace(max(0, -end), (1 - end) / 2, 400_001)[1:-1]
-        with np.errstate(divide="ignore"):
-            likelihood = lost * np.log(q + end) + gained * np.log(q)
-            likelihood += (n - lost - gained) * np.log1p(-2 * q - end)
-        best = q[np.nanargmax(likelihood)]
-        score = (lost - gained - n * end) / sqrt(n * (2 * best + end - end**2))
-        assert score == pytest.approx(z, rel=2e-3)
+@pytest.mark.parametrize("unit", [100, 1e-3])
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("values", [_scores(40), _answers(3, 1, 40), _answers(0, 0, 40)])
+def test_intervals_scale_exactly_with_the_unit(unit, declared, values):
+    small = per_sample_intervals(*values, 1, (0.0, 1.0) if declared else None, 0.95)
+    scaled = [unit * value for value in values]
+    large = per_sample_intervals(*scaled, 1, (0.0, unit) if declared else None, 0.95)
+    for name in ("dense", "sparse", "drop"):
+        expected = [unit * end for end in getattr(small, name)]
+        assert getattr(large, name) == pytest.approx(expected, rel=1e-9)
+    assert small.method == large.method
 
 
-def test_losing_everything_is_certain_at_the_top():
-    low, high = paired_interval(_drops(40, 0, 40), 0.95)
-    assert high == 1
-    assert low > 0.8
+def test_answers_get_tangos_interval_in_their_unit():
+    for unit in (1.0, 100.0):
+        before, after = (unit * value for value in _answers(0, 0, 100))
+        found = per_sample_intervals(before, after, 1, (0.0, unit), 0.95)
+        assert found.method.startswith("Tango")
+        assert found.drop[1] == pytest.approx(unit * Z**2 / (100 + Z**2))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rare_heavy_drops_are_not_missed(sign):
+    """30 samples of a metric in 0..100, none of which shows that 3% fail completely."""
+    values = np.full(30, 90.0) + np.arange(30) / 10
+    found = per_sample_intervals(values, values, sign, (0.0, 100.0), 0.95)
+    assert found.drop[0] < -3
+    assert found.drop[1] > 3
+
+
+def test_unchanged_errors_get_an_interval_of_their_own_size():
+    """Not of ±0.037, which is that of 100 answers, and not of no width."""
+    errors = np.random.default_rng(0).gamma(2, 1e-4, 100)
+    found = per_sample_intervals(errors, errors, -1, None, 0.95)
+    assert found.drop[1] == pytest.approx(0.0363 * errors.max(), rel=0.01)
+    assert found.assumed_range == (0.0, errors.max())
+
+
+def test_without_any_sign_of_a_range_there_is_no_interval():
+    found = per_sample_intervals(np.zeros(9), np.zeros(9), 1, None, 0.95)
+    assert (found.drop, found.sparse) == (None, None)
+    assert "task.range" in found.method
 
 
 def test_more_samples_make_it_narrower():
-    widths = [np.ptp(paired_interval(_drops(n // 50, n // 100, n), 0.95)) for n in (100, 1000)]
-    assert widths[0] > 2 * widths[1]
+    widths = [
+        np.ptp(per_sample_intervals(*_scores(n), 1, (0.0, 1.0), 0.95).drop) for n in (100, 10_000)
+    ]
+    assert widths[0] > 10 * widths[1]
 
 
-def test_coverage_is_what_it_says():
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(1000):
-        drops = rng.choice([1.0, -1.0, 0.0], p=[0.06, 0.03, 0.91], size=150)
-        low, high = paired_interval(drops, 0.9)
-        hits += low <= 0.03 <= high
-    assert 870 <= hits <= 930
+def test_the_metrics_own_intervals_hold_its_mean_and_stay_in_the_range():
+    before, after = _scores(25)
+    found = per_sample_intervals(before, after, 1, (0.0, 1.0), 0.95)
+    for ends, values in ((found.dense, before), (found.sparse, after)):
+        assert 0 <= ends[0] < values.mean() < ends[1] <= 1
 
 
-def test_real_values_get_students_interval():
-    drops = np.array([0.5, 1.5, 2.5, 3.5])
-    low, high = paired_interval(drops, 0.95)
-    half = 3.182446 * drops.std(ddof=1) / 2
-    assert (low, high) == pytest.approx((2 - half, 2 + half), rel=1e-4)
+@pytest.mark.parametrize("values", [_scores, lambda n: _answers(0, 0, n)])
+@pytest.mark.parametrize("tolerance", [0.06, 0.1])
+def test_as_many_samples_as_are_said_to_be_needed_suffice(values, tolerance):
+    before, after = values(50)
+    found = per_sample_intervals(before, after, 1, (0.0, 1.0), 0.95)
+    drop = (before - after).mean()
+    needed = samples_needed(tolerance, drop, found.spread, found.reach, 0.95)
+    for n, suffices in ((int(1.3 * needed), True), (int(0.7 * needed), False)):
+        repeated = [np.resize(value, n) for value in (before, after)]
+        end = per_sample_intervals(*repeated, 1, (0.0, 1.0), 0.95).drop[1]
+        assert (end <= tolerance) == suffices
 
 
-def test_one_real_value_has_no_interval():
-    with pytest.raises(ValueError, match="at least 2"):
-        paired_interval(np.array([0.5]), 0.95)
-
-
-def test_the_bootstrap_agrees_with_theory_on_a_mean():
-    values = np.random.default_rng(1).normal(3, 2, size=400)
-    low, high = bootstrap_interval(lambda rows: values[rows].mean(), 400, 0.95, seed=0)
-    half = Z * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+def test_no_number_of_samples_shows_that_a_drop_is_less_than_it_is():
+    assert samples_needed(0.01, 0.01, 0.1, 1.0, 0.95) is None

@@ -1,0 +1,160 @@
+"""The metric of two files: whole runs with metrics of every kind, and what chance gives."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.schema import GatesSection, TaskSection
+from mfac_compress.pipeline.stages.metric import compare_metric
+
+OWN = """
+import torch
+
+def right(outputs, targets):
+    return (outputs.argmax(1) == targets).double()
+
+def percent(outputs, targets):
+    return 100 * right(outputs, targets)
+
+def share(outputs, targets):
+    return right(outputs, targets).mean()
+
+def squared(outputs, targets):
+    return (outputs[:, 0] - targets).square()
+
+def overflows(outputs, targets):
+    return 1e308 * outputs[:, 0].double()
+
+def both_classes(outputs, targets):
+    if len(targets.unique()) < 2:
+        raise ValueError("one class only")
+    return right(outputs, targets).mean()
+
+def huge(outputs, targets):
+    return 10**400
+
+def moves(outputs, targets):
+    outputs.zero_()
+    return right(outputs, targets)
+
+def sometimes_one(outputs, targets):
+    return 1.0 if outputs[0, 0] > 0 else right(outputs, targets)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def _context(folder, confidence=0.95, **task):
+    gates = GatesSection(confidence=confidence)
+    return SimpleNamespace(
+        task=load_task(TaskSection(**task), folder=folder),
+        recipe=SimpleNamespace(validate_=SimpleNamespace(gates=gates)),
+    )
+
+
+def _answers(n=60, wrong=6, classes=3):
+    targets = np.random.default_rng(0).integers(classes, size=n)
+    answers = targets.copy()
+    answers[:wrong] = (answers[:wrong] + 1) % classes
+    return np.eye(classes, dtype=np.float32)[answers], targets
+
+
+def test_a_metric_in_percent_gets_the_interval_of_accuracy_in_percent(own):
+    dense, targets = _answers()
+    sparse, _ = _answers(wrong=8)
+    accuracy = compare_metric(_context(own), dense, sparse, targets)
+    task = {"metric": "own.py:percent", "range": (0, 100)}
+    percent = compare_metric(_context(own, **task), dense, sparse, targets)
+    for key in ("interval", "dense_interval", "sparse_interval"):
+        assert percent[key] == pytest.approx([100 * end for end in accuracy[key]])
+    assert percent["method"] == accuracy["method"]
+
+
+def test_unchanged_samples_leave_room_whatever_the_metric_returns(own):
+    dense, targets = _answers(n=8, wrong=1)
+    for name in ("right", "percent", "share", "squared"):
+        found = compare_metric(_context(own, metric=f"own.py:{name}"), dense, dense, targets)
+        assert found["drop"] == 0
+        assert found["interval"][0] < 0 < found["interval"][1]
+
+
+def test_the_result_can_be_stored(own):
+    dense, targets = _answers()
+    for name in ("right", "share"):
+        found = compare_metric(_context(own, metric=f"own.py:{name}"), dense, dense, targets)
+        assert json.loads(json.dumps(found, allow_nan=False))["samples"] == 60
+
+
+def test_values_whose_differences_overflow_are_refused(own):
+    outputs = np.array([[1, 0], [-1, 0]], dtype=np.float32)
+    with pytest.raises(InputError, match=r"differences and sums are finite.*own\.py:overflows"):
+        compare_metric(_context(own, metric="own.py:overflows"), outputs, -outputs, np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("huge", "a float can hold"),
+        ("moves", "wrote into outputs"),
+        ("sometimes_one", "for both files"),
+    ],
+)
+def test_a_metric_that_cannot_be_judged_is_named(name, part, own):
+    dense, targets = _answers()
+    with pytest.raises(InputError, match=part) as caught:
+        compare_metric(_context(own, metric=f"own.py:{name}"), dense, 1 - dense, targets)
+    assert f"own.py:{name}" in str(caught.value)
+
+
+def test_resamples_of_one_class_do_not_end_the_run(own):
+    """A tenth of the resamples of 20 with two of a class has one class only; of 5, one in 150."""
+    for rare, is_judged in ((5, True), (2, False)):
+        targets = (np.arange(20) < rare).astype(int)
+        dense = np.eye(2, dtype=np.float32)[targets]
+        context = _context(own, metric="own.py:both_classes")
+        found = compare_metric(context, dense, dense, targets)
+        assert found["resamples_left_out"] > 0
+        assert (found["interval"] is not None) == is_judged
+
+
+def test_a_model_that_knows_nothing_is_not_better_than_chance(own):
+    dense, targets = _answers()
+    wrong = (targets + 1) % 3
+    for name, direction in (("accuracy", "maximize"), ("own.py:share", "maximize")):
+        context = _context(own, metric=name, direction=direction)
+        assert compare_metric(context, dense, dense, targets)["better_than_chance"] is True
+        assert compare_metric(context, dense, dense, wrong)["better_than_chance"] is False
+
+
+def test_always_the_most_frequent_class_is_chance(own):
+    targets = (np.arange(100) < 5).astype(int)
+    dense = np.eye(2, dtype=np.float32)[np.zeros(100, dtype=int)]
+    found = compare_metric(_context(own), dense, dense, targets)
+    assert (found["dense"], found["chance"]) == (0.95, 0.95)
+    assert found["better_than_chance"] is False
+
+
+def test_errors_are_compared_with_chance_the_other_way(own):
+    targets = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    good = np.stack([targets + 0.1, targets], 1)
+    context = _context(own, metric="own.py:squared", direction="minimize")
+    assert compare_metric(context, good, good, targets)["better_than_chance"] is True
+    bad = good[::-1].copy()
+    assert compare_metric(context, bad, bad, targets)["better_than_chance"] is False
+
+
+def test_the_order_of_the_samples_changes_nothing(own):
+    dense, targets = _answers()
+    sparse, _ = _answers(wrong=9)
+    order = np.random.default_rng(1).permutation(len(targets))
+    one = compare_metric(_context(own), dense, sparse, targets)
+    other = compare_metric(_context(own), dense[order], sparse[order], targets[order])
+    assert one["interval"] == pytest.approx(other["interval"])

@@ -1,0 +1,69 @@
+"""What is said beside the verdict."""
+
+import pytest
+
+from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
+from mfac_compress.pipeline.verdict.report import MetricResult, SparsityResult
+from mfac_compress.pipeline.verdict.warnings import warnings_of
+
+METRIC = MetricResult(
+    name="accuracy",
+    direction="maximize",
+    dense=0.9,
+    sparse=0.89,
+    drop=0.01,
+    interval=(0.0, 0.02),
+    confidence=0.95,
+    samples=1000,
+    reach=1.0,
+    range=(0.0, 1.0),
+    chance=0.1,
+    better_than_chance=True,
+)
+SPARSITY = SparsityResult(target=0.8, onnx=0.8, weights=900, parameters=1000, model=0.72)
+
+
+def _warnings(metric=None, sparsity=None, **gates):
+    recipe = Recipe.model_validate(
+        {
+            "data": {"source": "digits"},
+            "prune": {"sparsity": 0.8},
+            "validate": {"gates": GatesSection(**gates)},
+        }
+    )
+    metric, sparsity = (
+        METRIC.model_copy(update=metric or {}),
+        SPARSITY.model_copy(update=sparsity or {}),
+    )
+    return warnings_of(recipe, metric, sparsity)
+
+
+def test_a_sound_run_has_none():
+    assert _warnings() == ()
+
+
+@pytest.mark.parametrize("name", ["accuracy", "own.py:score"])
+def test_a_dense_model_that_knows_nothing(name):
+    changes = {"name": name, "better_than_chance": False, "dense": 0.0017}
+    (warning,) = _warnings(changes, max_metric_drop=0.01)
+    assert "not shown to be better than chance" in warning
+    assert "0.0017" in warning
+    assert _warnings(changes | {"better_than_chance": None}) == ()
+
+
+def test_a_range_that_was_only_assumed():
+    changes = {"range": None, "assumed_range": (0.0, 0.3)}
+    (warning,) = _warnings(changes, max_metric_drop=0.01)
+    assert "declare task.range" in warning
+    assert "0 to 0.3" in warning
+    assert _warnings(changes, confidence="none") == ()
+
+
+def test_a_model_of_which_little_could_be_pruned():
+    (warning,) = _warnings(sparsity={"weights": 128, "parameters": 14530})
+    assert "Only 128 of all 14,530 parameters (0.9%)" in warning
+
+
+def test_resamples_that_were_left_out():
+    (warning,) = _warnings({"resamples_left_out": 40})
+    assert "40 resamples" in warning
