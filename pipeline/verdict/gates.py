@@ -22,7 +22,8 @@ def judge(
         metric: Its drop, by point or by the upper end of its interval.
         sparsity: Counted in the ONNX file.
         size_ratio: Compressed sparse / compressed dense.
-        latency: Of each batch size and number of threads; the worst upper end counts.
+        latency: Of each batch size and number of threads; the worst upper end counts. The gate
+            fails where one of them is too noisy to judge.
         parity_error: Largest difference from PyTorch.
 
     Returns:
@@ -31,20 +32,28 @@ def judge(
     by_point = gates.confidence == "none"
     drop = metric.drop if by_point else metric.interval[1]
     end = "" if by_point else f"upper end of the {metric.confidence:.0%} interval of the "
-    slowest = max((result.interval[1] for result in latency), default=None)
     results = (
         _at_most("max_metric_drop", f"{end}drop of {metric.name}", gates.max_metric_drop, drop),
         _at_least("min_sparsity", "sparsity in the ONNX file", gates.min_sparsity, sparsity),
         _at_most("max_size_ratio", "compressed size ratio", gates.max_size_ratio, size_ratio),
-        _at_most(
-            "max_latency_ratio",
-            "upper end of the worst latency ratio",
-            gates.max_latency_ratio,
-            slowest,
-        ),
+        _max_latency_ratio(gates.max_latency_ratio, latency),
         _at_most("max_parity_error", "parity error", gates.max_parity_error, parity_error),
     )
     return tuple(result for result in results if result is not None)
+
+
+def _max_latency_ratio(
+    threshold: float | None, latency: tuple[LatencyResult, ...]
+) -> GateResult | None:
+    slowest = max((result.interval[1] for result in latency), default=None)
+    what = "upper end of the worst latency ratio"
+    result = _at_most("max_latency_ratio", what, threshold, slowest)
+    noisy = [one for one in latency if one.finding == "too noisy to judge"]
+    if result is None or not noisy:
+        return result
+    where = ", ".join(f"batch {one.batch_size}, threads: {one.threads}" for one in noisy)
+    reason = f"the machine is too noisy to judge ({where}), so the gate fails; {result.reason}"
+    return result.model_copy(update={"passed": False, "reason": reason})
 
 
 def _at_most(
