@@ -56,6 +56,10 @@ class Timed:
         """Those of all rounds. Shape ``[runs][n]``."""
         return [run for timed in self.rounds for run in timed]
 
+    def times(self, clock: Clock) -> list[list[float]]:
+        """Milliseconds a call. Shape ``[n][runs]``."""
+        return [[run.by(clock) for run in runs] for runs in zip(*self.runs, strict=True)]
+
 
 def clock_for(threads: int) -> Clock:
     """The clock to compare on.

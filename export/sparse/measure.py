@@ -67,8 +67,7 @@ def race(
         shortest_run_ms=_SHORTEST_RUN_MS,
         longest_ms=_LONGEST_MS,
     )
-    clock = clock_for(threads)
-    return [[run.by(clock) for run in runs] for runs in zip(*timed.runs, strict=True)]
+    return timed.times(clock_for(threads))
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -23,6 +23,8 @@ from mfac_compress.export.sparse.patterns.other_quantised import why_not
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
 from mfac_compress.export.sparse.whole import best_whole
 
+_SHAPED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
+
 
 @dataclass(frozen=True)
 class FileSpeed:
@@ -141,8 +143,7 @@ def _shapes(
     names = {
         name
         for position, node in enumerate(graph.nodes)
-        if graph.is_operator(position, "Conv", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
-        or why_not(node)
+        if graph.is_operator(position, *_SHAPED) or why_not(node)
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }

@@ -55,12 +55,15 @@ def sparse_kernels_result(
 
 
 def flops_result(facts: Mapping[str, Any]) -> FlopsResult:
-    """Sum up the layers that the stage accelerate lists."""
+    """Sum up the layers that the stage accelerate lists. Without any, nothing is saved."""
     dense, sparse = (
         sum(layer[count] or 0 for layer in facts["layers"]) for count in ("macs", "kept_macs")
     )
     return FlopsResult(
-        batch_size=facts["batch_size"], dense=dense, sparse=sparse, ratio=sparse / max(1, dense)
+        batch_size=facts["batch_size"],
+        dense=dense,
+        sparse=sparse,
+        ratio=sparse / dense if dense else 1.0,
     )
 
 
