@@ -1,5 +1,6 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
+import mfac_compress.export.environment  # noqa: F401  (before onnxruntime is imported)
 from mfac_compress.export.audit import TensorAudit, audit_zeros
 from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
