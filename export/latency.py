@@ -1,8 +1,9 @@
 """Compare the latency of two ONNX files in ONNX Runtime."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -197,7 +198,8 @@ def compare(
 
     The runs of one session are alike in what the session's memory does to them, so a round gives
     one value, the median of its paired ratios. The rounds are independent, and the interval is
-    taken over them.
+    taken over them. The middle of two ratios is taken of their logarithms: the mean of 2 and 1/2
+    would call the second thing slower, whichever is second.
 
     Args:
         openers: As :func:`time_interleaved` takes them.
@@ -211,8 +213,8 @@ def compare(
         openers, rounds=_ROUNDS, runs=runs, warmup=warmup, clocks=clocks, **timing
     )
     clock = clock_for(setting.threads)
-    ratios = [
-        median(sparse.by(clock) / dense.by(clock) for dense, sparse in pairs)
+    logarithms = [
+        median(math.log(sparse.by(clock) / dense.by(clock)) for dense, sparse in pairs)
         for pairs in timed.rounds
     ]
     dense, sparse = zip(*timed.runs, strict=True)
@@ -224,7 +226,7 @@ def compare(
         dense=_summarise(dense, clock),
         sparse=_summarise(sparse, clock),
         clock=clock,
-        ratio=median_interval(ratios),
+        ratio=_exponentials(median_interval(logarithms)),
     )
 
 
@@ -233,6 +235,10 @@ def _open(path: _Path, feeds: Mapping[str, np.ndarray], threads: int, library: P
     session = open_session(path, threads=threads, library=library)
     call(session, feeds)
     return partial(session.run, None, dict(feeds))
+
+
+def _exponentials(logarithms: Interval) -> Interval:
+    return Interval(*map(math.exp, astuple(logarithms)))
 
 
 def _summarise(runs: Sequence[Run], clock: Clock) -> Timing:
