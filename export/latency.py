@@ -28,6 +28,7 @@ Finding = Literal["faster", "slower", "no speed-up", "too noisy to judge"]
 # A session is up to some percent faster than the next of the same file, by where its memory came
 # to lie, and stays so for its life. Each round opens both files anew and counts as one value.
 _ROUNDS = 20
+_LONGEST_OPENING_MS = 5000.0  # at each setting; large files are opened less often
 _WIDEST = 0.1
 """Half the width of an interval around 1, as a share of the median, up to which it says something:
 wider ones hold both a gain and a loss that would matter."""
@@ -210,7 +211,13 @@ def compare(
         timing: More of :func:`time_interleaved`.
     """
     timed = time_interleaved(
-        openers, rounds=_ROUNDS, runs=runs, warmup=warmup, clocks=clocks, **timing
+        openers,
+        rounds=_ROUNDS,
+        runs=runs,
+        warmup=warmup,
+        longest_opening_ms=_LONGEST_OPENING_MS,
+        clocks=clocks,
+        **timing,
     )
     clock = clock_for(setting.threads)
     logarithms = [

@@ -15,6 +15,7 @@ _T = TypeVar("_T")
 _SHORTEST_RUN_MS = 2.0  # long against the clocks' resolution and the cost of reading them
 _TRIALS = 3
 _FEWEST_RUNS = 6  # an interval of the median needs as many
+_FEWEST_ROUNDS = 10
 
 
 class Clocks(NamedTuple):
@@ -78,6 +79,7 @@ def time_interleaved(
     warmup: int,
     shortest_run_ms: float = _SHORTEST_RUN_MS,
     longest_ms: float = math.inf,
+    longest_opening_ms: float = math.inf,
     clocks: Clocks = CLOCKS,
 ) -> Timed:
     """Time calls in turn, in rounds, for each of which all is opened anew.
@@ -92,9 +94,15 @@ def time_interleaved(
         shortest_run_ms: Wall time of a run, at least: shorter calls are repeated within it.
         longest_ms: Wall time of all runs, about. Where calls are too long for it there are fewer
             runs, down to six.
+        longest_opening_ms: Wall time of opening and warm-up in all rounds, about. Where they take
+            longer there are fewer rounds, down to ten.
         clocks: Where times are read.
     """
+    start = clocks.wall()
     calls = _open(openers, warmup, 0)
+    opening_ms = max((clocks.wall() - start) / 1e6, 1e-6)
+    if rounds * opening_ms > longest_opening_ms:
+        rounds = min(rounds, max(_FEWEST_ROUNDS, int(longest_opening_ms / opening_ms)))
     trials = [_time(call, 1, clocks).wall for call in calls for _ in range(_TRIALS)]
     repeats = max(1, math.ceil(shortest_run_ms / max(min(trials), 1e-6)))
     expected_ms = repeats * sum(trials) / _TRIALS

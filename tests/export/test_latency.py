@@ -34,6 +34,7 @@ class Machine:
     session_spread: float = 0.0
     run_spread: float = 0.0
     drift: float = 0.0
+    opening: float = 0.0
     slowness: float = 1.0
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
     log: list[tuple[str, str]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Machine:
     def opener(self, name):
         def open_session():
             self.log.append(("open", name))
+            self.wall += self.opening
             session = np.exp(self.session_spread * self.rng.standard_normal())
 
             def call():
@@ -97,6 +99,12 @@ def test_the_order_of_opening_and_of_running_alternates():
 def test_a_round_has_a_run_at_least(runs, rounds):
     found = Machine().compare(runs=runs)
     assert (found.runs, found.rounds) == (runs, rounds)
+
+
+@pytest.mark.parametrize(("opening", "rounds"), [(100, 20), (150, 16), (1000, 10)])
+def test_files_that_take_long_to_open_are_opened_less_often(opening, rounds):
+    found = Machine(opening=opening).compare(runs=40)
+    assert (found.runs, found.rounds) == (40, rounds)
 
 
 def test_each_session_is_warmed_up():
