@@ -14,6 +14,7 @@ from mfac_compress.export import (
     RandomInputs,
     Setting,
     ShapeError,
+    confirm,
     data_files,
     data_path,
     kernel_library,
@@ -22,10 +23,12 @@ from mfac_compress.export import (
 )
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.recipe.schema import LatencySection
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
 _LONGEST_NAME = 250  # with .data behind it, file systems take it
+_LATENCY = LatencySection()  # `speed` judges as a run does that leaves this to the defaults
 
 
 def speed(
@@ -69,8 +72,11 @@ def speed(
         settings = [Setting(size, count) for count in threads for size in sizes]
         progress = progress or Progress()
         with progress.stage("timing"):
-            measured = measure_speed(
+            found = measure_speed(
                 model, feeds_of, settings, kernels=not missing, watch=progress.step
+            )
+            measured = confirm(
+                found, model, feeds_of, settings, warmup=_LATENCY.warmup, runs=_LATENCY.runs
             )
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
@@ -159,7 +165,7 @@ def _missing_kernels() -> str:
 
 
 def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) -> None:
-    heads = [_name(setting) for setting in settings]
+    heads = [str(setting) for setting in settings]
     table = plain_table("Layers", "layer", "weight", "zeros", *heads, "sparse operator")
     for layer in measured.layers:
         times = [
@@ -172,13 +178,13 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         add_row(table, layer.weight or layer.name, shape, zeros, *cells, _verdict(layer))
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
-    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {_name(settings[0])}")
+    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {settings[0]}")
     tried = "whole model" if measured.model is not None else "whole model, as tried"
-    for one in measured.whole:
+    for setting, dense_ms, sparse_ms, says in _whole(measured):
         _say(
             console,
-            f"{tried}, {_name(one.setting)}: {one.dense_ms:.3f} ms in stock ONNX Runtime, "
-            f"{one.sparse_ms:.3f} ms with sparse operators: {1 / one.ratio:.2f}x",
+            f"{tried}, {setting}: {dense_ms:.3f} ms in stock ONNX Runtime, {sparse_ms:.3f} ms with "
+            f"sparse operators: {says}",
         )
     if measured.difference is not None:
         share = f"{measured.difference:.1g} of the largest"
@@ -187,16 +193,24 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         _say(console, f"no sparse file: {measured.reason}")
 
 
+def _whole(measured: FileSpeed) -> list[tuple[Setting, float, float, str]]:
+    """Setting, times of both files and what they say: as compared, else as looked through."""
+    compared = [
+        (one.setting, one.clocked("dense").median_ms, one.clocked("sparse").median_ms, one.verdict)
+        for one in measured.compared
+    ]
+    return compared or [
+        (one.setting, one.dense_ms, one.sparse_ms, f"{1 / one.ratio:.2f}x")
+        for one in measured.whole
+    ]
+
+
 def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
     return [(layer.macs, layer.kept_macs) for layer in measured.layers] or [(0, 0)]
 
 
 def _verdict(layer: LayerSpeed) -> str:
     return f"yes, blocks of {layer.block}: {layer.reason}" if layer.block else f"no: {layer.reason}"
-
-
-def _name(setting: Setting) -> str:
-    return f"batch {setting.batch_size}, {setting.threads} thread{'s' * (setting.threads > 1)}"
 
 
 def _say(console: Console, line: str) -> None:

@@ -30,6 +30,7 @@ _QUANTISED = {
     "MatMul": match_quantised_matmul,
     "Conv": match_quantised_conv,
 }
+_LEFT_ALONE = {"ConvTranspose": "sparse operators do not compute transposed convolutions"}
 Operator = SparseOperator | QuantisedOperator
 
 
@@ -44,7 +45,7 @@ class Layer:
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul and Conv nodes and quantised forms of them, with nothing fused yet.
+    """All Gemm, MatMul, Conv and ConvTranspose nodes and quantised forms, with nothing fused yet.
 
     Args:
         graph: Its nodes must have names, all different.
@@ -67,7 +68,8 @@ def _match(graph: Graph, position: int) -> Operator | Refusal | None:
         # Of constants: a product of activations is quantised, too.
         quantised = dequantised_constant(graph, node.input[1]) is not None
         return (_QUANTISED if quantised else _LAYERS)[node.op_type](graph, position)
-    reason = why_not(node)
+    left_alone = graph.is_operator(position, *_LEFT_ALONE)
+    reason = _LEFT_ALONE[node.op_type] if left_alone else why_not(node)
     return None if reason is None else Refusal(reason)
 
 
@@ -121,6 +123,6 @@ def _extend(
 def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     for graph in subgraphs(node):
         for inner in graph.node:
-            if inner.op_type in _LAYERS:
+            if inner.op_type in (*_LAYERS, *_LEFT_ALONE):
                 yield inner
             yield from _inner_layers(inner)
