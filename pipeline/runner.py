@@ -16,7 +16,6 @@ from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
-from mfac_compress.pipeline.inputs.code_sources import NOT_COVERED
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress, Stage
@@ -40,6 +39,8 @@ from mfac_compress.pipeline.verdict.report import (
 )
 from mfac_compress.pipeline.verdict.report_text import markdown
 from mfac_compress.pipeline.verdict.results import (
+    code_result,
+    data_result,
     flops_result,
     latency_result,
     measured_result,
@@ -232,6 +233,7 @@ class _Run:
         kernels = sparse_kernels_result(
             accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
         )
+        data = data_result(self.context.data)
         judged = kernels if recipe.validate_.artifact == accelerate.ACCELERATED else plain
         gates = judge(
             recipe.validate_.gates,
@@ -244,7 +246,7 @@ class _Run:
         return Report(
             verdict=verdict_of(gates),
             gates=gates,
-            warnings=warnings_of(recipe, judged.metric, sparsity),
+            warnings=warnings_of(recipe, judged.metric, sparsity, data),
             artifact=recipe.validate_.artifact,
             metric=plain.metric,
             sparsity=sparsity,
@@ -256,6 +258,8 @@ class _Run:
             parity_error=plain.parity_error,
             audit=audit,
             recovery=recovered.facts,
+            data=data,
+            code=code_result(self.context.code),
         )
 
     def _in_model_order(self, audit: list[dict[str, Any]]) -> Iterator[TensorAuditResult]:
@@ -280,11 +284,13 @@ class _Run:
             self.directory.publish(artefact)
         files = {name: digest for each in artefacts for name, digest in each.files.items()}
         self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
-        self.directory.write("manifest.json", json.dumps(self._manifest(files), indent=2) + "\n")
+        self.directory.write(
+            "manifest.json", json.dumps(self._manifest(report, files), indent=2) + "\n"
+        )
         self.directory.write("report.md", markdown(report, self.seconds))
         self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")
 
-    def _manifest(self, files: Mapping[str, str]) -> dict[str, Any]:
+    def _manifest(self, report: Report, files: Mapping[str, str]) -> dict[str, Any]:
         """Where the results came from, and the SHA-256 of each file."""
         context = self.context
         return {
@@ -298,11 +304,7 @@ class _Run:
             "machine": machine_load(),
             "threads": torch.get_num_threads(),
             "processes": context.world.size,
-            "code": {
-                "files": dict(context.code.files),
-                "not_reusable": list(context.code.unseen),
-                "not_covered": NOT_COVERED,
-            },
+            "code": report.code.model_dump(mode="json"),
             "seconds": self.seconds,
             "files": dict(sorted(files.items())),
         }

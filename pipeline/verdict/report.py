@@ -228,6 +228,31 @@ class SparseKernelsResult(_Part):
     where a file was compared and not found faster."""
 
 
+class DataResult(_Part):
+    """The samples that the run used."""
+
+    samples: dict[str, int]
+    """Number of samples of each split."""
+    shared: dict[str, int]
+    """Samples that two splits share, by ``first, second``; at most ``data.max_overlap``."""
+    repeated: dict[str, int]
+    """Samples of a split whose input occurred before in it, where there are any."""
+    unstable: tuple[str, ...]
+    """Splits that give other samples at each reading, so that overlaps cannot be seen."""
+
+
+class CodeResult(_Part):
+    """What a stage's reuse depends on, of the user's code."""
+
+    files: dict[str, str]
+    """SHA-256 by path: modules outside the installed packages, and files that they opened. Had one
+    of them changed, what was made with it would have been made anew."""
+    not_reusable: tuple[str, ...]
+    """What the code refers to and cannot be hashed. If there is any, nothing is ever reused."""
+    not_covered: str
+    """What else code can depend on, and no run can see."""
+
+
 class Report(_Part):
     """A run's verdict and all that it was measured from."""
 
@@ -255,3 +280,5 @@ class Report(_Part):
     audit: tuple[TensorAuditResult, ...]
     recovery: dict[str, Any] = Field(default_factory=dict)
     """Mean training loss by epoch, and what was decided on batch-norm statistics."""
+    data: DataResult
+    code: CodeResult

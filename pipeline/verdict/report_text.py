@@ -10,6 +10,7 @@ from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict.kernels_text import LAYER_HEAD, kernels_summary, layer_rows
 from mfac_compress.pipeline.verdict.report import (
+    CodeResult,
     GateResult,
     LatencyResult,
     Report,
@@ -49,6 +50,8 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
             _audit_rows(report),
         ),
         _left_out_text(report.sparsity),
+        "## What reuse of earlier stages rests on",
+        _code_text(report.code),
         "## Time",
         _table(("stage", "seconds"), [(stage, f"{s:.1f}") for stage, s in seconds.items()]),
     ]
@@ -257,6 +260,13 @@ def _left_out_text(sparsity: SparsityResult) -> str:
 
 def _ends(interval: tuple[float, float] | None) -> str:
     return "no interval" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def _code_text(code: CodeResult) -> str:
+    rows = [(path, digest[:12]) for path, digest in code.files.items()]
+    files = _table(("file of your code", "SHA-256"), rows) if rows else "No code of yours is used."
+    hidden = f"\n\nNot hashed, so nothing is reused: {', '.join(code.not_reusable)}."
+    return f"{files}{hidden if code.not_reusable else ''}\n\nNot covered: {code.not_covered}."
 
 
 def _table(head: Sequence[str], rows: Rows) -> str:

@@ -5,8 +5,12 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from mfac_compress.export import LatencyComparison, Spread
+from mfac_compress.pipeline.inputs.code_sources import NOT_COVERED, CodeSources
+from mfac_compress.pipeline.inputs.data import DataSplits
 from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.verdict.report import (
+    CodeResult,
+    DataResult,
     FlopsResult,
     LatencyResult,
     LeftOutResult,
@@ -66,6 +70,25 @@ def sparsity_result(
             name: LeftOutResult(reason=reason, size=sizes.get(name, 0))
             for name, reason in targets.left_out.items()
         },
+    )
+
+
+def data_result(data: DataSplits) -> DataResult:
+    """What is known of the samples."""
+    return DataResult(
+        samples={split.name: len(split) for split in data},
+        shared={f"{one}, {other}": count for (one, other), count in data.overlap.items()},
+        repeated=data.repeats,
+        unstable=tuple(data.unstable),
+    )
+
+
+def code_result(code: CodeSources) -> CodeResult:
+    """What is known of the user's code by the end of the run."""
+    return CodeResult(
+        files={**code.files, **code.since()},
+        not_reusable=code.unseen,
+        not_covered=NOT_COVERED,
     )
 
 

@@ -3,23 +3,26 @@
 from collections.abc import Iterator
 
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.verdict.report import MetricResult, SparsityResult
+from mfac_compress.pipeline.verdict.report import DataResult, MetricResult, SparsityResult
 
 LITTLE = 0.2
 """Share of all parameters that could be pruned, below which the verdict names it."""
 
 
-def warnings_of(recipe: Recipe, metric: MetricResult, sparsity: SparsityResult) -> tuple[str, ...]:
+def warnings_of(
+    recipe: Recipe, metric: MetricResult, sparsity: SparsityResult, data: DataResult
+) -> tuple[str, ...]:
     """Look for what makes a verdict mean less than it seems.
 
     Args:
         recipe: What was asked for.
         metric: Of the file that the gates apply to.
         sparsity: What was pruned, and what was not.
+        data: The samples.
     Returns:
         One sentence or more for each finding.
     """
-    return tuple(_warnings(recipe, metric, sparsity))
+    return (*_warnings(recipe, metric, sparsity), *_of_data(data))
 
 
 def _warnings(recipe: Recipe, metric: MetricResult, sparsity: SparsityResult) -> Iterator[str]:
@@ -51,4 +54,23 @@ def _warnings(recipe: Recipe, metric: MetricResult, sparsity: SparsityResult) ->
         yield (
             f"{metric.name} had no value on {metric.resamples_left_out:,} resamples of the "
             "validation samples, which were left out of its interval."
+        )
+
+
+def _of_data(data: DataResult) -> Iterator[str]:
+    for splits, count in data.shared.items():
+        yield (
+            f"The splits {splits} share {count:,} samples, which data.max_overlap allows. What a "
+            "model was fitted to does not judge it."
+        )
+    if data.unstable:
+        yield (
+            f"The samples of {', '.join(data.unstable)} are others at each reading, so nothing "
+            "shows whether they are also in validation."
+        )
+    repeated = data.repeated.get("validation")
+    if repeated:
+        yield (
+            f"{repeated:,} of {data.samples['validation']:,} validation samples repeat the input "
+            "of another: the intervals count them as independent."
         )

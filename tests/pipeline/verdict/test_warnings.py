@@ -3,7 +3,7 @@
 import pytest
 
 from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
-from mfac_compress.pipeline.verdict.report import MetricResult, SparsityResult
+from mfac_compress.pipeline.verdict.report import DataResult, MetricResult, SparsityResult
 from mfac_compress.pipeline.verdict.warnings import warnings_of
 
 METRIC = MetricResult(
@@ -21,9 +21,12 @@ METRIC = MetricResult(
     better_than_chance=True,
 )
 SPARSITY = SparsityResult(target=0.8, onnx=0.8, weights=900, parameters=1000, model=0.72)
+DATA = DataResult(
+    samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=()
+)
 
 
-def _warnings(metric=None, sparsity=None, **gates):
+def _warnings(metric=None, sparsity=None, data=None, **gates):
     recipe = Recipe.model_validate(
         {
             "data": {"source": "digits"},
@@ -31,11 +34,8 @@ def _warnings(metric=None, sparsity=None, **gates):
             "validate": {"gates": GatesSection(**gates)},
         }
     )
-    metric, sparsity = (
-        METRIC.model_copy(update=metric or {}),
-        SPARSITY.model_copy(update=sparsity or {}),
-    )
-    return warnings_of(recipe, metric, sparsity)
+    parts = [(METRIC, metric), (SPARSITY, sparsity), (DATA, data)]
+    return warnings_of(recipe, *(part.model_copy(update=change or {}) for part, change in parts))
 
 
 def test_a_sound_run_has_none():
@@ -67,3 +67,17 @@ def test_a_model_of_which_little_could_be_pruned():
 def test_resamples_that_were_left_out():
     (warning,) = _warnings({"resamples_left_out": 40})
     assert "40 resamples" in warning
+
+
+@pytest.mark.parametrize(
+    ("data", "fragment"),
+    [
+        ({"shared": {"calibration, validation": 7}}, "share 7 samples"),
+        ({"unstable": ("recovery",)}, "samples of recovery are others at each reading"),
+        ({"repeated": {"validation": 40}}, "40 of 1,000 validation samples repeat"),
+    ],
+)
+def test_samples_that_judge_less_than_they_seem(data, fragment):
+    (warning,) = _warnings(data=data)
+    assert fragment in warning
+    assert _warnings(data={"repeated": {"calibration": 40}}) == ()
