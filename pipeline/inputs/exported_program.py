@@ -8,6 +8,7 @@ fresh archive of these, the tensors' raw bytes, and nothing else.
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -35,6 +36,7 @@ _TENSORS = {
     "data/weights/": "data/weights/model_weights_config.json",
     "data/constants/": "data/constants/model_constants_config.json",
 }
+_TENSOR = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+", re.ASCII)
 _SAMPLES = "data/sample_inputs/model.pt"
 _HEADERS = {"archive_format": b"pt2", "byteorder": b"little"}
 _IGNORED = ("extra/", ".data/", _SAMPLES, "archive_version", "version", ".format_version")
@@ -128,8 +130,8 @@ def _check_records(archive: Archive) -> None:
             raise SchemaError(f"its {name} is {content[:80]!r}")
     known = {*_HEADERS, _MODEL, *_TENSORS.values()}
     for name in archive.records:
-        folder = name.rpartition("/")[0] + "/"
-        if name not in known and not name.startswith(_IGNORED) and folder not in _TENSORS:
+        is_known = name in known or name.startswith(_IGNORED) or _TENSOR.fullmatch(name)
+        if not is_known:
             raise RefusedError(f"the record {name[:80]!r}")
 
 

@@ -70,7 +70,13 @@ def load_model(
         InputError: If the file is missing, damaged, refused, or does not fit the factory's model;
             if the factory is missing, superfluous or fails; if a weight is NaN or Inf.
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), section, folder, trust_pickle)
+    except InputError as error:
+        raise InputError(_printable(str(error))) from error
+
+
+def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> LoadedModel:
     content = _read(path)
     key, prefix, converted = None, "", 0
     if is_exported_program(path, content):
@@ -95,6 +101,12 @@ def load_model(
     return LoadedModel(
         module, _fingerprint(content, section, folder, module), key, prefix, converted
     )
+
+
+def _printable(text: str) -> str:
+    """Text on one line: names in a file may hold what a terminal obeys."""
+    text = text.replace("\n", " ").replace("\t", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_training(module: nn.Module, training: bool) -> None:
