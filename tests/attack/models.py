@@ -42,6 +42,16 @@ def cases(seed: int) -> Iterator[Case]:
             yield make(draw.getrandbits(32))
 
 
+def prepare() -> None:
+    """Do once what each process would have to do again: imports, and the program to change."""
+    import torch
+
+    import mfac_compress.pipeline.inputs.model_file  # noqa: F401
+
+    torch.set_num_threads(1)
+    programs.base()
+
+
 def outcome(case: Case, folder: Path) -> str:
     """Load a case in a process of its own.
 
@@ -133,13 +143,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the names of those to run")
     options = parser.parse_args()
-    # Imported before the processes part, so that none has to do it again.
-    import torch
-
-    import mfac_compress.pipeline.inputs.model_file  # noqa: F401
-
-    torch.set_num_threads(1)
-    programs.base()
+    prepare()
     tried: dict[str, int] = {}
     mishandled = 0
     root = Path(tempfile.mkdtemp(prefix="mfac-attack-"))

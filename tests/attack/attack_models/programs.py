@@ -40,6 +40,9 @@ PAYLOADS = (
     f'x", {CODE}, "y',
     f"x'+str({CODE})+'y",
     f"x={CODE}, y",
+    f"x={CODE}",
+    f"x=open('{MARK}', 'w')",
+    f"x\") or open('{MARK}', 'w') or getattr(self, \"x",
     f"x): {CODE}; (y",
     "9**9**9**9",
     "Pow(Integer(9), Pow(Integer(9), Integer(99)))",
@@ -132,6 +135,20 @@ def _call(target: str, *arguments: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _renamed(old: str, payload: str) -> Case:
+    """A program in which a name is code wherever it stands, so that all names fit together."""
+
+    def make(folder: Path) -> Path:
+        records = unpacked(base())
+        for record in (_MODEL, _WEIGHTS, _CONSTANTS):
+            said = json.loads(records[record])
+            _rename(said, old, payload)
+            records[record] = json.dumps(said).encode()
+        return written("program.pt2", packed(records))(folder)
+
+    return Case(f"program: {old} is {payload[:30]!r}", make, REFUSED, _SECTION)
+
+
 def _set_signature(**texts: Any) -> Callable[[dict[str, Any]], None]:
     def change(said: dict[str, Any]) -> None:
         said["graph_module"]["module_call_graph"][0]["signature"].update(texts)
@@ -161,6 +178,9 @@ def kinds() -> Iterator[Case]:
     }  # fmt: skip
     for name, text in bad.items():
         yield _case(name, _expression(text))
+    for old in ("gelu", "x", "p_first_weight", "first.weight", "true_graph_0"):
+        for number in (2, 5, 6, 7, 8):
+            yield _renamed(old, PAYLOADS[number])
     for target, *arguments in (
         ("torch.os.system", SHELL),
         ("torch.ops.load_library", "./evil.so"),
@@ -283,9 +303,6 @@ def hidden(seed: int) -> Case:
         texts = [(place, value) for place, value in _leaves(said) if isinstance(value, str)]
         place, old = draw.choice(texts)
         if draw.random() < 0.3:  # everywhere that this text stands, so that names still fit
-            for other, value in _leaves(copy.deepcopy(said)):
-                if value == old:
-                    _set(said, other, payload)
             _rename(said, old, payload)
         else:
             _set(said, place, payload)
@@ -392,6 +409,8 @@ def _set(said: Any, place: tuple[Any, ...], value: Any) -> None:
 
 
 def _rename(said: Any, old: str, new: str) -> None:
-    for _, value in list(_nodes(said)):
+    for place, value in list(_nodes(said)):
         if isinstance(value, dict) and old in value:
             value[new] = value.pop(old)
+        elif isinstance(value, str) and value == old:
+            _set(said, tuple(new if key == old else key for key in place), new)
