@@ -5,6 +5,7 @@ and their moving average, the one that is to ship. Where two could be meant, the
 """
 
 import re
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -151,12 +152,7 @@ def _is_within(key: str, other: str) -> bool:
 
 def _resembles(own: list[int], entry: Weights) -> bool:
     """Whether weights have half of the tensors' sizes of others at least."""
-    left = _sizes(entry)
-    common = 0
-    for size in own:
-        if size in left:
-            left.remove(size)
-            common += 1
+    common = (Counter(own) & Counter(_sizes(entry))).total()
     return common >= max(len(own) / 2, 1)
 
 
@@ -192,17 +188,20 @@ def _walk(entry: Any) -> Iterator[Any]:
             waiting += part
 
 
-def _candidates(
-    loaded: Mapping[Any, Any], keys: tuple[str, ...] = ()
-) -> Iterator[tuple[str, Weights]]:
-    """State dicts and modules in a checkpoint by their dotted keys."""
-    for key, entry in loaded.items():
-        if not isinstance(key, str) or _TRAINING_STATE.search(key):
-            continue
-        if isinstance(entry, nn.Module) or is_state_dict(entry):
-            yield ".".join((*keys, key)), entry
-        elif _is_mapping(entry) and len(keys) < _MOST_DEPTH:
-            yield from _candidates(entry, (*keys, key))
+def _candidates(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Weights]]:
+    """State dicts and modules in a checkpoint by their dotted keys, each once."""
+    waiting: deque[tuple[tuple[str, ...], Mapping[Any, Any]]] = deque([((), loaded)])
+    seen = {id(loaded)}
+    while waiting:
+        keys, mapping = waiting.popleft()
+        for key, entry in mapping.items():
+            if not isinstance(key, str) or _TRAINING_STATE.search(key) or id(entry) in seen:
+                continue
+            if isinstance(entry, nn.Module) or is_state_dict(entry):
+                yield ".".join((*keys, key)), entry
+            elif _is_mapping(entry) and len(keys) < _MOST_DEPTH:
+                seen.add(id(entry))
+                waiting.append(((*keys, key), entry))
 
 
 def _is_mapping(loaded: Any) -> bool:
