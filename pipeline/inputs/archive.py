@@ -35,7 +35,7 @@ class Archive:
         """Read records, and check their checksums.
 
         Args:
-            names: Names without the top folder. Default: all.
+            names: Names without the top folder.
         Returns:
             Their bytes by name.
         Raises:
@@ -43,7 +43,7 @@ class Archive:
         """
         try:
             with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
-                return {name: archive.read(self.records[name]) for name in names or self.records}
+                return {name: archive.read(self.records[name]) for name in names}
         except KeyError as error:
             raise ArchiveError(f"it has no record {error}") from error
         except Exception as error:

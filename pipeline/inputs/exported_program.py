@@ -144,15 +144,15 @@ def _read_json(archive: Archive, name: str) -> bytes:
 
 def _payloads(archive: Archive, folder: str, described: dict[str, Any]) -> dict[str, bytes]:
     """The raw bytes of tensors, each checked to hold what is said of it."""
-    records: dict[str, bytes] = {}
-    expanded = 0
-    for name, payload in described["config"].items():
+    payloads = described["config"]
+    for name, payload in payloads.items():
         if payload["use_pickle"] or payload["tensor_meta"] is None:
             raise RefusedError(f"the pickled {name[:80]!r}")
-        record = folder + payload["path_name"]
-        if record not in records:
-            records |= archive.read(record)
-        expanded += _expanded_bytes(name, payload["tensor_meta"], len(records[record]))
+    records = archive.read(*{folder + payload["path_name"] for payload in payloads.values()})
+    expanded = sum(
+        _expanded_bytes(name, payload["tensor_meta"], len(records[folder + payload["path_name"]]))
+        for name, payload in payloads.items()
+    )
     if expanded > _MOST_EXPANDED_BYTES:
         raise SchemaError(f"its tensors are {expanded:,} bytes larger than their records")
     return records
