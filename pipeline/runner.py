@@ -298,6 +298,8 @@ class _Run:
             "versions": library_versions(),
             "recipe_sha256": recipe_hash(context.recipe),
             "model_sha256": context.model.fingerprint,
+            "model_weights": context.model.weights_key,
+            "model_prefix": context.model.prefix,
             "data_sha256": context.data.fingerprint,
             "seed": context.recipe.run.seed,
             "device": str(context.device),

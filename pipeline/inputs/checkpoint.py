@@ -5,25 +5,24 @@ A `.safetensors` file holds tensors only. A `.pt` or `.pth` file is a pickle, re
 more is refused unless the caller trusts the file.
 """
 
-import contextlib
 import io
 import pickle
 import re
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Keys under which training scripts keep the weights in a checkpoint."""
+from mfac_compress.pipeline.inputs.archive import (
+    ArchiveError,
+    is_archive,
+    open_archive,
+    record_names,
+)
+from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.inputs.quiet import quiet_torch
 
 WAYS_OUT = (
     "Save the weights alone, with torch.save(model.state_dict(), 'model.pt') or "
@@ -31,126 +30,108 @@ WAYS_OUT = (
     "If you trust where the file comes from, --trust-pickle runs whatever is in it."
 )
 
+_ASKS_FOR_MEMORY = b"bytearray\n"
+"""The one constructor that `weights_only` calls and that fills as much memory as a number says."""
 
-def read_checkpoint(
-    path: Path, content: bytes, *, trust_pickle: bool
-) -> dict[str, Tensor] | nn.Module:
-    """Read the weights of a checkpoint.
+
+def read_checkpoint(path: Path, content: bytes, *, trust_pickle: bool) -> Any:
+    """Read what a checkpoint holds.
 
     Args:
         path: The file, for messages and its suffix.
         content: The file's bytes.
         trust_pickle: Allow a pickle to run code. Never for a file from elsewhere.
     Returns:
-        The state dict, taken out of its wrapper; or, where ``trust_pickle``, the whole module that
-        was pickled.
+        Whatever was saved, its tensors on the CPU: a state dict, often within other dicts; or a
+        whole module, where ``trust_pickle``.
     Raises:
-        InputError: If the file is corrupt, holds no state dict, or needs arbitrary unpickling and
-            is not trusted.
+        InputError: If the file is corrupt, or needs arbitrary unpickling and is not trusted.
     """
-    if path.suffix == ".safetensors":
+    if is_safetensors(path, content):
         try:
             return load_safetensors(content)
-        except SafetensorError as error:
+        except Exception as error:
+            # Beside its own exceptions, KeyError and others for kinds of numbers it has no name of.
             raise InputError(
-                f"{path} must be a safetensors file. It cannot be read: {error}. "
+                f"{path} must be a safetensors file. It cannot be read "
+                f"({type(error).__name__}: {str(error)[:200]}). "
                 "It may be cut off: copy or save it again."
             ) from error
-    _refuse_torchscript(path, content)
-    loaded = _read_trusted(path, content) if trust_pickle else _read_weights(path, content)
-    return _unwrap(loaded, path)
+    if is_archive(content):
+        _check_archive(path, content)
+    return _read_trusted(path, content) if trust_pickle else _read_weights(path, content)
 
 
-def record_names(content: bytes) -> list[str]:
-    """Names of the records in a PyTorch archive, without their top folder.
-
-    Args:
-        content: The file's bytes.
-    Returns:
-        The names; none where it is not a zip archive.
-    """
-    # A cut-off archive has lost the directory at its end: reading it says what is wrong.
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return [name.split("/", 1)[-1] for name in archive.namelist()]
-    return []
+def is_safetensors(path: Path, content: bytes) -> bool:
+    """Whether a file is to be read as safetensors: by its suffix, or by how it begins."""
+    begins = content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content)
+    return path.suffix == ".safetensors" or begins
 
 
-def _refuse_torchscript(path: Path, content: bytes) -> None:
+def _check_archive(path: Path, content: bytes) -> None:
     if "constants.pkl" in record_names(content):
         raise InputError(
             f"{path} must hold weights or a program of torch.export. It is a TorchScript archive, "
             "whose layers cannot be pruned. Save the original model's state_dict "
             "(torch.save(model.state_dict(), 'model.pt'))."
         )
+    try:
+        open_archive(content)
+    except ArchiveError as error:
+        raise InputError(_corrupt(path, str(error))) from error
 
 
 def _read_weights(path: Path, content: bytes) -> Any:
+    if _ASKS_FOR_MEMORY in content:
+        raise InputError(_corrupt(path, "it asks for an array of bytes"))
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with quiet_torch():
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.findall(r"GLOBAL (\S+)", str(error))
         if not refused:
-            raise InputError(_corrupt(path, error)) from error
+            # PyTorch's own text advises weights_only=False here.
+            raise InputError(_corrupt(path, "not a pickle of tensors")) from error
         names = ", ".join(sorted(_unsafe_globals(content) or set(refused))[:5])
         raise InputError(
-            f"{path} must hold tensors only. It needs arbitrary unpickling ({names}), which can "
-            f"run any code. {WAYS_OUT}"
+            f"{path} must hold tensors only. It needs arbitrary unpickling ({names[:400]}), which "
+            f"can run any code. {WAYS_OUT}"
         ) from error
     except Exception as error:
         # The reader's exceptions for damaged bytes are of many types, KeyError among them.
-        raise InputError(_corrupt(path, error)) from error
+        raise InputError(_corrupt(path, f"{type(error).__name__}: {error}")) from error
 
 
 def _read_trusted(path: Path, content: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+        with quiet_torch(), user_code():
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except (AttributeError, ImportError) as error:
+        advice = "Put their folder on PYTHONPATH."
+        if "__main__" in str(error):
+            advice = (
+                "They were defined in the script that was run: move them to a module, and save "
+                "the model again from a script that imports it."
+            )
         raise InputError(
-            f"{path} must find the classes that were pickled. It raised {describe(error)}. "
-            "Put their folder on PYTHONPATH."
+            f"{path} must find the classes that were pickled. It raised {describe(error)}. {advice}"
         ) from error
     except Exception as error:
-        raise InputError(_corrupt(path, error)) from error
+        raise InputError(_corrupt(path, describe(error))) from error
 
 
 def _unsafe_globals(content: bytes) -> set[str]:
-    if not record_names(content):
+    if not is_archive(content):
         return set()
-    return set(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
+    try:
+        return set(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
+    except Exception:  # what was found before is enough to say
+        return set()
 
 
-def _corrupt(path: Path, error: Exception) -> str:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-    if isinstance(error, pickle.UnpicklingError):
-        reason = "not a pickle of tensors"  # torch's own text advises weights_only=False here
+def _corrupt(path: Path, reason: str) -> str:
+    reason = (reason.splitlines() or [""])[0][:300].rstrip(".: ")
     return (
         f"{path} must be a checkpoint that torch.load reads. It cannot be read ({reason}). "
         "It may be cut off or of another format: copy or save it again."
-    )
-
-
-def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor] | nn.Module:
-    while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
-        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping | nn.Module)]
-        if len(inner) != 1:
-            found = ", ".join(str(key) for key in list(loaded)[:10]) or "nothing"
-            raise InputError(
-                f"{path} must hold one state_dict, at the top or under one of "
-                f"{', '.join(WRAPPERS)}. Got a dict with {found}. Save the state_dict alone."
-            )
-        loaded = loaded[inner[0]]
-    if isinstance(loaded, nn.Module):
-        return loaded
-    if not isinstance(loaded, Mapping):
-        raise InputError(
-            f"{path} must hold a state_dict. Got {type(loaded).__name__}. Save model.state_dict()."
-        )
-    return dict(loaded)
-
-
-def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
-    # A module may keep `_extra_state` of any type among its tensors.
-    return bool(loaded) and all(
-        isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
-        for key, value in loaded.items()
     )

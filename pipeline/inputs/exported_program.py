@@ -1,22 +1,51 @@
 """Reading a model saved by ``torch.export.save``: a `.pt2` file.
 
-``torch.export.load`` unpickles some parts of some archives and loads compiled libraries from
-others. Those archives are refused here before it sees them. What is left is JSON and raw tensors;
-PyTorch still says to load no program from a source that is not trusted.
+``torch.export.load`` evaluates, imports, unpickles and compiles much of what an archive says. So it
+never sees an archive of unknown origin: the program's JSON and the tensors' descriptions are
+checked and written anew (:mod:`mfac_compress.pipeline.inputs.program_schema`), and it is given a
+fresh archive of these, the tensors' raw bytes, and nothing else.
 """
 
 import io
 import json
-import pickle
-import zipfile
+import re
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._export.serde.serialize import deserialize_scalar_type
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import PT2ArchiveWriter, load_pt2
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.checkpoint import record_names
+from mfac_compress.pipeline.inputs.archive import Archive, ArchiveError, open_archive, record_names
+from mfac_compress.pipeline.inputs.callables import user_code
+from mfac_compress.pipeline.inputs.program_schema import (
+    RefusedError,
+    SchemaError,
+    checked_payloads,
+    checked_program,
+)
+from mfac_compress.pipeline.inputs.quiet import quiet_torch
+
+_MODEL = "models/model.json"
+_TENSORS = {
+    "data/weights/": "data/weights/model_weights_config.json",
+    "data/constants/": "data/constants/model_constants_config.json",
+}
+_TENSOR = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+", re.ASCII)
+_SAMPLES = "data/sample_inputs/model.pt"
+_HEADERS = {"archive_format": b"pt2", "byteorder": b"little"}
+_IGNORED = ("extra/", ".data/", _SAMPLES, "archive_version", "version", ".format_version")
+_IGNORED += (".storage_alignment",)
+"""Records that are not needed, whatever they hold."""
+_MOST_JSON_BYTES = 2**26
+_MOST_EXPANDED_BYTES = 2**26
+"""What tensors may be larger in memory than in the file: a stride of 0 repeats what is there."""
+_STRIDED = 7
 
 _TRAINING_ARGUMENT = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}
 """Operators that behave differently in training, and the argument that says so."""
@@ -40,72 +69,129 @@ def read_exported_program(path: Path, content: bytes, *, trust_pickle: bool) -> 
     Args:
         path: The file, for messages.
         content: Its bytes.
-        trust_pickle: Allow parts of the archive to run code when loaded.
+        trust_pickle: Hand the archive to PyTorch as it is, which may run code.
     Returns:
         The module. It keeps the mode it was exported in and takes one tensor.
     Raises:
-        InputError: If the archive cannot be read, needs arbitrary unpickling and is not trusted,
-            was exported in training mode or for one fixed batch size, or takes not one input.
+        InputError: If the archive cannot be read, needs more than tensors and tensor operators and
+            is not trusted, was exported in training mode or for one fixed batch size, or takes not
+            one input.
     """
     if not trust_pickle:
-        _refuse_pickles(path, content)
+        content = _written_anew(path, content)
     try:
-        program = torch.export.load(io.BytesIO(content))
+        with quiet_torch(), user_code():
+            program = _load(content, trust_pickle)
+            _check_input(path, program)
+            _check_mode(path, program)
+            return program.module()
+    except InputError:
+        raise
     except Exception as error:
         # Damage shows as anything from KeyError to RuntimeError in the deserializer.
         raise InputError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
-    _check_input(path, program)
-    _check_mode(path, program)
-    return program.module()
 
 
-def _refuse_pickles(path: Path, content: bytes) -> None:
-    names = record_names(content)
-    if "archive_format" not in names:
-        raise InputError(_unreadable(path, "not an archive of torch.export, or an older format"))
-    refused = {name for name in names if name.startswith("data/aotinductor/")}
-    # PyTorch's reader and zipfile could disagree about which of two records of a name counts.
-    refused |= {name for name in names if names.count(name) > 1}
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for entry in archive.namelist():
-            name = entry.split("/", 1)[-1]
-            if name.endswith("_config.json") and name.startswith("data/"):
-                refused |= _pickled_payloads(path, archive.read(entry))
-            elif name.endswith(".pt") and not _is_tensors_only(archive.read(entry)):
-                refused.add(name)
-    if refused:
-        raise InputError(
-            f"{path} must hold tensors and a program only. It needs arbitrary unpickling or native "
-            f"code for {', '.join(sorted(refused)[:5])}, which can run any code. Export the model "
-            "without custom objects, or save its state_dict and give model.factory. If you trust "
-            "where the file comes from, --trust-pickle runs whatever is in it."
-        )
+def _load(content: bytes, trust_pickle: bool) -> ExportedProgram:
+    if trust_pickle:
+        return torch.export.load(io.BytesIO(content))
+    # What torch.export.load comes to for such an archive; it would hide what went wrong.
+    return load_pt2(io.BytesIO(content)).exported_programs["model"]
 
 
-def _pickled_payloads(path: Path, config: bytes) -> set[str]:
+def _written_anew(path: Path, content: bytes) -> bytes:
+    """An archive with what was checked of this one.
+
+    Raises:
+        InputError: If it is damaged, or needs what could run code.
+    """
     try:
-        payloads = json.loads(config)["config"].items()
-        return {
-            name
-            for name, payload in payloads
-            if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_"))
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+        archive = open_archive(content)
+        _check_records(archive)
+        # The samples are empty: torch.export.load would unpickle them, and nothing needs them.
+        records = {_MODEL: _json(checked_program(_read_json(archive, _MODEL))), _SAMPLES: b""}
+        for folder, config in _TENSORS.items():
+            described = checked_payloads(_read_json(archive, config))
+            records |= _payloads(archive, folder, described)
+            records[config] = _json(described)
+    except RefusedError as error:
+        raise InputError(_refused(path, error.what)) from error
+    except (ArchiveError, SchemaError) as error:
+        raise InputError(_unreadable(path, str(error))) from error
+    return _packed(records)
 
 
-def _is_tensors_only(content: bytes) -> bool:
-    if not content:
-        return True
-    try:
-        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
-        return False
-    return True
+def _check_records(archive: Archive) -> None:
+    if "archive_format" not in archive.records:
+        raise SchemaError("not an archive of torch.export, or an older format")
+    present = [name for name in _HEADERS if name in archive.records]
+    for name, content in archive.read(*present).items():
+        if content.strip() != _HEADERS[name]:
+            raise SchemaError(f"its {name} is {content[:80]!r}")
+    known = {*_HEADERS, _MODEL, *_TENSORS.values()}
+    for name in archive.records:
+        is_known = name in known or name.startswith(_IGNORED) or _TENSOR.fullmatch(name)
+        if not is_known:
+            raise RefusedError(f"the record {name[:80]!r}")
+
+
+def _read_json(archive: Archive, name: str) -> bytes:
+    content = archive.read(name)[name]
+    if len(content) > _MOST_JSON_BYTES:
+        raise SchemaError(f"{name} has {len(content):,} bytes")
+    return content
+
+
+def _payloads(archive: Archive, folder: str, described: dict[str, Any]) -> dict[str, bytes]:
+    """The raw bytes of tensors, each checked to hold what is said of it."""
+    payloads = described["config"]
+    for name, payload in payloads.items():
+        if payload["use_pickle"] or payload["tensor_meta"] is None:
+            raise RefusedError(f"the pickled {name[:80]!r}")
+    records = archive.read(*{folder + payload["path_name"] for payload in payloads.values()})
+    expanded = sum(
+        _expanded_bytes(name, payload["tensor_meta"], len(records[folder + payload["path_name"]]))
+        for name, payload in payloads.items()
+    )
+    if expanded > _MOST_EXPANDED_BYTES:
+        raise SchemaError(f"its tensors are {expanded:,} bytes larger than their records")
+    return records
+
+
+def _expanded_bytes(name: str, meta: dict[str, Any], stored: int) -> int:
+    """Bytes that a tensor has in memory beyond those of its record."""
+    sizes, strides = list(_integers(meta["sizes"])), list(_integers(meta["strides"]))
+    (offset,) = _integers([meta["storage_offset"]])
+    if meta["layout"] != _STRIDED or len(sizes) != len(strides) or min([*sizes, *strides, 0]) < 0:
+        raise SchemaError(f"{name[:80]} must be a dense tensor")
+    width = deserialize_scalar_type(meta["dtype"]).itemsize
+    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    if prod(sizes) and not 0 <= offset <= last < stored // width:
+        raise SchemaError(f"{name[:80]} must lie within its record of {stored:,} bytes")
+    return max(prod(sizes) * width - stored, 0)
+
+
+def _integers(values: list[dict[str, Any]]) -> Iterator[int]:
+    for value in values:
+        if "as_int" not in value:
+            raise SchemaError("the size of a stored tensor must be a number")
+        yield value["as_int"]
+
+
+def _packed(records: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with PT2ArchiveWriter(buffer) as writer:
+        for name, content in records.items():
+            writer.write_bytes(name, content)
+    return buffer.getvalue()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode()
 
 
 def _check_input(path: Path, program: ExportedProgram) -> None:
-    inputs = program.graph_signature.user_inputs
+    inputs = [str(name) for name in program.graph_signature.user_inputs]
     if len(inputs) != 1:
         raise InputError(
             f"{path} must take one tensor. It takes {len(inputs)} inputs ({', '.join(inputs)}). "
@@ -134,7 +220,17 @@ def _is_training(node: fx.Node) -> bool:
     return position is not None and len(node.args) > position and node.args[position] is True
 
 
+def _refused(path: Path, what: str) -> str:
+    return (
+        f"{path} must hold tensors and a program of tensor operators only. It needs {what}, which "
+        "could run any code (as arbitrary unpickling and native code can). Export the model "
+        "without custom objects and operators, or save its state_dict and give model.factory. If "
+        "you trust where the file comes from, --trust-pickle runs whatever is in it."
+    )
+
+
 def _unreadable(path: Path, reason: str) -> str:
+    reason = (reason.splitlines() or [""])[0][:300].rstrip(".: ")
     return (
         f"{path} must be a program saved by torch.export.save. It cannot be read ({reason}). "
         "It may be cut off or of another PyTorch version: export it again."

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
+import stat
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
@@ -17,17 +19,18 @@ from mfac_compress.pipeline.inputs.callables import (
     source_fingerprint,
     user_code,
 )
-from mfac_compress.pipeline.inputs.checkpoint import read_checkpoint
+from mfac_compress.pipeline.inputs.checkpoint import is_safetensors, read_checkpoint
+from mfac_compress.pipeline.inputs.chosen_weights import choose_weights
 from mfac_compress.pipeline.inputs.exported_program import (
     is_exported_program,
     read_exported_program,
 )
+from mfac_compress.pipeline.inputs.fit import fit, some
+from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
 from mfac_compress.pipeline.recipe.schema import ModelSection
+from mfac_compress.pipeline.weights import not_finite
 
 _FACTORY = "model.factory"
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and Lightning put before every name."""
-_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,20 @@ class LoadedModel:
     """A model ready to calibrate.
 
     Attributes:
-        module: On the CPU, in evaluation mode, float32, every parameter with ``requires_grad``.
-        fingerprint: SHA-256 in hex over the file, the factory's source and arguments, and the
-            sources of the layers.
+        module: On the CPU, in evaluation mode, float32. Parameters keep their ``requires_grad``.
+        fingerprint: SHA-256 in hex over the file, the factory's source and arguments, what was
+            chosen of the file, and the sources of the layers.
+        weights_key: Where the weights stood in the checkpoint, with dots; None for the whole file.
+        prefix: What was taken off the names in the file; with a plus sign, what was put before
+            them.
+        converted: Tensors that the file has as floats of another width than the model.
     """
 
     module: nn.Module
     fingerprint: str
+    weights_key: str | None = None
+    prefix: str = ""
+    converted: int = 0
 
 
 def load_model(
@@ -60,26 +70,43 @@ def load_model(
         InputError: If the file is missing, damaged, refused, or does not fit the factory's model;
             if the factory is missing, superfluous or fails; if a weight is NaN or Inf.
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), section, folder, trust_pickle)
+    except InputError as error:
+        raise InputError(_printable(str(error))) from error
+
+
+def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> LoadedModel:
     content = _read(path)
+    key, prefix, converted = None, "", 0
     if is_exported_program(path, content):
-        loaded: nn.Module | dict[str, Tensor] = read_exported_program(
-            path, content, trust_pickle=trust_pickle
-        )
+        module = read_exported_program(path, content, trust_pickle=trust_pickle)
+        _check_left_out(path, section, "factory", "weights", "prefix")
     else:
         loaded = read_checkpoint(path, content, trust_pickle=trust_pickle)
-    if isinstance(loaded, nn.Module):
-        _check_no_factory(path, section)
-        module = loaded
-    else:
-        module = _build(path, section, folder)
-        _fill(module, loaded, path, str(section.factory))
+        if is_safetensors(path, content):
+            _check_left_out(path, section, "weights")
+        chosen = choose_weights(loaded, section.weights, path)
+        key = chosen.key
+        if isinstance(chosen.weights, nn.Module):
+            _check_left_out(path, section, "factory", "prefix")
+            module = chosen.weights
+        else:
+            module = _build(path, section, folder)
+            fitted = fit(module, chosen.weights, path, str(section.factory), section.prefix)
+            prefix, converted = fitted.prefix, fitted.converted
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    return LoadedModel(module, _fingerprint(content, section, folder, module))
+    return LoadedModel(
+        module, _fingerprint(content, section, folder, module), key, prefix, converted
+    )
+
+
+def _printable(text: str) -> str:
+    """Text on one line: names in a file may hold what a terminal obeys."""
+    text = text.replace("\n", " ").replace("\t", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_training(module: nn.Module, training: bool) -> None:
@@ -98,24 +125,44 @@ def set_training(module: nn.Module, training: bool) -> None:
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"The model must be a file. Got the folder {path}.")
     try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise InputError(f"The model must be a file. Got the folder {path}.")
+        # A pipe or a device may never end.
+        if not stat.S_ISREG(kind):
+            raise InputError(f"The model must be a regular file. Got {path}, which is none.")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"The model must be a file that exists. Got {path}.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"The model must be a file that can be read. Got {error}.") from error
     if not content:
         raise InputError(f"{path} must hold a model. It is empty: save or copy it again.")
+    foreign = foreign_kind(path, content)
+    if foreign:
+        raise InputError(
+            f"The model must be a checkpoint of PyTorch (.pt, .pth or .safetensors, with "
+            f"{_FACTORY} in the recipe) or a program of torch.export (.pt2). {path} is {foreign}."
+        )
     return content
 
 
-def _check_no_factory(path: Path, section: ModelSection) -> None:
-    if section.factory is not None:
-        raise InputError(
-            f"{_FACTORY} must be left out, {path} brings its own model. Got {section.factory!r}."
-        )
+def _check_left_out(path: Path, section: ModelSection, *keys: str) -> None:
+    """Check that the recipe does not say what only other files need.
+
+    Raises:
+        InputError: If it does.
+    """
+    reasons = {
+        "factory": "brings its own model",
+        "weights": "holds one set of weights",
+        "prefix": "brings its own names",
+    }
+    for key in keys:
+        value = getattr(section, key)
+        if value is not None:
+            raise InputError(f"model.{key} must be left out, {path} {reasons[key]}. Got {value!r}.")
 
 
 def _build(path: Path, section: ModelSection, folder: Path) -> nn.Module:
@@ -141,76 +188,42 @@ def _build(path: Path, section: ModelSection, folder: Path) -> nn.Module:
     return module
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path, factory: str) -> None:
-    expected = module.state_dict()
-    weights = _without_prefixes(weights, expected)
-    misfits = [
-        f"{name} (file {list(weights[name].shape)}, model {list(tensor.shape)})"
-        for name, tensor in expected.items()
-        if name in weights
-        and isinstance(tensor, Tensor)
-        and isinstance(weights[name], Tensor)
-        and weights[name].shape != tensor.shape
-    ]
-    # PyTorch's own check knows what may be missing, such as batch-norm counters of old files.
-    skipped = {misfit.split(" ", 1)[0] for misfit in misfits}
-    fitting = {name: tensor for name, tensor in weights.items() if name not in skipped}
-    try:
-        result = module.load_state_dict(fitting, strict=False)
-    except Exception as error:
-        raise InputError(
-            f"{path} must fit the model of {_FACTORY} {factory!r}. Loading raised "
-            f"{type(error).__name__}: {error}."
-        ) from error
-    problems = {
-        "missing in the file": [name for name in result.missing_keys if name not in skipped],
-        "unknown to the model": list(result.unexpected_keys),
-        "of another shape": misfits,
-    }
-    listed = [f"{len(found)} {what}: {_some(found)}" for what, found in problems.items() if found]
-    if listed:
-        raise InputError(
-            f"{path} must fit the model of {_FACTORY} {factory!r}. " + "; ".join(listed) + ". "
-            "Check the factory and model.kwargs."
-        )
-
-
-def _without_prefixes(weights: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    known = set(expected)
-    while weights and not known & weights.keys():
-        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)
-        if prefix is None:
-            break
-        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return weights
-
-
 def _check_tensors(module: nn.Module, path: Path) -> None:
     parameters = dict(module.named_parameters())
     if not parameters:
         raise InputError(f"{path} must hold a model with parameters. It has none to prune.")
-    other = [f"{name} ({p.dtype})" for name, p in parameters.items() if p.dtype != torch.float32]
-    if other:
+    empty = [name for name, parameter in parameters.items() if is_lazy(parameter)]
+    if empty:
         raise InputError(
-            f"The model of {path} must have float32 parameters. Got {_some(other)}. "
-            "Call .float() on it."
+            f"The model of {path} must have parameters of known shapes. These are lazy, and the "
+            f"file does not have them: {some(empty)}."
         )
-    tensors = {**parameters, **dict(module.named_buffers())}
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    other = {name: p for name, p in parameters.items() if p.dtype != torch.float32}
+    if other:
+        listed = some([f"{name} ({parameter.dtype})" for name, parameter in other.items()])
+        advice = "Call .float() on the model."
+        if not all(parameter.is_floating_point() for parameter in other.values()):
+            advice = "What is not trained is no parameter: register it as a buffer."
+        raise InputError(
+            f"The model of {path} must have float32 parameters. Got {listed}. {advice}"
+        )
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(
+            f"The model of {path} must have parameters that can be trained. All "
+            f"{len(parameters)} are frozen (requires_grad is False): call requires_grad_(True) on "
+            "those to be pruned."
+        )
+    broken = not_finite(module)
     if broken:
         raise InputError(
-            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {_some(broken)}. "
+            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {some(broken)}. "
             "Take an earlier checkpoint."
         )
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
-
-
 def _fingerprint(content: bytes, section: ModelSection, folder: Path, module: nn.Module) -> str:
     digest = hashlib.sha256(hashlib.sha256(content).digest())
+    digest.update(json.dumps([section.weights, section.prefix]).encode())
     if section.factory is not None:
         digest.update(source_fingerprint(section.factory, key=_FACTORY, folder=folder).encode())
         digest.update(json.dumps(section.kwargs, sort_keys=True, default=str).encode())

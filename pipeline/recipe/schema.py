@@ -100,6 +100,12 @@ class ModelSection(Section):
     nn.Module. Relative paths start at the recipe's folder. Not needed for a `.pt2` file."""
     kwargs: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
+    weights: Text | None = None
+    """Where the weights stand in the checkpoint: a key, dotted for one within another (`ema`,
+    `model.state_dict_ema`). Default: found, where only one set of weights can be meant."""
+    prefix: str | None = None
+    """What the names in the checkpoint begin with beyond the model's own, such as `backbone.`;
+    other names are left out. Default: found, where all names begin with it."""
 
 
 class TaskSection(Section):

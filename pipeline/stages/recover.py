@@ -19,7 +19,14 @@ from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.shared_batch import backward
-from mfac_compress.pipeline.weights import load_masks, load_state, save_masks, save_weights
+from mfac_compress.pipeline.weights import (
+    load_masks,
+    load_state,
+    not_finite,
+    restore,
+    save_masks,
+    save_weights,
+)
 
 _BATCHNORM_BATCH = 256
 
@@ -41,7 +48,7 @@ def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
     """Fine-tune the pruned model; saves weights and masks to ``folder``, returns facts."""
     world, module = context.world, context.fresh_module()
     state, masks = world.first(lambda: (load_state(pruned), load_masks(pruned)))
-    module.load_state_dict(state)
+    restore(module, state)
     losses = list(train(context, module, masks)) if context.recipe.recover.epochs else []
     batchnorm = world.first(lambda: settle_batchnorm(context, module))
     world.first(lambda: (save_weights(module, folder), save_masks(masks, folder)))
@@ -92,13 +99,13 @@ def _finite(loss: float, epoch: int) -> float:
 
 def _check_finite(module: nn.Module, epoch: int) -> None:
     """The loss of a batch is that before its step: the last step shows in the weights only."""
-    for name, value in module.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise StageError(
-                "recover",
-                f"weights must stay finite. Got NaN or infinity in {name} after epoch "
-                f"{epoch + 1}. Lower recover.lr.",
-            )
+    broken = not_finite(module)
+    if broken:
+        raise StageError(
+            "recover",
+            f"weights must stay finite. Got NaN or infinity in {broken[0]} after epoch "
+            f"{epoch + 1}. Lower recover.lr.",
+        )
 
 
 def _optimizer(section: RecoverSection, module: nn.Module) -> torch.optim.Optimizer:

@@ -1,8 +1,11 @@
 """Properties of loading a model: what fits is loaded exactly, what does not is named."""
 
+import contextlib
+import os
 import sys
 import zipfile
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,11 +34,21 @@ def fails():
 def number():
     return 7
 
+def indices():
+    net = Net()
+    net.index = nn.Parameter(torch.zeros(3, dtype=torch.int64), requires_grad=False)
+    return net
+
 def double():
     return Net().double()
 
-def frozen():
+def all_frozen():
     return Net().requires_grad_(False)
+
+def frozen():
+    net = Net()
+    net[0].weight.requires_grad_(False)
+    return net
 
 def empty():
     return nn.ReLU()
@@ -120,9 +133,14 @@ def test_a_file_without_batchnorm_counters_is_complete(folder, state):
     load(saved(state, folder, "old.safetensors"), folder)
 
 
-def test_frozen_parameters_are_thawed(folder, state):
+def test_frozen_parameters_stay_frozen(folder, state):
     module = load(saved(state, folder), folder, factory="net.py:frozen").module
-    assert all(p.requires_grad for p in module.parameters())
+    assert [name for name, p in module.named_parameters() if not p.requires_grad] == ["0.weight"]
+
+
+def test_a_model_without_trainable_parameters_is_refused(folder, state):
+    message = refusal(saved(state, folder), folder, factory="net.py:all_frozen")
+    assert "All 6 are frozen" in message
 
 
 def test_all_misfits_are_listed_at_once_with_the_factory(folder, state):
@@ -354,12 +372,12 @@ def test_a_program_that_would_unpickle_is_refused(tamper, folder):
     assert "--trust-pickle" in message
 
 
-def test_pickled_sample_inputs_run_no_code(folder):
+def test_pickled_sample_inputs_are_not_read(folder):
     mark = folder / "it_ran"
     bomb = saved((Bomb(mark),), folder, "bomb.pt", pickle_protocol=2).read_bytes()
     path = exported(folder)
     rewrite(path, lambda name, data: (name, bomb if "sample_inputs" in name else data))
-    assert "arbitrary unpickling" in refusal(path, folder, factory=None)
+    load(path, folder, factory=None)
     assert not mark.exists()
 
 
@@ -393,3 +411,98 @@ def test_the_fingerprint_covers_layers_from_other_files(tmp_path, state, monkeyp
 
     assert first == again != fingerprint()
     sys.modules.pop("own_layers")
+
+
+def test_what_else_is_no_regular_file_is_refused(folder):
+    os.mkfifo(folder / "pipe.pt")
+    (folder / "loop.pt").symlink_to("loop.pt")
+    for name in ("pipe.pt", "/dev/zero"):
+        assert "regular file" in refusal(folder / name, folder)
+    for name in ("loop.pt", "n" * 300 + ".pt", "a\0b.pt"):
+        assert "can be read" in refusal(folder / name, folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt"])
+def test_an_onnx_file_is_said_to_be_one(name, folder):
+    tensor = onnx.helper.make_tensor_value_info("x", 1, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [tensor], [])
+    onnx.save(onnx.helper.make_model(graph), folder / name)
+    message = refusal(folder / name, folder)
+    assert "is an ONNX file" in message
+    assert "model.factory" in message
+    assert "torch.export" in message
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x1f\x8b\x08", "gzip"),
+    ],
+)
+def test_files_of_other_kinds_are_said_to_be_what_they_are(start, part, folder):
+    (folder / "model.pt").write_bytes(start + bytes(100))
+    assert part in refusal(folder / "model.pt", folder)
+
+
+def test_an_integer_parameter_is_to_be_a_buffer(folder, state):
+    state["index"] = torch.zeros(3, dtype=torch.int64)
+    message = refusal(saved(state, folder), folder, factory="net.py:indices")
+    assert "index (torch.int64)" in message
+    assert "register it as a buffer" in message
+
+
+def test_the_chosen_weights_and_what_was_done_to_them_are_told(folder, state):
+    half = {f"net.{n}": v.half() if v.is_floating_point() else v for n, v in state.items()}
+    path = saved({"model": state, "ema": {"module": half}}, folder)
+    assert "model.weights" in refusal(path, folder)
+    section = ModelSection(factory=FACTORY, weights="ema.module")
+    loaded = load_model(path, section, folder=folder)
+    assert (loaded.weights_key, loaded.prefix, loaded.converted) == ("ema.module", "net.", 8)
+    other = load_model(path, ModelSection(factory=FACTORY, weights="model"), folder=folder)
+    assert (other.weights_key, other.prefix, other.converted) == ("model", "", 0)
+    assert loaded.fingerprint != other.fingerprint
+
+
+def test_a_safetensors_file_has_no_keys_to_choose_from(folder, state):
+    path = saved(state, folder, "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.weights must be left out"):
+        load_model(path, ModelSection(factory=FACTORY, weights="ema"), folder=folder)
+
+
+def test_classes_that_are_not_found_are_named(folder):
+    source = "from torch import nn\nclass Gone(nn.Linear):\n    pass\n"
+    (folder / "gone_classes.py").write_text(source)
+    sys.path.insert(0, str(folder))
+    try:
+        import gone_classes
+
+        path = saved(gone_classes.Gone(3, 2), folder)
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("gone_classes", None)
+    message = refusal(path, folder, factory=None, trust_pickle=True)
+    assert "gone_classes" in message
+    assert "PYTHONPATH" in message
+
+
+@pytest.mark.parametrize("name", ["model.pt", "program.pt2"])
+def test_damaged_files_write_nothing_to_the_terminal(name, folder, state, capfd):
+    path = saved(state, folder) if name == "model.pt" else exported(folder)
+    content = bytearray(path.read_bytes())
+    capfd.readouterr()
+    for at in range(100, len(content), max(len(content) // 40, 1)):
+        path.write_bytes(content[:at] + b"\xff\x00" + content[at + 2 :])
+        with contextlib.suppress(InputError):
+            load(path, folder, factory=FACTORY if name == "model.pt" else None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_cannot_write_to_the_terminal(folder, state):
+    state["\x1b[31m\u202e"] = torch.zeros(1)
+    message = refusal(saved(state, folder), folder)
+    assert message.isprintable()
+    assert "\\x1b[31m" in message
