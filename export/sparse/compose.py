@@ -8,7 +8,13 @@ import onnx
 from onnx import TensorProto, helper
 
 from mfac_compress.export.sparse.find import Operator
-from mfac_compress.export.sparse.graph import Graph, initializer_names, values_read
+from mfac_compress.export.sparse.graph import (
+    FIRST_WITH_DEFAULTS,
+    Graph,
+    initializer_names,
+    needed_inputs,
+    values_read,
+)
 from mfac_compress.export.sparse.layout import Plan, in_planes
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
 
@@ -49,7 +55,8 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     model.CopyFrom(_without_graph(graph.model))
     source = graph.model.graph
     model.graph.name = source.name
-    model.graph.input.extend(source.input)
+    old = graph.model.ir_version < FIRST_WITH_DEFAULTS
+    model.graph.input.extend(needed_inputs(source) if old else source.input)
     model.graph.output.extend(source.output)
     nodes = _living(composed.nodes, graph.outputs)
     read = {name for node in nodes for name in values_read(node)} | graph.outputs
@@ -57,7 +64,7 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     notes = [note for note in source.quantization_annotation if note.tensor_name in read]
     scales = {entry.value for note in notes for entry in note.quant_parameter_tensor_names}
     model.graph.quantization_annotation.extend(notes)
-    kept = {value.name for value in source.input} | read | scales
+    kept = {value.name for value in model.graph.input} | read | scales
     tensors = [*source.initializer, *composed.initializers]
     model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
     sparse = source.sparse_initializer
@@ -162,9 +169,13 @@ def _living(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onn
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything of a model but its graph, whose tensors would be copied."""
+    """Everything of a model but its graph, whose tensors would be copied.
+
+    In the first versions of the format every initializer is listed as an input, also those that
+    come with sparse operators: what was a constant there stays one in the next, unlisted.
+    """
     bare = onnx.ModelProto(
-        ir_version=model.ir_version,
+        ir_version=max(FIRST_WITH_DEFAULTS, model.ir_version),
         producer_name=model.producer_name,
         producer_version=model.producer_version,
         domain=model.domain,

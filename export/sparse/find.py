@@ -64,11 +64,22 @@ def _match(graph: Graph, position: int) -> Operator | Refusal | None:
     """None for a node that is no layer."""
     node = graph.nodes[position]
     if graph.is_operator(position, *_LAYERS):
-        # Of constants: a product of activations is quantised, too.
-        quantised = dequantised_constant(graph, node.input[1]) is not None
-        return (_QUANTISED if quantised else _LAYERS)[node.op_type](graph, position)
+        matches = _QUANTISED if _is_quantised(graph, node) else _LAYERS
+        return matches[node.op_type](graph, position)
     reason = why_not(node)
     return None if reason is None else Refusal(reason)
+
+
+def _is_quantised(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a layer computes with quantised values: not where only its weight is stored so.
+
+    Of constants: a product of activations is quantised, too.
+    """
+    producer = graph.producer(node.input[0])
+    of_floats = producer is None or graph.nodes[producer].op_type != "DequantizeLinear"
+    return dequantised_constant(graph, node.input[1]) is not None and not (
+        of_floats and graph.constant(node.input[1]) is not None
+    )
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
@@ -121,6 +132,6 @@ def _extend(
 def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     for graph in subgraphs(node):
         for inner in graph.node:
-            if inner.op_type in _LAYERS:
+            if inner.op_type in _LAYERS or why_not(inner):
                 yield inner
             yield from _inner_layers(inner)

@@ -37,11 +37,8 @@ def shapes_of(
         probe.graph.node.append(helper.make_node("Shape", [name], [f"shape of {name}"]))
         info = helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, None)
         probe.graph.output.append(info)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with written(probe) as path:
-        session = load(str(path), options)
+        session = load(str(path), unoptimised())
         try:
             shapes = session.run(None, dict(feeds))
         except Exception as error:
@@ -51,3 +48,11 @@ def shapes_of(
                 "Give other shapes."
             ) from error
     return {name: tuple(shape.tolist()) for name, shape in zip(wanted, shapes, strict=True)}
+
+
+def unoptimised() -> onnxruntime.SessionOptions:
+    """Options of a session that computes a file as it stands."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options

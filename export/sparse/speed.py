@@ -13,7 +13,7 @@ from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import largest_difference, most_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
-from mfac_compress.export.sparse.graph import Graph, needed_inputs
+from mfac_compress.export.sparse.graph import Graph, is_open, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting, SettingTime
@@ -121,8 +121,7 @@ def _open_batch(graph: onnx.GraphProto) -> bool:
     tensors = [value.type.tensor_type for value in needed_inputs(graph)]
     firsts = [(tensor, tensor.shape.dim[:1]) for tensor in tensors]
     return any(
-        not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
-        for tensor, first in firsts
+        is_open(first[0]) if first else not tensor.HasField("shape") for tensor, first in firsts
     )
 
 

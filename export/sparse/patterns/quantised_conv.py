@@ -16,7 +16,7 @@ def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Ref
         return source
     weight = graph.constant(source.name)
     if weight is None:
-        return Refusal("its weight is not constant")
+        return Refusal(f"its weight {graph.why_not_constant(source.name)}")
     if weight.ndim != 4:
         return Refusal(f"its weight has shape {list(weight.shape)}, and 4 axes are needed")
     window = constant_window(attributes(node), weight.shape[2:])

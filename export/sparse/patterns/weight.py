@@ -18,7 +18,7 @@ def constant_weight(graph: Graph, name: str, axes: int) -> np.ndarray | Refusal:
     """
     weight = graph.constant(name)
     if weight is None:
-        return Refusal("its weight is not constant")
+        return Refusal(f"its weight {graph.why_not_constant(name)}")
     if weight.dtype != np.float32:
         return Refusal(f"its weight is {weight.dtype}, and the kernels take float32")
     if weight.ndim != axes or weight.size == 0:
