@@ -16,6 +16,7 @@ from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import Setting, SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
+from mfac_compress.export.sparse.trial import try_file
 
 __all__ = [
     "FileSize",
@@ -44,5 +45,6 @@ __all__ = [
     "parity_error",
     "predict",
     "sparse_session",
+    "try_file",
     "write_model",
 ]
