@@ -69,11 +69,17 @@ def test_a_gemm_that_adds_a_matrix(make_model, sparse_weight):
     assert "bias" in _reason(make_model([node], {"x": [3, 12]}, ["y"], **constants))
 
 
-def test_a_convolution_of_one_axis(make_model, sparse_weight):
-    node = ("Conv", ["x", "w"], ["y"])
-    assert "4 axes" in _reason(
-        make_model([node], {"x": [1, 8, 9]}, ["y"], w=sparse_weight(6, 8, 3))
+def test_a_convolution_of_three_axes(make_model, sparse_weight):
+    model = make_model(
+        [("Conv", ["x", "w"], ["y"])], {"x": [1, 8, 9, 9, 9]}, ["y"], w=sparse_weight(6, 8, 3, 3, 3)
     )
+    assert "[6, 8, 3, 3, 3], and 3 or 4 axes are needed" in _reason(model)
+
+
+def test_a_convolution_beyond_what_the_kernels_take(make_model, sparse_weight):
+    node = ("Conv", ["x", "w"], ["y"], {"pads": [40_000, 0]})
+    model = make_model([node], {"x": [1, 8, 9]}, ["y"], w=sparse_weight(6, 8, 3))
+    assert "at most 32,768" in _reason(model)
 
 
 def test_padding_that_depends_on_the_size(make_model, sparse_weight):
