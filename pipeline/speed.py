@@ -167,10 +167,15 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
         shape = " x ".join(map(str, layer.shape))
         cells = times or [""] * len(settings)
-        add_row(table, layer.weight or layer.name, shape, zeros, *cells, _verdict(layer))
+        add_row(
+            table, _printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer)
+        )
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
     _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {_name(settings[0])}")
+    unknown = sum(layer.macs is None for layer in measured.layers)
+    if unknown:
+        _say(console, f"without {unknown} layers of whose multiplications nothing is known")
     tried = "whole model" if measured.model is not None else "whole model, as tried"
     for one in measured.whole:
         _say(
@@ -191,6 +196,12 @@ def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
 
 def _verdict(layer: LayerSpeed) -> str:
     return f"yes, blocks of {layer.block}: {layer.reason}" if layer.block else f"no: {layer.reason}"
+
+
+def _printable(name: str) -> str:
+    """A name from a file, without what would move the cursor or change the terminal."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(shown)
 
 
 def _name(setting: Setting) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper
 
 from mfac_compress.export.sparse.find import Operator
@@ -39,6 +40,22 @@ def name_nodes(model: onnx.ModelProto) -> None:
             while node.name in known:
                 node.name += "_"
         known.add(node.name)
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write functions out where they are called, as ONNX Runtime does when it loads a file.
+
+    Args:
+        model: May be changed. Not larger then than what can be run.
+    Returns:
+        The model; as it was where it has no functions, or is too large for the ONNX inliner.
+    """
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception:  # the layers are said to be inside functions, then
+        return model
 
 
 def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:

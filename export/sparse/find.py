@@ -1,6 +1,6 @@
 """Find the layers of a graph, and what of it one sparse operator each can compute."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -40,11 +40,11 @@ class Layer:
     node: onnx.NodeProto
     found: Operator | Refusal
     position: int | None
-    """None in a subgraph."""
+    """None in a subgraph or a function."""
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul and Conv nodes and quantised forms of them, with nothing fused yet.
+    """All Gemm, MatMul and Conv nodes and other forms of them, with nothing fused yet.
 
     Args:
         graph: Its nodes must have names, all different.
@@ -56,6 +56,13 @@ def find_layers(graph: Graph) -> list[Layer]:
             layers.append(Layer(node, found, position))
         for inner in _inner_layers(node):
             reason = Refusal(f"it is inside the {node.op_type} node {node.name}")
+            layers.append(Layer(inner, reason, None))
+    for function in graph.model.functions:
+        for inner in _layers_among(function.node):
+            reason = Refusal(
+                f"it is inside the function {function.name}: give the file with its functions "
+                "inlined (onnx.inliner)"
+            )
             layers.append(Layer(inner, reason, None))
     return layers
 
@@ -131,7 +138,11 @@ def _extend(
 
 def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     for graph in subgraphs(node):
-        for inner in graph.node:
-            if inner.op_type in _LAYERS or why_not(inner):
-                yield inner
-            yield from _inner_layers(inner)
+        yield from _layers_among(graph.node)
+
+
+def _layers_among(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        if node.op_type in _LAYERS or why_not(node):
+            yield node
+        yield from _inner_layers(node)

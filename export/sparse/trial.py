@@ -20,6 +20,7 @@ import psutil
 
 from mfac_compress.export.sparse.probe import Feeds
 
+_TO_START = 60.0  # seconds, on a busy machine
 _PROCESS = Path(__file__).with_name("trial_process.py")
 
 
@@ -59,10 +60,10 @@ def _follow(process: subprocess.Popen, path: str, feeds: dict[str, Feeds], secon
     """Wait for the end of each step."""
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
-    step, about = "load", ""
+    step, about = "start", ""
     while True:
         try:
-            line = lines.get(timeout=seconds)
+            line = lines.get(timeout=max(seconds, _TO_START) if step == "start" else seconds)
         except queue.Empty:
             raise ValueError(_too_long(path, step, seconds)) from None
         if not line:
@@ -84,7 +85,7 @@ def _read(process: subprocess.Popen, lines: "queue.Queue[bytes]") -> None:
 
 
 def _too_long(path: str, step: str, seconds: float) -> str:
-    what = "Loading it" if step == "load" else "A call"
+    what = "A call" if step == "run" else "Loading it"
     return (
         f"ONNX Runtime must load {path} within {seconds:g} seconds, and run it within as many. "
         f"{what} did not end. If the model needs longer, allow more time (--timeout)."
@@ -103,7 +104,7 @@ def _crashed(path: str, step: str, code: int) -> str:
 
 
 def _refused(path: str, step: str, error: str, feeds: Feeds) -> str:
-    if step == "load":
+    if step != "run":
         return (
             f"ONNX Runtime must be able to load {path}. The file may be truncated, or "
             f"need a newer ONNX Runtime. ONNX Runtime said: {error}"

@@ -215,6 +215,37 @@ def test_what_onnx_runtime_takes_is_written_though_the_checker_refuses_it(faster
 def test_what_onnx_runtime_has_optimised_is_written_too(faster, tmp_path):
     """Its own operators are none that the ONNX checker knows."""
     faster(0.5)
+    path = _optimised(tmp_path, "ORT_ENABLE_EXTENDED")
+    result = _speed(path, "--shape", "x=1,16,6,5", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "give the file before optimisation" in result.output
+    x = np.random.default_rng(0).standard_normal((2, 16, 7, 5), dtype=np.float32)
+    expected, found = (
+        sparse_session(tmp_path / name).run(None, {"x": x})[0]
+        for name in ("model.onnx", "out.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(faster, tmp_path):
+    model = onnx.load(_plain(tmp_path / "m.onnx", "n"))
+    name = model.graph.initializer[0].name = model.graph.node[0].input[1] = "\x1b[31m[bold]\u202e"
+    onnx.save(model, tmp_path / "m.onnx")
+    result = _speed(tmp_path / "m.onnx")
+    assert result.exit_code == 0, result.output
+    assert name not in result.output
+    assert "\\x1b[31m[bold]\\u202e" in result.output
+
+
+def test_what_is_left_out_of_the_multiplications_is_said(faster, tmp_path):
+    faster(0.5)
+    result = _speed(_optimised(tmp_path, "ORT_ENABLE_ALL"), "--shape", "x=1,16,6,5")
+    assert result.exit_code == 0, result.output
+    assert "without 2 layers of whose multiplications nothing is known" in result.output
+
+
+def _optimised(folder, level):
+    """Two convolutions, as ONNX Runtime writes them."""
     rng = np.random.default_rng(0)
     weights = [
         (rng.standard_normal((16, 16, 3, 3)) * (rng.random((16, 16, 3, 3)) < 0.1)).astype("f4")
@@ -231,18 +262,10 @@ def test_what_onnx_runtime_has_optimised_is_written_too(faster, tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(tmp_path / "model.onnx")
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(folder / "model.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options)
-    result = _speed(tmp_path / "model.onnx", "--shape", "x=1,16,6,5", "-o", tmp_path / "out.onnx")
-    assert result.exit_code == 0, result.output
-    assert "give the file before optimisation" in result.output
-    x = rng.standard_normal((2, 16, 7, 5)).astype("f4")
-    expected, found = (
-        sparse_session(tmp_path / name).run(None, {"x": x})[0]
-        for name in ("model.onnx", "out.onnx")
-    )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    return folder / "model.onnx"
 
 
 def _endless(path, trips=2**62):

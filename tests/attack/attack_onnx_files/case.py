@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import onnx
 
 ANY = frozenset({0, 1, 2})
 """Exit codes that a file may end with of which only its maker's luck says whether it is valid."""
@@ -25,3 +28,19 @@ class Case:
     write: Callable[[Path], Path]
     codes: frozenset[int] = ANY
     options: tuple[str, ...] = ()
+
+
+def of_model(
+    name: str,
+    make: Callable[[], onnx.ModelProto],
+    codes: frozenset[int] = ANY,
+    options: tuple[str, ...] = (),
+) -> Case:
+    """A case of a model that is written as it is."""
+    return Case(name, partial(write, make), codes, options)
+
+
+def write(make: Callable[[], onnx.ModelProto], folder: Path) -> Path:
+    """Write a model to a folder."""
+    (folder / "model.onnx").write_bytes(make().SerializeToString())
+    return folder / "model.onnx"

@@ -12,12 +12,44 @@ from attack_onnx_files import nets
 from attack_onnx_files.case import Case
 
 _NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**15, 2**31 - 1, 2**31, -(2**31), 2**62, 2**63 - 1, -(2**63))
-_OPERATORS = (
-    "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "Mul", "Transpose", "Reshape", "Cast", "Identity",
-    "Concat", "Slice", "Pad", "DequantizeLinear", "QuantizeLinear", "BatchNormalization", "Gelu", "Shape",
-    "ConvTranspose", "Squeeze", "Unsqueeze", "Gather", "Split", "Constant", "ConvInteger", "QLinearConv",
-    "MatMulInteger", "Tile", "Expand", "ConstantOfShape", "RandomNormal", "Loop", "If", "Einsum", "TopK",
-)  # fmt: skip
+_OPERATORS = [
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Relu",
+    "Clip",
+    "Mul",
+    "Transpose",
+    "Reshape",
+    "Cast",
+    "Identity",
+    "Concat",
+    "Slice",
+    "Pad",
+    "DequantizeLinear",
+    "QuantizeLinear",
+    "BatchNormalization",
+    "Gelu",
+    "Shape",
+    "ConvTranspose",
+    "Squeeze",
+    "Unsqueeze",
+    "Gather",
+    "Split",
+    "Constant",
+    "ConvInteger",
+    "QLinearConv",
+    "MatMulInteger",
+    "Tile",
+    "Expand",
+    "ConstantOfShape",
+    "RandomNormal",
+    "Loop",
+    "If",
+    "Einsum",
+    "TopK",
+]
 Change = Callable[[random.Random, onnx.ModelProto], object]
 
 
@@ -96,8 +128,24 @@ def _no_attribute(draw: random.Random, model: onnx.ModelProto) -> None:
 
 
 def _new_attribute(draw: random.Random, model: onnx.ModelProto) -> None:
-    names = ("group", "strides", "pads", "dilations", "axis", "alpha", "transA", "transB", "auto_pad",
-             "to", "perm", "block_size", "kernel_shape", "epsilon", "training_mode", "unknown")  # fmt: skip
+    names = [
+        "group",
+        "strides",
+        "pads",
+        "dilations",
+        "axis",
+        "alpha",
+        "transA",
+        "transB",
+        "auto_pad",
+        "to",
+        "perm",
+        "block_size",
+        "kernel_shape",
+        "epsilon",
+        "training_mode",
+        "unknown",
+    ]
     value = draw.choice([1, 2, 0.5, [1, 1], [2], "SAME_UPPER", [1, 1, 1, 1], -1])
     node = draw.choice(list(model.graph.node))
     node.attribute.append(helper.make_attribute(draw.choice(names), value))

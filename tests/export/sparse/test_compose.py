@@ -2,7 +2,11 @@
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+
+from mfac_compress.export.sparse.compose import inline_functions, name_nodes
+from mfac_compress.export.sparse.find import find_layers
+from mfac_compress.export.sparse.graph import Graph
 
 CONV = ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]})
 X = {"x": ["n", 2, 4, 6]}
@@ -41,3 +45,24 @@ def test_notes_on_quantisation_stay_with_their_tensors(rewritten, make_model, sp
     found = rewritten(model).model.graph
     assert [note.tensor_name for note in found.quantization_annotation] == ["f"]
     assert "scale" in {tensor.name for tensor in found.initializer}
+
+
+def test_layers_inside_functions_are_layers(rewritten, make_model, sparse_weight):
+    opsets = [helper.make_opsetid("", 20)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    function = helper.make_function("own", "Layer", ["x", "w"], ["y"], nodes, opsets)
+    calls = [("Layer", ["x", "w"], ["a"]), ("Layer", ["a", "w"], ["y"])]
+    model = make_model([("Neg", ["x"], ["y"])], {"x": ["n", 6]}, ["y"], w=sparse_weight(6, 6))
+    del model.graph.node[:]
+    for kind, reads, makes in calls:
+        model.graph.node.append(helper.make_node(kind, reads, makes, domain="own"))
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    (layer,) = find_layers(Graph(model))
+    assert "inside the function Layer" in layer.found.reason
+    whole = inline_functions(model)
+    name_nodes(whole)
+    assert rewritten(whole).kinds == ["SparseLinear"] * 2

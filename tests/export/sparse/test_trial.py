@@ -55,7 +55,7 @@ def test_what_onnx_runtime_says_of_a_file_is_handed_on(file):
 
 def test_a_crash_is_an_error(file, process):
     process("import os; os.abort()")
-    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) when it was to load it"):
+    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) when it was to start it"):
         try_file(file, [_feeds(1, 4)], seconds=60)
 
 
@@ -63,6 +63,7 @@ def test_a_process_that_does_not_end_is_ended(file, process, tmp_path):
     process(
         "import os, sys, time\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        'print(\'["load", ""]\', flush=True)\n'
         "time.sleep(100)"
     )
     with pytest.raises(ValueError, match="Loading it did not end"):
