@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 import onnx
@@ -56,6 +57,27 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(model)
     except Exception:  # the layers are said to be inside functions, then
         return model
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put the nodes of the main graph in an order in which each reads what was made before.
+
+    ONNX asks for that, and ONNX Runtime sorts what comes in any other.
+
+    Args:
+        model: Changed in place, if it is not sorted. ONNX Runtime can load it.
+    """
+    nodes = list(model.graph.node)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    before = {
+        place: [makers[name] for name in values_read(node) if name in makers]
+        for place, node in enumerate(nodes)
+    }
+    if any(maker >= place for place, makers in before.items() for maker in makers):
+        order = TopologicalSorter(before).static_order()
+        ordered = [onnx.NodeProto.FromString(nodes[place].SerializeToString()) for place in order]
+        del model.graph.node[:]
+        model.graph.node.extend(ordered)
 
 
 def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:

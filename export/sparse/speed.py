@@ -9,7 +9,7 @@ import onnx
 
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, Watch, choose
-from mfac_compress.export.sparse.compose import inline_functions, name_nodes
+from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
 from mfac_compress.export.sparse.difference import largest_difference, most_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
@@ -66,6 +66,7 @@ def measure_speed(
     """
     model = inline_functions(read_model(path))
     open_session(path)  # what ONNX Runtime can not load is said of this file, not of parts of it
+    sort_nodes(model)
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mfac_compress.export.sparse.compose import inline_functions, name_nodes
+from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.graph import Graph
 
@@ -66,3 +66,18 @@ def test_layers_inside_functions_are_layers(rewritten, make_model, sparse_weight
     whole = inline_functions(model)
     name_nodes(whole)
     assert rewritten(whole).kinds == ["SparseLinear"] * 2
+
+
+def test_nodes_in_any_order_are_sorted(rewritten, make_model, sparse_weight):
+    nodes = [CONV, ("Relu", ["a"], ["r"]), ("Conv", ["r", "v"], ["y"])]
+    weights = {"w": sparse_weight(3, 2, 3, 3), "v": sparse_weight(4, 3, 1, 1)}
+    model = make_model(nodes, X, ["y"], **weights)
+    before = list(map(onnx.NodeProto.SerializeToString, model.graph.node))
+    sort_nodes(model)
+    assert list(map(onnx.NodeProto.SerializeToString, model.graph.node)) == before
+    kinds = [onnx.NodeProto.FromString(before[place]) for place in (2, 0, 1)]
+    del model.graph.node[:]
+    model.graph.node.extend(kinds)
+    sort_nodes(model)
+    assert list(map(onnx.NodeProto.SerializeToString, model.graph.node)) == before
+    assert rewritten(model).kinds == ["SparseConv"] * 2
