@@ -74,7 +74,7 @@ def speed(
         progress = progress or Progress()
         with progress.stage("timing"):
             measured = measure_speed(
-                model, feeds_of, settings, kernels=not missing, watch=progress.step
+                model, feeds_of, settings, kernels=not missing, timeout=timeout, watch=progress.step
             )
         _show(measured, settings, console)
         if output is not None and measured.model is not None:

@@ -13,8 +13,8 @@ from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import (
     FIRST_WITH_DEFAULTS,
     Graph,
-    initializer_names,
     needed_inputs,
+    value_names,
     values_read,
 )
 from mfac_compress.export.sparse.layout import Plan, in_planes
@@ -166,7 +166,7 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
-    taken = initializer_names(graph.model.graph)
+    taken = value_names(graph.model.graph)
     composed = _Composed([], [], {})
     for position in positions:
         operator = ends.get(position)

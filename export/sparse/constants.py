@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mfac_compress.export.sparse.fold import FOLDED, fold
+from mfac_compress.export.sparse.fold import FOLDED, MOST_ELEMENTS, fold
 
 _MOST_NODES = 20_000
-_MOST_ELEMENTS = 2**31
+_MOST_ELEMENTS_FOLDED = 2**31
 """Of all that is folded in a file together: this is work, and memory."""
 _ATTRIBUTES = {
     "value_float": np.float32,
@@ -21,7 +21,7 @@ _ATTRIBUTES = {
 
 
 class Constants:
-    """Initializers, Constant nodes, and what nodes make of these.
+    """Initializers, sparse ones too, Constant nodes, and what nodes make of these but the sparse.
 
     What nodes make is computed when it is asked for, within bounds: beyond them it is taken for no
     constant.
@@ -34,9 +34,11 @@ class Constants:
     def __init__(self, model: onnx.ModelProto, defaults: Collection[str]) -> None:
         self._model = model
         self._tensors = {t.name: t for t in model.graph.initializer if t.name not in defaults}
+        sparse = model.graph.sparse_initializer
+        self._sparse = {s.values.name: s for s in sparse if s.values.name not in defaults}
         self._makers: dict[str, int] = {}
         self._found: dict[str, np.ndarray | None] = {}
-        self._nodes_left, self._elements_left = _MOST_NODES, _MOST_ELEMENTS
+        self._nodes_left, self._elements_left = _MOST_NODES, _MOST_ELEMENTS_FOLDED
         for position, node in enumerate(model.graph.node):
             if node.domain not in ("", "ai.onnx"):
                 continue
@@ -52,7 +54,7 @@ class Constants:
         if name in self._tensors:
             return numpy_helper.to_array(self._tensors[name])
         if name not in self._found:
-            self._found[name] = self._fold(name) if name in self._makers else None
+            self._found[name] = self._compute(name)
         return self._found[name]
 
     def stored(self, name: str) -> str:
@@ -63,6 +65,11 @@ class Constants:
         read = (each for position in self._before(name) for each in nodes[position].input)
         stored = [each for each in read if each in self._tensors]
         return max(stored, key=lambda each: prod(self._tensors[each].dims))
+
+    def _compute(self, name: str) -> np.ndarray | None:
+        if name in self._sparse:
+            return _dense(self._sparse[name])
+        return self._fold(name) if name in self._makers else None
 
     def _is_folded(self, node: onnx.NodeProto) -> bool:
         known = [name in self._tensors or name in self._makers for name in node.input if name]
@@ -108,3 +115,14 @@ def _tensor(node: onnx.NodeProto) -> TensorProto | None:
         array = np.asarray(helper.get_attribute_value(part), _ATTRIBUTES[part.name])
         return numpy_helper.from_array(array)
     return None
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray | None:
+    """With zeros where it has no number; None where that is too much."""
+    shape = tuple(sparse.dims)
+    if prod(shape) > MOST_ELEMENTS:
+        return None
+    values, places = (numpy_helper.to_array(each) for each in (sparse.values, sparse.indices))
+    dense = np.zeros(prod(shape), values.dtype)
+    dense[np.ravel_multi_index(places.T, shape) if places.ndim == 2 else places] = values
+    return dense.reshape(shape)

@@ -21,7 +21,7 @@ FOLDED = frozenset(_ELEMENTWISE) | {
 }  # fmt: skip
 """What ONNX Runtime folds as well, with outputs no larger than what they are made of, but for
 broadcasting. Not what makes much of little (ConstantOfShape, Expand, Tile), nor anything random."""
-_MOST_ELEMENTS = 2**29
+MOST_ELEMENTS = 2**29
 """Of a value; protobuf ends at 2 GiB."""
 
 
@@ -37,7 +37,7 @@ def fold(
     Returns:
         Its outputs; None where they are too large, or of a type that NumPy lacks.
     """
-    if _most_elements(node, constants) > _MOST_ELEMENTS:
+    if _most_elements(node, constants) > MOST_ELEMENTS:
         return None
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     alone = onnx.ModelProto(ir_version=max(4, model.ir_version))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mfac_compress.export.graphs import subgraphs
+from mfac_compress.export.graphs import nested, subgraphs
 from mfac_compress.export.sparse.constants import Constants
 
 _STANDARD = ("", "ai.onnx")
@@ -98,6 +98,15 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
     """Names of a graph's initializers, sparse ones too."""
     names = {tensor.name for tensor in graph.initializer}
     return names | {tensor.values.name for tensor in graph.sparse_initializer}
+
+
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """All names of values in a graph and those within it: a new one must be none of them."""
+    names = set()
+    for each in nested(graph):
+        names |= initializer_names(each) | {value.name for value in each.input}
+        names |= {name for node in each.node for name in (*node.input, *node.output)}
+    return names
 
 
 def is_open(dimension: onnx.TensorShapeProto.Dimension) -> bool:

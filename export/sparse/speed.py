@@ -49,6 +49,7 @@ def measure_speed(
     settings: Sequence[Setting],
     *,
     kernels: bool = True,
+    timeout: float | None = None,
     watch: Watch = lambda *_: None,
 ) -> FileSpeed:
     """Find the layers of a file that run faster as sparse operators.
@@ -58,6 +59,7 @@ def measure_speed(
         feeds_of: Batch size -> the model's inputs.
         settings: Batch sizes and threads. A layer is replaced only if that is faster at all.
         kernels: Otherwise nothing is timed or replaced, and the kernels need not be built.
+        timeout: Seconds in which a call that only asks for shapes must end; None: no limit.
         watch: Told what is timed next: its name, how many layers were timed, of how many.
     Returns:
         The layers, with times of those that could be replaced, and the model with sparse operators.
@@ -70,7 +72,7 @@ def measure_speed(
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)
-    by_batch = _shapes(graph, feeds_of, settings)
+    by_batch = _shapes(graph, feeds_of, settings, timeout)
     operators = fuse(graph, layers, by_batch[max(by_batch)])
     choice = Choice((), {})
     if kernels:
@@ -127,7 +129,10 @@ def _open_batch(graph: onnx.GraphProto) -> bool:
 
 
 def _shapes(
-    graph: Graph, feeds_of: Callable[[int], Feeds], settings: Sequence[Setting]
+    graph: Graph,
+    feeds_of: Callable[[int], Feeds],
+    settings: Sequence[Setting],
+    timeout: float | None,
 ) -> dict[int, dict[str, tuple[int, ...]]]:
     """By batch size, the shapes of all that layers and what follows them read and make."""
     batches = {setting.batch_size for setting in settings}
@@ -139,10 +144,10 @@ def _shapes(
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }
-    shapes = {batch: shapes_of(graph.model, names, feeds_of(batch)) for batch in batches}
+    shapes = {b: shapes_of(graph.model, names, feeds_of(b), timeout) for b in batches}
     if batches == {1} and _open_batch(graph.model.graph):
         # At 1, a value that is broadcast over the batch looks like any other. A file that does not
         # run at 2, whatever its inputs leave open, has nothing to broadcast over.
         with suppress(ValueError):
-            shapes[2] = shapes_of(graph.model, names, feeds_of(2))
+            shapes[2] = shapes_of(graph.model, names, feeds_of(2), timeout)
     return shapes

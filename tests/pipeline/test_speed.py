@@ -227,6 +227,29 @@ def test_what_onnx_runtime_has_optimised_is_written_too(faster, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+def test_a_model_that_ends_at_one_batch_size_only_is_ended(faster, tmp_path):
+    """Its shapes are looked at with a batch of 2, too, which nobody asked for."""
+    model = onnx.load(_endless(tmp_path / "m.onnx"))
+    before = [
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Sub", ["size", "one"], ["others"]),
+        helper.make_node("Mul", ["others", "most"], ["trips"]),
+        helper.make_node("MatMul", ["x", "w"], ["unused"]),
+    ]
+    nodes = [*before, *model.graph.node]
+    nodes[-1].input[0] = "trips"
+    tensors = {"one": np.array([1]), "most": np.array([2**62]), "w": np.ones((1, 1), np.float32)}
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, array in tensors.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(model, tmp_path / "m.onnx")
+    result = _speed(tmp_path / "m.onnx", "--timeout", 3)
+    assert result.exit_code == 0, result.output
+
+
 def test_names_do_not_reach_the_terminal_as_they_are(faster, tmp_path):
     model = onnx.load(_plain(tmp_path / "m.onnx", "n"))
     name = model.graph.initializer[0].name = model.graph.node[0].input[1] = "\x1b[31m[bold]\u202e"

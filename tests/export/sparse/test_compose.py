@@ -81,3 +81,21 @@ def test_nodes_in_any_order_are_sorted(rewritten, make_model, sparse_weight):
     sort_nodes(model)
     assert list(map(onnx.NodeProto.SerializeToString, model.graph.node)) == before
     assert rewritten(model).kinds == ["SparseConv"] * 2
+
+
+def test_new_initializers_have_names_that_are_free(rewritten, make_model, sparse_weight):
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["r"], ["layer.indices"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("layer.indices", 1, None)],
+    )
+    nodes = [
+        ("MatMul", ["x", "w"], ["layer.values"], {"name": "layer"}),
+        ("Relu", ["layer.values"], ["r"]),
+        ("If", ["yes"], ["layer.starts"], {"then_branch": inner, "else_branch": inner}),
+        ("Relu", ["layer.starts"], ["y"]),
+    ]
+    constants = {"w": sparse_weight(6, 6), "yes": np.array(True)}
+    found = rewritten(make_model(nodes, {"x": ["n", 6]}, ["y"], **constants))
+    assert found.kinds[0] == "SparseLinear"

@@ -120,14 +120,14 @@ def test_what_makes_much_of_little_is_no_constant(make_model, monkeypatch):
     model = make_model(nodes, X, ["y"], n=np.array([99, 99]), **parts)
     assert Graph(model).constant("zeros") is None
     assert Graph(model).constant("table").shape == (99, 99)
-    monkeypatch.setattr(fold, "_MOST_ELEMENTS", 400)
+    monkeypatch.setattr(fold, "MOST_ELEMENTS", 400)
     assert Graph(model).constant("table") is None
     assert Graph(model).constant("long") is None
 
 
-@pytest.mark.parametrize("limit", ["_MOST_NODES", "_MOST_ELEMENTS"])
-def test_there_is_an_end_to_what_is_computed(make_model, monkeypatch, limit):
-    monkeypatch.setattr(constants, limit, {"_MOST_NODES": 1, "_MOST_ELEMENTS": 60}[limit])
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_NODES", 1), ("_MOST_ELEMENTS_FOLDED", 60)])
+def test_there_is_an_end_to_what_is_computed(make_model, monkeypatch, limit, most):
+    monkeypatch.setattr(constants, limit, most)
     nodes = [("Abs", ["w"], ["a"]), ("Neg", ["w"], ["b"]), ("MatMul", ["x", "b"], ["y"])]
     graph = Graph(make_model(nodes, X, ["y"], w=W))
     assert graph.constant("a") is not None
@@ -183,3 +183,23 @@ def test_inputs_that_only_onnx_runtime_rounds_are_no_difference(kernels, make_mo
     sparse = rewrite(graph, {operator: Placement(1)})
     x = np.random.default_rng(0).standard_normal((3, 12), dtype=np.float32)
     assert largest_difference(model, sparse, {"x": x}) < 1e-5
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_sparse_initializer_is_a_constant(
+    rewritten, make_model, sparse_weight, axes, monkeypatch
+):
+    weight = sparse_weight(12, 4)
+    model = make_model([("MatMul", ["x", "w"], ["y"])], X, ["y"], w=weight)
+    places = np.argwhere(weight) if axes == 2 else np.flatnonzero(weight)
+    sparse = onnx.SparseTensorProto(dims=weight.shape)
+    sparse.values.CopyFrom(numpy_helper.from_array(weight[weight != 0], "w"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(places))
+    del model.graph.initializer[:]
+    model.graph.sparse_initializer.append(sparse)
+    assert np.array_equal(Graph(model).constant("w"), weight)
+    found = rewritten(model)
+    assert found.kinds == ["SparseLinear"]
+    assert not found.model.graph.sparse_initializer
+    monkeypatch.setattr(constants, "MOST_ELEMENTS", 40)
+    assert Graph(model).constant("w") is None
