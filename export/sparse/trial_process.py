@@ -9,11 +9,15 @@ import sys
 sys.path[:] = [each for each in sys.path if each != __file__.rpartition("/")[0]]  # our operator.py
 
 import contextlib  # noqa: E402
+import ctypes  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 
 import numpy as np  # noqa: E402
 import onnxruntime  # noqa: E402
+
+_SIGNAL_AT_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def main(model: str, memory: int, names: str, feeds: list[str]) -> None:
@@ -40,7 +44,9 @@ def main(model: str, memory: int, names: str, feeds: list[str]) -> None:
 
 
 def _limit(memory: int) -> None:
-    """Let this process fail, or be ended, before any other has too little memory."""
+    """Let this process end with its parent, and before any other has too little memory."""
+    with contextlib.suppress(AttributeError, OSError):  # where there is no prctl
+        ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH_OF_PARENT, signal.SIGKILL)
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from mfac_compress.export import try_file
@@ -80,3 +83,34 @@ def test_more_memory_than_there_is_is_an_error(file, monkeypatch):
     monkeypatch.setattr(trial.psutil, "virtual_memory", Little)
     with pytest.raises(ValueError, match="must be able to load"):
         try_file(file, [_feeds(1, 4)], seconds=60)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only there is a child told of its parent's end"
+)
+def test_a_trial_ends_with_the_process_that_began_it():
+    child = (
+        f"import runpy, time; runpy.run_path({str(trial._PROCESS)!r})['_limit'](2**40); "
+        "print(flush=True); time.sleep(600)"
+    )
+    parent = (
+        "import os, subprocess, sys\n"
+        f"begun = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "begun.stdout.readline()\n"
+        "print(begun.pid, flush=True)\n"
+        "os.abort()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGABRT
+    try:
+        process = psutil.Process(int(done.stdout))
+        for _ in range(100):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return
+            time.sleep(0.1)
+        process.kill()
+        pytest.fail("it goes on")
+    except psutil.NoSuchProcess:
+        pass
