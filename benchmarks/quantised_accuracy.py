@@ -30,7 +30,7 @@ from mfac_compress.export import (
     predict,
     write_model,
 )
-from mfac_compress.export.sparse.timing import in_turn
+from mfac_compress.export.timing import time_interleaved
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.recipe.file import load_recipe
@@ -96,8 +96,9 @@ def measure(
     rows: list[dict[str, Any]] = [{"metric": metric(context, session)} for session in sessions]
     for size in BATCH_SIZES:
         given = feeds(context, size)
-        calls = [partial(session.run, None, given) for session in sessions]
-        times = np.array(in_turn(calls, threads=1, rounds=ROUNDS))
+        openers = [lambda s=session, g=given: partial(s.run, None, g) for session in sessions]
+        timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
+        times = np.array(timed.times("thread CPU"))
         for row, own in zip(rows, times, strict=True):
             row[f"ms_{size}"] = float(np.median(own))
             row[f"ratio_{size}"] = [float(q) for q in np.percentile(times[0] / own, [25, 50, 75])]

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from mfac_compress.export import (
     open_session,
     write_model,
 )
-from mfac_compress.export.sparse.timing import in_turn
+from mfac_compress.export.timing import clock_for, time_interleaved
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes" / "models"))
 from resnet_cifar import resnet20
@@ -221,9 +222,10 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
         sessions.append(open_session(float32, threads=threads))
     ours = sessions[1].run(None, feeds)[0]
     error = float(np.abs(ours - open_session(plain).run(None, feeds)[0]).max())
-    calls = [lambda session=session: session.run(None, feeds) for session in sessions]
+    openers = [lambda session=session: partial(session.run, None, feeds) for session in sessions]
     # Each session's memory drives the others' out of the caches: no more of them than needed.
-    before, after, *others = in_turn(calls, threads=threads, rounds=ROUNDS)
+    timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
+    before, after, *others = timed.times(clock_for(threads))
     in_float32 = others[0] if others else before
     ratios = np.array(before) / np.array(after)
     low, ratio, high = np.percentile(ratios, [25, 50, 75])

@@ -33,7 +33,7 @@ from mfac_compress.export.sparse import (
     sparse_conv,
     sparse_linear,
 )
-from mfac_compress.export.sparse.timing import in_turn
+from mfac_compress.export.timing import time_interleaved
 
 ROUNDS = 15
 CHAIN = 4
@@ -137,9 +137,10 @@ def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Pat
     onnx.save(_chain(case, weight), path)
     session = open_session(path, threads=1, library=kernel_library())
     x = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
-    ours, *others = in_turn(
-        [lambda: session.run(None, {"v0": x}), *limits.calls()], threads=1, rounds=ROUNDS
-    )
+    calls = [lambda: session.run(None, {"v0": x}), *limits.calls()]
+    openers = [lambda call=call: call for call in calls]
+    timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
+    ours, *others = timed.times("thread CPU")
     fma, loads, stream = limits.rates([float(np.median(times)) for times in others])
     seconds = float(np.median(ours)) / 1e3 / CHAIN
     positions = int(np.prod(case.shape)) // case.weight[1]

@@ -1,24 +1,34 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
+import mfac_compress.export.environment  # noqa: F401  (before onnxruntime is imported)
 from mfac_compress.export.audit import TensorAudit, audit_zeros
 from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
-from mfac_compress.export.latency import LatencyComparison, Spread, Timing, compare_latency
+from mfac_compress.export.latency import (
+    LatencyComparison,
+    Setting,
+    Spread,
+    Timing,
+    compare_latency,
+    why_not_faster,
+)
 from mfac_compress.export.machine import machine_load
 from mfac_compress.export.onnx_file import export_onnx
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
+from mfac_compress.export.sparse.confirm import NOT_IN_WHOLE, confirm
 from mfac_compress.export.sparse.files import write_model
 from mfac_compress.export.sparse.inputs import RandomInputs, ShapeError
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting, SettingTime
+from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
 from mfac_compress.export.sparse.trial import try_file
 
 __all__ = [
+    "NOT_IN_WHOLE",
     "FileSize",
     "FileSpeed",
     "Interval",
@@ -33,6 +43,7 @@ __all__ = [
     "Timing",
     "audit_zeros",
     "compare_latency",
+    "confirm",
     "data_files",
     "data_path",
     "export_onnx",
@@ -46,5 +57,6 @@ __all__ = [
     "predict",
     "sparse_session",
     "try_file",
+    "why_not_faster",
     "write_model",
 ]

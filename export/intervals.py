@@ -1,6 +1,5 @@
 """The median of a sample and an interval for the median of what it was drawn from."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,9 +18,8 @@ class Interval:
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Bound the median without assuming a distribution.
 
-    The interval runs from the k-th smallest to the k-th largest value. The median lies below it
-    with probability P(B < k), B ~ Binomial(n, 1/2), and above it with the same; k is the largest
-    with 2 P(B < k) <= 1 - confidence.
+    The interval runs from the k-th smallest to the k-th largest value, k the largest at which it
+    holds the median with the probability asked for.
 
     Args:
         values: Independent values. Length n.
@@ -31,22 +29,14 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     Raises:
         ValueError: If n is too small for the confidence; 95% takes six values.
     References:
-        David, Nagaraja (2003), Order Statistics, section 7.1.
+        scipy.stats.quantile_test; David, Nagaraja (2003), Order Statistics, section 7.1.
     """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    k = _rank(len(ordered), confidence)
-    if k == 0:
+    from scipy.stats import quantile_test
+
+    low, high = quantile_test(values, p=0.5).confidence_interval(confidence)
+    if not low <= high:  # NaN where no values are enough for the confidence
         raise ValueError(
             f"An interval of {confidence:.0%} confidence needs more values. "
-            f"Got {len(ordered)}. Six are enough for 95%."
+            f"Got {len(values)}. Six are enough for 95%."
         )
-    return Interval(float(np.median(ordered)), float(ordered[k - 1]), float(ordered[-k]))
-
-
-def _rank(n: int, confidence: float) -> int:
-    """Find the largest k with 2 P(B < k) <= 1 - confidence, B ~ Binomial(n, 1/2); 0 if none."""
-    k, outside = 0, 2 / 2**n
-    while outside <= 1 - confidence:
-        k += 1
-        outside += 2 * math.comb(n, k) / 2**n
-    return k
+    return Interval(float(np.median(values)), float(low), float(high))

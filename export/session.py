@@ -1,7 +1,7 @@
 """Open ONNX files in ONNX Runtime and run them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,20 @@ def predict(
 
 def run(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
     """Run one batch ``[n, ...]``. Raises ValueError where the file does not take it."""
-    taken = session.get_inputs()[0]
+    return call(session, {session.get_inputs()[0].name: batch})[0]
+
+
+def call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    """All outputs for some inputs. Raises ValueError where the file does not take them."""
     try:
-        return session.run(None, {taken.name: batch})[0]
+        return session.run(None, dict(feeds))
     except InvalidArgument as error:
+        taken = ", ".join(
+            f"{one.name} {one.type} of shape {one.shape}" for one in session.get_inputs()
+        )
+        got = ", ".join(f"{name} {x.dtype} of shape {list(x.shape)}" for name, x in feeds.items())
         raise ValueError(
-            f"Inputs must be what the ONNX file takes: {taken.type} of shape {taken.shape}. "
-            f"Got {batch.dtype} of shape {list(batch.shape)}. "
+            f"Inputs must be what the ONNX file takes: {taken}. Got {got}. "
             "Convert the inputs, or export with an example of that shape and dtype."
         ) from error
 

@@ -198,7 +198,7 @@ def _run(
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
     if as_json:
-        documents.append(json.dumps(report.model_dump(mode="json"), indent=2))
+        documents.append(json.dumps(json.loads(report.model_dump_json()), indent=2))
     world.agreed = True
     return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mfac_compress.export import LatencyComparison, machine_load
+from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
@@ -34,7 +34,6 @@ from mfac_compress.pipeline.stages import (
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
 from mfac_compress.pipeline.verdict.gates import judge, verdict_of
 from mfac_compress.pipeline.verdict.report import (
-    LatencyResult,
     MachineResult,
     Report,
     TensorAuditResult,
@@ -164,15 +163,18 @@ class _Run:
         validated = self._stage(
             validate, validate.validate, recovered, exported, accelerated, world=alone
         )
-        timed: list[list[LatencyComparison]] = []
-        if context.recipe.validate_.latency is not None:
+        timed = validate.Latencies()
+        candidate = accelerated.facts["state"] == accelerate.CANDIDATE
+        if context.recipe.validate_.latency is not None or candidate:
             with self._timed("latency"):
                 timed = validate.measure_latency(context, exported.folder, accelerated.folder)
+        decided = accelerate.decided(accelerated.facts, timed.accelerated)
+        accelerate.check_written(context.recipe, decided)
         with stage_named("report", resumable=True):
-            latency = [tuple(map(latency_result, comparisons)) for comparisons in timed]
-            report = self._report(validated, latency, recovered, accelerated)
-            resolved = self._resolved(calibrated, accelerated)
-            self._publish(report, resolved, recovered, exported, accelerated)
+            report = self._report(validated, timed, recovered, decided)
+            resolved = self._resolved(calibrated, decided)
+            used = [accelerated] if decided["state"] == "used" else []
+            self._publish(report, resolved, recovered, exported, *used)
         return report
 
     def _stage(
@@ -217,18 +219,18 @@ class _Run:
     def _report(
         self,
         validated: Artefact,
-        latency: list[tuple[LatencyResult, ...]],
+        timed: validate.Latencies,
         recovered: Artefact,
-        accelerated: Artefact,
+        accelerated: Mapping[str, Any],
     ) -> Report:
         measured = validated.facts
         recipe, targets = self.context.recipe, self.context.targets
         audit = tuple(self._in_model_order(measured["audit"]))
         parameters = self.context.model.module.named_parameters()
         sparsity = sparsity_result(targets, {name: p.numel() for name, p in parameters}, audit)
-        plain = measured_result(measured, latency[0] if latency else ())
+        plain = measured_result(measured, tuple(map(latency_result, timed.plain)))
         kernels = sparse_kernels_result(
-            accelerated.facts, measured["sparse_kernels"], latency[1] if latency[1:] else ()
+            accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
         )
         judged = kernels if recipe.validate_.artifact == accelerate.ACCELERATED else plain
         gates = judge(
@@ -247,7 +249,7 @@ class _Run:
             metric=plain.metric,
             sparsity=sparsity,
             latency=plain.latency,
-            flops=flops_result(accelerated.facts),
+            flops=flops_result(accelerated),
             sparse_kernels=kernels,
             machine=MachineResult(**machine_load()),
             size_bytes=plain.size_bytes,
@@ -262,10 +264,10 @@ class _Run:
         for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
             yield TensorAuditResult(**tensor)
 
-    def _resolved(self, calibrated: Artefact | None, accelerated: Artefact) -> Recipe:
+    def _resolved(self, calibrated: Artefact | None, accelerated: Mapping[str, Any]) -> Recipe:
         """The recipe with what the run measured and chose, so that it gives the same run again."""
         recipe = self.context.recipe
-        used = "off" if accelerated.facts["state"] in ("off", "not built") else "auto"
+        used = "off" if accelerated["state"] in ("off", "not built") else "auto"
         update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
         if calibrated is not None:
             chosen = {"gradients": calibrated.facts["method"]}

@@ -13,6 +13,7 @@ from mfac_compress.export import (
     RandomInputs,
     Setting,
     ShapeError,
+    confirm,
     data_files,
     data_path,
     kernel_library,
@@ -22,10 +23,12 @@ from mfac_compress.export import (
 )
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.recipe.schema import LatencySection
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
 _LONGEST_NAME = 250  # with .data behind it, file systems take it
+_LATENCY = LatencySection()  # `speed` judges as a run does that leaves this to the defaults
 
 
 def speed(
@@ -73,8 +76,11 @@ def speed(
         settings = [Setting(size, count) for count in threads for size in sizes]
         progress = progress or Progress()
         with progress.stage("timing"):
-            measured = measure_speed(
+            found = measure_speed(
                 model, feeds_of, settings, kernels=not missing, timeout=timeout, watch=progress.step
+            )
+            measured = confirm(
+                found, model, feeds_of, settings, warmup=_LATENCY.warmup, runs=_LATENCY.runs
             )
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
@@ -157,7 +163,7 @@ def _missing_kernels() -> str:
 
 
 def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) -> None:
-    heads = [_name(setting) for setting in settings]
+    heads = [str(setting) for setting in settings]
     table = plain_table("Layers", "layer", "weight", "zeros", *heads, "sparse operator")
     for layer in measured.layers:
         times = [
@@ -172,22 +178,34 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         )
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
-    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {_name(settings[0])}")
+    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {settings[0]}")
     unknown = sum(layer.macs is None for layer in measured.layers)
     if unknown:
         _say(console, f"without {unknown} layers of whose multiplications nothing is known")
     tried = "whole model" if measured.model is not None else "whole model, as tried"
-    for one in measured.whole:
+    for setting, dense_ms, sparse_ms, says in _whole(measured):
         _say(
             console,
-            f"{tried}, {_name(one.setting)}: {one.dense_ms:.3f} ms in stock ONNX Runtime, "
-            f"{one.sparse_ms:.3f} ms with sparse operators: {1 / one.ratio:.2f}x",
+            f"{tried}, {setting}: {dense_ms:.3f} ms in stock ONNX Runtime, {sparse_ms:.3f} ms with "
+            f"sparse operators: {says}",
         )
     if measured.difference is not None:
         share = f"{measured.difference:.1g} of the largest"
         _say(console, f"outputs with and without sparse operators differ by {share}")
     if measured.reason:
         _say(console, f"no sparse file: {measured.reason}")
+
+
+def _whole(measured: FileSpeed) -> list[tuple[Setting, float, float, str]]:
+    """Setting, times of both files and what they say: as compared, else as looked through."""
+    compared = [
+        (one.setting, one.clocked("dense").median_ms, one.clocked("sparse").median_ms, one.verdict)
+        for one in measured.compared
+    ]
+    return compared or [
+        (one.setting, one.dense_ms, one.sparse_ms, f"{1 / one.ratio:.2f}x")
+        for one in measured.whole
+    ]
 
 
 def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
@@ -202,10 +220,6 @@ def _printable(name: str) -> str:
     """A name from a file, without what would move the cursor or change the terminal."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
     return "".join(shown)
-
-
-def _name(setting: Setting) -> str:
-    return f"batch {setting.batch_size}, {setting.threads} thread{'s' * (setting.threads > 1)}"
 
 
 def _say(console: Console, line: str) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from mfac_compress.export.latency import Setting
 from mfac_compress.export.sparse.compose import piece
 from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
-from mfac_compress.export.sparse.measure import Setting, SettingTime, race, random_feeds
-from mfac_compress.export.sparse.timing import median_ratio
+from mfac_compress.export.sparse.measure import SettingTime, median_ratio, race, random_feeds
 
 Shapes = Mapping[str, tuple[int, ...]]
 

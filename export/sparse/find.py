@@ -30,6 +30,7 @@ _QUANTISED = {
     "MatMul": match_quantised_matmul,
     "Conv": match_quantised_conv,
 }
+_LEFT_ALONE = {"ConvTranspose": "sparse operators do not compute transposed convolutions"}
 Operator = SparseOperator | QuantisedOperator
 
 
@@ -44,7 +45,7 @@ class Layer:
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul and Conv nodes and other forms of them, with nothing fused yet.
+    """All Gemm, MatMul, Conv and ConvTranspose nodes and other forms, with nothing fused yet.
 
     Args:
         graph: Its nodes must have names, all different.
@@ -73,7 +74,8 @@ def _match(graph: Graph, position: int) -> Operator | Refusal | None:
     if graph.is_operator(position, *_LAYERS):
         matches = _QUANTISED if _is_quantised(graph, node) else _LAYERS
         return matches[node.op_type](graph, position)
-    reason = why_not(node)
+    left_alone = graph.is_operator(position, *_LEFT_ALONE)
+    reason = _LEFT_ALONE[node.op_type] if left_alone else why_not(node)
     return None if reason is None else Refusal(reason)
 
 
@@ -143,6 +145,6 @@ def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 def _layers_among(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
-        if node.op_type in _LAYERS or why_not(node):
+        if node.op_type in (*_LAYERS, *_LEFT_ALONE) or why_not(node):
             yield node
         yield from _inner_layers(node)

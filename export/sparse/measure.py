@@ -9,20 +9,17 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from mfac_compress.export.latency import Setting
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.files import written
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.probe import Feeds
-from mfac_compress.export.sparse.timing import in_turn, median_ratio
+from mfac_compress.export.timing import Call, clock_for, time_interleaved
 
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a choice must hold."""
-
-    batch_size: int
-    threads: int
+_WARMUP = 2
+_SHORTEST_RUN_MS = 1.0  # half of what a comparison takes: here many candidates are looked through
+_LONGEST_MS = 2000.0
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,34 @@ class SettingTime:
 def race(
     models: Sequence[onnx.ModelProto], feeds: Feeds, *, threads: int, rounds: int
 ) -> list[list[float]]:
-    """Time models on the same inputs.
+    """Time models on the same inputs, each opened once: to find candidates, not to judge them.
 
     Args:
         models: With or without sparse operators. All take the same inputs.
         feeds: The inputs.
         threads: Of ONNX Runtime.
-        rounds: How often each is timed.
+        rounds: How often each is timed, in turn; fewer times where that takes many seconds.
     Returns:
         For each model, milliseconds a call by round.
     """
-    calls = [partial(open_model(model, threads).run, None, dict(feeds)) for model in models]
-    return in_turn(calls, threads=threads, rounds=rounds)
+
+    def open_call(model: onnx.ModelProto) -> Call:
+        return partial(open_model(model, threads).run, None, dict(feeds))
+
+    timed = time_interleaved(
+        [partial(open_call, model) for model in models],
+        rounds=1,
+        runs=rounds,
+        warmup=_WARMUP,
+        shortest_run_ms=_SHORTEST_RUN_MS,
+        longest_ms=_LONGEST_MS,
+    )
+    return timed.times(clock_for(threads))
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the rounds' ratios ours / theirs."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:

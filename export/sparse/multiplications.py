@@ -33,12 +33,14 @@ def multiplications(
     x, y = (shapes.get(name) for name in (node.input[0], node.output[0]))
     if not x or not y:
         return None
-    is_convolution = "Conv" in node.op_type
+    is_convolution = "Conv" in node.op_type  # ConvTranspose and ConvInteger, too
     if stored is None:
         count = prod(y) * x[-1]  # of two activations
         return None if is_convolution else (count, count)
-    # Each weight meets every position of the output once: pixels of images, else rows.
-    positions = y[0] * prod(y[2:]) if is_convolution else prod(y[:-1])
+    # Each weight meets every position once: pixels of images, else rows; of the output, but of the
+    # input where the convolution is transposed.
+    images = x if node.op_type == "ConvTranspose" else y
+    positions = images[0] * prod(images[2:]) if is_convolution else prod(y[:-1])
     return positions * stored.array.size, positions * int(np.count_nonzero(stored.array))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from mfac_compress.export.latency import LatencyComparison, Setting
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, Watch, choose
 from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
@@ -16,11 +17,13 @@ from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph, is_open, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import Setting, SettingTime
+from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.operator import Refusal
 from mfac_compress.export.sparse.patterns.other_quantised import why_not
 from mfac_compress.export.sparse.probe import Feeds, shapes_of
 from mfac_compress.export.sparse.whole import best_whole
+
+_SHAPED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,12 @@ class FileSpeed:
     Attributes:
         layers: In the graph's order.
         whole: Of the model with sparse operators, or of the best that was tried; else empty.
-        model: With sparse operators, never slower at a setting; None where there is none.
+        model: With sparse operators, the fastest that was found; None where none was faster.
         reason: Why there is no model; empty where there is one.
         difference: Of the outputs with and without sparse operators, as a share of the largest.
             None where there are none to compare.
+        compared: The whole against the file, at each setting, as :func:`confirm` measures it; else
+            empty.
     """
 
     layers: tuple[LayerSpeed, ...]
@@ -41,6 +46,7 @@ class FileSpeed:
     model: onnx.ModelProto | None
     reason: str
     difference: float | None
+    compared: tuple[LatencyComparison, ...] = ()
 
 
 def measure_speed(
@@ -53,6 +59,9 @@ def measure_speed(
     watch: Watch = lambda *_: None,
 ) -> FileSpeed:
     """Find the layers of a file that run faster as sparse operators.
+
+    What is found is a candidate: among many, the fastest may be so by luck. Whether it is faster is
+    for :func:`confirm` to say, or for another comparison of the whole files.
 
     Args:
         path: ONNX file without sparse operators.
@@ -139,8 +148,7 @@ def _shapes(
     names = {
         name
         for position, node in enumerate(graph.nodes)
-        if graph.is_operator(position, "Conv", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
-        or why_not(node)
+        if graph.is_operator(position, *_SHAPED) or why_not(node)
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }

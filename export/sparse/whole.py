@@ -6,11 +6,12 @@ from statistics import fmean
 
 import onnx
 
+from mfac_compress.export.latency import Setting
 from mfac_compress.export.sparse.choose import WORTH, Part, together
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
-from mfac_compress.export.sparse.measure import Setting, SettingTime, race
+from mfac_compress.export.sparse.measure import SettingTime, race
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.sparse.skip_layer_norm import keep_sums_apart
 

@@ -336,14 +336,14 @@ class ExportSection(Section):
 
 
 class LatencySection(Section):
-    """How latency is measured: dense and sparse in turn, after a warm-up."""
+    """How latency is measured: dense and sparse in turn, both opened anew up to 20 times."""
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 16)
     """Samples of one call."""
     threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
     """Threads of ONNX Runtime."""
-    warmup: Index = 5
-    """Calls of each file that are not timed."""
+    warmup: Index = 2
+    """Calls of each file that are not timed, each time it is opened; at least one."""
     runs: Annotated[int, Field(ge=6), NoSwitch] = 40
     """Timed runs of each file. Six is the fewest that give a 95% interval of the median."""
 

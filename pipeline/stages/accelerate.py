@@ -1,8 +1,12 @@
-"""Stage 6: the file with sparse operators, where the machine runs it faster."""
+"""Stage 6: the file with sparse operators, where the machine seems to run it faster.
+
+What this stage chooses is a candidate, and it is cached. Whether it is faster is decided by the
+latencies that the report prints, which every run measures anew: see :func:`decided`.
+"""
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,15 @@ import numpy as np
 import torch
 
 from mfac_compress.export import (
+    NOT_IN_WHOLE,
     FileSpeed,
+    LatencyComparison,
     LayerSpeed,
     Setting,
     kernel_library,
     machine_load,
     measure_speed,
+    why_not_faster,
     write_model,
 )
 from mfac_compress.pipeline.errors import InputError, StageError
@@ -26,6 +33,9 @@ from mfac_compress.pipeline.stages.export import SPARSE
 
 ACCELERATED = "model.sparse.onnx"
 LIBRARY = Path("kernels", "libmfac_sparse.so")
+CANDIDATE = "candidate"
+"""State of a file that was chosen and is not compared yet."""
+_USED = "faster at every batch size and number of threads of validate.latency"
 
 
 def built_library() -> Path | None:
@@ -54,17 +64,50 @@ def check_written(recipe: Recipe, facts: Mapping[str, Any]) -> None:
 
     Args:
         recipe: Names it.
-        facts: Of this stage.
+        facts: Of this stage, or decided.
     Raises:
-        StageError: If it did not pay to write it.
+        StageError: If it is not to be written.
     """
-    if recipe.validate_.artifact == ACCELERATED and facts["state"] != "used":
+    if recipe.validate_.artifact == ACCELERATED and facts["state"] not in (CANDIDATE, "used"):
         raise StageError(
             "accelerate",
             f"{recipe.where('validate.artifact')}: {ACCELERATED} is written only where it is "
-            f"faster. It was not: {facts['reason']}. Set validate.artifact to {SPARSE}, or raise "
-            "prune.sparsity.",
+            f"faster. It was not: {facts['reason']}. {_advice(facts)}",
         )
+
+
+def _advice(facts: Mapping[str, Any]) -> str:
+    if facts["state"] == "too noisy":
+        return "Run again when the machine is less busy: only latency is measured again."
+    return f"Set validate.artifact to {SPARSE}, or raise prune.sparsity."
+
+
+def decided(facts: Mapping[str, Any], comparisons: Sequence[LatencyComparison]) -> dict[str, Any]:
+    """The facts, once the candidate was compared with the dense file.
+
+    It is used where each comparison shows it faster. So a file of the dense one's speed is used in
+    at most 2.5% of all runs, and the report never shows another result than the one that decided.
+
+    Args:
+        facts: Of this stage.
+        comparisons: At each setting where it must be faster; empty where there is no candidate.
+    """
+    if facts["state"] != CANDIDATE:
+        return dict(facts)
+    refuted = why_not_faster(comparisons)
+    if refuted is None:
+        return {**facts, "state": "used", "reason": _USED}
+    finding, reason = refuted
+    return {
+        **facts,
+        "state": "too noisy" if finding == "too noisy to judge" else "no gain",
+        "reason": reason,
+        "library_bytes": None,
+        "layers": [
+            {**layer, "block": None, "reason": NOT_IN_WHOLE} if layer["block"] else layer
+            for layer in facts["layers"]
+        ],
+    }
 
 
 def depends_on(context: RunContext) -> dict[str, Any]:
@@ -73,19 +116,19 @@ def depends_on(context: RunContext) -> dict[str, Any]:
     return {
         "sparse_kernels": context.recipe.export.sparse_kernels,
         "library": library and hashlib.sha256(library.read_bytes()).hexdigest(),
-        "settings": [asdict(setting) for setting in _settings(context.recipe)],
+        "settings": [asdict(setting) for setting in settings_of(context.recipe)],
         "cpu": machine_load()["cpu"],
         "samples": context.data.validation.fingerprint,
     }
 
 
 def accelerate(context: RunContext, exported: Path, folder: Path) -> dict[str, Any]:
-    """Write ``model.sparse.onnx`` and the library to ``folder`` where that pays; returns facts."""
+    """Write the candidate and the library to ``folder``, where there is one; returns facts."""
     library, off = built_library(), context.recipe.export.sparse_kernels == "off"
-    settings = _settings(context.recipe)
+    settings = settings_of(context.recipe)
     speed = measure_speed(
         exported / SPARSE,
-        _feeds_of(context),
+        feeds_of(context),
         settings,
         kernels=bool(library) and not off,
         watch=context.progress.step,
@@ -111,10 +154,10 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
         return "not built", "the sparse kernels were not built: no C++ compiler was there"
     if speed.model is None:
         return "no gain", speed.reason
-    return "used", "faster at every batch size and number of threads of validate.latency"
+    return CANDIDATE, "not compared yet"
 
 
-def _settings(recipe: Recipe) -> list[Setting]:
+def settings_of(recipe: Recipe) -> list[Setting]:
     """Where the file must be faster: what the recipe measures, or would by default."""
     section = recipe.validate_.latency or LatencySection()
     fixed = not recipe.export.dynamic_batch
@@ -122,7 +165,8 @@ def _settings(recipe: Recipe) -> list[Setting]:
     return [Setting(size, threads) for threads in section.threads for size in sizes]
 
 
-def _feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
+def feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
+    """Batch size -> the first validation samples, by the name of the file's input."""
     split, name = context.data.validation, context.recipe.export.input_name
 
     def feeds(batch_size: int) -> dict[str, np.ndarray]:

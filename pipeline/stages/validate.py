@@ -19,7 +19,8 @@ from mfac_compress.export import (
     predict,
 )
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.stages.accelerate import ACCELERATED, LIBRARY
+from mfac_compress.pipeline.recipe.schema import LatencySection
+from mfac_compress.pipeline.stages.accelerate import ACCELERATED, LIBRARY, feeds_of, settings_of
 from mfac_compress.pipeline.stages.export import DENSE, SPARSE
 from mfac_compress.pipeline.stages.metric import compare_metric
 from mfac_compress.pipeline.weights import load_masks, load_weights
@@ -63,32 +64,38 @@ def validate(
     }
 
 
-def measure_latency(
-    context: RunContext, exported: Path, accelerated: Path
-) -> list[list[LatencyComparison]]:
+class Latencies(NamedTuple):
+    """Of the two sparse files against the dense one, at each setting."""
+
+    plain: tuple[LatencyComparison, ...] = ()
+    accelerated: tuple[LatencyComparison, ...] = ()
+    """Empty where there is no such file."""
+
+
+def measure_latency(context: RunContext, exported: Path, accelerated: Path) -> Latencies:
     """Time the dense file against the plain sparse one, and the one with sparse operators.
 
-    Never cached: it is the machine's, not the files'. One list for each file that is there.
+    Never cached: it is the machine's, not the files'. The file with sparse operators is always
+    compared, since that decides whether it is used; the plain one where the recipe asks for it.
     """
     section = context.recipe.validate_.latency
-    if section is None:
-        return [[] for _ in _judged(exported, accelerated)]
-    rows = torch.arange(min(max(section.batch_sizes), len(context.data.validation)))
-    inputs, _ = next(iter(context.data.validation.batches(len(rows), indices=rows)))
-    return [
-        compare_latency(
-            exported / DENSE,
-            file.path,
-            inputs.numpy(),
-            batch_sizes=section.batch_sizes,
-            threads=section.threads,
-            warmup=section.warmup,
-            runs=section.runs,
-            seed=context.recipe.run.seed,
-            library=file.library,
+    timing = section or LatencySection()
+    files = _judged(exported, accelerated)
+    compared = [
+        tuple(
+            compare_latency(
+                exported / DENSE,
+                file.path,
+                feeds_of(context),
+                settings_of(context.recipe),
+                warmup=timing.warmup,
+                runs=timing.runs,
+                library=file.library,
+            )
         )
-        for file in _judged(exported, accelerated)
+        for file in files[section is None :]
     ]
+    return Latencies((), *compared) if section is None else Latencies(*compared)
 
 
 class _File(NamedTuple):

@@ -32,14 +32,14 @@ def judge(
         metric: It and its drop, by point or by the worse end of their intervals.
         sparsity: Counted in the ONNX file.
         size_ratio: Compressed sparse / compressed dense.
-        latency: Of each batch size and number of threads; the worst upper end counts.
+        latency: Of each batch size and number of threads; the worst upper end counts. The gate
+            fails where one of them is too noisy to judge.
         parity_error: Largest difference from PyTorch.
 
     Returns:
         One result for each gate that is set. A gate whose measurement is missing or not finite
         fails.
     """
-    slowest = _largest([result.interval[1] for result in latency])
     results = (
         _metric_drop(gates, metric),
         _metric_itself("min_metric", gates, metric),
@@ -52,12 +52,7 @@ def judge(
             sparsity.model,
         ),
         _at_most("max_size_ratio", "compressed size ratio", gates.max_size_ratio, size_ratio),
-        _at_most(
-            "max_latency_ratio",
-            "upper end of the worst latency ratio",
-            gates.max_latency_ratio,
-            slowest,
-        ),
+        _max_latency_ratio(gates.max_latency_ratio, latency),
         _at_most("max_parity_error", "parity error", gates.max_parity_error, parity_error),
     )
     return tuple(result for result in results if result is not None)
@@ -107,6 +102,20 @@ def _metric_itself(
         "of the sparse file"
     )
     return compare(name, what, threshold, end, missing=metric.method)
+
+
+def _max_latency_ratio(
+    threshold: float | None, latency: tuple[LatencyResult, ...]
+) -> GateResult | None:
+    slowest = _largest([result.interval[1] for result in latency])
+    what = "upper end of the worst latency ratio"
+    result = _at_most("max_latency_ratio", what, threshold, slowest)
+    noisy = [one for one in latency if one.finding == "too noisy to judge"]
+    if result is None or not noisy:
+        return result
+    where = ", ".join(f"batch {one.batch_size}, threads: {one.threads}" for one in noisy)
+    reason = f"the machine is too noisy to judge ({where}), so the gate fails; {result.reason}"
+    return result.model_copy(update={"passed": False, "reason": reason})
 
 
 def _largest(values: Iterable[float]) -> Measurement:

@@ -98,8 +98,11 @@ class LatencyResult(_Part):
 
     batch_size: int
     threads: int
+    rounds: int | None = None
+    """How often both files were opened anew; each round is one value of ``ratio``'s interval. null:
+    the report is of an older version, which had no such field."""
     runs: int
-    """Pairs of timed runs, dense and sparse in turn."""
+    """Pairs of timed runs in all rounds, dense and sparse in turn."""
     calls_per_run: int
     dense_wall: SpreadResult
     sparse_wall: SpreadResult
@@ -109,11 +112,14 @@ class LatencyResult(_Part):
     clock: Literal["thread CPU", "wall"]
     """The clock of ``ratio``."""
     ratio: float
-    """Sparse / dense, median of the pairs."""
+    """Sparse / dense, median of the rounds, in each of the pairs."""
     interval: tuple[float, float]
-    """95% interval of ``ratio``."""
+    """95% interval of ``ratio``, over the rounds."""
+    finding: Literal["faster", "slower", "no speed-up", "too noisy to judge"] | None = None
+    """What the interval shows. Where it includes 1: "no speed-up", or "too noisy to judge" if half
+    its width is more than 10% of ``ratio``. null: of an older version, as ``rounds``."""
     verdict: str
-    """The ratio in words: "no speed-up" where the interval includes 1."""
+    """The finding in words."""
 
 
 class MachineResult(_Part):
@@ -206,8 +212,9 @@ class LayerSpeedResult(_Part):
 class SparseKernelsResult(_Part):
     """The file with sparse operators, ``model.sparse.onnx``."""
 
-    state: Literal["used", "no gain", "not built", "off"]
-    """``used`` where the file was written."""
+    state: Literal["used", "no gain", "too noisy", "not built", "off"]
+    """``used`` where the file was written: each ``latency`` below shows it faster. ``too noisy``:
+    the machine was too busy to tell, so it was not."""
     reason: str
     layers: tuple[LayerSpeedResult, ...]
     library_bytes: int | None
@@ -217,7 +224,8 @@ class SparseKernelsResult(_Part):
     """As ``parity_error`` of the report; null also where an output was not finite."""
     size_bytes: SizeResult | None
     latency: tuple[LatencyResult, ...]
-    """The dense file in stock ONNX Runtime against this file with the library."""
+    """The dense file in stock ONNX Runtime against this file with the library. Not empty either
+    where a file was compared and not found faster."""
 
 
 class Report(_Part):

@@ -200,7 +200,7 @@ def _latency_text(report: Report) -> str:
         f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at batch "
         f"{flops.batch_size} ({flops.ratio:.3f}). Counted, not measured."
     )
-    if not report.latency:
+    if not (report.latency or report.sparse_kernels.latency):
         return f"Not measured.\n\n{theory}"
     rows = []
     for name, latency in (
@@ -219,8 +219,9 @@ def _latency_text(report: Report) -> str:
     head = ("file", "batch", "threads", "clock", "dense ms (IQR)", "sparse ms (IQR)", "verdict")
     return (
         f"{_table(head, rows)}\n\nONNX Runtime on {machine.cpu}, {machine.cores} cores, load "
-        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range. The dense "
-        f"file always runs in stock ONNX Runtime.\n\n{theory}"
+        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range; the "
+        f"interval is of the medians of rounds, for each of which both files are opened anew. The "
+        f"dense file always runs in stock ONNX Runtime.\n\n{theory}"
     )
 
 

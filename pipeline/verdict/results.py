@@ -77,22 +77,27 @@ def sparse_kernels_result(
     """The report's form of what is known of the file with sparse operators.
 
     Args:
-        facts: Of the stage accelerate.
-        measured: What the stage validate says of the file; None where there is none.
-        latency: Of the file.
+        facts: Of the stage accelerate, decided.
+        measured: What the stage validate says of the candidate; None where there is none.
+        latency: Of the candidate.
     """
-    absent = {"metric": None, "size_bytes": None, "parity_error": None, "latency": ()}
-    found = absent if measured is None else measured_result(measured, latency)._asdict()
+    absent = {"metric": None, "size_bytes": None, "parity_error": None, "latency": latency}
+    used = measured is not None and facts["state"] == "used"
+    found = measured_result(measured, latency)._asdict() if used else absent
     said = {key: value for key, value in facts.items() if key != "batch_size"}
     return SparseKernelsResult(**said, **found)
 
 
 def flops_result(facts: Mapping[str, Any]) -> FlopsResult:
-    """Sum up the layers that the stage accelerate lists."""
-    counts = [(layer["macs"], layer["kept_macs"]) for layer in facts["layers"]]
-    dense, sparse = (sum(filter(None, column)) for column in zip(*counts, strict=True))
+    """Sum up the layers that the stage accelerate lists. Without any, nothing is saved."""
+    dense, sparse = (
+        sum(layer[count] or 0 for layer in facts["layers"]) for count in ("macs", "kept_macs")
+    )
     return FlopsResult(
-        batch_size=facts["batch_size"], dense=dense, sparse=sparse, ratio=sparse / max(1, dense)
+        batch_size=facts["batch_size"],
+        dense=dense,
+        sparse=sparse,
+        ratio=sparse / dense if dense else 1.0,
     )
 
 
@@ -100,8 +105,9 @@ def latency_result(comparison: LatencyComparison) -> LatencyResult:
     """The report's form of a comparison."""
     dense, sparse = comparison.dense, comparison.sparse
     return LatencyResult(
-        batch_size=comparison.batch_size,
-        threads=comparison.threads,
+        batch_size=comparison.setting.batch_size,
+        threads=comparison.setting.threads,
+        rounds=comparison.rounds,
         runs=comparison.runs,
         calls_per_run=comparison.calls_per_run,
         dense_wall=_spread(dense.wall),
@@ -111,6 +117,7 @@ def latency_result(comparison: LatencyComparison) -> LatencyResult:
         clock=comparison.clock,
         ratio=comparison.ratio.median,
         interval=(comparison.ratio.low, comparison.ratio.high),
+        finding=comparison.finding,
         verdict=comparison.verdict,
     )
 

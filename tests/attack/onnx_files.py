@@ -149,6 +149,7 @@ def _replace_everything() -> None:
     from mfac_compress.export.sparse import choose, whole
     from mfac_compress.export.sparse.files import has_sparse_operators
     from mfac_compress.export.sparse.measure import open_model
+    from mfac_compress.pipeline import speed
 
     def race(models, feeds, *, threads, rounds):
         for model in models:
@@ -157,6 +158,7 @@ def _replace_everything() -> None:
 
     for module in (choose, whole):
         module.race = race
+    speed.confirm = lambda found, *_, **__: found
 
 
 def main() -> int:

@@ -1,3 +1,6 @@
+"""What a comparison finds, on machines whose clocks are arguments: nothing here is timed."""
+
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -6,136 +9,245 @@ import pytest
 import torch
 from torch import nn
 
-from mfac_compress.export import Interval, compare_latency, export_onnx, latency
-from mfac_compress.export.latency import LatencyComparison, Spread, Timing
+from mfac_compress.export import (
+    Interval,
+    LatencyComparison,
+    Setting,
+    Spread,
+    Timing,
+    compare_latency,
+    export_onnx,
+    latency,
+    why_not_faster,
+)
+from mfac_compress.export.latency import compare
+from mfac_compress.export.timing import Clocks
 
-INPUTS = np.ones((8, 3, 4, 4), np.float32)
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine of fixed speeds: ``cost`` in ms per call and file, ``log`` of what was done."""
-    machine = SimpleNamespace(cost={"dense": 4.0, "sparse": 3.0}, log=[], wall=0.0, cpu=0.0)
-    machine.libraries = {}
-
-    def open_session(path, threads, library=None):
-        machine.log.append(("open", path))
-        machine.libraries[path] = library
-        shape = [SimpleNamespace(shape=["batch", 3, 4, 4])]
-        return SimpleNamespace(path=path, get_inputs=lambda: shape)
-
-    def run(session, batch):
-        machine.log.append(("run", session.path))
-        machine.cpu += machine.cost[session.path]
-        machine.wall += 2 * machine.cost[session.path] + 1
-
-    clocks = SimpleNamespace(
-        perf_counter_ns=lambda: int(machine.wall * 1e6),
-        thread_time_ns=lambda: int(machine.cpu * 1e6),
-    )
-    monkeypatch.setattr(latency, "open_session", open_session)
-    monkeypatch.setattr(latency, "run", run)
-    monkeypatch.setattr(latency, "time", clocks)
-    return machine
+ONE = Setting(2, 1)
 
 
-def compare(dense="dense", sparse="sparse", batch_sizes=(2,), threads=(1,), warmup=0, runs=20):
-    options = {"batch_sizes": batch_sizes, "threads": threads, "warmup": warmup, "runs": runs}
-    return compare_latency(dense, sparse, INPUTS, **options)
+@dataclass
+class Machine:
+    """Two files of fixed speeds in milliseconds a call; each session and each run may differ."""
+
+    cost: dict[str, float] = field(default_factory=lambda: {"dense": 4.0, "sparse": 3.0})
+    session_spread: float = 0.0
+    run_spread: float = 0.0
+    drift: float = 0.0
+    opening: float = 0.0
+    slowness: float = 1.0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    log: list[tuple[str, str]] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def opener(self, name):
+        def open_session():
+            self.log.append(("open", name))
+            self.wall += self.opening
+            session = np.exp(self.session_spread * self.rng.standard_normal())
+
+            def call():
+                self.log.append(("run", name))
+                self.slowness *= 1 + self.drift
+                run = self.slowness * np.exp(self.run_spread * self.rng.standard_normal())
+                self.cpu += self.cost[name] * session * run
+                self.wall += 2 * self.cost[name] * session * run + 1
+
+            return call
+
+        return open_session
+
+    def compare(self, *, threads=1, warmup=0, runs=40, **timing):
+        clocks = Clocks(wall=lambda: int(self.wall * 1e6), cpu=lambda: int(self.cpu * 1e6))
+        openers = [self.opener("dense"), self.opener("sparse")]
+        setting = Setting(2, threads)
+        return compare(openers, setting, warmup=warmup, runs=runs, clocks=clocks, **timing)
+
+    def of(self, what):
+        return [name for done, name in self.log if done == what]
 
 
-def test_at_one_thread_the_ratio_is_of_cpu_time(machine):
-    (found,) = compare()
+def test_at_one_thread_the_ratio_is_of_cpu_time():
+    found = Machine().compare()
     assert found.clock == "thread CPU"
     assert found.dense == Timing(wall=Spread(9, 0), cpu=Spread(4, 0))
     assert found.sparse == Timing(wall=Spread(7, 0), cpu=Spread(3, 0))
-    assert found.ratio == Interval(0.75, 0.75, 0.75)
+    assert astuple(found.ratio) == pytest.approx((0.75, 0.75, 0.75))
     assert found.verdict == "1.33x faster (95% interval 1.33 to 1.33)"
 
 
-def test_at_more_threads_the_ratio_is_of_wall_time(machine):
-    (found,) = compare(threads=[2])
+def test_at_more_threads_the_ratio_is_of_wall_time():
+    found = Machine().compare(threads=2)
     assert found.clock == "wall"
     assert found.dense.cpu is None
     assert found.sparse.cpu is None
     assert found.ratio.median == pytest.approx(7 / 9)
 
 
-def test_the_order_of_opening_and_of_running_alternates(machine):
-    compare(runs=20)
-    opened = [path for what, path in machine.log if what == "open"]
-    assert opened == ["dense", "sparse", "sparse", "dense"] * 5
-    ran = [path for what, path in machine.log if what == "run"]
-    assert ran[-40:] == ["dense", "sparse", "sparse", "dense"] * 10
+def test_the_order_of_opening_and_of_running_alternates():
+    machine = Machine()
+    found = machine.compare(runs=40)
+    assert machine.of("open") == ["dense", "sparse", "sparse", "dense"] * 10
+    assert (found.rounds, found.runs) == (20, 40)
+    # Two pairs a round; what ran first after opening runs second after the next.
+    one, other = ["dense", "sparse", "sparse", "dense"], ["sparse", "dense", "dense", "sparse"]
+    assert machine.of("run")[-80:] == (one + other) * 10
 
 
-def test_each_session_is_warmed_up(machine):
-    compare(warmup=3, runs=6)
+@pytest.mark.parametrize(("runs", "rounds"), [(6, 6), (7, 7), (20, 20), (50, 20), (200, 20)])
+def test_a_round_has_a_run_at_least(runs, rounds):
+    found = Machine().compare(runs=runs)
+    assert (found.runs, found.rounds) == (runs, rounds)
+
+
+@pytest.mark.parametrize(("opening", "rounds"), [(100, 20), (150, 16), (1000, 10)])
+def test_files_that_take_long_to_open_are_opened_less_often(opening, rounds):
+    found = Machine(opening=opening).compare(runs=40)
+    assert (found.runs, found.rounds) == (40, rounds)
+
+
+def test_each_session_is_warmed_up():
+    machine = Machine()
+    machine.compare(warmup=3, runs=6)
     starts = [i for i, (what, _) in enumerate(machine.log) if what == "open"][::2]
     for start in starts:
-        after = [path for what, path in machine.log[start + 2 : start + 8] if what == "run"]
-        assert after == ["dense", "sparse"] * 3
+        after = [name for what, name in machine.log[start + 2 : start + 8] if what == "run"]
+        assert sorted(after) == ["dense"] * 3 + ["sparse"] * 3
 
 
-def test_short_calls_are_timed_together(machine):
-    machine.cost = {"dense": 0.5, "sparse": 0.25}
-    (found,) = compare(runs=6)
+def test_short_calls_are_timed_together():
+    found = Machine(cost={"dense": 0.5, "sparse": 0.25}).compare(runs=6)
     assert found.calls_per_run == 2  # 1.5 ms of wall time a call
     assert found.runs == 6
     assert found.sparse.cpu == Spread(0.25, 0)
 
 
-def test_a_drift_of_the_machine_does_not_move_the_ratio(machine, monkeypatch):
-    run = latency.run
+def test_calls_that_take_long_are_timed_less_often_where_that_is_asked_for():
+    machine = Machine(cost={"dense": 400.0, "sparse": 300.0})
+    assert machine.compare(longest_ms=15_000).runs == 10
+    assert machine.compare(longest_ms=1_000).runs == 6
+    assert machine.compare().runs == 40
 
-    def slower_each_time(session, batch):
-        machine.cost = {path: cost * 1.01 for path, cost in machine.cost.items()}
-        run(session, batch)
 
-    monkeypatch.setattr(latency, "run", slower_each_time)
-    (found,) = compare(runs=40)
+def test_a_drift_of_the_machine_does_not_move_the_ratio():
+    found = Machine(drift=0.01).compare(runs=40)
     assert found.dense.cpu.iqr_ms > 1
     assert found.ratio.median == pytest.approx(0.75, rel=0.02)
 
 
-def test_identical_files_are_compared_for_every_batch_size_and_thread_count(pruned):
-    found = compare(pruned.path, pruned.path, batch_sizes=(1, 4), threads=(1, 2), runs=6)
-    assert [(c.threads, c.batch_size) for c in found] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+def test_the_second_of_two_equal_files_is_not_slower_by_noise():
+    """The mean of ratios is above 1 for either of two things whose times vary."""
+    cost = {"dense": 4.0, "sparse": 4.0}
+    machines = [
+        Machine(dict(cost), run_spread=0.4, rng=np.random.default_rng(seed)) for seed in range(100)
+    ]
+    middles = [machine.compare(runs=40).ratio.median for machine in machines]
+    assert np.mean(np.log(middles)) == pytest.approx(0, abs=0.03)
+
+
+def test_too_few_runs_are_refused():
+    with pytest.raises(ValueError, match="Got 5"):
+        Machine().compare(runs=5)
+
+
+def _simulate(count, runs):
+    """Equal files, whose sessions differ by much more than their runs: (covers, passes)."""
+    found = []
+    for seed in range(count):
+        cost = {"dense": 4.0, "sparse": 4.0}
+        rng = np.random.default_rng([seed, runs])
+        machine = Machine(cost, session_spread=0.014, run_spread=0.005, rng=rng)
+        ratio = machine.compare(runs=runs).ratio
+        found.append((ratio.low <= 1 <= ratio.high, ratio.high <= 1))
+    return np.mean(found, axis=0)
+
+
+def test_intervals_hold_the_truth_though_the_runs_of_a_session_are_alike():
+    """Taken over all pairs, the interval at 100 runs holds it in half of the cases."""
+    covers, passes = _simulate(100, runs=100)
+    assert covers >= 0.9
+    assert passes <= 0.06
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runs", [6, 20, 50, 200])
+def test_intervals_hold_the_truth_as_often_as_they_say(runs):
+    """Of files of equal speed at most 2.5% pass max_latency_ratio: 1.0, and as many fail it."""
+    count = 2000
+    covers, passes = _simulate(count, runs)
+    error = 3 * np.sqrt(0.05 * 0.95 / count)
+    assert covers >= 0.95 - error
+    assert passes <= 0.025 + error / np.sqrt(2)
+
+
+def _found(low, middle, high, setting=ONE):
+    timing = Timing(wall=Spread(1, 0), cpu=None)
+    return LatencyComparison(setting, 6, 6, 1, timing, timing, "wall", Interval(middle, low, high))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "finding", "verdict"),
+    [
+        ((0.71, 0.76, 0.83), "faster", "1.32x faster (95% interval 1.20 to 1.41)"),
+        ((0.3, 0.5, 0.7), "faster", "2.00x faster (95% interval 1.43 to 3.33)"),
+        ((1.1, 1.25, 1.5), "slower", "1.25x slower (95% interval 1.10 to 1.50)"),
+        ((0.9, 0.95, 1.05), "no speed-up", "no speed-up"),
+        ((0.98, 0.99, 0.999), "no speed-up", "no speed-up"),  # would print 1.00 as its end
+        (
+            (0.8, 0.95, 1.1),
+            "too noisy to judge",
+            "too noisy to judge (95% interval 0.91x to 1.25x as fast)",
+        ),
+    ],
+)
+def test_a_speed_up_is_claimed_only_outside_of_the_interval(ratio, finding, verdict):
+    assert _found(*ratio).finding == finding
+    assert _found(*ratio).verdict == verdict
+
+
+def test_a_file_is_faster_where_it_is_so_at_every_setting():
+    fast, even = _found(0.5, 0.6, 0.7), _found(0.95, 1, 1.05, Setting(16, 4))
+    noisy = _found(0.5, 1, 2, Setting(1, 2))
+    assert why_not_faster([fast, fast]) is None
+    assert why_not_faster([fast, even]) == ("no speed-up", "no speed-up at batch 16, 4 threads")
+    finding, reason = why_not_faster([fast, noisy])
+    assert finding == "too noisy to judge"
+    assert reason.startswith("the machine is too noisy to judge (95% interval 0.50x to 2.00x")
+    assert reason.endswith("at batch 1, 2 threads")
+    # Noise at one setting does not hide that another one has no gain.
+    assert why_not_faster([noisy, even])[0] == "no speed-up"
+
+
+def test_identical_files_are_compared_at_every_setting(pruned):
+    settings = [Setting(1, 1), Setting(4, 1), Setting(1, 2), Setting(4, 2)]
+    found = compare_latency(pruned.path, pruned.path, _feeds, settings, warmup=1, runs=6)
+    assert [comparison.setting for comparison in found] == settings
     for comparison in found:
         assert comparison.calls_per_run > 1
         assert comparison.dense.wall.median_ms > 0
-        assert (comparison.sparse.cpu is None) == (comparison.threads > 1)
+        assert (comparison.sparse.cpu is None) == (comparison.setting.threads > 1)
         assert comparison.ratio.low <= comparison.ratio.median <= comparison.ratio.high
 
 
-def test_too_few_runs_are_refused(machine):
-    with pytest.raises(ValueError, match="Got 5"):
-        compare(runs=5)
+def _feeds(batch):
+    return {"input": np.ones((batch, 3, 4, 4), np.float32)}
 
 
 def test_a_batch_size_that_the_file_does_not_take_is_refused(tmp_path):
     path = tmp_path / "m.onnx"
     export_onnx(nn.Flatten(), torch.ones(3, 3, 4, 4), path, dynamic_batch=False)
-    with pytest.raises(ValueError, match=r"batch_sizes must be \[3\].*Got 2"):
-        compare(path, path, batch_sizes=(2,), runs=6)
+    with pytest.raises(ValueError, match=r"of shape \[3, 3, 4, 4\].*of shape \[2, 3, 4, 4\]"):
+        compare_latency(path, path, _feeds, [ONE], warmup=0, runs=6)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "verdict"),
-    [
-        (Interval(0.76, 0.71, 0.83), "1.32x faster (95% interval 1.20 to 1.41)"),
-        (Interval(1.25, 1.1, 1.5), "1.25x slower (95% interval 1.10 to 1.50)"),
-        (Interval(0.9, 0.8, 1.1), "no speed-up"),
-        (Interval(0.99, 0.98, 0.999), "no speed-up"),  # would print 1.00 as its end
-    ],
-)
-def test_a_speed_up_is_claimed_only_outside_of_the_interval(ratio, verdict):
-    timing = Timing(wall=Spread(1, 0), cpu=None)
-    comparison = LatencyComparison(1, 2, 6, 1, timing, timing, "wall", ratio)
-    assert comparison.verdict == verdict
+def test_the_library_is_for_the_sparse_file_alone(monkeypatch):
+    libraries = {}
 
+    def open_session(path, threads, library=None):
+        libraries[path] = library
+        return SimpleNamespace(run=lambda *_: [])
 
-def test_the_library_is_for_the_sparse_file_alone(machine):
-    options = {"batch_sizes": [2], "threads": [1], "warmup": 0, "runs": 20}
-    compare_latency("dense", "sparse", INPUTS, **options, library=Path("kernels.so"))
-    assert machine.libraries == {"dense": None, "sparse": Path("kernels.so")}
+    monkeypatch.setattr(latency, "open_session", open_session)
+    compare_latency("dense", "sparse", _feeds, [ONE], warmup=0, runs=6, library=Path("kernels.so"))
+    assert libraries == {"dense": None, "sparse": Path("kernels.so")}

@@ -11,7 +11,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
+from mfac_compress.export import Interval, LatencyComparison, Spread, Timing, kernel_library
+from mfac_compress.export.sparse import choose, confirm, whole
+from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.pipeline.cli import main
+from mfac_compress.pipeline.stages import validate
 
 FACTORY = """
 from torch import nn
@@ -125,3 +129,37 @@ def frozen_stages(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(stage, name, refuse)
 
     return freeze
+
+
+@pytest.fixture
+def sparse_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say what files with sparse operators take of the dense file's time, whatever the clock says.
+
+    First the ratio of the times by which they are chosen, then, if it is another, the interval that
+    comparing the whole files gives.
+    """
+    try:
+        kernel_library()
+    except ValueError:
+        pytest.skip("the sparse kernels are not built: there was no C++ compiler")
+
+    def say(ratio: float, compared: Interval | None = None) -> None:
+        def race(models, *_, **__):
+            domains = [[node.domain for node in model.graph.node] for model in models]
+            return [[ratio if DOMAIN in each else 1.0] * 3 for each in domains]
+
+        def compare_latency(dense, sparse, feeds_of, settings, *, library=None, **_):
+            found = compared or Interval(ratio, ratio, ratio)
+            found = Interval(1.0, 0.99, 1.01) if library is None else found
+            timing = Timing(wall=Spread(1, 0), cpu=None)
+            return [
+                LatencyComparison(each, 20, 40, 1, timing, timing, "wall", found)
+                for each in settings
+            ]
+
+        for module in (choose, whole):
+            monkeypatch.setattr(module, "race", race)
+        for module in (confirm, validate):
+            monkeypatch.setattr(module, "compare_latency", compare_latency)
+
+    return say

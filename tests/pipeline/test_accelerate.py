@@ -7,9 +7,8 @@ import onnx
 import pytest
 import yaml
 
-from mfac_compress.export import kernel_library, sparse_session
-from mfac_compress.export.sparse import choose, library, whole
-from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.export import Interval, sparse_session
+from mfac_compress.export.sparse import library
 from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover
 
 SPARSE = "validate.artifact=model.sparse.onnx"
@@ -22,36 +21,18 @@ def project(project):
 
 
 @pytest.fixture
-def kernels():
-    try:
-        return kernel_library()
-    except ValueError:
-        pytest.skip("the sparse kernels are not built: there was no C++ compiler")
+def always_faster(sparse_takes):
+    sparse_takes(0.5)
 
 
 @pytest.fixture
-def always_faster(kernels, monkeypatch):
-    """Sparse operators take half the time, whatever the clock says."""
-    _pretend(monkeypatch, 0.5)
-
-
-@pytest.fixture
-def never_faster(kernels, monkeypatch):
-    _pretend(monkeypatch, 2.0)
+def never_faster(sparse_takes):
+    sparse_takes(2.0)
 
 
 @pytest.fixture
 def no_library(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "LIBRARY", str(tmp_path / "none.so"))
-
-
-def _pretend(monkeypatch, sparse_ms):
-    def race(models, *_, **__):
-        domains = [[imported.domain for imported in model.opset_import] for model in models]
-        return [[sparse_ms if DOMAIN in each else 1.0] * 3 for each in domains]
-
-    monkeypatch.setattr(choose, "race", race)
-    monkeypatch.setattr(whole, "race", race)
 
 
 def _report(project):
@@ -118,6 +99,55 @@ def test_gates_on_a_file_that_was_not_written_end_the_run(project, never_faster)
     assert result.exit_code == 3
     assert "validate.artifact" in result.output
     assert "It was not: " in result.output
+
+
+NO_GAIN, NOISY = Interval(0.95, 0.9, 1.05), Interval(0.95, 0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("compared", "state", "said"),
+    [
+        (NO_GAIN, "no gain", "no speed-up at batch 1, 1 thread"),
+        (NOISY, "too noisy", "the machine is too noisy to judge"),
+    ],
+)
+@pytest.mark.parametrize("latency", ["{runs: 6, batch_sizes: [1]}", "null"])
+def test_what_is_published_is_faster_in_the_comparison_that_the_report_prints(
+    project, sparse_takes, compared, state, said, latency
+):
+    """Chosen as twice as fast, and then compared: the report's own figures decide."""
+    sparse_takes(0.5, compared)
+    assert project.run("-q", "--set", f"validate.latency={latency}").exit_code == 0
+    kernels = _report(project)["sparse_kernels"]
+    assert kernels["state"] == state
+    assert said in kernels["reason"]
+    assert said in (project.output / "report.md").read_text()
+    assert kernels["latency"][0]["interval"] == [compared.low, compared.high]
+    assert (kernels["metric"], kernels["library_bytes"]) == (None, None)
+    assert all(layer["block"] is None for layer in kernels["layers"])
+    assert not (project.output / "model.sparse.onnx").exists()
+    assert not (project.output / "kernels").exists()
+
+
+def test_what_an_earlier_run_found_does_not_decide(project, sparse_takes, frozen_stages):
+    """The candidate is cached, whether it is faster is measured in every run."""
+    sparse_takes(0.5, NOISY)
+    project.run("-q")
+    frozen_stages(accelerate)
+    for compared, state in [(Interval(0.5, 0.4, 0.6), "used"), (NO_GAIN, "no gain")]:
+        sparse_takes(0.5, compared)
+        assert project.run("-q").exit_code == 0
+        assert _report(project)["sparse_kernels"]["state"] == state
+        assert (project.output / "model.sparse.onnx").exists() == (state == "used")
+
+
+def test_a_machine_that_is_too_noisy_ends_a_run_that_ships_the_file(project, sparse_takes):
+    sparse_takes(0.5, NOISY)
+    result = project.run("-q", "--set", SPARSE)
+    assert result.exit_code == 3
+    assert "too noisy to judge" in result.output
+    assert "Run again" in result.output
+    assert not (project.output / "report.json").exists()
 
 
 def test_a_file_of_an_earlier_run_does_not_stay(project, always_faster, monkeypatch):

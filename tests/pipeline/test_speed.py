@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from mfac_compress.export import kernel_library, sparse_session
-from mfac_compress.export.sparse import choose, library, whole
-from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.export import Interval, sparse_session
+from mfac_compress.export.sparse import library
 from mfac_compress.pipeline.cli import main
 
 
@@ -37,21 +36,8 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def faster(monkeypatch):
-    try:
-        kernel_library()
-    except ValueError:
-        pytest.skip("the sparse kernels are not built: there was no C++ compiler")
-
-    def say(sparse_ms):
-        def race(models, *_, **__):
-            domains = [[node.domain for node in model.graph.node] for model in models]
-            return [[sparse_ms if DOMAIN in each else 1.0] * 3 for each in domains]
-
-        monkeypatch.setattr(choose, "race", race)
-        monkeypatch.setattr(whole, "race", race)
-
-    return say
+def faster(sparse_takes):
+    return sparse_takes
 
 
 def _speed(*arguments):
@@ -85,6 +71,25 @@ def test_no_file_is_written_where_nothing_is_faster(file, faster, tmp_path):
     result = _speed(file, "--shape", "ids=1,7", "-o", tmp_path / "out.onnx")
     assert result.exit_code == 1
     assert "not written" in result.output
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"),
+    [
+        (Interval(0.95, 0.9, 1.05), "no sparse file: no speed-up at batch 1, 1 thread"),
+        (Interval(0.95, 0.5, 1.5), "no sparse file: the machine is too noisy to judge"),
+    ],
+)
+def test_what_is_written_is_faster_in_the_comparison_that_is_shown(
+    file, faster, tmp_path, compared, said
+):
+    faster(0.5, compared)
+    result = _speed(file, "--shape", "ids=1,7", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 1
+    assert said in result.output
+    assert "the model as a whole was not shown to be faster" in result.output
+    assert "whole model, as tried, batch 1" in result.output
     assert not (tmp_path / "out.onnx").exists()
 
 

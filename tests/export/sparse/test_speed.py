@@ -125,6 +125,27 @@ def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):
     assert [layer.kept_macs for layer in found.layers] == [8 * count for count in kept]
 
 
+def test_transposed_convolutions_are_counted_by_the_pixels_of_their_input(
+    make_model, sparse_weight, tmp_path, times
+):
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+    weight = sparse_weight(4, 3, 2, 2)
+    model = make_model(
+        [("ConvTranspose", ["x", "w"], ["y"], {"strides": [2, 2], "group": 2})],
+        {"x": ["n", 4, 5, 6]}, ["y"], w=weight,
+    )  # fmt: skip
+    write_model(model, tmp_path / "m.onnx")
+    found = measure_speed(
+        tmp_path / "m.onnx", lambda n: {"x": np.ones((n, 4, 5, 6), np.float32)}, [Setting(7, 1)]
+    )
+    (layer,) = found.layers
+    assert layer.macs == 7 * 5 * 6 * weight.size
+    assert layer.kept_macs == 7 * 5 * 6 * np.count_nonzero(weight)
+    assert (layer.weight, layer.shape) == ("w", (4, 3, 2, 2))
+    assert "transposed" in layer.reason
+    assert found.model is None
+
+
 def test_a_watcher_is_told_what_is_timed(two_layers, times):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
     told = []

@@ -93,6 +93,14 @@ def test_without_confidence_the_point_estimate_counts():
     assert result.measured == 0.01
 
 
+def test_a_latency_that_is_too_noisy_to_judge_fails_and_says_so():
+    noisy = _latency(16, 0.9, 1.3).model_copy(update={"finding": "too noisy to judge"})
+    (result,) = _judge({"latency": (_latency(1, 0.5, 0.6), noisy)}, max_latency_ratio=2)
+    assert not result.passed
+    assert result.measured == 1.3
+    assert "too noisy to judge (batch 16, threads: 1)" in result.reason
+
+
 @pytest.mark.parametrize(
     ("gate", "missing"),
     [

@@ -1,0 +1,98 @@
+"""How often a file is called faster than itself while another process is at work.
+
+    python benchmarks/latency_aa.py --comparisons 200 --busy 1
+
+Compares an ONNX file with a copy of itself, again and again, as a run and `mfac-compress speed` do.
+The share that is called faster must be at most 2.5%, that of intervals without 1 at most 5%. The
+last line is JSON.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mfac_compress.export import Setting, compare_latency, export_onnx, machine_load
+from mfac_compress.pipeline.recipe.schema import LatencySection
+
+BUSY = "while True: sum(i * i for i in range(10_000))"
+
+
+@contextmanager
+def process(*command: str) -> Iterator[None]:
+    """Run a command beside what follows, and end it."""
+    running = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        running.kill()
+        running.wait()
+
+
+def net() -> nn.Module:
+    """A few small convolutions and a matrix product."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 16 * 16, 10),
+    )  # fmt: skip
+
+
+def main() -> None:
+    defaults = LatencySection()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comparisons", type=int, default=200)
+    parser.add_argument("--busy", type=int, default=1, help="processes that never rest")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=defaults.runs, help="pairs of a comparison")
+    arguments = parser.parse_args()
+    setting = Setting(arguments.batch, arguments.threads)
+    inputs = {"input": np.random.default_rng(0).random((arguments.batch, 3, 16, 16), np.float32)}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        one, other = Path(folder, "one.onnx"), Path(folder, "other.onnx")
+        export_onnx(net().eval(), torch.zeros(2, 3, 16, 16), one)
+        shutil.copyfile(one, other)
+        for _ in range(arguments.busy):
+            stack.enter_context(process(sys.executable, "-c", BUSY))
+        found = []
+        for number in range(arguments.comparisons):
+            found += compare_latency(
+                one, other, lambda _: inputs, [setting],
+                warmup=defaults.warmup, runs=arguments.runs,
+            )  # fmt: skip
+            print(f"{number + 1}: {found[-1].ratio} {found[-1].verdict}", flush=True)
+    ratios = [comparison.ratio for comparison in found]
+    counts = Counter(comparison.finding for comparison in found)
+    widths = [(ratio.high - ratio.low) / 2 for ratio in ratios]
+    print(
+        json.dumps(
+            {
+                **vars(arguments),
+                "faster": counts["faster"],
+                "slower": counts["slower"],
+                "too_noisy": counts["too noisy to judge"],
+                "below_1": sum(ratio.high < 1 for ratio in ratios),
+                "above_1": sum(ratio.low > 1 for ratio in ratios),
+                "median_ms": float(np.median([c.clocked("dense").median_ms for c in found])),
+                "half_width_median": float(np.median(widths)),
+                "half_width_largest": max(widths),
+                **machine_load(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
