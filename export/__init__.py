@@ -25,6 +25,7 @@ from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
+from mfac_compress.export.sparse.trial import try_file
 
 __all__ = [
     "NOT_IN_WHOLE",
@@ -55,6 +56,7 @@ __all__ = [
     "parity_error",
     "predict",
     "sparse_session",
+    "try_file",
     "why_not_faster",
     "write_model",
 ]

@@ -69,7 +69,7 @@ def _write(model: ir.Model, path: Path) -> None:
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
     data = f"{path.name}.data" if sum(sizes) > MOST_BYTES_IN_ONE_FILE else None
     try:
-        replace_model(path, partial(ir.save, model, external_data=data))
+        replace_model(path, partial(ir.save, model, external_data=data), onnx.checker.check_model)
     except onnx.checker.ValidationError as error:
         raise ValueError(
             f"The exported graph must pass the ONNX checker. It said: {error}. "

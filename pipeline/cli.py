@@ -252,6 +252,13 @@ class _Shape(click.ParamType):
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write the file with sparse operators."
 )
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 86_400),
+    default=60,
+    metavar="SECONDS",
+    help="In which ONNX Runtime must load MODEL, and end a call of it. [60]",
+)
 @_exits
 def speed(
     model: Path,
@@ -259,6 +266,7 @@ def speed(
     threads: tuple[int, ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     output: Path | None,
+    timeout: int,
 ) -> int:
     """Show what of the ONNX file MODEL runs faster with sparse operators, and why the rest not.
 
@@ -284,6 +292,7 @@ def speed(
             threads=tuple(dict.fromkeys(threads)),
             shapes=_by_input(shapes),
             output=output,
+            timeout=timeout,
             progress=Progress(open_terminal(quiet=False, stderr=True)),
         )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS

@@ -37,7 +37,7 @@ void Conv::run(const Call& call) const {
   require(static_cast<bool>(x), "X must be there");
   require(weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
   Batch batch;
-  Images input = read_images(x.shape, channels_, input_planes_, &batch.count);
+  Images input = read_images(x.shape, channels_, window_, input_planes_, &batch.count);
   Images output = output_images(input, window_, parts_ * weights_.outputs, output_planes_);
   const Shape shape = output.shape(batch.count);
   const Tensor residual = call.input(kResidual);

@@ -10,14 +10,19 @@ namespace {
 
 constexpr int64_t kLargestAttribute = 1 << 15;
 
+// Numbers for each of two axes: all of the first, then all of the second, pads twice. Of one axis
+// there are half as many; `row` stands for those of the other.
 template <size_t count>
-void copy_integers(const NodeInfo& node, const char* name, int64_t least, int64_t (&to)[count]) {
+void copy_integers(const NodeInfo& node, const char* name, int64_t least, bool line, int64_t row,
+                   int64_t (&to)[count]) {
   const std::vector<int64_t> read = node.integers(name);
-  require(read.size() == count, name, " must have ", count, " numbers");
-  for (size_t i = 0; i < count; ++i) {
+  const size_t size = line ? count / 2 : count;
+  require(read.size() == size, name, " must have ", size, " numbers");
+  for (size_t i = 0; i < size; ++i) {
     require(read[i] >= least && read[i] <= kLargestAttribute, name, " must lie in [", least,
             ", 32768]. Got ", read[i]);
-    to[i] = read[i];
+    if (line) to[2 * i] = row;
+    to[line ? 2 * i + 1 : i] = read[i];
   }
 }
 
@@ -70,28 +75,34 @@ std::vector<PhaseSpan> spans(const std::vector<int64_t>& phases, const Window& w
 }  // namespace
 
 Shape Images::shape(int64_t batch) const {
+  if (!planes && line) return {{batch, channels, width}, 3};
   if (!planes) return {{batch, channels, height, width}, 4};
   const int64_t all = batch * channels + spare();
   if (aligned()) return {{all, height + 2, row_stride() / kBetween, kBetween}, 4};
   return {{all, height + 2, row_stride()}, 3};
 }
 
-Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch) {
+Images read_images(const Shape& shape, int64_t channels, const Window& window, bool planes,
+                   int64_t* batch) {
   const char* name = planes ? "X must be [N * C + spare, H + 2, W + 1] or, with W of 8, 16 or 32, "
                               "[N * C + spare, H + 2, W / 8 + 1, 8]"
-                            : "X must be [N, C, H, W]";
-  require(shape.rank == 4 || (planes && shape.rank == 3), name, ". Got ", shape);
+                     : window.line ? "X must be [N, C, W]"
+                                   : "X must be [N, C, H, W]";
+  const bool of_three = planes ? shape.rank == 3 : window.line;
+  require(shape.rank == (of_three ? 3 : 4), name, ". Got ", shape);
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   for (size_t i = 0; i < shape.rank; ++i)
     require(shape.dims[i] >= 0 && shape.dims[i] <= most, "X is too large: ", shape);
   Images images;
   images.planes = planes;
+  images.line = window.line;
   images.channels = channels;
-  images.height = planes ? shape.dims[1] - 2 : shape.dims[2];
-  images.width = !planes           ? shape.dims[3]
+  images.height = planes ? shape.dims[1] - 2 : window.line ? 1 : shape.dims[2];
+  images.width = !planes           ? shape.dims[shape.rank - 1]
                  : shape.rank == 4 ? (shape.dims[2] - 1) * Images::kBetween
                                    : shape.dims[2] - 1;
   require(images.height >= 1 && images.width >= 1, "X must have at least one pixel. Got ", shape);
+  require(images.height == 1 || !window.line, "X must have one row. Got ", shape);
   *batch = planes ? (shape.dims[0] - images.spare()) / channels : shape.dims[0];
   require(*batch >= 0 && images.shape(*batch) == shape, name, " with C = ", channels, ". Got ",
           shape);
@@ -100,10 +111,11 @@ Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* b
 
 Window read_window(const NodeInfo& node) {
   Window w{};
-  copy_integers(node, "kernel_shape", 1, w.kernel);
-  copy_integers(node, "strides", 1, w.strides);
-  copy_integers(node, "dilations", 1, w.dilations);
-  copy_integers(node, "pads", 0, w.pads);
+  w.line = node.integers("kernel_shape").size() == 1;
+  copy_integers(node, "kernel_shape", 1, w.line, 1, w.kernel);
+  copy_integers(node, "strides", 1, w.line, 1, w.strides);
+  copy_integers(node, "dilations", 1, w.line, 1, w.dilations);
+  copy_integers(node, "pads", 0, w.line, 0, w.pads);
   return w;
 }
 
@@ -124,6 +136,7 @@ int64_t inputs_of_output(int64_t channels, const Window& window) {
 Images output_images(const Images& input, const Window& window, int64_t channels, bool planes) {
   Images output;
   output.planes = planes;
+  output.line = window.line;
   output.channels = channels;
   output.height = output_size(input.height, window, 0);
   output.width = output_size(input.width, window, 1);

@@ -1,6 +1,7 @@
 // Where the pixels of a convolution lie.
 //
-// "nchw": [N, C, H, W]. "planes": [N * C + spare, H + 2, W + 1], each channel with a border of
+// "nchw": [N, C, H, W], or [N, C, W] of a convolution along one axis, whose images have one row.
+// "planes": [N * C + spare, H + 2, W + 1], each channel with a border of
 // zeros: one row above, one below, and one column at the left that also serves as the right border
 // of the row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
 // convolution reads its input where it lies. The spare planes are there to be read beyond the end.
@@ -19,6 +20,7 @@ namespace mfac {
 
 struct Images {
   bool planes = false;
+  bool line = false;  // one row, without an axis for it where the layout is nchw
   int64_t channels = 0, height = 0, width = 0;
 
   // Whether vectors of pixels are aligned in rows.
@@ -46,10 +48,8 @@ struct Images {
   static constexpr int64_t kNotFinite = 31;
 };
 
-// Read batch and size from a tensor's shape. Throws Refusal where it does not fit.
-Images read_images(const Shape& shape, int64_t channels, bool planes, int64_t* batch);
-
 struct Window {
+  bool line = false;  // along one axis: the first numbers are those of a single row
   int64_t kernel[2], strides[2], dilations[2], pads[4];  // pads: top, left, bottom, right
   int64_t taps() const { return kernel[0] * kernel[1]; }
   // Every output pixel reads the input pixel at its place.
@@ -60,6 +60,9 @@ struct Window {
 };
 
 Window read_window(const NodeInfo& node);
+// Read batch and size from a tensor's shape. Throws Refusal where it does not fit.
+Images read_images(const Shape& shape, int64_t channels, const Window& window, bool planes,
+                   int64_t* batch);
 // An attribute's number for each of some convolution groups.
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts);
 // Weights of one output: channels times taps.

@@ -35,7 +35,7 @@ void QuantisedConv::run(const Call& call) const {
           "bias must be a constant initializer");
   int64_t count = 0;
   Batch batch{};
-  batch.input = read_images(x.shape, parts_ * channels_, false, &count);
+  batch.input = read_images(x.shape, parts_ * channels_, window_, false, &count);
   Images cells = batch.input;
   cells.channels = parts_ * quads_;
   Images output = output_images(cells, window_, parts_ * weights_.blocks.outputs, false);

@@ -2,13 +2,21 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper
 
 from mfac_compress.export.sparse.find import Operator
-from mfac_compress.export.sparse.graph import Graph, initializer_names, values_read
+from mfac_compress.export.sparse.graph import (
+    FIRST_WITH_DEFAULTS,
+    Graph,
+    needed_inputs,
+    value_names,
+    values_read,
+)
 from mfac_compress.export.sparse.layout import Plan, in_planes
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
 
@@ -35,6 +43,43 @@ def name_nodes(model: onnx.ModelProto) -> None:
         known.add(node.name)
 
 
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Write functions out where they are called, as ONNX Runtime does when it loads a file.
+
+    Args:
+        model: May be changed. Not larger then than what can be run.
+    Returns:
+        The model; as it was where it has no functions, or is too large for the ONNX inliner.
+    """
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception:  # the layers are said to be inside functions, then
+        return model
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Put the nodes of the main graph in an order in which each reads what was made before.
+
+    ONNX asks for that, and ONNX Runtime sorts what comes in any other.
+
+    Args:
+        model: Changed in place, if it is not sorted. ONNX Runtime can load it.
+    """
+    nodes = list(model.graph.node)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    before = {
+        place: [makers[name] for name in values_read(node) if name in makers]
+        for place, node in enumerate(nodes)
+    }
+    if any(maker >= place for place, makers in before.items() for maker in makers):
+        order = TopologicalSorter(before).static_order()
+        ordered = [onnx.NodeProto.FromString(nodes[place].SerializeToString()) for place in order]
+        del model.graph.node[:]
+        model.graph.node.extend(ordered)
+
+
 def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     """The model with sparse operators in place of what the plan names.
 
@@ -49,7 +94,8 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     model.CopyFrom(_without_graph(graph.model))
     source = graph.model.graph
     model.graph.name = source.name
-    model.graph.input.extend(source.input)
+    old = graph.model.ir_version < FIRST_WITH_DEFAULTS
+    model.graph.input.extend(needed_inputs(source) if old else source.input)
     model.graph.output.extend(source.output)
     nodes = _living(composed.nodes, graph.outputs)
     read = {name for node in nodes for name in values_read(node)} | graph.outputs
@@ -57,7 +103,7 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     notes = [note for note in source.quantization_annotation if note.tensor_name in read]
     scales = {entry.value for note in notes for entry in note.quant_parameter_tensor_names}
     model.graph.quantization_annotation.extend(notes)
-    kept = {value.name for value in source.input} | read | scales
+    kept = {value.name for value in model.graph.input} | read | scales
     tensors = [*source.initializer, *composed.initializers]
     model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
     sparse = source.sparse_initializer
@@ -120,7 +166,7 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
     planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
-    taken = initializer_names(graph.model.graph)
+    taken = value_names(graph.model.graph)
     composed = _Composed([], [], {})
     for position in positions:
         operator = ends.get(position)
@@ -162,9 +208,13 @@ def _living(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onn
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything of a model but its graph, whose tensors would be copied."""
+    """Everything of a model but its graph, whose tensors would be copied.
+
+    In the first versions of the format every initializer is listed as an input, also those that
+    come with sparse operators: what was a constant there stays one in the next, unlisted.
+    """
     bare = onnx.ModelProto(
-        ir_version=model.ir_version,
+        ir_version=max(FIRST_WITH_DEFAULTS, model.ir_version),
         producer_name=model.producer_name,
         producer_version=model.producer_version,
         domain=model.domain,

@@ -1,12 +1,17 @@
 """Whether a model with sparse operators computes what the model without them does."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 
 from mfac_compress.export.graphs import nested
+from mfac_compress.export.session import load
+from mfac_compress.export.sparse.files import written
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.measure import open_model
-from mfac_compress.export.sparse.probe import Feeds
+from mfac_compress.export.sparse.probe import Feeds, unoptimised
 
 MOST_DIFFERENCE = 1e-3
 """Share of the largest output that rounding explains; deep models come to 1e-5."""
@@ -33,6 +38,10 @@ def largest_difference(
 ) -> float | None:
     """Compare the outputs of two models that are floats, quantised or not.
 
+    The dense one is run with ONNX Runtime's optimisations and without, and the smaller difference
+    counts: optimised, ONNX Runtime rounds the inputs of weights that are stored in 8 bits to 8
+    bits, which the file does not say, and which has been seen to change outputs by 1%.
+
     Args:
         dense: Without sparse operators.
         sparse: With them.
@@ -41,7 +50,17 @@ def largest_difference(
         The largest difference as a share of the largest absolute value of its output. Infinity
         where one output is NaN or infinite and the other is not. None where nothing is compared.
     """
-    pairs = zip(*(open_model(m, 1).run(None, dict(feeds)) for m in (dense, sparse)), strict=True)
+    found = open_model(sparse, 1).run(None, dict(feeds))
+    optimised = _largest(open_model(dense, 1).run(None, dict(feeds)), found)
+    if not optimised:
+        return optimised
+    with written(dense) as path:
+        session = load(str(path), unoptimised())
+    return min(optimised, _largest(session.run(None, dict(feeds)), found))
+
+
+def _largest(expected: Sequence[Any], found: Sequence[Any]) -> float | None:
+    pairs = zip(expected, found, strict=True)
     return max((_difference(a, b) for a, b in pairs if _is_numeric(a)), default=None)
 
 

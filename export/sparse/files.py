@@ -9,11 +9,14 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import set_external_data
+from onnx.external_data_helper import load_external_data_for_model, set_external_data
 
 from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
 from mfac_compress.export.graphs import nested, tensors
 from mfac_compress.export.replace import replace_model
+from mfac_compress.export.session import open_session
+from mfac_compress.export.sparse.library import kernel_library
+from mfac_compress.export.sparse.limits import check_external_data, check_file, check_functions
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LEAST_BYTES_BESIDE = 1024
@@ -23,22 +26,35 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read a plain ONNX file, with its tensors.
 
     Raises:
-        ValueError: If it can not be read, or holds sparse operators already.
+        ValueError: If it cannot be read, is too large when its functions are written out, or holds
+            sparse operators already.
     """
-    path = os.fspath(path)
+    path = Path(path)
     try:
-        model = onnx.load(path, format="protobuf")
+        check_file(path)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        check_functions(model)
+        check_external_data(model, path.parent)
+        load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         raise ValueError(
-            f"There must be an ONNX file at {path}, whole and with its external data "
-            f"files. Reading it failed with {type(error).__name__}: {error}"
+            f"There must be an ONNX file at {path}, whole and with its external data files beside "
+            f"it. {_words(error)}"
         ) from error
-    if any(imported.domain == DOMAIN for imported in model.opset_import):
+    if has_sparse_operators(model):
         raise ValueError(
             f"{path} must be a plain ONNX file. It holds sparse operators already. Give the "
             "model.onnx that it was made from."
         )
     return model
+
+
+def _words(error: Exception) -> str:
+    return (
+        str(error)
+        if type(error) is ValueError
+        else f"Reading it failed with {type(error).__name__}: {error}"
+    )
 
 
 def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -49,15 +65,27 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         path: File, in a folder that exists. Tensors go to ``path`` + ``.data`` only where one file
             would pass 2 GB.
     Raises:
-        ValueError: If the ONNX checker refuses it, or ``path`` + ``.data`` is taken by something
+        ValueError: If ONNX Runtime cannot load it, or ``path`` + ``.data`` is taken by something
             else.
     """
-    try:
-        replace_model(Path(path), partial(_save, model))
-    except onnx.checker.ValidationError as error:
-        raise ValueError(
-            f"A model must pass the ONNX checker to be written as {path}. It said: {error}"
-        ) from error
+    library = kernel_library() if has_sparse_operators(model) else None
+
+    def check(draft: Path) -> None:
+        try:
+            open_session(draft, library=library)
+        except ValueError as error:
+            raise ValueError(f"What is to be written as {path} must be valid. {error}") from error
+
+    replace_model(Path(path), partial(_save, model), check)
+
+
+def has_sparse_operators(model: onnx.ModelProto) -> bool:
+    """Whether a model needs the sparse kernels.
+
+    ONNX Runtime writes every domain that it knows into the files that it optimises: what counts is
+    the nodes.
+    """
+    return any(node.domain == DOMAIN for graph in nested(model.graph) for node in graph.node)
 
 
 @contextmanager

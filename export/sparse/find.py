@@ -1,6 +1,6 @@
 """Find the layers of a graph, and what of it one sparse operator each can compute."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -41,11 +41,11 @@ class Layer:
     node: onnx.NodeProto
     found: Operator | Refusal
     position: int | None
-    """None in a subgraph."""
+    """None in a subgraph or a function."""
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul, Conv and ConvTranspose nodes and quantised forms, with nothing fused yet.
+    """All Gemm, MatMul, Conv and ConvTranspose nodes and other forms, with nothing fused yet.
 
     Args:
         graph: Its nodes must have names, all different.
@@ -58,6 +58,13 @@ def find_layers(graph: Graph) -> list[Layer]:
         for inner in _inner_layers(node):
             reason = Refusal(f"it is inside the {node.op_type} node {node.name}")
             layers.append(Layer(inner, reason, None))
+    for function in graph.model.functions:
+        for inner in _layers_among(function.node):
+            reason = Refusal(
+                f"it is inside the function {function.name}: give the file with its functions "
+                "inlined (onnx.inliner)"
+            )
+            layers.append(Layer(inner, reason, None))
     return layers
 
 
@@ -65,12 +72,23 @@ def _match(graph: Graph, position: int) -> Operator | Refusal | None:
     """None for a node that is no layer."""
     node = graph.nodes[position]
     if graph.is_operator(position, *_LAYERS):
-        # Of constants: a product of activations is quantised, too.
-        quantised = dequantised_constant(graph, node.input[1]) is not None
-        return (_QUANTISED if quantised else _LAYERS)[node.op_type](graph, position)
+        matches = _QUANTISED if _is_quantised(graph, node) else _LAYERS
+        return matches[node.op_type](graph, position)
     left_alone = graph.is_operator(position, *_LEFT_ALONE)
     reason = _LEFT_ALONE[node.op_type] if left_alone else why_not(node)
     return None if reason is None else Refusal(reason)
+
+
+def _is_quantised(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a layer computes with quantised values: not where only its weight is stored so.
+
+    Of constants: a product of activations is quantised, too.
+    """
+    producer = graph.producer(node.input[0])
+    of_floats = producer is None or graph.nodes[producer].op_type != "DequantizeLinear"
+    return dequantised_constant(graph, node.input[1]) is not None and not (
+        of_floats and graph.constant(node.input[1]) is not None
+    )
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
@@ -122,7 +140,11 @@ def _extend(
 
 def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     for graph in subgraphs(node):
-        for inner in graph.node:
-            if inner.op_type in (*_LAYERS, *_LEFT_ALONE):
-                yield inner
-            yield from _inner_layers(inner)
+        yield from _layers_among(graph.node)
+
+
+def _layers_among(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        if node.op_type in (*_LAYERS, *_LEFT_ALONE) or why_not(node):
+            yield node
+        yield from _inner_layers(node)

@@ -1,7 +1,8 @@
 """Block-CSR, the form in which sparse weights lie in a model file.
 
 A weight is a matrix ``[outputs, inputs]``; that of a convolution is ``[outputs, inputs per group,
-kernel height, kernel width]`` with all but the first axis flattened. The outputs of each
+kernel height, kernel width]``, or ``[outputs, inputs per group, kernel width]`` of one along one
+axis, with all but the first axis flattened. The outputs of each
 convolution group are cut into groups of ``block`` consecutive ones (the last may be shorter) that
 share one rising list of inputs: an input is stored where any weight of the block is not zero.
 """
@@ -59,7 +60,7 @@ def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> PackedWeight:
     """Pack a dense weight.
 
     Args:
-        weight: float32, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        weight: float32, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
         block: Consecutive outputs that share their inputs.
         group: Convolution groups.
     Raises:

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from mfac_compress.export.graphs import subgraphs
+from mfac_compress.export.graphs import nested, subgraphs
+from mfac_compress.export.sparse.constants import Constants
 
 _STANDARD = ("", "ai.onnx")
+FIRST_WITH_DEFAULTS = 4
+"""Version of the format from which an initializer that is listed as an input is a default, which a
+caller may replace. Before, every initializer was listed, and was a constant all the same."""
 
 
 class Graph:
@@ -27,8 +31,9 @@ class Graph:
         self.model = model
         self.nodes = list(model.graph.node)
         self.outputs = {value.name for value in model.graph.output}
-        self._inputs = {value.name for value in model.graph.input}
-        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        listed = {value.name for value in model.graph.input}
+        has_defaults = model.ir_version >= FIRST_WITH_DEFAULTS
+        self.defaults = initializer_names(model.graph) & listed if has_defaults else frozenset()
         self._producers: dict[str, int] = {}
         self._users: dict[str, list[int]] = defaultdict(list)
         for position, node in enumerate(self.nodes):
@@ -36,6 +41,7 @@ class Graph:
                 self._producers[name] = position
             for name in filter(None, values_read(node)):
                 self._users[name].append(position)
+        self._constants = Constants(model, self.defaults)
 
     def users(self, name: str) -> list[int]:
         """Positions of the nodes that read a value, once for each time they do."""
@@ -60,21 +66,22 @@ class Graph:
     def constant(self, name: str) -> np.ndarray | None:
         """The array of a value that no input can change: else None.
 
-        Looks through Constant, Identity and Transpose, which ONNX Runtime folds as well.
+        Looks through what ONNX Runtime folds as well, see :class:`Constants`.
         """
-        if name in self._initializers and name not in self._inputs:
-            return numpy_helper.to_array(self._initializers[name])
-        position = self.producer(name)
-        if self.is_operator(position, "Constant"):
-            tensor = attributes(self.nodes[position]).get("value")
-            return None if tensor is None else numpy_helper.to_array(tensor)
-        if self.is_operator(position, "Identity", "Transpose"):
-            node = self.nodes[position]
-            array = self.constant(node.input[0])
-            if array is None or node.op_type == "Identity":
-                return array
-            return array.transpose(attributes(node).get("perm"))
-        return None
+        return self._constants.array(name)
+
+    def stored(self, name: str) -> str:
+        """Name of the largest tensor in the file of which a constant is made, or its own."""
+        return self._constants.stored(name)
+
+    def why_not_constant(self, name: str) -> str:
+        """Why a value is no constant, as words that follow "its weight"."""
+        if name in self.defaults:
+            return (
+                "is listed as a graph input, so whoever calls the model may replace it: a constant "
+                "is an initializer that is not among the inputs"
+            )
+        return "is not constant"
 
     def scalar(self, name: str) -> float | None:
         """The number of a constant with one element: else None."""
@@ -91,6 +98,20 @@ def initializer_names(graph: onnx.GraphProto) -> set[str]:
     """Names of a graph's initializers, sparse ones too."""
     names = {tensor.name for tensor in graph.initializer}
     return names | {tensor.values.name for tensor in graph.sparse_initializer}
+
+
+def value_names(graph: onnx.GraphProto) -> set[str]:
+    """All names of values in a graph and those within it: a new one must be none of them."""
+    names = set()
+    for each in nested(graph):
+        names |= initializer_names(each) | {value.name for value in each.input}
+        names |= {name for node in each.node for name in (*node.input, *node.output)}
+    return names
+
+
+def is_open(dimension: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an axis may have any length. Some exporters write -1 for that."""
+    return not dimension.HasField("dim_value") or dimension.dim_value < 0
 
 
 def needed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

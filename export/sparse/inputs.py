@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from mfac_compress.export.sparse.files import read_model
-from mfac_compress.export.sparse.graph import needed_inputs
+from mfac_compress.export.sparse.graph import is_open, needed_inputs
 from mfac_compress.export.sparse.probe import Feeds
 
 _BATCH = None
@@ -95,7 +95,7 @@ def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
     if not value.type.tensor_type.HasField("shape"):
         return _axes_of_any_number(value.name, given)
     dimensions = value.type.tensor_type.shape.dim
-    open_axes = [not d.HasField("dim_value") for d in dimensions]
+    open_axes = [is_open(d) for d in dimensions]
     both = list(zip(dimensions, open_axes, strict=True))
     said = [d.dim_param or "?" if o else d.dim_value for d, o in both]
     if given is None and any(open_axes[1:]):

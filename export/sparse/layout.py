@@ -47,7 +47,7 @@ def placed(graph: Graph, blocks: Mapping[Operator, int], kind: str) -> Plan:
     """The plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
     wanted = _could_be(graph, blocks) if kind != "none" else frozenset()
     if kind == "windowed":
-        wanted &= {o.x for o in blocks if o.takes_planes and o.weight.shape[2:] != (1, 1)}
+        wanted &= {o.x for o in blocks if o.takes_planes and max(o.weight.shape[2:]) > 1}
     return {operator: Placement(block, operator.y in wanted) for operator, block in blocks.items()}
 
 

@@ -75,20 +75,23 @@ def sparse_conv(
     output_layout: str = "nchw",
     residual_layout: str | None = None,
 ) -> SparseNode:
-    """Build ``y = activation(conv(x, W) + bias + residual)`` for images.
+    """Build ``y = activation(conv(x, W) + bias + residual)`` for images, or along one axis.
+
+    What there is for each axis is one number for each axis of the window: down and right, or only
+    one. The defaults are those of images.
 
     Args:
         name: Of the node; the initializers' names begin with it.
-        x: Name of the input, shape ``[N, C, H, W]`` or as ``planes_shape`` says.
+        x: Name of the input, shape ``[N, C, H, W]``, ``[N, C, W]`` or as ``planes_shape`` says.
         y: Name of the output.
-        weight: Packed from ``[outputs, C / group, h, w]``.
+        weight: Packed from ``[outputs, C / group, h, w]`` or ``[outputs, C / group, w]``.
         bias: float32, shape ``[outputs]``.
         residual: Name of a tensor like the output that is added before the activation.
         activation: none, relu, clip, gelu (with erf) or gelu_tanh.
         clip: Bounds, for the activation clip.
-        strides: Down and right.
-        pads: Top, left, bottom, right.
-        dilations: Down and right.
+        strides: For each axis.
+        pads: Before each axis, then behind each.
+        dilations: For each axis.
         input_layout: nchw, or planes where the input comes from a sparse convolution that says so.
         output_layout: The same of the output.
         residual_layout: That of the residual; as the output's unless given.
@@ -110,6 +113,8 @@ def sparse_conv(
 
 def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:
     """Return the shape of ``[batch, channels, height, width]`` in the layout ``planes``.
+
+    The height of what has one axis is 1.
 
     >>> planes_shape(1, 16, 28, 28)
     (17, 30, 29)
@@ -141,10 +146,19 @@ def conv_attributes(
     """The sizes of a convolution and how its window moves, as attributes.
 
     Raises:
-        ValueError: If the weight was not packed from images' windows.
+        ValueError: If the weight was not packed from windows of one or two axes, for which there
+            are as many numbers.
     """
-    if len(weight.shape) != 4:
-        raise ValueError(f"weight must be packed from [outputs, C, h, w]. Got {weight.shape}.")
+    axes = len(weight.shape) - 2
+    if axes not in (1, 2):
+        raise ValueError(
+            f"weight must be packed from [outputs, C, h, w] or [outputs, C, w]. Got {weight.shape}."
+        )
+    if not len(strides) == len(dilations) == len(pads) / 2 == axes:
+        raise ValueError(
+            f"strides, dilations and pads must be of {axes} axes. Got {list(strides)}, "
+            f"{list(dilations)} and {list(pads)}."
+        )
     return {
         "out_channels": weight.shape[0],
         "in_channels": weight.shape[1] * weight.group,

@@ -13,11 +13,14 @@ from mfac_compress.export.sparse.nodes import SparseNode, sparse_conv, sparse_li
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution's window moves; pads are top, left, bottom, right."""
+    """How a convolution's window moves, along two axes or one.
 
-    strides: tuple[int, int] = (1, 1)
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilations: tuple[int, int] = (1, 1)
+    Pads are top, left, bottom, right, or before and behind.
+    """
+
+    strides: tuple[int, ...] = (1, 1)
+    pads: tuple[int, ...] = (0, 0, 0, 0)
+    dilations: tuple[int, ...] = (1, 1)
     group: int = 1
 
 
@@ -32,7 +35,7 @@ class SparseOperator:
             make, but for y.
         x: Name of the input.
         y: Name of the output.
-        weight: float32, ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        weight: float32, ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
         window: Of a convolution; None for a matrix product.
         bias: float32, ``[outputs]``.
         residual: Name of a value of y's shape.

@@ -1,5 +1,6 @@
 """What shapes a model's values have, found by running it."""
 
+import threading
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,7 +15,7 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def shapes_of(
-    model: onnx.ModelProto, names: Iterable[str], feeds: Feeds
+    model: onnx.ModelProto, names: Iterable[str], feeds: Feeds, seconds: float | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Run a model and note the shapes of values within it.
 
@@ -22,10 +23,11 @@ def shapes_of(
         model: Read from a file, with its tensors.
         names: Values of the main graph.
         feeds: The model's inputs.
+        seconds: After which the run is ended; None: never.
     Returns:
         Shape of each value.
     Raises:
-        ValueError: If ONNX Runtime does not load the model or take the inputs.
+        ValueError: If ONNX Runtime does not load the model or take the inputs, or was ended.
     """
     wanted = sorted(set(names))
     if not wanted:
@@ -37,13 +39,10 @@ def shapes_of(
         probe.graph.node.append(helper.make_node("Shape", [name], [f"shape of {name}"]))
         info = helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, None)
         probe.graph.output.append(info)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with written(probe) as path:
-        session = load(str(path), options)
+        session = load(str(path), unoptimised())
         try:
-            shapes = session.run(None, dict(feeds))
+            shapes = _run(session, feeds, seconds)
         except Exception as error:
             given = {name: list(array.shape) for name, array in feeds.items()}
             raise ValueError(
@@ -51,3 +50,28 @@ def shapes_of(
                 "Give other shapes."
             ) from error
     return {name: tuple(shape.tolist()) for name, shape in zip(wanted, shapes, strict=True)}
+
+
+def _run(
+    session: onnxruntime.InferenceSession, feeds: Feeds, seconds: float | None
+) -> list[np.ndarray]:
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4  # what is wrong is in the exception
+    if seconds is None:
+        return session.run(None, dict(feeds), options)
+    # Looked at before each node, also in loops.
+    end = threading.Timer(seconds, setattr, (options, "terminate", True))
+    end.daemon = True
+    end.start()
+    try:
+        return session.run(None, dict(feeds), options)
+    finally:
+        end.cancel()
+
+
+def unoptimised() -> onnxruntime.SessionOptions:
+    """Options of a session that computes a file as it stands."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options

@@ -40,7 +40,7 @@ def pack_quads(weight: np.ndarray, *, group: int = 1) -> PackedQuads:
     """Pack a dense weight.
 
     Args:
-        weight: int8, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        weight: int8, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
         group: Convolution groups.
     Raises:
         ValueError: If the group or the weight's type or shape do not fit.

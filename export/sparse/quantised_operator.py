@@ -26,7 +26,7 @@ class QuantisedOperator:
         feeding: Positions of the DequantizeLinear nodes before the layer, which others may read.
         x: Name of the uint8 input.
         y: Name of the uint8 output.
-        weight: int8, ``[outputs, inputs]`` or ``[outputs, inputs / group, h, w]``.
+        weight: int8, ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
         rounding: To bytes.
         window: Of a convolution; None for a matrix product.
         bias: int32, ``[outputs]``.

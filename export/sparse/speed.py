@@ -10,11 +10,11 @@ import onnx
 from mfac_compress.export.latency import LatencyComparison, Setting
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, Watch, choose
-from mfac_compress.export.sparse.compose import name_nodes
+from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
 from mfac_compress.export.sparse.difference import largest_difference, most_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
-from mfac_compress.export.sparse.graph import Graph, needed_inputs
+from mfac_compress.export.sparse.graph import Graph, is_open, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import SettingTime
@@ -55,6 +55,7 @@ def measure_speed(
     settings: Sequence[Setting],
     *,
     kernels: bool = True,
+    timeout: float | None = None,
     watch: Watch = lambda *_: None,
 ) -> FileSpeed:
     """Find the layers of a file that run faster as sparse operators.
@@ -67,18 +68,20 @@ def measure_speed(
         feeds_of: Batch size -> the model's inputs.
         settings: Batch sizes and threads. A layer is replaced only if that is faster at all.
         kernels: Otherwise nothing is timed or replaced, and the kernels need not be built.
+        timeout: Seconds in which a call that only asks for shapes must end; None: no limit.
         watch: Told what is timed next: its name, how many layers were timed, of how many.
     Returns:
         The layers, with times of those that could be replaced, and the model with sparse operators.
     Raises:
         ValueError: If the file can not be read or run on the inputs, or the kernels are not built.
     """
-    model = read_model(path)
+    model = inline_functions(read_model(path))
     open_session(path)  # what ONNX Runtime can not load is said of this file, not of parts of it
+    sort_nodes(model)
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)
-    by_batch = _shapes(graph, feeds_of, settings)
+    by_batch = _shapes(graph, feeds_of, settings, timeout)
     operators = fuse(graph, layers, by_batch[max(by_batch)])
     choice = Choice((), {})
     if kernels:
@@ -130,13 +133,15 @@ def _open_batch(graph: onnx.GraphProto) -> bool:
     tensors = [value.type.tensor_type for value in needed_inputs(graph)]
     firsts = [(tensor, tensor.shape.dim[:1]) for tensor in tensors]
     return any(
-        not (first[0].HasField("dim_value") if first else tensor.HasField("shape"))
-        for tensor, first in firsts
+        is_open(first[0]) if first else not tensor.HasField("shape") for tensor, first in firsts
     )
 
 
 def _shapes(
-    graph: Graph, feeds_of: Callable[[int], Feeds], settings: Sequence[Setting]
+    graph: Graph,
+    feeds_of: Callable[[int], Feeds],
+    settings: Sequence[Setting],
+    timeout: float | None,
 ) -> dict[int, dict[str, tuple[int, ...]]]:
     """By batch size, the shapes of all that layers and what follows them read and make."""
     batches = {setting.batch_size for setting in settings}
@@ -147,10 +152,10 @@ def _shapes(
         for name in (*node.input[:2], *node.output)
         if name and graph.constant(name) is None
     }
-    shapes = {batch: shapes_of(graph.model, names, feeds_of(batch)) for batch in batches}
+    shapes = {b: shapes_of(graph.model, names, feeds_of(b), timeout) for b in batches}
     if batches == {1} and _open_batch(graph.model.graph):
         # At 1, a value that is broadcast over the batch looks like any other. A file that does not
         # run at 2, whatever its inputs leave open, has nothing to broadcast over.
         with suppress(ValueError):
-            shapes[2] = shapes_of(graph.model, names, feeds_of(2))
+            shapes[2] = shapes_of(graph.model, names, feeds_of(2), timeout)
     return shapes

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
@@ -199,14 +200,136 @@ def test_where_nothing_can_be_written_is_said_before_measuring(faster, tmp_path,
     assert "zeros" not in result.output
 
 
-def test_a_model_that_could_not_be_written_is_named_before_measuring(faster, tmp_path):
+def test_what_onnx_runtime_takes_is_written_though_the_checker_refuses_it(faster, tmp_path):
+    """It asks for the shape of an output, which ONNX Runtime does not need."""
+    faster(0.5)
     plain = onnx.load(_plain(tmp_path / "m.onnx", "n"))
     plain.graph.output[0].type.tensor_type.ClearField("shape")
     onnx.save(plain, tmp_path / "open.onnx")
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.checker.check_model(tmp_path / "open.onnx")
     result = _speed(tmp_path / "open.onnx", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.output
+    x = np.ones((2, 16), np.float32)
+    expected, found = (
+        sparse_session(tmp_path / name).run(None, {"x": x})[0] for name in ("m.onnx", "out.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_what_onnx_runtime_has_optimised_is_written_too(faster, tmp_path):
+    """Its own operators are none that the ONNX checker knows."""
+    faster(0.5)
+    path = _optimised(tmp_path, "ORT_ENABLE_EXTENDED")
+    result = _speed(path, "--shape", "x=1,16,6,5", "-o", tmp_path / "out.onnx")
+    assert result.exit_code == 0, result.output
+    assert "give the file before optimisation" in result.output
+    x = np.random.default_rng(0).standard_normal((2, 16, 7, 5), dtype=np.float32)
+    expected, found = (
+        sparse_session(tmp_path / name).run(None, {"x": x})[0]
+        for name in ("model.onnx", "out.onnx")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_ends_at_one_batch_size_only_is_ended(faster, tmp_path):
+    """Its shapes are looked at with a batch of 2, too, which nobody asked for."""
+    model = onnx.load(_endless(tmp_path / "m.onnx"))
+    before = [
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Sub", ["size", "one"], ["others"]),
+        helper.make_node("Mul", ["others", "most"], ["trips"]),
+        helper.make_node("MatMul", ["x", "w"], ["unused"]),
+    ]
+    nodes = [*before, *model.graph.node]
+    nodes[-1].input[0] = "trips"
+    tensors = {"one": np.array([1]), "most": np.array([2**62]), "w": np.ones((1, 1), np.float32)}
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, array in tensors.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(model, tmp_path / "m.onnx")
+    result = _speed(tmp_path / "m.onnx", "--timeout", 3)
+    assert result.exit_code == 0, result.output
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(faster, tmp_path):
+    model = onnx.load(_plain(tmp_path / "m.onnx", "n"))
+    name = model.graph.initializer[0].name = model.graph.node[0].input[1] = "\x1b[31m[bold]\u202e"
+    onnx.save(model, tmp_path / "m.onnx")
+    result = _speed(tmp_path / "m.onnx")
+    assert result.exit_code == 0, result.output
+    assert name not in result.output
+    assert "\\x1b[31m[bold]\\u202e" in result.output
+
+
+def test_what_is_left_out_of_the_multiplications_is_said(faster, tmp_path):
+    faster(0.5)
+    result = _speed(_optimised(tmp_path, "ORT_ENABLE_ALL"), "--shape", "x=1,16,6,5")
+    assert result.exit_code == 0, result.output
+    assert "without 2 layers of whose multiplications nothing is known" in result.output
+
+
+def _optimised(folder, level):
+    """Two convolutions, as ONNX Runtime writes them."""
+    rng = np.random.default_rng(0)
+    weights = [
+        (rng.standard_normal((16, 16, 3, 3)) * (rng.random((16, 16, 3, 3)) < 0.1)).astype("f4")
+        for _ in range(2)
+    ]
+    images = [helper.make_tensor_value_info(n, 1, ["n", 16, "h", "w"]) for n in "xy"]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "w"], ["y"], pads=[1] * 4),
+    ]
+    tensors = [numpy_helper.from_array(w, n) for w, n in zip(weights, "vw", strict=True)]
+    graph = helper.make_graph(nodes, "g", images[:1], images[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(folder / "model.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return folder / "model.onnx"
+
+
+def _endless(path, trips=2**62):
+    """y = x + x + x ..."""
+    infos = {
+        name: helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("i", TensorProto.INT64, []), ("go", TensorProto.BOOL, []),
+            ("more", TensorProto.BOOL, []), ("v", 1, [1]), ("s", 1, [1]), ("x", 1, [1]),
+            ("y", 1, [1]),
+        )
+    }  # fmt: skip
+    inner = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["more"]),
+            helper.make_node("Add", ["v", "v"], ["s"]),
+        ],
+        "body",
+        [infos[name] for name in ("i", "go", "v")],
+        [infos[name] for name in ("more", "s")],
+    )
+    tensors = [numpy_helper.from_array(np.array(v), n) for n, v in (("n", trips), ("t", True))]
+    loop = helper.make_node("Loop", ["n", "t", "x"], ["y"], body=inner)
+    graph = helper.make_graph([loop], "g", [infos["x"]], [infos["y"]], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_that_does_not_end_is_ended(tmp_path):
+    result = _speed(_endless(tmp_path / "m.onnx"), "--timeout", 1)
     assert result.exit_code == 2
-    assert "ONNX checker" in result.output
-    assert "zeros" not in result.output
+    assert "A call did not end" in result.output
+    assert "--timeout" in result.output
+    assert _speed(_endless(tmp_path / "short.onnx", trips=3), "--timeout", 60).exit_code == 0
+    assert _speed(tmp_path / "short.onnx", "--timeout", "nan").exit_code == 2
 
 
 @pytest.mark.parametrize("batch", [999_999_999_999, 10**18, 10**30])

@@ -27,7 +27,8 @@ def fold_batchnorm(graph: Graph, operator: SparseOperator) -> SparseOperator | N
     factor = scale / np.sqrt(variance + given.get("epsilon", 1e-5))
     bias = np.zeros_like(shift) if operator.bias is None else operator.bias.astype(np.float64)
     bias = (factor * (bias - mean) + shift).astype(np.float32)
-    weight = (operator.weight * factor[:, None, None, None]).astype(np.float32)
+    of_outputs = factor.reshape(-1, *[1] * (operator.weight.ndim - 1))
+    weight = (operator.weight * of_outputs).astype(np.float32)
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         return None
     nodes = (*operator.nodes, position)

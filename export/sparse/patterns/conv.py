@@ -1,4 +1,4 @@
-"""Conv: y = conv(x, W) + bias on images, with W and bias constant."""
+"""Conv: y = conv(x, W) + bias on images or along one axis, with W and bias constant."""
 
 from typing import Any
 
@@ -7,11 +7,16 @@ from mfac_compress.export.sparse.operator import Refusal, SparseOperator, Window
 from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
+AXES = (3, 4)
+"""Of a convolution's weight: outputs, inputs, and one or two that a window has."""
+_LARGEST = 2**15
+"""What the kernels take."""
+
 
 def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
     """The operator of a Conv node, or why there is none."""
     node = graph.nodes[position]
-    weight = constant_weight(graph, node.input[1], axes=4)
+    weight = constant_weight(graph, node.input[1], *AXES)
     if isinstance(weight, Refusal):
         return weight
     window = constant_window(attributes(node), weight.shape[2:])
@@ -30,16 +35,24 @@ def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | 
 
     Args:
         given: The node's attributes.
-        kernel: Height and width of the weight.
+        kernel: Height and width of the weight, or only its width.
     """
-    strides = tuple(given.get("strides", (1, 1)))
-    dilations = tuple(given.get("dilations", (1, 1)))
-    pads = tuple(given.get("pads", (0, 0, 0, 0)))
+    ones = (1,) * len(kernel)
+    strides = tuple(given.get("strides", ones))
+    dilations = tuple(given.get("dilations", ones))
+    pads = tuple(given.get("pads", (0, 0) * len(kernel)))
     automatic = given.get("auto_pad", b"NOTSET").decode()
+    if automatic == "VALID":
+        pads = (0, 0) * len(kernel)
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        if strides != (1, 1):
+        if strides != ones:
             return Refusal(f"its padding ({automatic}) depends on the input's size")
         extra = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
         small, large = [each // 2 for each in extra], [each - each // 2 for each in extra]
         pads = (*small, *large) if automatic == "SAME_UPPER" else (*large, *small)
+    if max(*kernel, *strides, *dilations, *pads) > _LARGEST or min(pads) < 0:
+        return Refusal(
+            f"the kernels take kernel_shape, strides, dilations and pads of at most {_LARGEST:,}, "
+            "and pads that are not negative"
+        )
     return Window(strides, pads, dilations, given.get("group", 1))

@@ -12,7 +12,7 @@ def match_gemm(graph: Graph, position: int) -> SparseOperator | Refusal:
     """The operator of a Gemm node, α and β in its weight and bias, or why there is none."""
     node = graph.nodes[position]
     given = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes(node)
-    weight = constant_weight(graph, node.input[1], axes=2)
+    weight = constant_weight(graph, node.input[1], 2)
     if isinstance(weight, Refusal):
         return weight
     if given["transA"]:

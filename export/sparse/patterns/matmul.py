@@ -30,7 +30,7 @@ def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:
         return Refusal("its weight is the left factor, and the kernels take x W, as of nn.Linear")
     if graph.constant(node.input[0]) is not None:
         return Refusal("both factors are constant: ONNX Runtime multiplies them once, at loading")
-    weight = constant_weight(graph, node.input[1], axes=2)
+    weight = constant_weight(graph, node.input[1], 2)
     if isinstance(weight, Refusal):
         return weight
     return layer_operator(graph, position, weight.T)

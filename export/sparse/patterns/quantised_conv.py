@@ -2,9 +2,10 @@
 
 from mfac_compress.export.sparse.graph import Graph, attributes
 from mfac_compress.export.sparse.operator import Refusal
-from mfac_compress.export.sparse.patterns.conv import constant_window
+from mfac_compress.export.sparse.patterns.conv import AXES, constant_window
 from mfac_compress.export.sparse.patterns.dequantised import dequantised
 from mfac_compress.export.sparse.patterns.quantised_layer import quantised_operator
+from mfac_compress.export.sparse.patterns.weight import needed
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 
@@ -16,9 +17,9 @@ def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Ref
         return source
     weight = graph.constant(source.name)
     if weight is None:
-        return Refusal("its weight is not constant")
-    if weight.ndim != 4:
-        return Refusal(f"its weight has shape {list(weight.shape)}, and 4 axes are needed")
+        return Refusal(f"its weight {graph.why_not_constant(source.name)}")
+    if weight.ndim not in AXES:
+        return Refusal(f"its weight has shape {list(weight.shape)}, and {needed(*AXES)}")
     window = constant_window(attributes(node), weight.shape[2:])
     if isinstance(window, Refusal):
         return window

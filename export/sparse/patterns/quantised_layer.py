@@ -42,7 +42,8 @@ def quantised_operator(
     """
     node = graph.nodes[position]
     x = _input(graph, node.input[0])
-    weight = _weight(graph, node.input[1], 4 if window else 2, output_axis)
+    axes = 2 + (len(window.strides) if window else 0)
+    weight = _weight(graph, node.input[1], axes, output_axis)
     ends = _ends(graph, position)
     for found in (x, weight, ends):
         if isinstance(found, Refusal):

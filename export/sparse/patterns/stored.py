@@ -16,7 +16,7 @@ class StoredWeight:
     """A constant weight.
 
     Attributes:
-        name: Of the tensor.
+        name: Of the tensor in the file.
         array: With 0 for each weight that is zero, whatever stands for it in the file. None where
             numbers are packed or of a type that is not read: it says nothing of the zeros.
     """
@@ -34,12 +34,12 @@ def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
     """
     inputs = weight_inputs(node)
     if inputs is not None:
-        return _of_quantised(graph, node, inputs)
+        return _of_other(graph, node, inputs)
     name = node.input[0 if has_left_weight(graph, node) else 1]
     position = dequantised_constant(graph, name)
     if position is None:
         array = graph.constant(name)
-        return None if array is None else StoredWeight(name, array)
+        return None if array is None else StoredWeight(graph.stored(name), array)
     source = graph.nodes[position]
     given = attributes(source)
     return _centred(
@@ -47,12 +47,14 @@ def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
     )
 
 
-def _of_quantised(graph: Graph, node: onnx.NodeProto, inputs: WeightInputs) -> StoredWeight | None:
+def _of_other(graph: Graph, node: onnx.NodeProto, inputs: WeightInputs) -> StoredWeight | None:
     name = node.input[inputs.weight]
     if graph.constant(name) is None:
         return None
-    if inputs.zero_point is None:
+    if inputs.packed:
         return StoredWeight(name, None)
+    if inputs.zero_point is None:
+        return StoredWeight(graph.stored(name), graph.constant(name))
     outputs_first = "Conv" in node.op_type or attributes(node).get("transB", 0)
     zero_point = node.input[inputs.zero_point : inputs.zero_point + 1]
     return _centred(graph, name, zero_point, 0 if outputs_first else -1)
@@ -70,14 +72,14 @@ def _centred(
         axis: Of one zero point for each index, or of blocks; negative ones count from the end.
         block_size: Along the axis; 0 where there are no blocks.
     """
-    array = graph.constant(name)
+    array, stored = graph.constant(name), graph.stored(name)
     if array.dtype.kind not in "iu":
-        return StoredWeight(name, None)
+        return StoredWeight(stored, None)
     if not any(zero_points):
-        return StoredWeight(name, array)
+        return StoredWeight(stored, array)
     zero_point = graph.constant(zero_points[0])
     if zero_point is None:
-        return StoredWeight(name, None)
+        return StoredWeight(stored, None)
     zero_point = zero_point.astype(np.int64)
     if block_size:
         whole = np.repeat(zero_point, block_size, axis)  # the last block may be cut off
@@ -87,4 +89,4 @@ def _centred(
     elif zero_point.ndim == 1:
         others = [a for a in range(array.ndim) if a != axis % array.ndim]
         zero_point = np.expand_dims(zero_point, others)
-    return StoredWeight(name, array.astype(np.int64) - zero_point)
+    return StoredWeight(stored, array.astype(np.int64) - zero_point)

@@ -301,7 +301,8 @@ void make_linear(KernelInfo& node, bool hostile) {
   if (chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
 }
 
-std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s) {
+std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s, bool line) {
+  if (!planes && line) return {s[0], s[1], s[3]};
   if (!planes) return s;
   const bool aligned = s[3] == 8 || s[3] == 16 || s[3] == 32;
   const int64_t row = s[3] + (aligned ? 8 : 1);
@@ -315,28 +316,34 @@ void make_conv(KernelInfo& node, bool hostile) {
   const int64_t parts = chance(0.7) ? 1 : pick(2, 4);
   const bool usual = chance(0.6);  // a 3x3 window with a border of 1, or a 1x1 window
   const int64_t border = pick(0, 1);
+  const bool line = chance(0.3);  // along one axis: images of one row
   auto pair = [&](int64_t least, int64_t most, int64_t otherwise) {
     return usual ? std::vector<int64_t>{otherwise, otherwise}
                  : std::vector<int64_t>{pick(least, most), pick(least, most)};
   };
-  const std::vector<int64_t> kernel = pair(1, 5, 1 + 2 * border), strides = pair(1, 4, 1);
-  const std::vector<int64_t> dilations = pair(1, 3, 1);
+  std::vector<int64_t> kernel = pair(1, 5, 1 + 2 * border), strides = pair(1, 4, 1);
+  std::vector<int64_t> dilations = pair(1, 3, 1);
   std::vector<int64_t> pads(4, border);
   for (int64_t& pad : pads) pad = usual ? border : pick(0, 4);
+  if (line) kernel[0] = strides[0] = dilations[0] = 1, pads[0] = pads[2] = 0;
+  auto of_axes = [line](const std::vector<int64_t>& both) {
+    return line ? std::vector<int64_t>{both[1]} : both;
+  };
   const int64_t channels = pick(1, 9);
   const int64_t taps = kernel[0] * kernel[1];
   const Size size{pick(1, 12), (node.quantised ? (channels + 3) / 4 : channels) * taps, parts,
                   node.quantised ? 1 : any_block()};
-  node.ints = {{"kernel_shape", kernel},
-               {"strides", strides},
-               {"dilations", dilations},
-               {"pads", pads},
+  node.ints = {{"kernel_shape", of_axes(kernel)},
+               {"strides", of_axes(strides)},
+               {"dilations", of_axes(dilations)},
+               {"pads", line ? std::vector<int64_t>{pads[1], pads[3]} : pads},
                {"group", {parts}},
                {"in_channels", {channels * parts}},
                {"out_channels", {size.outputs * parts}}};
   if (node.quantised) {
-    node.inputs.push_back(tensor(
-        kUint8, {pick(0, chance(0.1) ? 10 : 3), channels * parts, pick(1, 20), pick(1, 40)}));
+    const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts,
+                                    line ? 1 : pick(1, 20), pick(1, 40)};
+    node.inputs.push_back(tensor(kUint8, image_shape(false, x, line)));
     add_weights(node, size, hostile);
     add_common(node, size.block);
     return clear_beyond(node, channels, taps);
@@ -345,9 +352,10 @@ void make_conv(KernelInfo& node, bool hostile) {
   node.words["input_layout"] = x_planes ? "planes" : "nchw";
   node.words["output_layout"] = y_planes ? "planes" : "nchw";
   node.words["residual_layout"] = r_planes ? "planes" : "nchw";
-  const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts, pick(1, 20),
+  const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts,
+                                  line ? 1 : pick(1, 20),
                                   chance(0.4) ? int64_t{8} << pick(0, 2) : pick(1, 20)};
-  node.inputs.push_back(tensor(kFloat, image_shape(x_planes, x)));
+  node.inputs.push_back(tensor(kFloat, image_shape(x_planes, x, line)));
   if (x_planes) {  // nothing was seen that is not finite
     Value& value = *node.inputs[0];
     int64_t end = x[0] * x[1];
@@ -362,7 +370,7 @@ void make_conv(KernelInfo& node, bool hostile) {
     y.push_back(
         (x[i + 2] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) / strides[i] + 1);
   if (chance(0.5) && y[2] > 0 && y[3] > 0)
-    node.inputs.push_back(tensor(kFloat, image_shape(r_planes, y)));
+    node.inputs.push_back(tensor(kFloat, image_shape(r_planes, y, line)));
 }
 
 // Create and run one node. Tells whether it was run to its end.

@@ -2,7 +2,11 @@
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+
+from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
+from mfac_compress.export.sparse.find import find_layers
+from mfac_compress.export.sparse.graph import Graph
 
 CONV = ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]})
 X = {"x": ["n", 2, 4, 6]}
@@ -41,3 +45,57 @@ def test_notes_on_quantisation_stay_with_their_tensors(rewritten, make_model, sp
     found = rewritten(model).model.graph
     assert [note.tensor_name for note in found.quantization_annotation] == ["f"]
     assert "scale" in {tensor.name for tensor in found.initializer}
+
+
+def test_layers_inside_functions_are_layers(rewritten, make_model, sparse_weight):
+    opsets = [helper.make_opsetid("", 20)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    function = helper.make_function("own", "Layer", ["x", "w"], ["y"], nodes, opsets)
+    calls = [("Layer", ["x", "w"], ["a"]), ("Layer", ["a", "w"], ["y"])]
+    model = make_model([("Neg", ["x"], ["y"])], {"x": ["n", 6]}, ["y"], w=sparse_weight(6, 6))
+    del model.graph.node[:]
+    for kind, reads, makes in calls:
+        model.graph.node.append(helper.make_node(kind, reads, makes, domain="own"))
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    (layer,) = find_layers(Graph(model))
+    assert "inside the function Layer" in layer.found.reason
+    whole = inline_functions(model)
+    name_nodes(whole)
+    assert rewritten(whole).kinds == ["SparseLinear"] * 2
+
+
+def test_nodes_in_any_order_are_sorted(rewritten, make_model, sparse_weight):
+    nodes = [CONV, ("Relu", ["a"], ["r"]), ("Conv", ["r", "v"], ["y"])]
+    weights = {"w": sparse_weight(3, 2, 3, 3), "v": sparse_weight(4, 3, 1, 1)}
+    model = make_model(nodes, X, ["y"], **weights)
+    before = list(map(onnx.NodeProto.SerializeToString, model.graph.node))
+    sort_nodes(model)
+    assert list(map(onnx.NodeProto.SerializeToString, model.graph.node)) == before
+    kinds = [onnx.NodeProto.FromString(before[place]) for place in (2, 0, 1)]
+    del model.graph.node[:]
+    model.graph.node.extend(kinds)
+    sort_nodes(model)
+    assert list(map(onnx.NodeProto.SerializeToString, model.graph.node)) == before
+    assert rewritten(model).kinds == ["SparseConv"] * 2
+
+
+def test_new_initializers_have_names_that_are_free(rewritten, make_model, sparse_weight):
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["r"], ["layer.indices"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("layer.indices", 1, None)],
+    )
+    nodes = [
+        ("MatMul", ["x", "w"], ["layer.values"], {"name": "layer"}),
+        ("Relu", ["layer.values"], ["r"]),
+        ("If", ["yes"], ["layer.starts"], {"then_branch": inner, "else_branch": inner}),
+        ("Relu", ["layer.starts"], ["y"]),
+    ]
+    constants = {"w": sparse_weight(6, 6), "yes": np.array(True)}
+    found = rewritten(make_model(nodes, {"x": ["n", 6]}, ["y"], **constants))
+    assert found.kinds[0] == "SparseLinear"

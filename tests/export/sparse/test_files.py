@@ -77,7 +77,7 @@ def test_a_large_file_is_replaced_from_within_its_folder(model, tmp_path, monkey
 def test_a_model_that_is_not_valid_is_not_written(model, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"kept")
     model.graph.node[0].input[0] = "nowhere"
-    with pytest.raises(ValueError, match="ONNX checker"):
+    with pytest.raises(ValueError, match=r"written as .*model\.onnx must be valid"):
         write_model(model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == b"kept"
     assert len(list(tmp_path.iterdir())) == 1

@@ -97,3 +97,12 @@ def test_initializers_that_are_listed_as_inputs_are_none(tmp_path):
     assert [value.name for value in needed_inputs(graph)] == ["x"]
     onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
     assert RandomInputs(tmp_path / "model.onnx")(2).keys() == {"x"}
+
+
+def test_an_axis_of_minus_one_is_open(tmp_path):
+    path = _file(tmp_path, x=(TensorProto.FLOAT, [-1, 3, -1]))
+    with pytest.raises(ValueError, match=r"\['\?', 3, '\?'\] open.*for example x=1,3,128"):
+        RandomInputs(path)
+    inputs = RandomInputs(path, {"x": (1, 3, 128)})
+    assert inputs.fixed_batch is None
+    assert inputs(5)["x"].shape == (5, 3, 128)
