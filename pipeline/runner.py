@@ -124,7 +124,6 @@ def _check_same_inputs(context: RunContext) -> None:
         "recipe": recipe_hash(context.recipe),
         "model": context.model.fingerprint,
         "data": context.data.fingerprint,
-        "task.loss": context.task.loss_fingerprint,
         "the user's code": context.code.digest,
     }
     firsts = context.world.first(lambda: own)

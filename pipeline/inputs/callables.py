@@ -119,30 +119,6 @@ def check_takes(
         ) from error
 
 
-def source_fingerprint(spec: str, *, key: str, folder: Path) -> str:
-    """Hash the source that a recipe key names, for cache keys.
-
-    It covers that one file, not what the file imports.
-
-    Args:
-        spec: As for :func:`resolve_callable`.
-        key: The recipe key that ``spec`` stands under, for messages.
-        folder: Where relative file paths start.
-    Returns:
-        SHA-256 in hex of the spec's callable name and the file's bytes.
-    Raises:
-        InputError: If the form is wrong, or the file or module is missing or fails when imported.
-    """
-    place, names = _split(spec, key)
-    if _is_file(place):
-        source = _file_path(place, spec, key, folder).read_bytes()
-    else:
-        file = getattr(_import_module(place, spec, key), "__file__", None)
-        # A module of the interpreter itself has no file: its name is all there is.
-        source = Path(file).read_bytes() if file else place.encode()
-    return hashlib.sha256(names.encode() + b"\0" + source).hexdigest()
-
-
 def module_name(spec: str) -> str | None:
     """The module that ``package.module:callable`` names; None where it is a file, or malformed."""
     place = spec.rpartition(":")[0]

@@ -1,10 +1,8 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
-import json
 import os
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
     describe,
     resolve_callable,
-    source_fingerprint,
     user_code,
 )
 from mfac_compress.pipeline.inputs.checkpoint import is_safetensors, read_checkpoint
@@ -39,8 +37,8 @@ class LoadedModel:
 
     Attributes:
         module: On the CPU, in evaluation mode, float32. Parameters keep their ``requires_grad``.
-        fingerprint: SHA-256 in hex over the file, the factory's source and arguments, what was
-            chosen of the file, and the sources of the layers.
+        fingerprint: SHA-256 in hex over the file and what the recipe says of it. The factory's code
+            is not in it: see :class:`~mfac_compress.pipeline.inputs.code_sources.CodeSources`.
         weights_key: Where the weights stood in the checkpoint, with dots; None for the whole file.
         prefix: What was taken off the names in the file; with a plus sign, what was put before
             them.
@@ -98,9 +96,7 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return LoadedModel(
-        module, _fingerprint(content, section, folder, module), key, prefix, converted
-    )
+    return LoadedModel(module, _fingerprint(content, section), key, prefix, converted)
 
 
 def _printable(text: str) -> str:
@@ -221,23 +217,6 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
         )
 
 
-def _fingerprint(content: bytes, section: ModelSection, folder: Path, module: nn.Module) -> str:
-    digest = hashlib.sha256(hashlib.sha256(content).digest())
-    digest.update(json.dumps([section.weights, section.prefix]).encode())
-    if section.factory is not None:
-        digest.update(source_fingerprint(section.factory, key=_FACTORY, folder=folder).encode())
-        digest.update(json.dumps(section.kwargs, sort_keys=True, default=str).encode())
-        for source in sorted(_layer_sources(module)):
-            digest.update(source)
-    return digest.hexdigest()
-
-
-def _layer_sources(module: nn.Module) -> set[bytes]:
-    """Hash the files that define the model's layers: the factory may import them from others."""
-    names = {type(part).__module__ for part in module.modules()}
-    files = {
-        getattr(sys.modules.get(name), "__file__", None)
-        for name in names
-        if name.partition(".")[0] != "torch"
-    }
-    return {hashlib.sha256(Path(file).read_bytes()).digest() for file in files if file}
+def _fingerprint(content: bytes, section: ModelSection) -> str:
+    asked = section.model_dump(mode="json")
+    return content_key({"file": hashlib.sha256(content).hexdigest(), **asked})

@@ -16,7 +16,6 @@ from mfac_compress.pipeline.inputs.callables import (
     check_takes,
     describe,
     resolve_callable,
-    source_fingerprint,
     user_code,
 )
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
@@ -35,16 +34,12 @@ class Task:
         metric_name: ``accuracy`` or the spec of the user's function.
         direction: Whether more of the metric is better.
         range: Least and greatest value of the metric; None where nothing is declared.
-        loss_fingerprint: Changes where the loss does, for cache keys.
-        metric_fingerprint: Changes where the metric, its direction or its range does.
     """
 
     loss_name: str
     metric_name: str
     direction: Literal["maximize", "minimize"]
     range: tuple[float, float] | None
-    loss_fingerprint: str
-    metric_fingerprint: str
     _own_loss: Callable[..., Any] | None
     _own_metric: Callable[..., Any] | None
 
@@ -171,29 +166,25 @@ def load_task(section: TaskSection, *, folder: Path) -> Task:
     Raises:
         InputError: If a name that is not built in cannot be imported.
     """
-    loss, loss_fingerprint = _resolve(section.loss, LOSSES, "task.loss", folder)
-    metric, metric_fingerprint = _resolve(section.metric, METRICS, "task.metric", folder)
     range_ = (0.0, 1.0) if section.metric == "accuracy" else section.range
     return Task(
         loss_name=section.loss,
         metric_name=section.metric,
         direction=section.direction,
         range=range_,
-        loss_fingerprint=loss_fingerprint,
-        metric_fingerprint=f"{section.direction}:{range_}:{metric_fingerprint}",
-        _own_loss=loss,
-        _own_metric=metric,
+        _own_loss=_resolve(section.loss, LOSSES, "task.loss", folder),
+        _own_metric=_resolve(section.metric, METRICS, "task.metric", folder),
     )
 
 
 def _resolve(
     name: str, built_in: tuple[str, ...], key: str, folder: Path
-) -> tuple[Callable[..., Any] | None, str]:
+) -> Callable[..., Any] | None:
     if name in built_in:
-        return None, name
+        return None
     function = resolve_callable(name, key=key, folder=folder)
     check_takes(function, ("outputs", "targets"), key=key, name=name)
-    return function, source_fingerprint(name, key=key, folder=folder)
+    return function
 
 
 def _call(

@@ -44,7 +44,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
     return {
         "model": context.model.fingerprint,
         "samples": context.data.calibration.fingerprint,
-        "loss": context.task.loss_fingerprint,
+        "loss": context.task.loss_name,
         "draw": draws_on(context),
         "how": [calibrate.labels, calibrate.gradients],
         "fisher": context.recipe.fisher.model_dump(exclude={"damping", "damping_unit"}),

@@ -39,7 +39,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "seed": context.recipe.run.seed,
         "samples": recovery and recovery.fingerprint,
         "batchnorm_samples": [context.data.calibration.fingerprint, draws_on(context)],
-        "loss": context.task.loss_fingerprint,
+        "loss": context.task.loss_name,
         "device": str(context.device),
     }
 

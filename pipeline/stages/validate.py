@@ -29,7 +29,7 @@ from mfac_compress.pipeline.weights import load_masks, load_weights
 def depends_on(context: RunContext) -> dict[str, Any]:
     """What the measurements depend on, beside the files. Not the gates, nor the machine."""
     return {
-        "metric": context.task.metric_fingerprint,
+        "metric": context.recipe.task.model_dump(exclude={"loss"}),
         "samples": context.data.validation.fingerprint,
         "batch_size": context.recipe.validate_.batch_size,
         "confidence": context.recipe.validate_.gates.confidence,

@@ -10,7 +10,6 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
     describe,
     resolve_callable,
-    source_fingerprint,
 )
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.recipe.schema import ModelSection
@@ -106,18 +105,6 @@ def test_a_file_that_fails_on_import_is_refused_with_its_line(source, parts, net
         resolve("models/net.py:build_net", tmp_path)
     for part in [KEY, "net.py", *parts]:
         assert part in str(caught.value)
-
-
-def test_the_fingerprint_follows_the_source_and_the_name(net, tmp_path):
-    def fingerprint(spec):
-        return source_fingerprint(spec, key=KEY, folder=tmp_path)
-
-    first = fingerprint("models/net.py:Net")
-    assert first == fingerprint(f"{net}:Net")
-    assert first != fingerprint("models/net.py:build_net")
-    net.write_text(net.read_text() + "# edited\n")
-    assert first != fingerprint("models/net.py:Net")
-    assert fingerprint("json:dumps") != fingerprint("json:loads")
 
 
 def test_only_what_can_be_called_is_suggested(net, tmp_path):

@@ -136,16 +136,6 @@ def test_an_own_metric_that_is_wrong_is_refused(name, part, own):
     assert "task.metric" in str(caught.value)
 
 
-def test_fingerprints_follow_what_is_used(own):
-    plain = task()
-    other = task(own, loss="own.py:squared", metric="own.py:number", direction="minimize")
-    assert plain.loss_fingerprint != other.loss_fingerprint
-    assert plain.metric_fingerprint != other.metric_fingerprint
-    (own / "own.py").write_text((own / "own.py").read_text() + "# edited\n")
-    edited = task(own, loss="own.py:squared", metric="own.py:number", direction="minimize")
-    assert edited.loss_fingerprint != other.loss_fingerprint
-
-
 @pytest.mark.parametrize(
     ("name", "argument"),
     [("writes_outputs", "outputs"), ("writes_targets", "targets"), ("reshapes", "outputs")],
@@ -180,12 +170,6 @@ def test_an_unchecked_loss_cannot_reach_the_targets(own):
     before = targets.clone()
     task(own, loss="own.py:loss_writes_targets").unchecked_loss(outputs, targets)
     assert torch.equal(targets, before)
-
-
-def test_a_changed_range_is_another_metric(own):
-    ranges = (None, (0.0, 1.0), (0.0, 2.0))
-    prints = {task(own, metric="own.py:number", range=r).metric_fingerprint for r in ranges}
-    assert len(prints) == 3
 
 
 def test_accuracy_declares_its_range():

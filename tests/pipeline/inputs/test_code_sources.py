@@ -1,0 +1,77 @@
+"""The files that the user's code is made of."""
+
+import sys
+
+import pytest
+
+from mfac_compress.pipeline.inputs.callables import resolve_callable, user_code
+from mfac_compress.pipeline.inputs.code_sources import CodeSources, forget_opened, present_sources
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Code in three files, of which the recipe names the first."""
+    (tmp_path / "own_first.py").write_text(
+        "import own_second\ndef act(): return own_second.act()\n"
+    )
+    (tmp_path / "own_second.py").write_text(
+        "def act():\n    import own_third\n    return own_third.VALUE\n"
+    )
+    (tmp_path / "own_third.py").write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget_opened()
+    yield tmp_path
+    for name in ("own_first", "own_second", "own_third"):
+        sys.modules.pop(name, None)
+
+
+def _of(project, sources):
+    return {path.rpartition("/")[2] for path in sources if path.startswith(str(project))}
+
+
+@pytest.mark.parametrize("spec", ["own_first:act", "own_first.py:act"])
+def test_imports_count_as_they_are_made(project, spec):
+    act = resolve_callable(spec, key="task.metric", folder=project)
+    before = present_sources()
+    assert _of(project, before.files) == {"own_first.py", "own_second.py"}
+    assert not before.since()
+
+    act()
+
+    assert _of(project, before.since()) == {"own_third.py"}
+
+
+def test_the_digest_follows_every_file(project):
+    resolve_callable("own_first.py:act", key="task.metric", folder=project)
+    before = present_sources()
+    sys.modules.pop("own_second")
+    (project / "own_second.py").write_text("def act(): return 2\n")
+    resolve_callable("own_second:act", key="task.metric", folder=project)
+    assert present_sources().digest != before.digest
+
+
+def test_files_that_are_read_count_and_those_that_are_written_do_not(project):
+    with user_code():
+        (project / "config.json").write_text("{}")
+        with open(project / "config.json") as file:
+            file.read()
+        with open(project / "log.txt", "a") as file:
+            file.write("x")
+    assert _of(project, present_sources().files) == {"config.json"}
+
+
+def test_samples_do_not_count(project):
+    with user_code(reads_data=True), open(project / "own_third.py") as file:
+        file.read()
+    assert not _of(project, present_sources().files)
+
+
+def test_packages_that_a_recipe_names_count_and_no_others():
+    assert not any("site-packages" in path for path in present_sources().files)
+    named = present_sources({"click.core"}).files
+    assert any(path.endswith("click/core.py") for path in named)
+    assert not any("/torch/" in path for path in present_sources({"torch.nn"}).files)
+
+
+def test_no_code_has_a_digest_too():
+    assert CodeSources().digest == CodeSources().digest != CodeSources({"a": "b"}).digest
