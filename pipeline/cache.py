@@ -120,6 +120,8 @@ def _find(folder: Path, key: str) -> Artefact | str:
     """The artefact in a folder; or why it cannot be reused, empty where there is none."""
     if not folder.is_dir():
         return ""
+    if not (folder / MANIFEST).is_file():
+        return f"{MANIFEST} is missing"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digest = manifest.pop(_DIGEST)
