@@ -13,7 +13,7 @@ from mfac_compress.export.latency import (
     why_not_faster,
 )
 from mfac_compress.export.machine import machine_load
-from mfac_compress.export.onnx_file import export_onnx
+from mfac_compress.export.onnx_file import build_graph, export_onnx, write_graph
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
@@ -26,6 +26,7 @@ from mfac_compress.export.sparse.measure import SettingTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
 from mfac_compress.export.sparse.trial import try_file
+from mfac_compress.export.survival import lost_zeros
 
 __all__ = [
     "NOT_IN_WHOLE",
@@ -42,6 +43,7 @@ __all__ = [
     "TensorAudit",
     "Timing",
     "audit_zeros",
+    "build_graph",
     "compare_latency",
     "confirm",
     "data_files",
@@ -49,6 +51,7 @@ __all__ = [
     "export_onnx",
     "file_size",
     "kernel_library",
+    "lost_zeros",
     "machine_load",
     "measure_speed",
     "median_interval",
@@ -58,5 +61,6 @@ __all__ = [
     "sparse_session",
     "try_file",
     "why_not_faster",
+    "write_graph",
     "write_model",
 ]

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import numpy_helper
 from torch import Tensor
 
-from mfac_compress.export.passes import TRANSPOSED
+from mfac_compress.export.passes import GATES, TRANSPOSED, torch_gates
 from mfac_compress.export.session import load
 
 
@@ -52,7 +52,7 @@ def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> li
     """Look for every removed weight in the ONNX file and in what ONNX Runtime makes of it.
 
     A tensor is found by its name, or by those that :func:`export_onnx` gives to a transpose and
-    ONNX Runtime to a fused convolution.
+    to the weights of a recurrent layer, and ONNX Runtime to a fused convolution.
     Where an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, as it is
     or transposed, that is zero exactly where the mask removes, if no other mask fits that tensor.
     Anything less is reported as not found: a tensor that lost its name and a zero is so, too.
@@ -103,7 +103,20 @@ def _optimize(path: str, folder: Path) -> Path:
 
 def _initializers(path: Path) -> dict[str, np.ndarray]:
     model = onnx.load(path)
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        found |= _recurrent(name, array) or {name: array}
+    return found
+
+
+def _recurrent(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """The parameters in an initializer of a recurrent layer; none in another."""
+    for operator, suffix in GATES.items():
+        names = name.removesuffix(suffix).split("+")
+        if name.endswith(suffix) and array.ndim == 3 and len(array) == len(names):
+            return dict(zip(names, torch_gates(array, operator), strict=True))
+    return {}
 
 
 def _match(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfac_compress.export.evaluation import device_of, evaluating
 
@@ -51,7 +52,10 @@ def capture(
             example = torch.cat([example, example])
         axes = ({0: torch.export.Dim(BATCH_AXIS)},) if dynamic_batch else None
         try:
-            with _silence():
+            # Of attention the exporter translates the plain form. By the kernels that PyTorch
+            # would choose on this machine, and for gradients, axes lie in memory in another order,
+            # and it gives up on views of them.
+            with _silence(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(
                     model,
                     (example,),
@@ -137,15 +141,30 @@ def _explain(error: Exception) -> ValueError:
         return _batch_is_fixed(reason)
     return ValueError(
         "The model must be exportable to ONNX. PyTorch's exporter gave up with "
-        f"{type(cause).__name__}: {reason}\nRewrite that part of the model's forward without "
-        "control flow that depends on values, and with operators that ONNX has."
+        f"{type(cause).__name__}: {reason}\n{_way_out(type(cause).__name__)}"
+    )
+
+
+def _way_out(kind: str) -> str:
+    """What to do about an error of the exporter, by its type."""
+    if kind.startswith("GuardOnDataDependent"):
+        return (
+            "Rewrite that part of the model's forward without Python control flow that depends on "
+            "values: torch.where instead of if."
+        )
+    if kind == "DispatchError":
+        return "Replace the operator in the model's forward, or try another export.opset."
+    return (
+        "Run torch.onnx.export(model, (inputs,), dynamo=True) on the model by itself for the whole "
+        "error, and change what it names."
     )
 
 
 def _batch_is_fixed(reason: str) -> ValueError:
     return ValueError(
         f"dynamic batch not possible: the model specialises the batch size ({reason}). "
-        "Set export.dynamic_batch: false, or take the constant out of the model's forward."
+        "Set export.dynamic_batch: false, or take the constant out of the model's forward "
+        "(len(x) is one for the exporter, x.shape[0] is not)."
     )
 
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from mfac_compress.export.capture import capture
 from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
-from mfac_compress.export.passes import clear_traces, make_zeros_positive, name_transposed
+from mfac_compress.export.passes import (
+    clear_traces,
+    make_zeros_positive,
+    name_recurrent,
+    name_transposed,
+)
 from mfac_compress.export.replace import replace_model
 
 
@@ -48,8 +53,7 @@ def export_onnx(
         ValueError: If the model cannot be exported so, or ``path`` + ``.data`` is taken by
             something else. The message says what to do.
     """
-    path = Path(path)
-    onnx_model = capture(
+    graph = build_graph(
         model,
         example,
         opset=opset,
@@ -57,15 +61,63 @@ def export_onnx(
         input_name=input_name,
         output_name=output_name,
     )
-    clear_traces(onnx_model)
-    name_transposed(onnx_model, dict(model.named_parameters()))
-    make_zeros_positive(onnx_model)
-    onnx_model.metadata_props.update(metadata or {})
-    _write(onnx_model, path)
+    write_graph(graph, path, metadata=metadata)
 
 
-def _write(model: ir.Model, path: Path) -> None:
-    """Put a model in its place, with its tensors beside it where one file would be too large."""
+def build_graph(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    opset: int = 18,
+    dynamic_batch: bool = True,
+    input_name: str = "input",
+    output_name: str = "output",
+) -> ir.Model:
+    """Do all of :func:`export_onnx` but the writing.
+
+    Args:
+        model: As there. So are the others.
+    Returns:
+        The graph, for :func:`write_graph`. Its tensors may share memory with the model's
+        parameters: write it before these change.
+    Raises:
+        ValueError: If the model cannot be exported so.
+    """
+    graph = capture(
+        model,
+        example,
+        opset=opset,
+        dynamic_batch=dynamic_batch,
+        input_name=input_name,
+        output_name=output_name,
+    )
+    clear_traces(graph)
+    parameters = dict(model.named_parameters())
+    name_transposed(graph, parameters)
+    name_recurrent(graph, parameters)
+    make_zeros_positive(graph)
+    return graph
+
+
+def write_graph(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a graph of :func:`build_graph` to a file, whole or not at all.
+
+    Args:
+        model: The graph. It takes the metadata.
+        path: As for :func:`export_onnx`.
+        metadata: Facts to write into the file.
+    Raises:
+        ValueError: If the ONNX checker refuses it, or ``path`` + ``.data`` is taken by something
+            else.
+    """
+    path = Path(path)
+    model.metadata_props.update(metadata or {})
+    # Tensors go beside the file where one would be too large.
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
     data = f"{path.name}.data" if sum(sizes) > MOST_BYTES_IN_ONE_FILE else None
     try:

@@ -9,6 +9,16 @@ from torch import Tensor
 TRANSPOSED = ".T"
 """Ends the name of an initializer that holds the transpose of the parameter named before it."""
 
+GATES = {"LSTM": ".iofc", "GRU": ".zrh"}
+"""Ends the name of an initializer that holds a recurrent layer's weights in ONNX's order of gates.
+
+The names before it, with ``+`` between them, are those of its directions.
+"""
+
+# Places of ONNX's gates among PyTorch's, which are input, forget, cell, output of an LSTM, and
+# reset, update, new of a GRU.
+_GATE_PLACES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+
 
 def clear_traces(model: ir.Model) -> None:
     """Drop the exporter's notes: they carry source lines and paths of the machine it ran on.
@@ -58,13 +68,63 @@ def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
             continue
         transposed = tuple(parameter.shape[::-1])
         for value in nameless:
-            if tuple(value.shape) == transposed and _equal(value.const_value, parameter):
+            if tuple(value.shape) == transposed and _equal(value.const_value.numpy(), parameter):
                 nameless.remove(value)
                 value.name = name + TRANSPOSED
                 break
 
 
-def _equal(tensor: ir.TensorProtocol, parameter: Tensor) -> bool:
-    """Whether an ONNX tensor holds the transpose of a parameter, to the last bit."""
+def name_recurrent(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
+    """Name the weights of LSTM and GRU operators after their parameters.
+
+    The exporter stacks the directions of a layer in one initializer ``[directions, gates * hidden,
+    inputs]``, with the gates in ONNX's order, under a name of its own.
+
+    Args:
+        model: Changed in place.
+        parameters: The model's parameters by name.
+    """
+    left = dict(parameters)
+    for node in model.graph:
+        if node.op_type not in GATES:
+            continue
+        for value in node.inputs[1:3]:
+            if value is None or value.name not in model.graph.initializers:
+                continue
+            directions = torch_gates(value.const_value.numpy(), node.op_type)
+            names = [_holder(direction, left) for direction in directions]
+            if None not in names:
+                value.name = "+".join(names) + GATES[node.op_type]
+
+
+def torch_gates(stacked: np.ndarray, operator: str) -> list[np.ndarray]:
+    """Turn ONNX's weights of a recurrent layer into PyTorch's.
+
+    Args:
+        stacked: Shape ``[directions, gates * hidden, inputs]``.
+        operator: ``LSTM`` or ``GRU``.
+    Returns:
+        The weight of each direction, its gates in PyTorch's order. Shape ``[gates * hidden,
+        inputs]``.
+    """
+    places = _GATE_PLACES[operator]
+    order = np.argsort(places)
+    return [
+        np.concatenate([np.split(direction, len(places))[place] for place in order])
+        for direction in stacked
+    ]
+
+
+def _holder(weight: np.ndarray, parameters: dict[str, Tensor]) -> str | None:
+    """Take out the parameter that has these values."""
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) == weight.shape and _equal(weight.T, parameter):
+            del parameters[name]
+            return name
+    return None
+
+
+def _equal(array: np.ndarray, parameter: Tensor) -> bool:
+    """Whether an array holds the transpose of a parameter, to the last bit."""
     ours = parameter.detach().cpu().double().numpy()  # holds every float exactly
-    return np.array_equal(tensor.numpy().astype(ours.dtype), ours.T)
+    return np.array_equal(array.astype(ours.dtype), ours.T)

@@ -8,8 +8,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether the model keeps running batch-norm statistics."""
+    """Whether the model keeps running batch-norm statistics that may change."""
     return bool(_batchnorms(model))
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Put each frozen batch norm into evaluation mode, so that training leaves its statistics.
+
+    A batch norm is frozen where it has a scale or shift and none of them requires a gradient.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and _is_frozen(module):
+            module.eval()
 
 
 def batchnorm_state(model: nn.Module) -> dict[str, Tensor]:
@@ -26,7 +36,8 @@ def batchnorm_state(model: nn.Module) -> dict[str, Tensor]:
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics by the plain average over the batches.
 
-    Every other layer stays in evaluation mode. The model is left in evaluation mode.
+    Every other layer stays in evaluation mode, and so does a frozen batch norm. The model is left
+    in evaluation mode, also where a batch cannot be computed.
 
     Args:
         model: Changed in place.
@@ -35,20 +46,30 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.eval()
     norms = _batchnorms(model).values()
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's cumulative average
-        norm.train()
-    for x in batches:
-        model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's cumulative average
+            norm.train()
+        for x in batches:
+            model(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()
 
 
 def _batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm)
+        and module.track_running_stats
+        and module.running_mean is not None
+        and not _is_frozen(module)
     }
+
+
+def _is_frozen(norm: _BatchNorm) -> bool:
+    parameters = list(norm.parameters(recurse=False))
+    return bool(parameters) and not any(p.requires_grad for p in parameters)

@@ -21,12 +21,15 @@ def remove_weights(
     Args:
         weights: w. Shape ``[d]``.
         mask: True = kept. Shape ``[d]``.
-        inverse: F⁻¹; may be None for ``update="none"``.
+        inverse: F⁻¹; may be None for ``update="none"`` only.
         update: ``joint`` solves for the whole removed set; ``single`` adds up the corrections that
             each removed weight would get on its own, as the paper does; ``none`` corrects nothing.
 
     Returns:
         The new weights, exactly +0 where masked out. Shape ``[d]``.
+
+    Raises:
+        ValueError: If the update needs an inverse and there is none.
 
     Example:
         >>> import torch
@@ -34,8 +37,13 @@ def remove_weights(
         >>> remove_weights(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), inverse, "joint")
         tensor([0.0000, 3.0000])
     """
-    if update == "none" or inverse is None:
+    if update == "none":
         return weights.masked_fill(~mask, 0)
+    if inverse is None:
+        raise ValueError(
+            f"update {update!r} must have an inverse to correct the kept weights with. Got None. "
+            'Build one with InverseFisher.build, or use update="none".'
+        )
     if update == "joint":
         return inverse.joint_update(weights, mask)
     return _single_update(weights, mask, inverse)

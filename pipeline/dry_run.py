@@ -8,6 +8,9 @@ from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan, readab
 from mfac_compress.pipeline.stages.accelerate import ACCELERATED, built_library
 from mfac_compress.pipeline.terminal import add_row, plain_table
 
+_LITTLE = 0.2
+"""Share of a model's parameters below which pruning them changes little."""
+
 
 def show_plan(context: RunContext, console: Console) -> None:
     """Print the matched tensors, what was left out and why, data, and memory."""
@@ -36,14 +39,19 @@ def _left_out(context: RunContext) -> Table:
 
 
 def _facts(context: RunContext) -> list[str]:
+    """The plan's lines below the tables."""
     targets, data, recipe = context.targets, context.data, context.recipe
     removed = sum(budget.removed for budget in targets.budgets())
     splits = {"calibration": data.calibration, "recovery": data.recovery}
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
     lines = [
+        *(f"folded: {name}, computed by {by}" for name, by in context.folded.items()),
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
+        f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
+        f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
+        *_warning(context),
         f"samples: {sizes}",
         f"device: {context.device}",
         f"sparse kernels: {_kernels(context)}",
@@ -51,6 +59,16 @@ def _facts(context: RunContext) -> list[str]:
     if recipe.prune.method == "mfac":
         lines += _memory(memory_plan(context))
     return lines
+
+
+def _warning(context: RunContext) -> list[str]:
+    """Say where little of the model can be pruned: its sparsity is that of a small part."""
+    if context.targets.share >= _LITTLE:
+        return []
+    return [
+        f"warning: less than {_LITTLE:.0%} of the model can be pruned, so it stays almost as "
+        "large as it is. See above for what is left out, and why."
+    ]
 
 
 def _kernels(context: RunContext) -> str:

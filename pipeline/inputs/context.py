@@ -2,9 +2,11 @@
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -34,6 +36,10 @@ class RunContext:
     """The user's code, as it was loaded before the first stage."""
     window_folder: Path | None = None
     """Where gradients are kept that the memory budget does not hold; None for in memory."""
+    folded: Mapping[str, str] = field(default_factory=dict)
+    """Weights that were computed from others and are plain now, and by what they were computed."""
+    dense_graph: ir.Model | None = None
+    """The dense model as exported when the inputs were checked; None where it was not."""
 
     @property
     def seed(self) -> int:

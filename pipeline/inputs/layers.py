@@ -1,27 +1,19 @@
 """Which tensors of a model are pruned, and to what sparsity."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from torch import fx, nn
+from torch import nn
 
 from mfac_compress.mfac.saliency import Budget
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.patterns import SlowPatternError, match_all
+from mfac_compress.pipeline.inputs.prunable import why_not_prunable
 from mfac_compress.pipeline.recipe.schema import Recipe
 
-_LINEAR = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-_LINEAR_OPS = ("aten.linear.", "aten.conv1d.", "aten.conv2d.", "aten.conv3d.")
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -52,15 +44,40 @@ class PruneTargets:
     Args:
         matched: What is pruned.
         left_out: Parameter name to reason.
+        parameters: N, the number of all the model's parameters, without buffers.
     """
 
     matched: tuple[Target, ...]
     left_out: dict[str, str]
+    parameters: int
 
     @property
     def weights(self) -> int:
         """d, the number of weights that are pruned or kept by choice."""
         return sum(target.weights for target in self.matched)
+
+    @property
+    def share(self) -> float:
+        """d / N, in (0, 1]: what pruning can reach of the whole model."""
+        return self.weights / self.parameters
+
+    def without(self, reasons: Mapping[str, str]) -> "PruneTargets":
+        """Leave out some of the matched tensors.
+
+        Args:
+            reasons: Name to the reason why it is left out; the names of matched tensors only.
+
+        Raises:
+            InputError: If nothing is left to prune.
+        """
+        matched = tuple(target for target in self.matched if target.name not in reasons)
+        if not matched:
+            raise InputError(
+                "The model must have a tensor that can be pruned. Got none: "
+                f"{_listed(reasons, reasons)}. Change the model, or what prune.include and "
+                "prune.exclude leave."
+            )
+        return PruneTargets(matched, self.left_out | dict(reasons), self.parameters)
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -94,8 +111,13 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
     """
     prune = recipe.prune
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-    reasons = _why_not(module, shapes)
+    reasons = why_not_prunable(module)
     prunable = [name for name in shapes if name not in reasons]
+    if not prunable:
+        raise InputError(
+            "The model must have a weight of a linear, convolution or recurrent layer that can be "
+            f"pruned. Got none: {_listed(reasons, reasons)}."
+        )
     matches = _matches(recipe, shapes)
     included = _match_all(prune.include, matches, prunable, reasons, recipe, "prune.include")
     excluded = _match_all(prune.exclude, matches, prunable, reasons, recipe, "prune.exclude")
@@ -118,7 +140,7 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
         )
     _check_overrides_count(matched, overridden, recipe)
     in_order = {name: left_out[name] for name in shapes if name in left_out}
-    return PruneTargets(tuple(matched), in_order)
+    return PruneTargets(tuple(matched), in_order, sum(map(prod, shapes.values())))
 
 
 def _check_overrides_count(
@@ -140,41 +162,6 @@ def _check_overrides_count(
             )
 
 
-def _why_not(module: nn.Module, shapes: Iterable[str]) -> dict[str, str]:
-    """Parameters that can not be pruned, and why."""
-    linear = set(_linear_weights(module))
-    kinds = {
-        f"{owner}.{name}" if owner else name: type(part).__name__
-        for owner, part in module.named_modules()
-        for name, _ in part.named_parameters(recurse=False)
-    }
-    return {
-        name: "a bias"
-        if name.endswith("bias")
-        else f"not a linear or convolution weight ({kinds[name]})"
-        for name in shapes
-        if name not in linear
-    }
-
-
-def _linear_weights(module: nn.Module) -> Iterator[str]:
-    """Names of the weights of linear and convolution layers.
-
-    An exported program has lost its layers' types, so its graph is asked instead.
-    """
-    for owner, part in module.named_modules():
-        if isinstance(part, _LINEAR):
-            yield f"{owner}.weight" if owner else "weight"
-        elif isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
-            yield f"{owner}.in_proj_weight" if owner else "in_proj_weight"
-    if isinstance(module, fx.GraphModule):
-        for node in module.graph.nodes:
-            if node.op == "call_function" and str(node.target).startswith(_LINEAR_OPS):
-                weight = node.args[1]
-                if isinstance(weight, fx.Node) and weight.op == "get_attr":
-                    yield str(weight.target)
-
-
 def _match_all(
     patterns: Iterable[str],
     matches: Mapping[str, set[str]],
@@ -186,13 +173,16 @@ def _match_all(
     """Prunable name to the pattern that matches it; the last pattern counts.
 
     Raises:
-        InputError: If a pattern matches nothing prunable.
+        InputError: If a pattern matches nothing prunable. To exclude what is left out anyway is no
+            error.
     """
     found: dict[str, str] = {}
     for position, pattern in enumerate(patterns):
         names = [name for name in prunable if name in matches[pattern]]
         if not names:
             others = [name for name in reasons if name in matches[pattern]]
+            if others and key == "prune.exclude":
+                continue
             where = recipe.where(key, pattern if key == "prune.overrides" else position)
             raise InputError(_nothing(pattern, others, prunable, reasons, where))
         found.update(dict.fromkeys(names, pattern))
@@ -226,8 +216,15 @@ def _nothing(
 ) -> str:
     must = f"{where}: a pattern must match a tensor that can be pruned. Got {pattern!r}"
     if others:
-        return f"{must}, which matches only {others[0]}, {reasons[others[0]]}."
+        return f"{must}, which matches only what cannot be pruned: {_listed(others, reasons)}."
     known = {*prunable, *(name.rpartition(".")[0] for name in prunable)}
     near = difflib.get_close_matches(pattern, sorted(known), n=3)
     hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(prunable[:8])}."
     return f"{must}, which matches nothing. {hint}"
+
+
+def _listed(names: Iterable[str], reasons: Mapping[str, str]) -> str:
+    """The first of some tensors, each with its reason."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return "; ".join(f"{name} ({reasons[name]})" for name in names[:_SHOWN]) + more

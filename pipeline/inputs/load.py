@@ -12,11 +12,13 @@ from mfac_compress.pipeline.inputs.code_sources import forget_opened, present_so
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.data import load_data
 from mfac_compress.pipeline.inputs.draw import draw_samples, holdout
+from mfac_compress.pipeline.inputs.export_check import check_export
 from mfac_compress.pipeline.inputs.layers import match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
+from mfac_compress.pipeline.inputs.plain_weights import fold_weights
+from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import load_task
-from mfac_compress.pipeline.inputs.trial import try_out
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.calibrate import kept_as_blocks, shards_of
@@ -33,6 +35,10 @@ def load_inputs(
 ) -> RunContext:
     """Load model, data and task, match the layers, and try whether they fit.
 
+    Returns:
+        The inputs. Tensors that take no part in the loss, or whose zeros the ONNX file would not
+        hold, are among those that are left out.
+
     Raises:
         InputError: If any of them is wrong.
     """
@@ -44,6 +50,7 @@ def load_inputs(
     torch.manual_seed(recipe.run.seed)
     folder = recipe.source.folder
     model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
+    folded = fold_weights(model.module)
     targets = match_targets(model.module, recipe)
     task = load_task(recipe.task, folder=folder)
     data = load_data(
@@ -53,8 +60,15 @@ def load_inputs(
         labelled=recipe.calibrate.labels is True,
     )
     model.module.to(device)
-    context = RunContext(recipe, model, data, task, targets, device, progress or Progress(), world)
-    try_out(context)
+    context = RunContext(
+        recipe, model, data, task, targets, device, progress or Progress(), world, folded=folded
+    )
+    _check_batchnorm(context)
+    unused = smoke_test(context)
+    if unused:
+        context = replace(context, targets=targets.without(unused))
+    _check_input_name(context)
+    context = check_export(context)
     return replace(context, code=present_sources(_modules_of(context)))
 
 
@@ -78,8 +92,6 @@ def check_inputs(context: RunContext) -> MemoryPlan | None:
     Raises:
         InputError: If the calibration split or the memory does not suffice.
     """
-    _check_batchnorm(context)
-    _check_input_name(context)
     if context.recipe.prune.method != "mfac":
         return None
     draw_samples(context, step=0)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from mfac_compress.mfac.plan import InversePlan, plan_inverse
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.free_memory import free_memory
 from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
 
 _SHARE_OF_FREE = 0.8
@@ -72,7 +72,8 @@ def memory_plan(context: RunContext) -> MemoryPlan:
     if context.device.type == "cuda":
         free, what = torch.cuda.mem_get_info(context.device)[0], "80% of the GPU's free memory"
     else:
-        free, what = psutil.virtual_memory().available, "80% of the free memory"
+        free, of = free_memory()
+        what = f"80% of {of}"
         if context.world.local_size > 1:
             free //= context.world.local_size
             what += f", for each of {context.world.local_size} processes"

@@ -193,7 +193,7 @@ class PruneSection(Section):
     """Compare weights across all tensors, or give each tensor the same sparsity."""
     include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
     """Modules or parameters to prune: exact names, globs, or `re:` patterns. Only the weights of
-    convolutions and linear layers are ever pruned."""
+    convolutions, linear and recurrent layers are ever pruned; the dry run lists the others."""
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
     """Taken away from `include`."""
     overrides: Annotated[dict[Pattern, Share], Field(max_length=1000)] = Field(default_factory=dict)

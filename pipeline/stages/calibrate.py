@@ -111,8 +111,8 @@ def compute_fisher(
     draw = draw_samples(context, step)
     set_training(module, False)
     fisher = _empty_fisher(context)
-    source = GradientSource(module, _loss(context), context.parameters_of(module))
-    batches = _batches(context, module, draw, step)
+    source = GradientSource(module, calibration_loss(context), context.parameters_of(module))
+    batches = calibration_batches(context, module, draw, step)
     if method is None:
         method, batches = _choose_method(context, source, batches, draw)
     start = time.perf_counter()
@@ -137,12 +137,20 @@ def _dealt_out(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Ite
     at_once = max(1, _SENT_BYTES // row_bytes) if world.size > 1 else 1
     while True:
         with world.together(), _samples_named(context, draw):
-            parts = list(itertools.islice(rows, at_once))
+            parts = list(_taken(rows, at_once))
         own_rows = parts[0] if len(parts) == 1 else torch.cat([none, *parts])
         own_columns = world.deal_out(own_rows, columns)
         if not len(own_columns):
             return
         yield own_columns
+
+
+def _taken(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """The next parts that make up ``count`` rows; vmap gives many rows in one part."""
+    taken = 0
+    while taken < count and (part := next(parts, None)) is not None:
+        taken += len(part)
+        yield part
 
 
 def shards_of(context: RunContext) -> list[Shard]:
@@ -198,7 +206,7 @@ def _file(rank: int, part: int | str) -> str:
     return f"fisher-{rank}-{part}.safetensors"
 
 
-def _loss(context: RunContext) -> Any:
+def calibration_loss(context: RunContext) -> Any:
     """The loss whose gradients are taken; the batches are checked as they are made."""
     if context.recipe.calibrate.labels == "model" and not _predicts_classes(context):
         return projection_loss
@@ -209,10 +217,17 @@ def _predicts_classes(context: RunContext) -> bool:
     return context.task.loss_name == "cross_entropy"
 
 
-def _batches(
+def calibration_batches(
     context: RunContext, module: nn.Module, draw: Tensor, step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One batch for each gradient of this process, with the targets that the recipe asks for."""
+    """One batch for each gradient of this process, with the targets that the recipe asks for.
+
+    Args:
+        context: The run's.
+        module: The model, which draws targets where the recipe calibrates without labels.
+        draw: Samples of each gradient of all processes. Shape ``[m, samples]``.
+        step: Number of the pruning step.
+    """
     split, own = context.data.calibration, context.world.share(len(draw))
     batches = (
         (x.to(context.device), y.to(context.device))

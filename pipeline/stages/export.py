@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
+from torch import Tensor, nn
 
-from mfac_compress.export import export_onnx
+from mfac_compress.export import build_graph, write_graph
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
@@ -31,10 +33,6 @@ def export(context: RunContext, recovered: Path, folder: Path) -> dict[str, Any]
     Raises:
         InputError: If the model can not be exported as the recipe says.
     """
-    section = context.recipe.export
-    batch = context.recipe.validate_.batch_size
-    positions = torch.arange(batch) % len(context.data.calibration)
-    example, _ = next(iter(context.data.calibration.batches(batch, indices=positions)))
     sparse = load_weights(context.fresh_module(), recovered)
     facts = {
         "mfac_compress.version": tool_version(),
@@ -42,19 +40,41 @@ def export(context: RunContext, recovered: Path, folder: Path) -> dict[str, Any]
         **{f"version.{name}": version for name, version in library_versions().items()},
     }
     sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}
-    models = [(context.fresh_module(), DENSE, {}), (sparse, SPARSE, sparsity)]
-    for module, name, extra in context.progress.track(models, "export", total=len(models)):
+    dense = context.dense_graph
+    models = [
+        (DENSE, {}, lambda: dense or graph_of(context, context.fresh_module().cpu())),
+        (SPARSE, sparsity, lambda: graph_of(context, sparse.cpu())),
+    ]
+    for name, extra, graph in context.progress.track(models, "export", total=len(models)):
         try:
-            export_onnx(
-                module.cpu(),
-                example,
-                folder / name,
-                opset=section.opset,
-                dynamic_batch=section.dynamic_batch,
-                input_name=section.input_name,
-                output_name=section.output_name,
-                metadata={**facts, **extra},
-            )
+            write_graph(graph(), folder / name, metadata={**facts, **extra})
         except ValueError as error:
             raise InputError(f"export: {error}") from error
     return {}
+
+
+def example_inputs(context: RunContext) -> Tensor:
+    """The batch with which the model is traced. Shape ``[validate.batch_size, ...]``."""
+    batch = context.recipe.validate_.batch_size
+    positions = torch.arange(batch) % len(context.data.calibration)
+    return next(iter(context.data.calibration.batches(batch, indices=positions)))[0]
+
+
+def graph_of(context: RunContext, module: nn.Module) -> ir.Model:
+    """Export a model as the recipe says, without writing it.
+
+    Args:
+        context: The run's.
+        module: The model, or a copy of it, on the CPU.
+    Raises:
+        ValueError: If it cannot be exported so.
+    """
+    section = context.recipe.export
+    return build_graph(
+        module,
+        example_inputs(context),
+        opset=section.opset,
+        dynamic_batch=section.dynamic_batch,
+        input_name=section.input_name,
+        output_name=section.output_name,
+    )

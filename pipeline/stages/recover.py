@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
+from mfac_compress.mfac.batchnorm import (
+    batchnorm_state,
+    has_batchnorm,
+    reestimate_batchnorm,
+)
 from mfac_compress.mfac.masking import MaskKeeper
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import StageError
@@ -19,6 +23,7 @@ from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.shared_batch import backward
+from mfac_compress.pipeline.stages.training_mode import train_mode
 from mfac_compress.pipeline.weights import (
     load_masks,
     load_state,
@@ -63,7 +68,7 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
     optimizer = _optimizer(section, module)
     scheduler = LambdaLR(optimizer, _lr_curve(section, section.epochs * batches_per_epoch))
     generator = torch.Generator().manual_seed(context.recipe.run.seed)
-    set_training(module, True)
+    train_mode(module)
     context.progress.plan(section.epochs * batches_per_epoch)
     with MaskKeeper(context.parameters_of(module), masks).attach(optimizer) as keeper:
         for epoch in range(section.epochs):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.stages.training_mode import train_mode
 from mfac_compress.pipeline.world import World
 
 _TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ def check_sharing(context: RunContext) -> None:
     gradients, drawn = [], _random_state(context)
     for who in (World(), world):
         module = context.fresh_module()
-        set_training(module, True)
+        train_mode(module)
         backward(context, module, x, y, who)
         gradients.append(_gradient(module))
     with world.together():

@@ -1,9 +1,15 @@
 """Re-estimated batch-norm statistics are those of the data."""
 
+import pytest
 import torch
 from torch import nn
 
-from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
+from mfac_compress.mfac.batchnorm import (
+    batchnorm_state,
+    freeze_batchnorm,
+    has_batchnorm,
+    reestimate_batchnorm,
+)
 
 
 def _model():
@@ -46,3 +52,35 @@ def test_only_models_with_running_statistics_have_any():
     assert has_batchnorm(_model())
     assert not has_batchnorm(nn.Linear(2, 2))
     assert not has_batchnorm(nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def test_modes_and_momentum_are_as_before_after_an_error_too():
+    model = _model()
+
+    with pytest.raises(RuntimeError):
+        reestimate_batchnorm(model, [torch.randn(9, 3), torch.randn(9, 5)])
+
+    assert not any(module.training for module in model.modules())
+    assert model[1].momentum == 0.1
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics():
+    model, x = _model(), torch.randn(9, 3) + 5
+    before = batchnorm_state(model)
+    model[1].requires_grad_(False)
+
+    assert not has_batchnorm(model)
+    reestimate_batchnorm(model, [x])
+    freeze_batchnorm(model.train())
+    model(x)
+
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert model[0].training
+
+
+def test_only_frozen_batch_norms_are_kept_from_training():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)).train()
+    freeze_batchnorm(model)
+    assert model[0].training
+    assert model[1].training

@@ -89,10 +89,42 @@ def test_a_gradient_that_is_not_finite_names_batch_and_tensor(method):
     assert (e.value.index, e.value.tensor) == (21, "3.weight")
 
 
-def test_a_tensor_outside_the_loss_is_refused():
-    source = GradientSource(_model(), cross_entropy, {"spare": nn.Parameter(torch.ones(2))})
-    with pytest.raises(ValueError, match="spare"):
-        list(source.rows(_batches(1)))
+class Spare(nn.Module):
+    """Has a layer that is never used, and one that only inputs of a positive sum use."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare, self.seldom = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.used(x) + (self.seldom(x) if x.sum() > 0 else 0)
+
+
+class NeverUsed(Spare):
+    def forward(self, x):
+        return self.used(x)
+
+
+SPARE = ["used.weight", "spare.weight", "seldom.weight"]
+
+
+def test_tensors_outside_the_loss_are_named():
+    x, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    source = _source(Spare(), SPARE)
+
+    assert source.unused([(-x, y)]) == ["spare.weight", "seldom.weight"]
+    assert source.unused([(-x, y), (x, y)]) == ["spare.weight"]
+    assert _source(Spare(), SPARE, lambda o, t: o.detach().mean()).unused([(x, y)]) == SPARE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_outside_the_loss_has_the_gradient_zero(method):
+    source = _source(NeverUsed(), SPARE)
+
+    (rows,) = source.rows(_batches(1), method)
+
+    assert rows[:, :12].any()
+    assert not rows[:, 12:].any()
 
 
 def test_the_method_is_the_one_that_took_less_time(monkeypatch):

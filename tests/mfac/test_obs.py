@@ -156,3 +156,9 @@ def test_the_descent_stays_where_no_step_helps():
 def test_the_descent_may_go_all_the_way_and_survives_infinite_losses():
     assert descend(lambda step: -step) == (1.0, -1.0)
     assert descend(lambda step: float("nan") if step > 0.1 else -step)[0] == 2.0**-4
+
+
+@pytest.mark.parametrize("update", ["joint", "single"])
+def test_an_update_without_an_inverse_is_refused(update):
+    with pytest.raises(ValueError, match=f"update '{update}' must have an inverse"):
+        remove_weights(torch.ones(2), torch.tensor([True, False]), None, update)

@@ -103,7 +103,7 @@ def test_an_override_without_a_match_is_an_error():
 
 
 def test_a_pattern_of_what_can_not_be_pruned_says_why():
-    with pytest.raises(InputError, match=r"matches only embed\.weight, not a linear"):
+    with pytest.raises(InputError, match=r"matches only.*embed\.weight \(not a linear"):
         _match(include=["embed"])
 
 
@@ -137,3 +137,27 @@ def test_an_override_that_sets_nothing_is_refused(prune):
 def test_of_overrides_the_general_one_comes_first():
     targets = _match(overrides={"layer2.*": 0.1, "layer2.0": 0.9})
     assert {t.name: t.sparsity for t in targets.matched}["layer2.0.weight"] == 0.9
+
+
+def test_what_is_left_out_anyway_may_be_excluded():
+    assert _names(_match(exclude=["embed", "layer1.1"])) == EVERYTHING
+
+
+def test_d_and_n_are_those_of_the_model():
+    targets = _match(include=["layer2.*"])
+    assert targets.weights == 8 * 4 + 4 * 4
+    assert targets.parameters == sum(p.numel() for p in Net().parameters())
+
+
+def test_matched_tensors_can_be_left_out_later():
+    targets = _match().without({"layer1.0.weight": "takes no part"})
+    assert _names(targets) == EVERYTHING[1:]
+    assert targets.left_out["layer1.0.weight"] == "takes no part"
+    with pytest.raises(InputError, match=r"Got none: layer1\.0\.weight \(takes no part\)"):
+        _match(include=["layer1.0"]).without({"layer1.0.weight": "takes no part"})
+
+
+def test_a_model_without_anything_to_prune_is_refused():
+    recipe = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.5}})
+    with pytest.raises(InputError, match=r"must have a weight of.*Got none: weight \(not a linear"):
+        match_targets(nn.Embedding(3, 2), recipe)

@@ -1,0 +1,155 @@
+"""Whether zeros that pruning would put into a model arrive in its ONNX file.
+
+They do not where forward computes a layer's weight from the parameter, or where the exporter
+folds a layer on a constant input: the file then holds another tensor, in which nothing is zero.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.export.audit import TensorAudit, audit_zeros
+from mfac_compress.export.evaluation import evaluating
+from mfac_compress.export.onnx_file import write_graph
+from mfac_compress.export.passes import TRANSPOSED
+from mfac_compress.export.session import open_session, predict
+
+_ROWS = 8
+_LARGEST_DIFFERENCE = 0.02
+"""Of the outputs' norm. Rounding is a thousand times smaller, a wrong operator larger."""
+_ROUNDING = 1e-4
+
+
+def lost_zeros(
+    copied: nn.Module,
+    graph: ir.Model,
+    example: Tensor,
+    names: Iterable[str],
+    *,
+    build: Callable[[nn.Module], ir.Model],
+) -> dict[str, str]:
+    """Remove random weights of a model, and look for the zeros in its ONNX file.
+
+    Where the graph has every parameter under its name, the zeros are put into the graph, as an
+    export takes seconds. Otherwise the model is exported again.
+
+    Args:
+        copied: A copy of the model, on the CPU. Its weights are removed.
+        graph: What ``build`` made of the model. As before afterwards.
+        example: Inputs that the graph takes. Shape ``[n, ...]``.
+        names: The parameters to be pruned.
+        build: Exports a model.
+    Returns:
+        Name to reason, of the parameters whose zeros do not arrive.
+    Raises:
+        ValueError: If the model cannot be exported, ONNX Runtime cannot run its file, or computes
+            something else than the model.
+    """
+    masks = _random_masks(dict(copied.named_parameters()), names)
+    _prune(copied, masks)
+    swaps = _swaps(graph, masks)
+    if swaps is not None:
+        before = {value: value.const_value for value in swaps}
+        try:
+            for value, tensor in swaps.items():
+                value.const_value = tensor
+            audits = _audit(graph, copied, example, masks)
+        finally:
+            for value, tensor in before.items():
+                value.const_value = tensor
+        if all(audit.intact for audit in audits):
+            return {}
+    audits = _audit(build(copied), copied, example, masks)
+    return {audit.name: _reason(audit) for audit in audits if not audit.intact}
+
+
+def _random_masks(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Half of each tensor is removed, and one weight of a small one at least."""
+    generator = torch.Generator().manual_seed(0)
+    masks = {}
+    for name in names:
+        mask = torch.rand(parameters[name].shape, generator=generator) < 0.5
+        mask.view(-1)[0] = False
+        masks[name] = mask
+    return masks
+
+
+@torch.no_grad()
+def _prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask, 0)
+
+
+def _swaps(
+    graph: ir.Model, masks: Mapping[str, Tensor]
+) -> dict[ir.Value, ir.TensorProtocol] | None:
+    """The pruned tensors of a graph's initializers; None where one is not there by its name."""
+    initializers = graph.graph.initializers
+    swaps = {}
+    for name, mask in masks.items():
+        value, turned = initializers.get(name), mask
+        if value is None and mask.ndim == 2:
+            value, turned = initializers.get(name + TRANSPOSED), mask.T
+        if value is None or tuple(value.shape) != tuple(turned.shape):
+            return None
+        array = value.const_value.numpy().copy()  # scaled by a batch norm that was folded into it
+        array[~turned.numpy()] = 0
+        swaps[value] = ir.tensor(array, name=value.name)
+    return swaps
+
+
+def _audit(
+    graph: ir.Model, pruned: nn.Module, example: Tensor, masks: Mapping[str, Tensor]
+) -> list[TensorAudit]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.onnx"
+        write_graph(graph, path)
+        _check_outputs(path, pruned, example)
+        return audit_zeros(path, masks)
+
+
+def _check_outputs(path: Path, model: nn.Module, example: Tensor) -> None:
+    """Check that a file computes what the model does, for some operators are exported wrongly."""
+    session = open_session(path)
+    rows = session.get_inputs()[0].shape[0]
+    inputs = example if isinstance(rows, int) else example[:_ROWS]
+    with evaluating(model), torch.no_grad():
+        expected = model(inputs).double()
+    try:
+        outputs = torch.from_numpy(predict(session, inputs.numpy(), len(inputs))).double()
+    except ValueError:
+        raise
+    except Exception as error:  # ONNX Runtime's are of types of its own
+        raise ValueError(
+            "ONNX Runtime must be able to run the exported file. PyTorch's exporter wrote one for "
+            f"which it raised {error}. Leave out the operator that it translates wrongly."
+        ) from error
+    if outputs.shape != expected.shape:
+        raise ValueError(
+            "The exported file must return what the model returns: shape "
+            f"{list(expected.shape)}. Got {list(outputs.shape)}. Change the model's forward so "
+            "that PyTorch's exporter translates it."
+        )
+    scale, difference = expected.norm(), (outputs - expected).norm()
+    if bool(scale.isfinite()) and not difference <= _LARGEST_DIFFERENCE * scale + _ROUNDING:
+        raise ValueError(
+            "The exported file must compute what the model computes. PyTorch's exporter wrote one "
+            f"whose outputs differ by {float(difference):.3g}, where the outputs' norm is "
+            f"{float(scale):.3g}. Leave out the operator that it translates wrongly."
+        )
+
+
+def _reason(audit: TensorAudit) -> str:
+    if audit.onnx_zeros is None:
+        return (
+            "its zeros would be lost: the ONNX file holds values that are computed from it "
+            "(in forward, or with a constant input) and not the tensor itself"
+        )
+    return (
+        "its zeros would be lost: ONNX Runtime computes another weight from it before it multiplies"
+    )
