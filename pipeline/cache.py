@@ -116,25 +116,41 @@ class StageCache:
         return _artefact(folder, manifest, reused=False, rejected=rejected)
 
 
+class _RejectedError(Exception):
+    """An artefact cannot be reused. The message says what of it is wrong."""
+
+
 def _find(folder: Path, key: str) -> Artefact | str:
     """The artefact in a folder; or why it cannot be reused, empty where there is none."""
     if not folder.is_dir():
         return ""
+    try:
+        return _verified(folder, key)
+    except _RejectedError as error:
+        return str(error)
+
+
+def _verified(folder: Path, key: str) -> Artefact:
+    """The artefact in a folder, all of which is as it was written.
+
+    Raises:
+        _RejectedError: If it is not, or if code that it was made with has changed.
+    """
     if not (folder / MANIFEST).is_file():
-        return f"{MANIFEST} is missing"
+        raise _RejectedError(f"{MANIFEST} is missing")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         digest = manifest.pop(_DIGEST)
         if digest != content_key(manifest) or manifest["key"] != key:
-            return f"{MANIFEST} does not have the content that was written"
+            raise _RejectedError(f"{MANIFEST} does not have the content that was written")
         found = _file_digests(folder)
         wrong = [name for name, _ in {*manifest["files"].items()} ^ {*found.items()}]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+        raise _RejectedError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
     if wrong:
-        return f"{min(wrong)} does not have the content that was written"
+        raise _RejectedError(f"{min(wrong)} does not have the content that was written")
     if not unchanged(manifest["code"]):
-        return "code that it was made with has changed"
+        raise _RejectedError("code that it was made with has changed")
     return _artefact(folder, {**manifest, _DIGEST: digest}, reused=True)
 
 
