@@ -15,6 +15,17 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 ONE_LINE = "error: stage start: interrupted.\n"
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """CI systems may start the tests with signals ignored, which processes pass on."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def _python(code):
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=False)
