@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-long lint kernels-fuzz kernels-matrix kernels-aarch64 clean
+.PHONY: demo test test-long attack lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
@@ -12,6 +12,9 @@ test: .venv/installed  ## the test suite
 
 test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
+
+attack: .venv/installed  ## some 2,500 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
+	$(BIN)/python tests/attack/run.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
