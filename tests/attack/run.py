@@ -1,7 +1,7 @@
 """All attacks, one after the other: ``make attack``.
 
-Thousands of hostile inputs, made from seeds. Each attack says what it tried and what was mishandled:
-what ran code, hung, printed a traceback, ended with another exit code than it should, or passed.
+Thousands of hostile inputs, made from seeds. Each attack says what it tried and what was
+mishandled: what ran code, hung, printed a traceback, ended with a wrong exit code, or passed.
 """
 
 import argparse
