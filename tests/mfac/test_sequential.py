@@ -42,8 +42,8 @@ def test_saliencies_are_those_of_the_dense_removal(
         )
 
 
-def test_a_stand_in_becomes_dearer_when_the_other_goes():
-    """Two equal weights with the same gradients: one can go for nothing, both can not."""
+def test_a_weights_saliency_grows_when_a_correlated_one_is_removed():
+    """Two equal weights with the same gradients: one can be removed at no cost, both cannot."""
     G = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).repeat(2, 1)
 
     saliency = sequential_saliency(

@@ -133,7 +133,7 @@ def test_sums_over_many_columns_stay_near_float64():
     assert abs(fisher.gram[0, 0] / exact - 1) < 3e-7
 
 
-def test_what_cannot_be_used_is_refused(gradients):
+def test_unusable_arguments_are_refused(gradients):
     fisher = SlidingFisher.empty(2, 10)
     with pytest.raises(ValueError, match=r"\[10\]. Got \[9\]"):
         fisher.push(torch.ones(9), 1e-3)
