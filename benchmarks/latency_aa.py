@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mfac_compress.export import Setting, compare_latency, export_onnx, machine_load
+from mfac_compress.export import Workload, compare_latency, export_onnx, machine_load
 from mfac_compress.pipeline.recipe.schema import LatencySection
 
 BUSY = "while True: sum(i * i for i in range(10_000))"
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=defaults.runs, help="pairs of a comparison")
     arguments = parser.parse_args()
-    setting = Setting(arguments.batch, arguments.threads)
+    workload = Workload(arguments.batch, arguments.threads)
     inputs = {"input": np.random.default_rng(0).random((arguments.batch, 3, 16, 16), np.float32)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         one, other = Path(folder, "one.onnx"), Path(folder, "other.onnx")
@@ -69,7 +69,7 @@ def main() -> None:
         found = []
         for number in range(arguments.comparisons):
             found += compare_latency(
-                one, other, lambda _: inputs, [setting],
+                one, other, lambda _: inputs, [workload],
                 warmup=defaults.warmup, runs=arguments.runs,
             )  # fmt: skip
             print(f"{number + 1}: {found[-1].ratio} {found[-1].verdict}", flush=True)

@@ -22,7 +22,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from mfac_compress.export import (
-    Setting,
+    Workload,
     kernel_library,
     machine_load,
     measure_speed,
@@ -66,8 +66,8 @@ def quantised_files(context: RunContext, plain: Path, folder: Path) -> tuple[Pat
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
-    settings = [Setting(size, threads=1) for size in BATCH_SIZES]
-    found = measure_speed(dense, lambda size: feeds(context, size), settings)
+    workloads = [Workload(size, threads=1) for size in BATCH_SIZES]
+    found = measure_speed(dense, lambda size: feeds(context, size), workloads)
     if found.model is None:
         raise SystemExit(f"no sparse file: {found.reason}")
     write_model(found.model, sparse)

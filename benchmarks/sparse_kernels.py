@@ -31,7 +31,7 @@ from onnxruntime.quantization import (
 from torch import Tensor, nn
 
 from mfac_compress.export import (
-    Setting,
+    Workload,
     export_onnx,
     kernel_library,
     machine_load,
@@ -204,7 +204,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     def feeds_of(batch_size: int) -> dict[str, np.ndarray]:
         return {"input": torch.randn(batch_size, *case.shape).numpy()}
 
-    found = measure_speed(plain, feeds_of, [Setting(case.batch, threads)])
+    found = measure_speed(plain, feeds_of, [Workload(case.batch, threads)])
     row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"

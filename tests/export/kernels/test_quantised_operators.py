@@ -5,7 +5,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, pack_quads, sparse_qconv, sparse_qlinear
+from mfac_compress.export.sparse import Rounding, pack_1x4, sparse_qconv, sparse_qlinear
 
 BATCHES = 32  # of OPERATORS each
 OPERATORS = 32
@@ -65,7 +65,7 @@ class _Linear:
         sums = sums if bias is None else sums + bias
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
-        weights = pack_quads(weight)
+        weights = pack_1x4(weight)
         self.nodes = [sparse_qlinear(name, f"{name}.x", f"{name}.y", weights, rounding, bias=bias)]
 
 
@@ -102,7 +102,7 @@ class _Conv:
                 name,
                 f"{name}.x",
                 f"{name}.y",
-                pack_quads(self.weight, group=self.group),
+                pack_1x4(self.weight, group=self.group),
                 rounding,
                 bias=bias,
                 strides=self.strides,

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.layout import KINDS, Placement, chains, in_planes, placed
+from mfac_compress.export.sparse.layout import KINDS, Placement, assign_layouts, chains, in_planes
 
 IMAGES = {"x": ["n", 8, 9, 7]}
 PADDED = {"pads": [1, 1, 1, 1]}
@@ -48,7 +48,7 @@ def test_the_layers_that_stay_get_images_in_their_own_layout(rewritten, make_mod
     assert found.kinds == ["SparseConv", "Conv", "Relu", "SparseConv"]
 
 
-def test_chains_are_what_hands_images_on(find, make_model, sparse_weight):
+def test_chains_are_operators_that_pass_images(find, make_model, sparse_weight):
     model = _residual_net(make_model, sparse_weight, [("Neg", ["r2"], ["n"])], ["n"])
     graph, layers, shapes = find(model)
     operators = fuse(graph, layers, shapes)
@@ -67,7 +67,7 @@ def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_w
     weights = {"w0": sparse_weight(8, 8, 1, 1), "w1": sparse_weight(8, 8, 3, 3)}
     graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
     blocks = dict.fromkeys(fuse(graph, layers, shapes), 4)
-    kinds = {kind: in_planes(graph, placed(graph, blocks, kind)) for kind in KINDS}
+    kinds = {kind: in_planes(graph, assign_layouts(graph, blocks, kind)) for kind in KINDS}
     assert kinds == {"all": {"a", "b"}, "windowed": {"a"}, "none": frozenset()}
 
 
@@ -109,7 +109,7 @@ def test_other_slices_and_pads_stay(rewritten, make_model, sparse_weight):
         assert rewritten(model).kinds == ["SparseConv", "Slice", "Pad"]
 
 
-def test_nodes_without_inputs_are_passed_over(rewritten, make_model, sparse_weight):
+def test_nodes_without_inputs_are_skipped(rewritten, make_model, sparse_weight):
     value = onnx.numpy_helper.from_array(np.float32([1]), "v")
     nodes = [
         ("Constant", [], ["c"], {"value": value}),

@@ -88,7 +88,7 @@ def test_numbers_of_four_bits_are_half_a_byte(external):
         read_model(external(location="w.bin", dims=(97,), kind=kind))
 
 
-def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+def test_a_path_that_is_not_a_file_or_too_large_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "zero"):
@@ -117,7 +117,7 @@ def _calling(*functions, file):
     return file
 
 
-def test_functions_are_counted_before_they_are_written_out(tmp_path):
+def test_functions_are_counted_before_they_are_inlined(tmp_path):
     """Twelve that each call the next ten times."""
     levels = [(f"f{n}", [f"f{n + 1}"] * 10) for n in range(11)]
     file = _calling(*levels, ("f11", ["Neg"] * 10), file=tmp_path / "m.onnx")
@@ -126,7 +126,7 @@ def test_functions_are_counted_before_they_are_written_out(tmp_path):
     assert read_model(_calling(*levels[8:], ("f11", ["Neg"] * 10), file=tmp_path / "m.onnx"))
 
 
-def test_functions_in_a_circle_are_refused(tmp_path):
+def test_recursive_functions_are_refused(tmp_path):
     for circle in ([("f", ["f"])], [("f", ["g", "Neg"]), ("g", ["f"])]):
         with pytest.raises(ValueError, match="calls itself"):
             read_model(_calling(*circle, file=tmp_path / "m.onnx"))

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse.format import pack
 from mfac_compress.export.sparse.nodes import sparse_conv
 
@@ -100,7 +100,7 @@ def test_multiplications_are_those_of_images_of_one_row(make_model, sparse_weigh
     model = make_model([("Conv", ["x", "w"], ["y"], {"strides": [2]})], X, ["y"], w=weight)
     onnx.save(model, tmp_path / "model.onnx")
     (layer,) = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 45), np.float32)}, [Setting(3, 1)],
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 45), np.float32)}, [Workload(3, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert (layer.macs, layer.kept_macs) == (3 * 22 * 96, 3 * 22 * np.count_nonzero(weight))

@@ -112,7 +112,7 @@ def test_without_the_library_onnx_runtime_names_the_operator(rewritten, make_mod
         onnxruntime.InferenceSession(found.model.SerializeToString())
 
 
-def test_a_domain_of_the_same_operator_name_is_none_of_ours(sparse_weight):
+def test_an_operator_of_the_same_name_in_another_domain_is_not_ours(sparse_weight):
     node = helper.make_node("MatMul", ["x", "w"], ["y"], domain="com.example")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12])
     weight = numpy_helper.from_array(sparse_weight(12, 4), "w")
