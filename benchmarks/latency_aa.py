@@ -1,9 +1,9 @@
-"""How often a file is called faster than itself while another process is at work.
+"""How often a file is called faster than itself while another process is running.
 
     python benchmarks/latency_aa.py --comparisons 200 --busy 1
 
-Compares an ONNX file with a copy of itself, again and again, as a run and `mfac-compress speed` do.
-The share that is called faster must be at most 2.5%, that of intervals without 1 at most 5%. The
+Compares an ONNX file repeatedly with a copy of itself, as a run and `mfac-compress speed` do. The
+share that is called faster must be at most 2.5%, the share of intervals without 1 at most 5%. The
 last line is JSON.
 """
 
@@ -30,7 +30,7 @@ BUSY = "while True: sum(i * i for i in range(10_000))"
 
 @contextmanager
 def process(*command: str) -> Iterator[None]:
-    """Run a command beside what follows, and end it."""
+    """Run a command in the background during the ``with`` block."""
     running = subprocess.Popen(command)
     try:
         yield
@@ -40,7 +40,7 @@ def process(*command: str) -> Iterator[None]:
 
 
 def net() -> nn.Module:
-    """A few small convolutions and a matrix product."""
+    """Return a few small convolutions and a matrix product."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),

@@ -1,4 +1,4 @@
-"""What a comparison finds, on machines whose clocks are arguments: nothing here is timed."""
+"""The findings of comparisons with simulated clocks: nothing here is timed."""
 
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ ONE = Workload(2, 1)
 
 @dataclass
 class Machine:
-    """Two files of fixed speeds in milliseconds a call; each session and each run may differ."""
+    """Two files of fixed speeds in milliseconds per call; each session and each run may differ."""
 
     cost: dict[str, float] = field(default_factory=lambda: {"dense": 4.0, "sparse": 3.0})
     session_spread: float = 0.0
@@ -137,7 +137,7 @@ def test_a_drift_of_the_machine_does_not_move_the_ratio():
 
 
 def test_the_second_of_two_equal_files_is_not_slower_by_noise():
-    """The mean of ratios is above 1 for either of two things whose times vary."""
+    """The mean of ratios is above 1 for either of two candidates whose times vary."""
     cost = {"dense": 4.0, "sparse": 4.0}
     machines = [
         Machine(dict(cost), run_spread=0.4, rng=np.random.default_rng(seed)) for seed in range(100)
@@ -215,7 +215,7 @@ def test_a_file_is_faster_if_it_is_so_for_every_workload():
     assert finding == "too noisy to judge"
     assert reason.startswith("the machine is too noisy to judge (95% interval 0.50x to 2.00x")
     assert reason.endswith("at batch 1, 2 threads")
-    # Noise at one workload does not hide that another one has no gain.
+    # Noise for one workload does not hide that another one has no gain.
     assert why_not_faster([noisy, even])[0] == "no speed-up"
 
 

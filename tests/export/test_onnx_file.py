@@ -73,7 +73,7 @@ def test_only_the_batch_axis_is_dynamic(pruned):
 
 
 def test_one_row_is_enough_for_a_dynamic_batch(tmp_path):
-    model = Attention()  # the tracer takes its batch of one for a constant
+    model = Attention()  # the tracer treats its batch of one as a constant
     export_onnx(model, torch.randn(1, 3, 4), tmp_path / "m.onnx")
     assert parity_error(model, tmp_path / "m.onnx", torch.randn(5, 3, 4)) < 1e-5
 

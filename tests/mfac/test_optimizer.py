@@ -221,7 +221,7 @@ def test_a_parameter_without_gradient_stays_and_counts_as_zeros(dense_fisher):
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 5)])
 def test_removed_weights_stay_zero_and_do_not_affect_the_others(shape):
-    """The second shape is that of the Gram matrix, which a mask must not be laid over."""
+    """The second shape is that of the Gram matrix, which must not be masked."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
     mask = torch.rand(shape) > 0.5

@@ -1,4 +1,4 @@
-"""Blocks cover each column once, and follow what they should."""
+"""Blocks cover each column once, and follow tensors or rows."""
 
 import pytest
 import torch

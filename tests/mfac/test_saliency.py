@@ -1,4 +1,4 @@
-"""Which weights go: exact counts, least salient first, nothing comes back."""
+"""Selection of weights: exact counts, least salient first, and none comes back."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Removal one by one, against the same thing done densely on one block at a time."""
+"""Removal one by one, against a dense computation on one block at a time."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mfac_compress.mfac.sequential import sequential_saliency
 
 
 def _greedy(F, w, keep):
-    """Remove the cheapest weight, solve anew for all that are left, and so on."""
+    """Remove the least salient weight, solve again for the remaining ones, and so on."""
     costs = torch.zeros_like(w)
     highest, alive, w = 0.0, keep.clone(), w.clone()
     while alive.any():

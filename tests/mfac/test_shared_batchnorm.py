@@ -1,4 +1,4 @@
-"""Batch norm over several models normalises as one model does that has the whole batch."""
+"""Batch norm over several replicas normalises as one model with the whole batch does."""
 
 import pytest
 import torch

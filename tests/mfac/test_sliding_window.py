@@ -1,4 +1,4 @@
-"""F⁻¹ of the newest gradient equals the dense float64 oracle on what the ring holds."""
+"""F⁻¹ times the newest gradient equals the dense float64 oracle on the gradients held."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_every_window_dtype_equals_the_oracle_on_what_it_holds(dtype, gradients,
 def test_nearly_parallel_and_equal_gradients_equal_the_oracle_or_are_refused(
     noise, scale, damping, gradients
 ):
-    """Here c is up to 1/λ while Gᵀc stays small: float32 sums would leave nothing of it."""
+    """Here c is up to 1/λ while Gᵀc stays small: float32 sums would lose all its digits."""
     m, d = 6, 40
     rows = scale * (gradients(1, d) + noise * gradients(15, d))
     fisher = SlidingFisher.empty(m, d)

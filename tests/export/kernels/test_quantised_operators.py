@@ -1,4 +1,4 @@
-"""Thousands of random quantised operators give what whole numbers give, to the last bit."""
+"""Thousands of random quantised operators are bit-identical to integer arithmetic."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def _rounding(random, sums, axis):
 
 
 def _rounded(sums, rounding, axis):
-    """What the contract says, in float32 as it says."""
+    """The specified result, in float32 as specified."""
     shape = [-1 if a == axis else 1 for a in range(sums.ndim)]
     scaled = sums.astype(np.float32) * rounding.scales.reshape(shape)
     y = np.rint(scaled.astype(np.float64)) + rounding.y_zero_point
@@ -70,7 +70,7 @@ class _Linear:
 
 
 def _conv(x, zero_point, weight, strides, pads, dilations, group):
-    """Return a convolution in whole numbers, by windows; None where the window is larger."""
+    """Return a convolution in integers, by windows; None if the window is larger."""
     x = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), pads[0::2], pads[1::2]))
     reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
     if any(size < need for size, need in zip(x.shape[2:], reach, strict=True)):

@@ -1,4 +1,4 @@
-"""Quantised results depend neither on the number of threads nor on what else runs."""
+"""Quantised results depend neither on the number of threads nor on other calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 

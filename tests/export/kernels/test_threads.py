@@ -1,4 +1,4 @@
-"""Results depend neither on the number of threads nor on what else runs."""
+"""Results depend neither on the number of threads nor on other calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""What stands beside the rewritten nodes stays with the model."""
+"""Everything but the rewritten nodes stays in the model."""
 
 import numpy as np
 import onnx

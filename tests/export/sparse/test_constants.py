@@ -1,4 +1,4 @@
-"""What follows from constants alone is one, to the bit what ONNX Runtime makes of it."""
+"""Values computed from constants are constants, bit-identical to ONNX Runtime's."""
 
 from itertools import pairwise
 
@@ -175,7 +175,7 @@ def test_from_version_4_on_a_listed_initializer_may_be_replaced(make_model, spar
 
 
 def test_rounding_by_onnx_runtime_alone_is_not_a_difference(kernels, make_model):
-    """Optimised, it multiplies weights of 8 bits with inputs that it rounds to 8 bits."""
+    """With optimisations ONNX Runtime rounds the inputs of 8-bit weights to 8 bits."""
     nodes, tensors = FORMS["8 bits, dequantised"]
     model = make_model([*nodes, ("MatMul", ["x", "v"], ["y"])], X, ["y"], **tensors)
     graph = Graph(model)

@@ -1,4 +1,4 @@
-"""Models are written whole or not at all, in one file where that is possible."""
+"""Models are written atomically, in one file if possible."""
 
 import numpy as np
 import onnx

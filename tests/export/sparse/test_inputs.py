@@ -1,4 +1,4 @@
-"""Inputs are made up from what the file says of them."""
+"""Random inputs have the types and shapes of the file."""
 
 import numpy as np
 import onnx

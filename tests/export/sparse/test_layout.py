@@ -11,7 +11,7 @@ PADDED = {"pads": [1, 1, 1, 1]}
 
 
 def _residual_net(make_model, sparse_weight, ending=(), outputs=("r2",)):
-    """Two convolutions, the sum with the first one's output, and what is behind it."""
+    """Two convolutions, the sum with the first one's output, and the nodes after it."""
     nodes = [
         ("Conv", ["x", "w0"], ["c0"], PADDED),
         ("Relu", ["c0"], ["r0"]),
@@ -58,7 +58,7 @@ def test_chains_are_operators_that_pass_images(find, make_model, sparse_weight):
 
 
 def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_weight):
-    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains by the border."""
+    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains from the border."""
     nodes = [
         ("Conv", ["x", "w0"], ["a"]),
         ("Conv", ["a", "w1"], ["b"], PADDED),
@@ -74,7 +74,7 @@ def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_w
 def test_the_shortcut_of_thin_resnets_is_a_convolution_within_a_chain(
     rewritten, make_model, sparse_weight
 ):
-    """x[:, :, ::2, ::2] with channels of zeros before and behind."""
+    """x[:, :, ::2, ::2] with channels of zeros before and after."""
     every = {"starts": [0], "ends": [2**63 - 1], "h": [2], "w": [3], "step": [2]}
     nodes = [
         ("Conv", ["x", "w0"], ["r0"], PADDED),

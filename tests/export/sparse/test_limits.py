@@ -1,4 +1,4 @@
-"""What would read without end, or from elsewhere, is refused before anything is read."""
+"""Files that would read endlessly, or from elsewhere, are refused before anything is read."""
 
 import os
 
@@ -13,7 +13,7 @@ from mfac_compress.export.sparse.files import read_model
 
 @pytest.fixture
 def external(tmp_path):
-    """Write a file whose weight is said to be in another."""
+    """Write a file whose weight is external data."""
 
     def write(inside=False, dims=(3, 4), kind=TensorProto.FLOAT, **where):
         tensor = TensorProto(name="w", dims=dims, data_type=kind, data_location="EXTERNAL")
@@ -101,7 +101,7 @@ def test_a_path_that_is_not_a_file_or_too_large_is_not_read(tmp_path):
 
 
 def _calling(*functions, file):
-    """A file that calls the first of some functions, given as {name: what it calls}."""
+    """A file that calls the first of some functions, given as {name: functions it calls}."""
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     made = []
     for name, calls in functions:

@@ -1,4 +1,4 @@
-"""Convolutions along one axis are computed as images of one row, to what ONNX Runtime computes."""
+"""Convolutions along one axis are computed as images of one row, and equal ONNX Runtime's."""
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ def test_a_convolution(rewritten, make_model, sparse_weight, block, attributes, 
 
 @pytest.mark.parametrize("length", [1, 8, 16, 32, 33, 1000])
 def test_chains_are_computed_without_anything_between(rewritten, make_model, sparse_weight, length):
-    """Batch norm, residual and activation as behind images, and planes of one row."""
+    """Batch norm, residual and activation as for images, and planes of one row."""
     pads = {"pads": [1, 1]}
     nodes = [
         ("Conv", ["x", "w0"], ["a"], pads),
@@ -118,7 +118,7 @@ def test_numbers_for_two_axes_are_refused(sparse_weight, window):
 
 
 def test_a_window_of_one_axis_takes_nothing_else(kernels, sparse_weight):
-    """The kernels hold what the nodes say."""
+    """The kernels check the attributes of the nodes."""
     built = sparse_conv(
         "c", "x", "y", pack(sparse_weight(4, 8, 3)), strides=(1,), pads=(0, 0), dilations=(1,)
     )

@@ -95,7 +95,7 @@ def test_a_clip_without_a_range_stays(find, make_model, sparse_weight, low, high
 
 
 def test_clip_with_bounds_as_attributes(find, make_model, sparse_weight):
-    """Before opset 11; such files are read, if no longer written."""
+    """Before opset 11; such files are still read, although no longer written."""
     from mfac_compress.export.sparse.patterns.activation import add_activation
 
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Clip", ["m"], ["y"], {"min": 0.0, "max": 6.0})]

@@ -1,4 +1,4 @@
-"""Layers of QDQ files become sparse operators that compute what the file says, or have a reason."""
+"""Layers of QDQ files become sparse operators with the same results, or have a reason."""
 
 from dataclasses import replace
 
@@ -147,7 +147,7 @@ def test_what_does_not_fit_has_a_reason(make_model, reason):
 
 @pytest.mark.parametrize("dequantised", [False, True])
 def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels, dequantised):
-    """Whether the file returns the floats that they stand for, or the bytes themselves."""
+    """Whether the file returns the dequantised floats, or the bytes themselves."""
     del kernels
     build = QuantisedOperator.build
 
@@ -374,7 +374,7 @@ def test_layers_may_share_a_weight_and_what_dequantises_it(replaced, make_model,
 
 
 def test_one_of_two_layers_with_one_weight_may_stay(replaced, make_model):
-    """It reads floats, so what dequantises their weight stays, too."""
+    """It reads floats, so the DequantizeLinear of its weight stays, too."""
     model = _qdq(make_model, _weight(12, 6))
     model.graph.input.append(onnx.helper.make_tensor_value_info("f", 1, ["n", 12]))
     _append(
@@ -390,7 +390,7 @@ def test_one_of_two_layers_with_one_weight_may_stay(replaced, make_model):
 
 
 def test_an_operator_with_other_scales_computes_something_else(replaced, make_model, monkeypatch):
-    """The comparison above sees a wrong scale."""
+    """The comparison above detects a wrong scale."""
     build = QuantisedOperator.build
 
     def wrong(self, *args):

@@ -1,4 +1,4 @@
-"""Files that ONNX Runtime quantised: what of them becomes sparse operators, and what is said."""
+"""Files that ONNX Runtime quantised: which layers become sparse, and the reasons for others."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""What no sparse operator can compute stays as it is, with a reason."""
+"""Layers that no sparse operator can compute are not changed, and have a reason."""
 
 import numpy as np
 import onnx
@@ -89,7 +89,7 @@ def test_padding_that_depends_on_the_size(make_model, sparse_weight):
 
 
 def test_a_layer_in_a_subgraph_and_what_it_reads_from_outside(rewritten, make_model, sparse_weight):
-    """The product is read in a branch of an If, so nothing behind it may be fused away."""
+    """The product is read in a branch of an If, so nothing after it may be fused."""
     y = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     then = helper.make_graph(
         [helper.make_node("MatMul", ["m", "v"], ["y"], "inner")], "then", [], y

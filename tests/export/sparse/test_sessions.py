@@ -1,4 +1,4 @@
-"""Files with sparse operators open in one call, and what is wrong is said."""
+"""Files with sparse operators open in one call, and errors are explained."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sums before layer norms are written so that ONNX Runtime fuses them with nothing."""
+"""Sums before layer norms are written so that ONNX Runtime does not fuse them."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What is replaced follows from the times, and from nothing else. No clock runs here."""
+"""The times alone decide what is replaced. Nothing is timed here."""
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ def two_layers(make_model, sparse_weight, tmp_path):
 
 @pytest.fixture
 def times(monkeypatch, kernels):
-    """Say how long a model takes: its sparse operators' names and block sizes -> milliseconds."""
+    """Set how long a model takes: its sparse operators' names and block sizes -> milliseconds."""
 
     def say(milliseconds):
         def time_models(models, feeds, *, threads, rounds):
@@ -101,7 +101,7 @@ def test_a_whole_model_that_is_not_faster_is_not_written(two_layers, times, monk
 
 
 def test_a_chain_is_timed_as_a_whole(make_model, sparse_weight, tmp_path, times):
-    """Each convolution alone is slower, both together are faster: only changes of layout cost."""
+    """Each convolution alone is slower, both together are faster: conversions cost time."""
     nodes = [
         ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]}),
         ("Conv", ["a", "v"], ["y"], {"pads": [1, 1, 1, 1]}),
@@ -162,7 +162,7 @@ def test_shapes_are_found_at_two_batch_sizes_if_the_file_takes_them(
                        w=sparse_weight(12, 4))  # fmt: skip
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape and [shape[0], 4])
-    # Listed first, as old exporters do, and of no concern: nobody gives it.
+    # Listed first, as old exporters do, and to be ignored: callers do not give it.
     listed = onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [2])
     values = onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0])
     places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [1])
@@ -240,7 +240,7 @@ def test_differences_of_quantised_outputs_count_and_those_of_indices_do_not(
 
 
 def _of_truths(make_model, weight):
-    """A model whose only output is no number."""
+    """A model whose only output is not a number."""
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Greater", ["m", "zero"], ["y"])]
     model = make_model(nodes, {"x": ["n", 12]}, ["y"], w=weight, zero=np.float32(0))
     truths = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, ["n", 8])
@@ -260,7 +260,7 @@ def test_a_model_of_which_nothing_can_be_compared_is_allowed(
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_what_rounding_explains_follows_from_the_file_alone(make_model, sparse_weight, quantised):
-    """Also where a layer that is replaced is none of the quantised ones."""
+    """Also if the layer that is replaced is not a quantised one."""
     nodes = [("MatMul", ["x", "w"], ["m"])]
     nodes += [
         ("QuantizeLinear", ["m", "s", "z"], ["q"]),
@@ -290,10 +290,10 @@ def four_convolutions(make_model, sparse_weight, tmp_path):
 
 
 def test_a_chain_that_is_not_faster_is_split_at_its_dense_layers(four_convolutions, times):
-    """Of all four as one piece nothing is faster; the pieces beside the dense layer are."""
+    """The four as a whole are not faster; the segments beside the dense layer are."""
     times(lambda blocks, batch: {0: 1.0, 1: 0.5, 2: 0.4, 3: 3.0, 4: 3.0}[len(blocks)])
     found = measure_speed(*four_convolutions, WORKLOADS)
-    # The whole model with three is slower as well, with the better piece of two it is faster.
+    # The whole model with three is slower as well, with the better segment of two it is faster.
     assert [layer.block is not None for layer in found.layers] == [True, True, False, False]
     assert found.layers[3].reason == "faster on its own, but not in the whole model"
 
@@ -367,7 +367,7 @@ def test_a_weight_at_the_left_and_two_constants_are_described(
 ):
     nodes = [
         ("MatMul", ["a", "b"], ["w"]),
-        ("MatMul", ["w", "x"], ["h"]),  # computed once, as ONNX Runtime loads the file
+        ("MatMul", ["w", "x"], ["h"]),  # computed once, when ONNX Runtime loads the file
         ("MatMul", ["v", "h"], ["y"]),
     ]
     weights = {"a": sparse_weight(6, 3), "b": sparse_weight(3, 12), "v": sparse_weight(5, 6)}

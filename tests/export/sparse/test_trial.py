@@ -1,4 +1,4 @@
-"""What a file does to ONNX Runtime, it does to a process of its own."""
+"""A file that breaks ONNX Runtime only breaks a separate process."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def _feeds(*shape):
 
 @pytest.fixture
 def process(monkeypatch, tmp_path):
-    """Have the process do something else."""
+    """Replace the program of the process."""
 
     def be(source):
         (tmp_path / "process.py").write_text(source)
