@@ -113,7 +113,7 @@ def test_numbers_for_two_axes_are_refused(sparse_weight, window):
     one = {"strides": (1,), "pads": (0, 0), "dilations": (1,)}
     packed = pack(sparse_weight(4, 8, 3))
     assert sparse_conv("c", "x", "y", packed, **one)
-    with pytest.raises(ValueError, match="must be of 1 axes"):
+    with pytest.raises(ValueError, match="must be for 1 axes"):
         sparse_conv("c", "x", "y", packed, **one | window)
 
 

@@ -114,7 +114,7 @@ def test_a_chain_is_timed_as_a_whole(make_model, sparse_weight, tmp_path, times)
         tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 3, 6, 6), np.float32)}, WORKLOADS
     )
     assert [layer.block for layer in found.layers] == [1, 1]
-    assert {layer.reason for layer in found.layers} == {"saves changes of layout around it"}
+    assert {layer.reason for layer in found.layers} == {"saves layout conversions around it"}
 
 
 def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):

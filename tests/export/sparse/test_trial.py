@@ -58,7 +58,7 @@ def test_errors_of_onnx_runtime_are_reported(file):
 
 def test_a_crash_is_an_error(file, process):
     process("import os; os.abort()")
-    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) when it was to start it"):
+    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) in the step 'start'"):
         try_file(file, [_feeds(1, 4)], seconds=60)
 
 
