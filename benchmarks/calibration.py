@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py RECIPE MODEL [--samples 1 2 4 8 16] [--device cuda]
 
-Both methods take the gradients of the same samples, in turn; shown are medians and interquartile
-ranges over the rounds. ``forward`` is one forward and backward pass over the same samples in
-batches of 64, the most that gradients of single samples could reach. The last line is JSON.
+Both methods take the gradients of the same samples, interleaved; medians and interquartile ranges
+over the rounds are printed. ``forward`` is one forward and backward pass over the same samples in
+batches of 64, an upper bound for gradients of single samples. The last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def measure(context, source, samples_per_gradient: int, rounds: int) -> dict[str, object]:
-    """Samples per second of both methods, and which one a run would choose."""
+    """Return samples per second of both methods, and which one a run would choose."""
 
     def batches(size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         drawn = context.data.calibration.batches(size, indices=torch.arange(SAMPLES))
@@ -65,7 +65,7 @@ def measure(context, source, samples_per_gradient: int, rounds: int) -> dict[str
 
 
 def timed(work) -> float:
-    """Seconds, the device's work included."""
+    """Return the seconds of a call, including the device's work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""How often a file is called faster than itself while another process is at work.
+"""How often a file is called faster than itself while another process is running.
 
     python benchmarks/latency_aa.py --comparisons 200 --busy 1
 
-Compares an ONNX file with a copy of itself, again and again, as a run and `mfac-compress speed` do.
-The share that is called faster must be at most 2.5%, that of intervals without 1 at most 5%. The
+Compares an ONNX file repeatedly with a copy of itself, as a run and `mfac-compress speed` do. The
+share that is called faster must be at most 2.5%, the share of intervals without 1 at most 5%. The
 last line is JSON.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mfac_compress.export import Setting, compare_latency, export_onnx, machine_load
+from mfac_compress.export import Workload, compare_latency, export_onnx, machine_load
 from mfac_compress.pipeline.recipe.schema import LatencySection
 
 BUSY = "while True: sum(i * i for i in range(10_000))"
@@ -30,7 +30,7 @@ BUSY = "while True: sum(i * i for i in range(10_000))"
 
 @contextmanager
 def process(*command: str) -> Iterator[None]:
-    """Run a command beside what follows, and end it."""
+    """Run a command in the background during the ``with`` block."""
     running = subprocess.Popen(command)
     try:
         yield
@@ -40,7 +40,7 @@ def process(*command: str) -> Iterator[None]:
 
 
 def net() -> nn.Module:
-    """A few small convolutions and a matrix product."""
+    """Return a few small convolutions and a matrix product."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=defaults.runs, help="pairs of a comparison")
     arguments = parser.parse_args()
-    setting = Setting(arguments.batch, arguments.threads)
+    workload = Workload(arguments.batch, arguments.threads)
     inputs = {"input": np.random.default_rng(0).random((arguments.batch, 3, 16, 16), np.float32)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         one, other = Path(folder, "one.onnx"), Path(folder, "other.onnx")
@@ -69,7 +69,7 @@ def main() -> None:
         found = []
         for number in range(arguments.comparisons):
             found += compare_latency(
-                one, other, lambda _: inputs, [setting],
+                one, other, lambda _: inputs, [workload],
                 warmup=defaults.warmup, runs=arguments.runs,
             )  # fmt: skip
             print(f"{number + 1}: {found[-1].ratio} {found[-1].verdict}", flush=True)

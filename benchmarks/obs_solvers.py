@@ -1,12 +1,11 @@
-"""Accuracy of each way to prune, on a real model without any training.
+"""Accuracy of each pruning method, on a real model without any training.
 
     python benchmarks/obs_solvers.py RECIPE MODEL [--methods ...] [--seeds 0 1 2]
 
-One run goes through all sparsities in 16 steps (gradients and inverse computed anew in each), so
-that each of them is reached in at most 16. Every choice, that of batch-norm statistics too, is made
-on calibration data; the accuracy is that of the whole validation split, in PyTorch. Seconds are
-those of the processor, pruning only; take one thread. Prints a line for each run and a last line of
-JSON.
+One run goes through all sparsities in 16 steps (gradients and inverse recomputed in each), so that
+each sparsity is reached in at most 16 steps. Every choice, also that of batch-norm statistics, is
+made on calibration data; the accuracy is that of the whole validation split, in PyTorch. Seconds
+are CPU time of pruning only; use one thread. Prints a line for each run and a last line of JSON.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 def run(context: RunContext) -> dict[str, object]:
-    """Accuracy at each sparsity, and the seconds that it took to get there."""
+    """Return the accuracy at each sparsity, and the seconds needed to reach it."""
     pruner, step, kept, start = Pruner(context), 0, 1.0, time.process_time()
     accuracies, pruning = {}, 0.0
     for sparsity, steps in STEPS.items():
@@ -75,7 +74,7 @@ def run(context: RunContext) -> dict[str, object]:
 
 
 def one_step(pruner: Pruner, sparsity: float, step: int) -> None:
-    """Remove down to one sparsity over all tensors together."""
+    """Remove weights up to one sparsity over all tensors together."""
     context = pruner.context
     budgets = [replace(budget, sparsity=sparsity) for budget in context.targets.budgets()]
     if context.recipe.prune.method == "magnitude":
@@ -87,7 +86,7 @@ def one_step(pruner: Pruner, sparsity: float, step: int) -> None:
 
 @torch.no_grad()
 def accuracy(context: RunContext, pruned: torch.nn.Module) -> float:
-    """On the validation split, after batch-norm statistics are settled as in a run."""
+    """Return the accuracy on the validation split, batch-norm statistics chosen as in a run."""
     module = copy.deepcopy(pruned)
     settle_batchnorm(context, module)
     parts = [

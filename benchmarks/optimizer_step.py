@@ -1,4 +1,4 @@
-"""Time a step of the M-FAC optimizer against what bounds it and against the paper's algorithm.
+"""Time a step of the M-FAC optimizer against its lower bounds and the paper's algorithm.
 
     python benchmarks/optimizer_step.py
     python benchmarks/optimizer_step.py --window-dtype bfloat16 --device cuda
@@ -6,13 +6,13 @@
 
 A step must read the window twice. It is compared, in one interleaved run, with
 
-    products    torch.mv(G, g) and torch.mv(Gᵀ, c), plain, on a matrix of the window's size
-    reads       torch.sum(G), twice: nothing but the reading
-    paper       the dynamic algorithm as the paper states it: the matrices D and B anew each step
-    float64     our step where the gradients are so nearly parallel that float32 sums do not do
+    products    only torch.mv(G, g) and torch.mv(Gᵀ, c), on a matrix of the window's size
+    reads       torch.sum(G), twice: only the reads
+    paper       the paper's dynamic algorithm: the matrices D and B recomputed in each step
+    float64     our step with gradients so nearly parallel that float32 sums are not enough
 
-Ratios are taken round by round and given as median and interquartile range. A step is all of
-``optimizer.step()``. The last line is JSON.
+Ratios are computed for each round and reported as median and interquartile range. A step is the
+whole ``optimizer.step()``. The last line is JSON.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def main() -> None:
 def _optimizer(
     m: int, d: int, dtype: torch.dtype, device: str, spread: float
 ) -> tuple[MFAC, Callable[[], None]]:
-    """An optimizer whose window is full, and what draws its next gradient, of length about one.
+    """Return an optimizer with a full window, and a function that sets its next gradient.
 
     The gradients are a common one and noise of the given relative size. Drawing is timed with the
     step, so it only moves a pointer.
@@ -174,7 +174,7 @@ def _print_json(
     seconds: dict[str, list[float]], window_bytes: int, options: argparse.Namespace
 ) -> None:
     step = seconds["step"]
-    facts = {
+    results = {
         "benchmark": "optimizer_step",
         "num_gradients": options.num_gradients,
         "size": options.size,
@@ -193,8 +193,8 @@ def _print_json(
         "torch": torch.__version__,
     }
     if "paper" in seconds:
-        facts["paper_over_step"] = _ratio(seconds["paper"], step)
-    print(json.dumps(facts))
+        results["paper_over_step"] = _ratio(seconds["paper"], step)
+    print(json.dumps(results))
 
 
 def _options() -> argparse.Namespace:

@@ -1,11 +1,11 @@
-"""A run's pruned model, quantised as well: its metric and its speed, beside the dense float32 file.
+"""Metric and speed of a run's pruned model, also quantised, compared to the dense float32 file.
 
     OMP_NUM_THREADS=1 python benchmarks/quantised_accuracy.py RECIPE MODEL RUN
 
 RUN is the folder of a finished run of RECIPE and MODEL. Its `model.onnx` is quantised by ONNX
-Runtime's own tools (QDQ, uint8 activations, int8 weights by channel) after samples of the
+Runtime's own tools (QDQ, uint8 activations, int8 weights per channel) with samples of the
 calibration split, and rewritten with the sparse operators. The metric is that of all validation
-samples; times are medians of interleaved rounds at one thread, CPU time. The last line is JSON.
+samples; times are CPU time with one thread, medians of interleaved rounds. The last line is JSON.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from mfac_compress.export import (
-    Setting,
+    Workload,
     kernel_library,
     machine_load,
     measure_speed,
@@ -41,7 +41,7 @@ CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 32
 
 
 class _Samples(CalibrationDataReader):
-    """The first samples of the calibration split."""
+    """Return the first samples of the calibration split."""
 
     def __init__(self, context: RunContext) -> None:
         rows = torch.arange(CALIBRATION_BATCHES * CALIBRATION_BATCH)
@@ -66,8 +66,8 @@ def quantised_files(context: RunContext, plain: Path, folder: Path) -> tuple[Pat
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
-    settings = [Setting(size, threads=1) for size in BATCH_SIZES]
-    found = measure_speed(dense, lambda size: feeds(context, size), settings)
+    workloads = [Workload(size, threads=1) for size in BATCH_SIZES]
+    found = measure_speed(dense, lambda size: feeds(context, size), workloads)
     if found.model is None:
         raise SystemExit(f"no sparse file: {found.reason}")
     write_model(found.model, sparse)
@@ -75,13 +75,13 @@ def quantised_files(context: RunContext, plain: Path, folder: Path) -> tuple[Pat
 
 
 def feeds(context: RunContext, size: int) -> dict[str, np.ndarray]:
-    """The first samples of the validation split."""
+    """Return the first samples of the validation split."""
     batches = context.data.validation.batches(size, indices=torch.arange(size))
     return {context.recipe.export.input_name: next(iter(batches))[0].numpy()}
 
 
 def metric(context: RunContext, session: onnxruntime.InferenceSession) -> float:
-    """The recipe's metric on the whole validation split."""
+    """Return the recipe's metric on the whole validation split."""
     outputs, targets = [], []
     for inputs, target in context.data.validation.batches(context.recipe.validate_.batch_size):
         outputs.append(predict(session, inputs.numpy(), len(inputs)))
@@ -92,7 +92,7 @@ def metric(context: RunContext, session: onnxruntime.InferenceSession) -> float:
 def measure(
     context: RunContext, sessions: Sequence[onnxruntime.InferenceSession]
 ) -> list[dict[str, Any]]:
-    """Metric and times of each session; ratios to the first one's times."""
+    """Return metric and times of each session, with ratios to the times of the first."""
     rows: list[dict[str, Any]] = [{"metric": metric(context, session)} for session in sessions]
     for size in BATCH_SIZES:
         given = feeds(context, size)

@@ -5,8 +5,8 @@
 The model is pruned once, as the recipe says, into FOLDER. Each optimizer trains it from there with
 the recipe's epochs, batch size and schedule; its learning rate is the one of three that has the
 lowest loss, after one epoch, on the held-out calibration samples. The accuracy is that of the whole
-validation split, in PyTorch. Seconds are those of the processor, in training only; take one thread.
-Prints a line for each run and a last line of JSON.
+validation split, in PyTorch. Seconds are CPU time of training only; use one thread. Prints a line
+for each run and a last line of JSON.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def pruned_model(context: RunContext, work: Path) -> Path:
-    """Folder with the pruned weights and masks, made if it is not there."""
+    """Return the folder with the pruned weights and masks, created if it does not exist."""
     calibrated, pruned = work / "calibrated", work / "pruned"
     if not pruned.exists():
         calibrated.mkdir(parents=True)
@@ -84,7 +84,7 @@ def pruned_accuracy(context: RunContext, pruned: Path) -> float:
 
 
 def best_learning_rate(context_for, pruned: Path) -> float:
-    """The one with the lowest held-out loss after one epoch; nothing of the validation split."""
+    """Return the rate with the lowest held-out loss after one epoch, without validation data."""
     losses = {}
     for lr in LEARNING_RATES[context_for().recipe.recover.optimizer]:
         context = context_for("recover.epochs=1", f"recover.lr={lr}")
@@ -100,7 +100,7 @@ def best_learning_rate(context_for, pruned: Path) -> float:
 
 
 def train_and_judge(context: RunContext, pruned: Path) -> dict[str, object]:
-    """Accuracy and processor seconds after each epoch."""
+    """Return accuracy and CPU seconds after each epoch."""
     module = load_weights(context.fresh_module(), pruned)
     epochs, seconds, accuracies = train(context, module, load_masks(pruned)), 0.0, []
     by_second = []
@@ -115,7 +115,7 @@ def train_and_judge(context: RunContext, pruned: Path) -> dict[str, object]:
 
 @torch.no_grad()
 def accuracy(context: RunContext, module: nn.Module) -> float:
-    """On the validation split, in percent; leaves the module as it is."""
+    """Return the accuracy on the validation split, in percent; the module is not changed."""
     judged = copy.deepcopy(module)
     set_training(judged, False)
     parts = [
@@ -126,7 +126,7 @@ def accuracy(context: RunContext, module: nn.Module) -> float:
 
 
 def draw(start: float, results: list[dict], path: Path) -> None:
-    """Accuracy by epoch, and by second."""
+    """Plot accuracy by epoch and by second."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")

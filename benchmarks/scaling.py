@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--gemm 94] [--link 1.0] [--model NAME:WEIGHTS:GMACS ...]
 
-The defaults are constants that the other benchmarks measured on one core of the machine of
-docs/benchmarks.md; give those of your own machines. Prints a table and a last line of JSON.
+The defaults were measured by the other benchmarks on one core of the machine of docs/benchmarks.md;
+give those of your own machines. Prints a table and a last line of JSON.
 """
 
 import argparse
@@ -15,14 +15,14 @@ MODELS = ["ResNet-50 (224 x 224):25.5e6:4.1", "BERT-base (128 tokens):85e6:11.2"
 
 @dataclass(frozen=True)
 class Machine:
-    """What one process can do.
+    """The speed of one process.
 
     Attributes:
         gemm: Float32 products of 2048 x 2048, in GFLOP/s.
-        gradient_share: Part of that which forward and backward passes reach.
-        window_share: Part of that which Gram matrix and diagonal reach.
-        block_share: Part of that which building and inverting blocks reaches.
-        link: What the process can send to others, in GB/s.
+        gradient_share: Share of it that forward and backward passes reach.
+        window_share: Share of it that Gram matrix and diagonal reach.
+        block_share: Share of it that building and inverting blocks reaches.
+        link: Bandwidth to other processes, in GB/s.
     """
 
     gemm: float
@@ -51,19 +51,19 @@ class Work:
     B: int | None
 
     def fisher_bytes(self, N: int) -> float:
-        """Window or packed sums on each of N processes."""
+        """Return the bytes of the window or packed sums on each of N processes."""
         if self.B is None:
             return 4 * self.m * self.weights / N + 2 * 8 * self.m**2
         return 8 * self.weights * (self.B + 2) * (self.B + 1) / (2 * self.B) / N
 
     def sent_bytes(self, N: int) -> float:
-        """What each process sends: its gradients' columns, Gram matrices, saliencies, updates."""
+        """Return the bytes each process sends: gradients, Gram matrices, saliencies, updates."""
         gradients = 4 * self.m / N * self.weights
         gram = 2 * 8 * self.m**2 if self.B is None else 0
         return (N - 1) / N * (gradients + gram + 2 * 4 * self.weights / N)
 
     def seconds(self, N: int, machine: Machine) -> dict[str, float]:
-        """Gradients, inverse and traffic, not overlapped."""
+        """Return the seconds of gradients, inverse and traffic, not overlapped."""
         gradient_flops = 6 * self.macs * self.m * self.k / N
         if self.B is None:
             inverse = (2 * self.weights * self.m**2 / N) / machine.window_share

@@ -1,13 +1,13 @@
-"""How much faster sparse models run with the sparse kernels than dense ones in ONNX Runtime.
+"""Speed-up of sparse models with the sparse kernels over dense models in ONNX Runtime.
 
     python benchmarks/sparse_kernels.py --models resnet20,mlp --sparsities 0.8,0.9,0.95
 
-Random weights, masks by their magnitude, the rewriter's own choice of what to replace. Ratio =
-dense file in stock ONNX Runtime / file with sparse operators and the library, median of interleaved
-rounds; at one thread on the CPU time of the thread, which other programs do not lengthen.
+Weights are random, masks follow their magnitude, and the rewriter chooses the layers to replace.
+Ratio = dense file in stock ONNX Runtime / file with sparse operators and the library, median of
+interleaved rounds; with one thread of the thread's CPU time, which other programs do not lengthen.
 
 Models whose names end with -int8 are quantised by ONNX Runtime (QDQ, uint8 activations, int8
-weights by channel), the dense file too; the last column compares with the dense float32 file.
+weights per channel), as is the dense file; the last column compares with the dense float32 file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from onnxruntime.quantization import (
 from torch import Tensor, nn
 
 from mfac_compress.export import (
-    Setting,
+    Workload,
     export_onnx,
     kernel_library,
     machine_load,
@@ -48,7 +48,7 @@ ROUNDS = 21
 
 
 class BertBlock(nn.Module):
-    """A transformer layer of plain matrix products: d 384, 6 heads, ffn 1536."""
+    """A transformer layer of matrix products: d 384, 6 heads, ffn 1536."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _mlp() -> nn.Module:
 
 
 class _Inverted(nn.Module):
-    """MobileNetV2's block: widen, filter each channel, narrow."""
+    """MobileNetV2's block: expand, depthwise convolution, project."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, widening: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Inverted(nn.Module):
 
 MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
              (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
-"""Widening, outputs, repeats and first stride of each stage (Sandler et al. 2018, table 2)."""
+"""Expansion, outputs, repeats and first stride of each stage (Sandler et al. 2018, table 2)."""
 
 
 def _mobilenet() -> nn.Module:
@@ -146,8 +146,8 @@ def prune_inputs(model: nn.Module, sparsity: float, block: int) -> None:
 
 
 def prune_outputs(model: nn.Module, sparsity: float, block: int) -> None:
-    """Remove the smallest blocks of ``block`` outputs of every layer, but for convolutions of
-    images and of single channels, whose inputs are few."""
+    """Remove the smallest blocks of ``block`` outputs of every layer, except convolutions of images
+    and depthwise ones, which have few inputs."""
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.shape[1] > 3:
             weight = layer.weight.detach().flatten(1)
@@ -160,7 +160,7 @@ def prune_outputs(model: nn.Module, sparsity: float, block: int) -> None:
 
 
 class _Calibration(CalibrationDataReader):
-    """A few batches of random inputs."""
+    """Return a few batches of random inputs."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -204,7 +204,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     def feeds_of(batch_size: int) -> dict[str, np.ndarray]:
         return {"input": torch.randn(batch_size, *case.shape).numpy()}
 
-    found = measure_speed(plain, feeds_of, [Setting(case.batch, threads)])
+    found = measure_speed(plain, feeds_of, [Workload(case.batch, threads)])
     row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"
@@ -215,7 +215,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     feeds = feeds_of(case.batch)
     sessions = [
         open_session(dense, threads=threads),
-        # Not sparse_session: workers that go on spinning after its calls would slow the other's.
+        # Not sparse_session: its workers spin after a call and would slow the other session.
         open_session(sparse, threads=threads, library=kernel_library()),
     ]
     if case.int8:
@@ -223,7 +223,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     ours = sessions[1].run(None, feeds)[0]
     error = float(np.abs(ours - open_session(plain).run(None, feeds)[0]).max())
     openers = [lambda session=session: partial(session.run, None, feeds) for session in sessions]
-    # Each session's memory drives the others' out of the caches: no more of them than needed.
+    # Each session's memory evicts the others' from the caches: no more sessions than needed.
     timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
     before, after, *others = timed.times(clock_for(threads))
     in_float32 = others[0] if others else before

@@ -1,13 +1,13 @@
-"""What share of one core's limits each sparse kernel reaches.
+"""The share of one core's limits that each sparse kernel reaches.
 
     OMP_NUM_THREADS=1 python benchmarks/sparse_roofline.py
 
-Chains of equal operators, random weights, one thread, CPU time of the thread; in every round the
-core's own limits are measured again. A stored weight is multiplied onto each position, so the work
-is stored values x positions; each block of outputs needs one load of its positions, so the limit
-of unstructured weights is the rate of loads from the first cache, of blocks that of multiply-adds.
-`memory` counts weights, indices and what is read and written, once, against reading from memory.
-Needs a C++ compiler.
+Chains of equal operators, random weights, one thread, CPU time of the thread; the core's own limits
+are measured again in every round. A stored weight is multiplied with each position, so the work is
+stored values x positions; each block of outputs needs one load of its positions, so the limit of
+unstructured weights is the rate of loads from the L1 cache, and that of blocks is the rate of
+multiply-adds. `memory` counts weights, indices, inputs and outputs once, relative to the bandwidth
+of reading memory. Needs a C++ compiler.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def _operator(case: Case, weight: PackedWeight, place: int) -> SparseNode:
 
 
 class Limits:
-    """One core's limits, compiled for the processor at hand."""
+    """One core's limits, compiled for this processor."""
 
     def __init__(self, folder: Path) -> None:
         source = Path(__file__).with_name("roofline.cpp")
@@ -131,7 +131,7 @@ class Limits:
 
 
 def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Path) -> dict:
-    """Time one chain beside the limits."""
+    """Time one chain together with the limits."""
     weight = _weight(case.weight, sparsity, block)
     path = folder / "chain.onnx"
     onnx.save(_chain(case, weight), path)

@@ -1,11 +1,11 @@
-"""Build the inverse Fisher and its diagonal: against the paper's recursion, and the machine's GEMM.
+"""Time the inverse Fisher and its diagonal against the paper's recursion and the machine's GEMM.
 
     python benchmarks/static_inverse.py [--quick] [--device cuda] [--threads 2]
 
-Variants are interleaved, so that a load on the machine hits all of them. Shown are medians; the
-GEMM share counts the operations that are needed (2 d m^2 for the full matrix; d B m + 2/3 d B^2 for
-blocks, symmetry made use of) against float32 products of 2048 x 2048. `cpu` ratios are of processor
-time, which a load changes less. Peak memory is that of a process of its own, from `VmHWM`.
+Variants are interleaved, so that load on the machine affects all of them. Medians are printed; the
+GEMM share compares the operations needed (2 d m^2 for the full matrix; d B m + 2/3 d B^2 for
+blocks, exploiting symmetry) with float32 products of 2048 x 2048. `cpu` ratios are of CPU time,
+which load changes less. Peak memory is that of a separate process, from `VmHWM`.
 
 The recursion is section 3.1 of Frantar, Kurtic, Alistarh (2021), M-FAC, equations 2 to 5:
     v_i = F_{i-1}^-1 g_i = g_i / damping - sum_{j<i} v_j (v_j^T g_i) / (m + g_j^T v_j)
@@ -76,7 +76,7 @@ def recursion_diagonal(gradients: Tensor, block: int | None, damping: float) -> 
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds by the clock and of the processor."""
+    """Return wall and CPU seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     clock, processor = time.perf_counter(), time.process_time()
@@ -107,7 +107,7 @@ def run_case(case: Case, device: torch.device, repeats: int) -> dict:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for repeat in range(repeats):
         for name, work in variants.items():
-            # The recursion takes most of the time and varies least.
+            # The recursion takes most of the time and varies the least.
             for _ in range(3 if name != "recursion" else int(repeat < 2)):
                 times[name].append(timed(work, device))
     clock, processor = (
@@ -133,7 +133,7 @@ def run_case(case: Case, device: torch.device, repeats: int) -> dict:
 
 
 def peak_memory(case: Case, dtype: str) -> dict:
-    """What a full build needs beyond an idle process, as a multiple of the window."""
+    """Return the memory of a full build beyond an idle process, as a multiple of the window."""
     child = [sys.executable, __file__, "--child", str(case.d), str(case.m), dtype]
     answer = subprocess.run(child, check=True, capture_output=True, text=True, timeout=900)
     return {
@@ -162,10 +162,10 @@ def _memory(field: str) -> int:
 
 def show(rows: list[dict]) -> None:
     for row in rows:
-        facts = [
+        columns = [
             f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, int | float)
         ]
-        print(f"{row['case']:28} " + "  ".join(facts), flush=True)
+        print(f"{row['case']:28} " + "  ".join(columns), flush=True)
 
 
 def main() -> None:

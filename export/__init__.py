@@ -6,9 +6,9 @@ from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import (
     LatencyComparison,
-    Setting,
     Spread,
     Timing,
+    Workload,
     compare_latency,
     why_not_faster,
 )
@@ -17,31 +17,31 @@ from mfac_compress.export.onnx_file import build_graph, export_onnx, write_graph
 from mfac_compress.export.parity import parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
-from mfac_compress.export.sparse.confirm import NOT_IN_WHOLE, confirm
+from mfac_compress.export.sparse.confirm import WHOLE_NOT_FASTER, confirm
 from mfac_compress.export.sparse.files import write_model
 from mfac_compress.export.sparse.inputs import RandomInputs, ShapeError
 from mfac_compress.export.sparse.layer_speed import LayerSpeed
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import SettingTime
+from mfac_compress.export.sparse.measure import WorkloadTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
 from mfac_compress.export.sparse.trial import try_file
 from mfac_compress.export.survival import lost_zeros
 
 __all__ = [
-    "NOT_IN_WHOLE",
+    "WHOLE_NOT_FASTER",
     "FileSize",
     "FileSpeed",
     "Interval",
     "LatencyComparison",
     "LayerSpeed",
     "RandomInputs",
-    "Setting",
-    "SettingTime",
     "ShapeError",
     "Spread",
     "TensorAudit",
     "Timing",
+    "Workload",
+    "WorkloadTime",
     "audit_zeros",
     "build_graph",
     "compare_latency",

@@ -1,4 +1,4 @@
-"""Count, in the file that ships, the zeros that pruning put into each tensor."""
+"""Count the zeros of each pruned tensor in the exported ONNX file."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ from mfac_compress.export.session import load
 class TensorAudit:
     """Zeros of one pruned tensor, at the positions that its mask removes.
 
-    A kept weight may be zero by chance; it is not counted.
+    A kept weight that happens to be zero is not counted.
     """
 
     name: str
@@ -30,11 +30,11 @@ class TensorAudit:
     mask_zeros: int
     """Weights that the mask removes."""
     onnx_zeros: int | None
-    """Of these, zeros in the ONNX file. None: the tensor was not found."""
+    """How many of these are zero in the ONNX file. None: the tensor was not found."""
     negative_zeros: int | None
-    """Zeros with a minus sign in the ONNX file's tensor, anywhere. None: not found."""
+    """Negative zeros anywhere in the ONNX file's tensor. None: not found."""
     optimized_zeros: int | None
-    """Removed weights that are zeros after ONNX Runtime's optimisation. None: not found."""
+    """Removed weights that are zero after ONNX Runtime's optimisation. None: not found."""
 
     @property
     def intact(self) -> bool:
@@ -49,17 +49,18 @@ class TensorAudit:
 
 
 def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> list[TensorAudit]:
-    """Look for every removed weight in the ONNX file and in what ONNX Runtime makes of it.
+    """Look for every removed weight in the ONNX file and in the graph that ONNX Runtime runs.
 
-    A tensor is found by its name, or by those that :func:`export_onnx` gives to a transpose and
-    to the weights of a recurrent layer, and ONNX Runtime to a fused convolution.
-    Where an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, as it is
-    or transposed, that is zero exactly where the mask removes, if no other mask fits that tensor.
-    Anything less is reported as not found: a tensor that lost its name and a zero is so, too.
+    A tensor is found by its name, or by the name that :func:`export_onnx` gives to a transpose or
+    to the weights of a recurrent layer, or ONNX Runtime to a fused convolution.
+    If an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, transposed or
+    not, that is zero exactly where the mask removes, provided that no other mask fits that tensor.
+    Otherwise it is reported as not found, as is a renamed tensor that has lost even one zero.
 
-    ONNX Runtime is asked for its extended optimisations, where convolutions absorb batch norms
-    and activations and constants are folded. The layout level above only permutes and pads the
-    weights for the machine's vectors, so it adds no non-zero, and loses names and positions.
+    ONNX Runtime is run with its extended optimisations, in which batch norms and activations are
+    fused into convolutions and constants are folded. The next level, layout optimisation, only
+    permutes and pads the weights for the machine's vectors, so it makes no zero nonzero, but loses
+    names and positions.
 
     Args:
         path: ONNX file.
@@ -87,13 +88,13 @@ def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> li
 
 
 def _optimize(path: str, folder: Path) -> Path:
-    """Write the graph that ONNX Runtime runs, in the order and names of the file."""
+    """Write the graph that ONNX Runtime runs, with the tensor layout and names of the file."""
     optimized = folder / "optimized.onnx"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(optimized)
-    # Beside the graph, because one file could pass protobuf's 2 GiB.
+    # External data, because one file could exceed protobuf's 2 GiB.
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "optimized.data"
     )
@@ -111,7 +112,7 @@ def _initializers(path: Path) -> dict[str, np.ndarray]:
 
 
 def _recurrent(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """The parameters in an initializer of a recurrent layer; none in another."""
+    """Return the parameters in an initializer of a recurrent layer; none for another one."""
     for operator, suffix in GATES.items():
         names = name.removesuffix(suffix).split("+")
         if name.endswith(suffix) and array.ndim == 3 and len(array) == len(names):
@@ -122,7 +123,7 @@ def _recurrent(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 def _match(
     tensors: Mapping[str, np.ndarray], keep: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray | None]:
-    """Find each mask's tensor, turned to the mask's shape; None where it is not certain."""
+    """Find each mask's tensor, transposed to the mask's shape; None if it is not certain."""
     found = {name: _by_name(tensors, name, mask.shape) for name, mask in keep.items()}
     claimed = {alias for name in keep for alias in _aliases(tensors, name)}
     others = {name: tensor for name, tensor in tensors.items() if name not in claimed}
@@ -135,9 +136,9 @@ def _match(
 
 
 def _aliases(tensors: Iterable[str], name: str) -> list[str]:
-    """List the tensors whose names say that they hold a parameter.
+    """List the tensors that hold a parameter according to their names.
 
-    ONNX Runtime's fusions of a convolution with what follows it put their own name before.
+    ONNX Runtime's fusions of a convolution with a following operator add a prefix to the name.
     """
     fused = f"Fusion_W_{name}"
     return [
@@ -157,7 +158,7 @@ def _by_name(
 
 
 def _by_zeros(tensors: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Find the tensors that are zero exactly where the mask removes, turned to its shape."""
+    """Find the tensors that are zero exactly where the mask removes, transposed to its shape."""
     fits = {}
     for name, tensor in tensors.items():
         for turned in (tensor, tensor.T) if mask.ndim == 2 else (tensor,):

@@ -1,4 +1,4 @@
-"""Turn a PyTorch model into an ONNX graph in memory, with errors that say what to do."""
+"""Trace a PyTorch model into an ONNX graph in memory, with errors that say what to do."""
 
 import contextlib
 import io
@@ -31,30 +31,30 @@ def capture(
         model: Any module, also the module of an exported program. Not changed.
         example: Input with which the model is traced. Shape ``[n, ...]``.
         opset: Version of the ONNX operators.
-        dynamic_batch: Leave the first axis open, under the name ``batch``. Otherwise it is n.
+        dynamic_batch: Make the first axis dynamic, under the name ``batch``. Otherwise it is n.
         input_name: Name of the graph's input.
         output_name: Name of the graph's output.
     Returns:
         The graph. Its tensors may share memory with the model's parameters.
     Raises:
         ValueError: If a name is taken, the model cannot be run, traced or translated, it returns
-            something else than one tensor ``[n, ...]``, or it fixes the batch size where
-            ``dynamic_batch`` is asked for.
+            anything other than one tensor ``[n, ...]``, or it fixes the batch size although
+            ``dynamic_batch`` is set.
     """
     _check_names(model, input_name, output_name)
-    # Cloned for its strides: an axis of size one may have any, and by some the tracer takes images
-    # of one channel for channels-last, which litters the graph with index arithmetic.
+    # Cloned for its strides: an axis of size one may have any stride, and with some of them the
+    # tracer takes images of one channel for channels-last and adds index arithmetic to the graph.
     example = example.to(device_of(model, example)).clone(memory_format=torch.contiguous_format)
     with evaluating(model):
         _check_forward(model, example)
         if dynamic_batch and len(example) == 1:
-            # The tracer takes an axis of size one for a constant.
+            # The tracer treats an axis of size one as a constant.
             example = torch.cat([example, example])
         axes = ({0: torch.export.Dim(BATCH_AXIS)},) if dynamic_batch else None
         try:
-            # Of attention the exporter translates the plain form. By the kernels that PyTorch
-            # would choose on this machine, and for gradients, axes lie in memory in another order,
-            # and it gives up on views of them.
+            # The exporter can translate the plain form of attention. The kernels that PyTorch would
+            # choose on this machine, and for gradients, order axes differently in memory, and the
+            # exporter fails on views of them.
             with _silence(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(
                     model,
@@ -75,13 +75,13 @@ def capture(
 
 
 def _check_names(model: nn.Module, input_name: str, output_name: str) -> None:
-    """Refuse names that mean something else: an input named as a weight would replace it."""
+    """Refuse names in use: an input with the name of a weight would replace it."""
     taken = {"", *(name for name, _ in (*model.named_parameters(), *model.named_buffers()))}
     for key, name in (("export.input_name", input_name), ("export.output_name", output_name)):
         if name in taken:
             raise ValueError(
-                f"{key} must be a name that no parameter of the model and no other end of the "
-                f"graph has. Got {name!r}. Choose another."
+                f"{key} must be a name that no parameter of the model and no other input or output "
+                f"of the graph has. Got {name!r}. Choose another."
             )
         taken.add(name)
 
@@ -113,9 +113,9 @@ def _check_forward(model: nn.Module, example: Tensor) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log records from the user.
+    """Suppress the exporter's prints, warnings and log records.
 
-    What matters in them also comes as an exception. This is process-wide while it lasts.
+    Whatever matters in them is also raised as an exception. This affects the whole process.
     """
     disabled = logging.root.manager.disable
     with (
@@ -132,44 +132,44 @@ def _silence() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> ValueError:
-    """Name the innermost cause; the exporter wraps it in pages of general advice."""
+    """Return an error with the innermost cause, which the exporter wraps in general advice."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     reason = str(cause).strip().split("\n\n")[0]
-    if "Guard failed" in reason:  # the module of an exported program checks its own shapes
+    if "Guard failed" in reason:  # an exported program's module checks its own shapes
         return _batch_is_fixed(reason)
     return ValueError(
-        "The model must be exportable to ONNX. PyTorch's exporter gave up with "
+        "The model must be exportable to ONNX. PyTorch's exporter failed with "
         f"{type(cause).__name__}: {reason}\n{_way_out(type(cause).__name__)}"
     )
 
 
 def _way_out(kind: str) -> str:
-    """What to do about an error of the exporter, by its type."""
+    """Return advice for an error of the exporter, by its type."""
     if kind.startswith("GuardOnDataDependent"):
         return (
             "Rewrite that part of the model's forward without Python control flow that depends on "
-            "values: torch.where instead of if."
+            "values: use torch.where instead of if."
         )
     if kind == "DispatchError":
         return "Replace the operator in the model's forward, or try another export.opset."
     return (
-        "Run torch.onnx.export(model, (inputs,), dynamo=True) on the model by itself for the whole "
-        "error, and change what it names."
+        "Run torch.onnx.export(model, (inputs,), dynamo=True) on the model by itself to see the "
+        "whole error, and change the code that it names."
     )
 
 
 def _batch_is_fixed(reason: str) -> ValueError:
     return ValueError(
         f"dynamic batch not possible: the model specialises the batch size ({reason}). "
-        "Set export.dynamic_batch: false, or take the constant out of the model's forward "
-        "(len(x) is one for the exporter, x.shape[0] is not)."
+        "Set export.dynamic_batch: false, or remove the constant from the model's forward "
+        "(to the exporter len(x) is a constant, x.shape[0] is not)."
     )
 
 
 def _check_batch_is_open(model: ir.Model) -> None:
-    """Refuse a batch axis that the exporter fixed: it does so without a word."""
+    """Refuse a batch axis that the exporter fixed: it does so silently."""
     for value in (*model.graph.inputs, *model.graph.outputs):
         size = value.shape[0] if value.shape else None
         if isinstance(size, int):
@@ -177,7 +177,7 @@ def _check_batch_is_open(model: ir.Model) -> None:
 
 
 def _check_opset(model: ir.Model, opset: int) -> None:
-    """Refuse another operator version than asked for: the exporter falls back silently."""
+    """Refuse an opset other than the requested one: the exporter falls back silently."""
     given = model.opset_imports[""]
     if given != opset:
         raise ValueError(

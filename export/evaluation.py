@@ -1,4 +1,4 @@
-"""Put a model in evaluation mode for a while."""
+"""Put a model into evaluation mode temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ from torch import Tensor, device, nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold every module of a model in evaluation mode, then give each its own mode back.
+    """Put every module of a model into evaluation mode, then restore the mode of each.
 
     The flags are set directly, because ``eval()`` and ``train()`` raise on the module of an
     exported program, whose mode is fixed in its graph.
 
     Args:
-        model: Changed while the context is open, and as before afterwards.
+        model: Changed while the context is open, and restored afterwards.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -27,5 +27,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module, inputs: Tensor) -> device:
-    """Name the device that a model computes on: its parameters', else the inputs'."""
+    """Return the device that a model computes on: its parameters', else the inputs'."""
     return next(model.parameters(), inputs).device

@@ -1,4 +1,4 @@
-"""The files beside an ONNX file, in which tensors lie that are too large for it."""
+"""External data: the files beside an ONNX file with the tensors that are too large for it."""
 
 import os
 from pathlib import Path
@@ -9,17 +9,17 @@ from onnx import TensorProto
 
 from mfac_compress.export.graphs import tensors
 
-MOST_BYTES_IN_ONE_FILE = 1_900_000_000
-"""Of tensors: a protobuf file ends at 2 GiB, and the graph needs some of that."""
+MAX_BYTES_IN_ONE_FILE = 1_900_000_000
+"""Bytes of tensors: a protobuf file is limited to 2 GiB, and the graph needs some of that."""
 
 
 def data_files(path: str | os.PathLike[str]) -> set[Path]:
-    """The files in which the tensors of an ONNX file lie; empty where it holds them itself.
+    """Return the external data files of an ONNX file; empty if it contains all its tensors.
 
     Args:
         path: ONNX file.
     Raises:
-        DecodeError: If it is none.
+        DecodeError: If it is not an ONNX file.
     """
     path = Path(path)
     graph = onnx.load(path, format="protobuf", load_external_data=False).graph
@@ -33,28 +33,28 @@ def data_files(path: str | os.PathLike[str]) -> set[Path]:
 
 
 def data_path(path: str | os.PathLike[str]) -> Path:
-    """Where we put tensors that are too large for a file.
+    """Return the path of the external data that we write for an ONNX file.
 
     Args:
         path: ONNX file, to be written or replaced.
     Returns:
-        ``path`` + ``.data``. Nothing is there, or data of the model that is in ``path`` now.
+        ``path`` + ``.data``. It does not exist, or belongs to the model that is in ``path`` now.
     Raises:
-        ValueError: If something else is there.
+        ValueError: If another file is there.
     """
     path = Path(path)
     data = path.with_name(f"{path.name}.data")
     if os.path.lexists(data) and data.resolve() not in _parts(path):
         raise ValueError(
             f"{data} must be free for the tensors of {path}, or hold those of the model that is "
-            f"there now. What is there is of something else. Move it away, or write {path.name} "
-            "under another name."
+            f"there now. It belongs to something else. Move it away, or write {path.name} under "
+            "another name."
         )
     return data
 
 
 def _parts(path: Path) -> set[Path]:
-    """Data files of what is in a place now: a model, something else, or nothing."""
+    """Return the data files of the model at a path; none if there is no model."""
     try:
         return {part.resolve() for part in data_files(path)} if path.is_file() else set()
     except DecodeError:

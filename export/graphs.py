@@ -6,7 +6,7 @@ import onnx
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds, not those within them."""
+    """Yield the graphs in a node's attributes, but not those nested in them."""
     for part in node.attribute:
         if part.type == onnx.AttributeProto.GRAPH:
             yield part.g
@@ -15,7 +15,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all that its nodes hold, at any depth."""
+    """Yield a graph and all graphs nested in its nodes, at any depth."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
@@ -23,9 +23,9 @@ def nested(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """All tensors of a graph, also those in attributes and in the graphs of its nodes.
+    """Yield all tensors of a graph, also those in attributes and in the graphs of its nodes.
 
-    Sparse ones are given as the two tensors of which they are made: values and indices.
+    A sparse tensor is given as its two tensors: values and indices.
     """
     for each in nested(graph):
         yield from each.initializer

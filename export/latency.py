@@ -25,20 +25,20 @@ from mfac_compress.export.timing import (
 
 Finding = Literal["faster", "slower", "no speed-up", "too noisy to judge"]
 
-# A session is up to some percent faster than the next of the same file, by where its memory came
-# to lie, and stays so for its life. Each round opens both files anew and counts as one value.
+# One session may be a few percent faster than the next of the same file, because of its memory
+# addresses, and stays so for its lifetime. Each round reopens both files and counts as one value.
 _ROUNDS = 20
-_LONGEST_OPENING_MS = 5000.0  # at each setting; large files are opened less often
+_LONGEST_OPENING_MS = 5000.0  # for each workload; large files are opened less often
 _WIDEST = 0.1
-"""Half the width of an interval around 1, as a share of the median, up to which it says something:
-wider ones hold both a gain and a loss that would matter."""
+"""Half the width of an interval around 1, as a share of the median, up to which it is conclusive:
+a wider one contains both a gain and a loss that would matter."""
 
 _Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Where latency is measured, and where a choice must hold."""
+class Workload:
+    """Batch size and number of threads of a timed call."""
 
     batch_size: int
     threads: int
@@ -57,24 +57,24 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a call of one file takes."""
+    """The time of one call of one file."""
 
     wall: Spread
     cpu: Spread | None
-    """CPU time of the calling thread. None at more than one thread, where others work too."""
+    """CPU time of the calling thread. None with several threads, since the others work too."""
 
 
 @dataclass(frozen=True)
 class LatencyComparison:
-    """Latency of a sparse file against a dense one, at one setting."""
+    """Latency of a sparse file against a dense one, for one workload."""
 
-    setting: Setting
+    workload: Workload
     rounds: int
-    """How often both files were opened anew."""
+    """How often both files were reopened."""
     runs: int
     """Pairs of timed runs, in all rounds."""
     calls_per_run: int
-    """Calls timed as one, so that a run is long against the clock's resolution."""
+    """Calls timed as one, so that a run is long compared to the clock's resolution."""
     dense: Timing
     sparse: Timing
     clock: Clock
@@ -83,14 +83,14 @@ class LatencyComparison:
     """Sparse / dense: median of the rounds' median paired ratios, and its 95% interval."""
 
     def clocked(self, which: Literal["dense", "sparse"]) -> Spread:
-        """The times of one file on the clock of ``ratio``."""
+        """Return the times of one file on the clock of ``ratio``."""
         timing = getattr(self, which)
         return timing.cpu if self.clock == "thread CPU" else timing.wall
 
     @property
     def finding(self) -> Finding:
-        """What the interval shows; no speed-up is claimed where it includes 1.00."""
-        # Both ends as they are printed: a verdict must not contradict its own figures.
+        """What the interval shows; no speed-up is claimed if it includes 1.00."""
+        # Both bounds as they are printed: a verdict must not contradict its own figures.
         low, high = self._speed_up
         if low > 1:
             return "faster"
@@ -101,7 +101,7 @@ class LatencyComparison:
 
     @property
     def verdict(self) -> str:
-        """The finding in words, with the interval where it says more."""
+        """The finding in words, with the interval if it adds information."""
         low, high = self._speed_up
         match self.finding:
             case "faster":
@@ -123,20 +123,20 @@ class LatencyComparison:
 
 
 def why_not_faster(comparisons: Sequence[LatencyComparison]) -> tuple[Finding, str] | None:
-    """Why a file cannot be called faster; None where it is faster at every setting.
+    """Return why a file cannot be called faster; None if it is faster for every workload.
 
     Args:
-        comparisons: One for each setting. At least one.
+        comparisons: One for each workload. At least one.
     Returns:
-        "too noisy to judge" where that alone is in the way, else "no speed-up", and the reason.
+        "too noisy to judge" if that is the only obstacle, else "no speed-up", and the reason.
     """
     assert comparisons
     not_faster = [one for one in comparisons if one.finding not in ("faster", "too noisy to judge")]
     noisy = [one for one in comparisons if one.finding == "too noisy to judge"]
     if not_faster:
-        return "no speed-up", "; ".join(f"{one.verdict} at {one.setting}" for one in not_faster)
+        return "no speed-up", "; ".join(f"{one.verdict} at {one.workload}" for one in not_faster)
     if noisy:
-        where = "; ".join(f"{one.verdict} at {one.setting}" for one in noisy)
+        where = "; ".join(f"{one.verdict} at {one.workload}" for one in noisy)
         return "too noisy to judge", f"the machine is {where}"
     return None
 
@@ -145,70 +145,70 @@ def compare_latency(
     dense_path: _Path,
     sparse_path: _Path,
     feeds_of: Callable[[int], Mapping[str, np.ndarray]],
-    settings: Sequence[Setting],
+    workloads: Sequence[Workload],
     *,
     warmup: int,
     runs: int,
     library: Path | None = None,
     **timing: float,
 ) -> list[LatencyComparison]:
-    """Time two files against each other, in turn, so that both meet the same load.
+    """Time two files, interleaved, so that both run under the same load.
 
-    At one thread the ratio is taken on the CPU time of the calling thread, which other programs do
-    not lengthen; at more threads on wall time.
+    With one thread the ratio is that of CPU times of the calling thread, which other programs do
+    not lengthen; with several threads that of wall times.
 
     Args:
         dense_path: The ONNX file to compare with.
-        sparse_path: The ONNX file that is to be judged.
+        sparse_path: The ONNX file to be judged.
         feeds_of: Batch size -> the inputs of both files.
-        settings: Batch sizes and threads of ONNX Runtime.
-        warmup: Untimed calls of each file, each time it is opened. There is always one, in which
-            the inputs are checked.
+        workloads: Batch sizes and threads of ONNX Runtime.
+        warmup: Untimed calls of each file, each time it is opened. There is always one, which
+            checks the inputs.
         runs: Timed pairs. At least six.
-        library: Shared library of custom operators that the sparse file needs. The dense one is
-            always opened without.
-        timing: More of :func:`time_interleaved`.
+        library: Shared library of custom operators that the sparse file needs. The dense file is
+            always opened without it.
+        timing: Further arguments of :func:`time_interleaved`.
     Returns:
-        A comparison for each setting.
+        A comparison for each workload.
     Raises:
         ValueError: If ``runs`` is too small, or a file cannot be loaded or does not take the
             inputs.
     """
     comparisons = []
-    for setting in settings:
-        feeds = feeds_of(setting.batch_size)
+    for workload in workloads:
+        feeds = feeds_of(workload.batch_size)
         openers = [
-            partial(_open, path, feeds, setting.threads, needed)
+            partial(_open, path, feeds, workload.threads, needed)
             for path, needed in ((dense_path, None), (sparse_path, library))
         ]
         untimed = max(0, warmup - 1)
-        comparisons.append(compare(openers, setting, warmup=untimed, runs=runs, **timing))
+        comparisons.append(compare(openers, workload, warmup=untimed, runs=runs, **timing))
     return comparisons
 
 
 def compare(
     openers: Sequence[Callable[[], Call]],
-    setting: Setting,
+    workload: Workload,
     *,
     warmup: int,
     runs: int,
     clocks: Clocks = CLOCKS,
     **timing: float,
 ) -> LatencyComparison:
-    """Compare two things that can be opened and called, dense first.
+    """Compare two candidates that can be opened and called, the dense one first.
 
-    The runs of one session are alike in what the session's memory does to them, so a round gives
-    one value, the median of its paired ratios. The rounds are independent, and the interval is
-    taken over them. The middle of two ratios is taken of their logarithms: the mean of 2 and 1/2
-    would call the second thing slower, whichever is second.
+    The runs of one session share the effects of its memory addresses, so a round gives one value,
+    the median of its paired ratios. The rounds are independent, and the interval is that of their
+    values. Ratios are averaged by their logarithms: the mean of 2 and 1/2 would call the second
+    candidate slower, whichever is second.
 
     Args:
         openers: As :func:`time_interleaved` takes them.
-        setting: What is compared; its threads decide the clock.
+        workload: Batch size and threads; the threads decide the clock.
         warmup: Untimed calls of each, each time it is opened.
         runs: Timed pairs. At least six.
-        clocks: Where times are read.
-        timing: More of :func:`time_interleaved`.
+        clocks: The clocks to read.
+        timing: Further arguments of :func:`time_interleaved`.
     """
     timed = time_interleaved(
         openers,
@@ -219,14 +219,14 @@ def compare(
         clocks=clocks,
         **timing,
     )
-    clock = clock_for(setting.threads)
+    clock = clock_for(workload.threads)
     logarithms = [
         median(math.log(sparse.by(clock) / dense.by(clock)) for dense, sparse in pairs)
         for pairs in timed.rounds
     ]
     dense, sparse = zip(*timed.runs, strict=True)
     return LatencyComparison(
-        setting=setting,
+        workload=workload,
         rounds=len(timed.rounds),
         runs=len(timed.runs),
         calls_per_run=timed.calls_per_run,
@@ -238,7 +238,7 @@ def compare(
 
 
 def _open(path: _Path, feeds: Mapping[str, np.ndarray], threads: int, library: Path | None) -> Call:
-    """Open a file and check, in a first call, that it takes the inputs."""
+    """Open a file and check with a first call that it takes the inputs."""
     session = open_session(path, threads=threads, library=library)
     call(session, feeds)
     return partial(session.run, None, dict(feeds))

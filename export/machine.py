@@ -1,4 +1,4 @@
-"""Name the machine that a latency was measured on, and how busy it is."""
+"""The machine on which a latency was measured, and its load."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ def machine_load() -> dict[str, str | int | float]:
     """Read the CPU's model, its number of logical cores, and the load of the last minute.
 
     Returns:
-        ``cpu`` (name), ``cores`` (count) and ``load_1min`` (runnable programs, on average).
+        ``cpu`` (name), ``cores`` (count) and ``load_1min`` (average number of runnable processes).
     """
     return {
         "cpu": _cpu_model(),
@@ -23,7 +23,7 @@ def machine_load() -> dict[str, str | int | float]:
 
 
 def _cpu_model() -> str:
-    """Linux tells the model in a file, other systems through Python."""
+    """Return the CPU's model: on Linux from a file, on other systems from Python."""
     if _CPUINFO.exists():
         for line in _CPUINFO.read_text().splitlines():
             if line.startswith("model name"):

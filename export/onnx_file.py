@@ -1,4 +1,4 @@
-"""Write a PyTorch model as one plain ONNX file, whole or not at all."""
+"""Write a PyTorch model as one plain ONNX file, atomically."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from mfac_compress.export.capture import capture
-from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
+from mfac_compress.export.external_data import MAX_BYTES_IN_ONE_FILE
 from mfac_compress.export.passes import (
     clear_traces,
     make_zeros_positive,
@@ -33,25 +33,25 @@ def export_onnx(
 ) -> None:
     """Export a model in evaluation mode to ONNX.
 
-    Each zero of a floating initializer is +0. Initializers have the names of the parameters;
-    where a linear layer became a MatMul with the transposed weight, ``.T`` follows the name.
-    Batch norms are folded into the convolutions before them, which scales weights and keeps
-    zeros. Tensors go to ``path`` + ``.data`` only where one file would pass 2 GB.
+    Each zero of a floating-point initializer is +0. Initializers have the names of the parameters;
+    if a linear layer became a MatMul with the transposed weight, ``.T`` follows the name. Batch
+    norms are folded into the convolutions before them, which scales weights and keeps zeros.
+    Tensors go to ``path`` + ``.data`` only if one file would exceed 2 GB.
 
     Args:
         model: Takes and returns one tensor ``[n, ...]``. Any module, also the module of an
             exported program. Neither its mode nor its weights change.
         example: Input with which the model is traced. Shape ``[n, ...]``.
         path: File to write, in a folder that exists. Replaced only by a file that passed the
-            ONNX checker; on failure it stays as it was.
+            ONNX checker; on failure it is not changed.
         opset: Version of the ONNX operators.
-        dynamic_batch: Leave the first axis, and no other, open. Otherwise it is n.
+        dynamic_batch: Make the first axis, and no other, dynamic. Otherwise it is n.
         input_name: Name of the graph's input.
         output_name: Name of the graph's output.
-        metadata: Facts to write into the file.
+        metadata: Metadata to write into the file.
     Raises:
-        ValueError: If the model cannot be exported so, or ``path`` + ``.data`` is taken by
-            something else. The message says what to do.
+        ValueError: If the model cannot be exported with these options, or ``path`` + ``.data``
+            belongs to something else. The message says what to do.
     """
     graph = build_graph(
         model,
@@ -73,15 +73,15 @@ def build_graph(
     input_name: str = "input",
     output_name: str = "output",
 ) -> ir.Model:
-    """Do all of :func:`export_onnx` but the writing.
+    """Do all of :func:`export_onnx` except writing the file.
 
     Args:
-        model: As there. So are the others.
+        model: As for :func:`export_onnx`, and so are the other arguments.
     Returns:
         The graph, for :func:`write_graph`. Its tensors may share memory with the model's
         parameters: write it before these change.
     Raises:
-        ValueError: If the model cannot be exported so.
+        ValueError: If the model cannot be exported with these options.
     """
     graph = capture(
         model,
@@ -105,21 +105,21 @@ def write_graph(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a graph of :func:`build_graph` to a file, whole or not at all.
+    """Write a graph of :func:`build_graph` to a file, atomically.
 
     Args:
-        model: The graph. It takes the metadata.
+        model: The graph. The metadata is added to it.
         path: As for :func:`export_onnx`.
-        metadata: Facts to write into the file.
+        metadata: Metadata to write into the file.
     Raises:
-        ValueError: If the ONNX checker refuses it, or ``path`` + ``.data`` is taken by something
+        ValueError: If the ONNX checker refuses it, or ``path`` + ``.data`` belongs to something
             else.
     """
     path = Path(path)
     model.metadata_props.update(metadata or {})
-    # Tensors go beside the file where one would be too large.
+    # Tensors go to external data if one file would be too large.
     sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
-    data = f"{path.name}.data" if sum(sizes) > MOST_BYTES_IN_ONE_FILE else None
+    data = f"{path.name}.data" if sum(sizes) > MAX_BYTES_IN_ONE_FILE else None
     try:
         replace_model(path, partial(ir.save, model, external_data=data), onnx.checker.check_model)
     except onnx.checker.ValidationError as error:

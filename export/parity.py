@@ -1,4 +1,4 @@
-"""How far ONNX Runtime's outputs are from PyTorch's."""
+"""The difference between ONNX Runtime's outputs and PyTorch's."""
 
 import math
 import os
@@ -22,12 +22,12 @@ def parity_error(
     """Compare a model with its ONNX file on one batch.
 
     Args:
-        model: Returns one tensor. Run in evaluation mode, and as before afterwards.
+        model: Returns one tensor. It is run in evaluation mode, and its modes are restored.
         path: The model's ONNX file.
         inputs: Shape ``[n, ...]``.
         library: Shared library of custom operators that the file needs.
     Returns:
-        Largest absolute difference, in float64. Infinity where any output of either is NaN or
+        Largest absolute difference, in float64. Infinity if any output of either is NaN or
         infinite: such outputs cannot be compared, so they count as a failure.
     Raises:
         ValueError: If the outputs differ in shape, or the file cannot be loaded or run.

@@ -1,4 +1,4 @@
-"""Changes to an exported graph that leave what it computes as it is."""
+"""Passes over an exported graph that do not change what it computes."""
 
 from collections.abc import Mapping
 
@@ -7,21 +7,21 @@ import onnx_ir as ir
 from torch import Tensor
 
 TRANSPOSED = ".T"
-"""Ends the name of an initializer that holds the transpose of the parameter named before it."""
+"""Suffix of an initializer that holds the transpose of the parameter named before it."""
 
 GATES = {"LSTM": ".iofc", "GRU": ".zrh"}
-"""Ends the name of an initializer that holds a recurrent layer's weights in ONNX's order of gates.
+"""Suffix of an initializer that holds a recurrent layer's weights in ONNX's order of gates.
 
-The names before it, with ``+`` between them, are those of its directions.
+The names before it, joined by ``+``, are those of the parameters of each direction.
 """
 
-# Places of ONNX's gates among PyTorch's, which are input, forget, cell, output of an LSTM, and
-# reset, update, new of a GRU.
+# Positions of ONNX's gates among PyTorch's, which are input, forget, cell, output for an LSTM, and
+# reset, update, new for a GRU.
 _GATE_PLACES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 
 
 def clear_traces(model: ir.Model) -> None:
-    """Drop the exporter's notes: they carry source lines and paths of the machine it ran on.
+    """Drop the exporter's metadata: it contains source lines and paths of the machine it ran on.
 
     Args:
         model: Changed in place.
@@ -37,10 +37,10 @@ def clear_traces(model: ir.Model) -> None:
 
 
 def make_zeros_positive(model: ir.Model) -> None:
-    """Write each zero of a floating initializer as +0: mixed signs compress badly.
+    """Write each zero of a floating-point initializer as +0: mixed signs compress badly.
 
     Args:
-        model: Changed in place. The arrays that its tensors share with others are not.
+        model: Changed in place. Arrays that its tensors share with others are not changed.
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -52,10 +52,10 @@ def make_zeros_positive(model: ir.Model) -> None:
 
 
 def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
-    """Give folded transposes the name of their parameter, with ``.T`` behind it.
+    """Give folded transposes the name of their parameter, followed by ``.T``.
 
     A linear layer on inputs of three or more axes becomes a MatMul with the transposed weight,
-    which the exporter computes ahead and names anew.
+    which the exporter precomputes and gives a new name.
 
     Args:
         model: Changed in place.
@@ -98,7 +98,7 @@ def name_recurrent(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
 
 
 def torch_gates(stacked: np.ndarray, operator: str) -> list[np.ndarray]:
-    """Turn ONNX's weights of a recurrent layer into PyTorch's.
+    """Convert ONNX's weights of a recurrent layer to PyTorch's.
 
     Args:
         stacked: Shape ``[directions, gates * hidden, inputs]``.
@@ -116,7 +116,7 @@ def torch_gates(stacked: np.ndarray, operator: str) -> list[np.ndarray]:
 
 
 def _holder(weight: np.ndarray, parameters: dict[str, Tensor]) -> str | None:
-    """Take out the parameter that has these values."""
+    """Remove the parameter that has these values and return its name; None if there is none."""
     for name, parameter in parameters.items():
         if tuple(parameter.shape) == weight.shape and _equal(weight.T, parameter):
             del parameters[name]
@@ -125,6 +125,6 @@ def _holder(weight: np.ndarray, parameters: dict[str, Tensor]) -> str | None:
 
 
 def _equal(array: np.ndarray, parameter: Tensor) -> bool:
-    """Whether an array holds the transpose of a parameter, to the last bit."""
-    ours = parameter.detach().cpu().double().numpy()  # holds every float exactly
+    """Whether an array is bit-identical to the transpose of a parameter."""
+    ours = parameter.detach().cpu().double().numpy()  # represents every float exactly
     return np.array_equal(array.astype(ours.dtype), ours.T)

@@ -1,4 +1,4 @@
-"""Put an ONNX file in its place: checked, and whole or not at all."""
+"""Replace an ONNX file atomically, once the new one is checked."""
 
 import os
 import tempfile
@@ -11,15 +11,15 @@ from mfac_compress.export.external_data import data_path
 def replace_model(
     path: Path, save: Callable[[Path], None], check: Callable[[Path], object]
 ) -> None:
-    """Write and check a model beside its place, then move it there.
+    """Write and check a model in a temporary folder beside ``path``, then move it there.
 
     Args:
-        path: File, in a folder that exists. On failure it stays as it was.
-        save: Writes the model to the path that it is given, and what is too large for one file to
+        path: File, in a folder that exists. On failure it is not changed.
+        save: Writes the model to the given path, and tensors that are too large for one file to
             that path + ``.data``.
-        check: Raises what it likes if the model at the path that it is given is not valid.
+        check: Raises any exception if the model at the given path is not valid.
     Raises:
-        ValueError: If ``path`` + ``.data`` is taken by something else.
+        ValueError: If ``path`` + ``.data`` belongs to something else.
     """
     data = data_path(path)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
@@ -31,4 +31,4 @@ def replace_model(
             os.replace(draft.with_name(data.name), data)
         os.replace(draft, path)
     if not external:
-        data.unlink(missing_ok=True)  # of a larger model before
+        data.unlink(missing_ok=True)  # of a larger model that was here before

@@ -17,8 +17,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the CPU, with all of ONNX Runtime's optimisations.
 
-    Worker threads spin while a call runs, as by default, and stop when it returns: they would
-    take the cores from whatever runs next. At one thread the work is done in the calling thread.
+    Worker threads spin while a call runs, as by default, and stop when it returns: otherwise they
+    would take cores from whatever runs next. With one thread the calling thread does the work.
 
     Args:
         path: ONNX file.
@@ -47,7 +47,7 @@ def load(
     options: onnxruntime.SessionOptions,
     providers: Sequence[Any] = ("CPUExecutionProvider",),
 ) -> onnxruntime.InferenceSession:
-    """Open a file with given options, and say so clearly where it is broken."""
+    """Open a file with the given options. Raises ValueError if ONNX Runtime cannot load it."""
     try:
         return onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:
@@ -59,7 +59,7 @@ def load(
 
 
 def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
-    """Tell the batch size that a file was exported for, or None where it is open."""
+    """Return the batch size that a file was exported for, or None if it is dynamic."""
     size = session.get_inputs()[0].shape[0]
     return size if isinstance(size, int) else None
 
@@ -73,11 +73,11 @@ def predict(
         session: Takes and returns one tensor.
         inputs: Shape ``[n, ...]``.
         batch_size: Rows per call. A file exported for one batch size is run with that size; its
-            last batch is filled up with copies, whose outputs are dropped.
+            last batch is padded with copies, whose outputs are dropped.
     Returns:
         Outputs in the order of the inputs. Shape ``[n, ...]``.
     Raises:
-        ValueError: If there are no rows, or shape or dtype are not what the file takes.
+        ValueError: If there are no rows, or the file does not take their shape or dtype.
     """
     if len(inputs) == 0:
         raise ValueError("inputs must have at least one row. Got none.")
@@ -91,12 +91,12 @@ def predict(
 
 
 def run(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
-    """Run one batch ``[n, ...]``. Raises ValueError where the file does not take it."""
+    """Run one batch ``[n, ...]``. Raises ValueError if the file does not take it."""
     return call(session, {session.get_inputs()[0].name: batch})[0]
 
 
 def call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list[Any]:
-    """All outputs for some inputs. Raises ValueError where the file does not take them."""
+    """Return all outputs for some inputs. Raises ValueError if the file does not take them."""
     try:
         return session.run(None, dict(feeds))
     except InvalidArgument as error:
@@ -105,13 +105,13 @@ def call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray])
         )
         got = ", ".join(f"{name} {x.dtype} of shape {list(x.shape)}" for name, x in feeds.items())
         raise ValueError(
-            f"Inputs must be what the ONNX file takes: {taken}. Got {got}. "
+            f"Inputs must match those of the ONNX file: {taken}. Got {got}. "
             "Convert the inputs, or export with an example of that shape and dtype."
         ) from error
 
 
 def _fill(rows: np.ndarray, size: int | None) -> np.ndarray:
-    """Repeat the last row until there are ``size`` rows, where a size is fixed."""
+    """Repeat the last row until there are ``size`` rows, if a size is fixed."""
     if size is None or len(rows) == size:
         return rows
     return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])

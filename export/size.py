@@ -1,4 +1,4 @@
-"""How large an ONNX file is, as it lies on disk and compressed for transport."""
+"""The size of an ONNX file, on disk and compressed for transport."""
 
 import os
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import zstandard
 
 from mfac_compress.export.external_data import data_files
 
-# Fixed, so that sizes compare between runs. On pruned weights level 19 gains 4 to 8% more, at a
-# twentieth of the speed: minutes on a large model.
+# Fixed, so that sizes can be compared between runs. On pruned weights level 19 saves 4 to 8% more,
+# at a twentieth of the speed: minutes for a large model.
 _LEVEL = 9
 
 
@@ -19,11 +19,11 @@ class FileSize:
 
     raw_bytes: int
     compressed_bytes: int
-    """With zstandard at level 9, one thread, each file on its own."""
+    """With zstandard at level 9, one thread, each file separately."""
 
 
 def file_size(path: str | os.PathLike[str]) -> FileSize:
-    """Measure an ONNX file and the external data it names.
+    """Measure an ONNX file and its external data.
 
     Args:
         path: ONNX file.

@@ -1,7 +1,7 @@
-"""Whether zeros that pruning would put into a model arrive in its ONNX file.
+"""Whether zeros that pruning would put into a model survive in its ONNX file.
 
-They do not where forward computes a layer's weight from the parameter, or where the exporter
-folds a layer on a constant input: the file then holds another tensor, in which nothing is zero.
+They do not if forward computes a layer's weight from the parameter, or if the exporter folds a
+layer on a constant input: the file then contains another tensor, in which nothing is zero.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from mfac_compress.export.session import open_session, predict
 
 _ROWS = 8
 _LARGEST_DIFFERENCE = 0.02
-"""Of the outputs' norm. Rounding is a thousand times smaller, a wrong operator larger."""
+"""Share of the outputs' norm. Rounding is a thousand times smaller, a wrong operator larger."""
 _ROUNDING = 1e-4
 
 
@@ -34,20 +34,20 @@ def lost_zeros(
 ) -> dict[str, str]:
     """Remove random weights of a model, and look for the zeros in its ONNX file.
 
-    Where the graph has every parameter under its name, the zeros are put into the graph, as an
+    If the graph has every parameter under its name, the zeros are written into the graph, since an
     export takes seconds. Otherwise the model is exported again.
 
     Args:
-        copied: A copy of the model, on the CPU. Its weights are removed.
-        graph: What ``build`` made of the model. As before afterwards.
+        copied: A copy of the model, on the CPU. Weights are removed from it.
+        graph: The graph that ``build`` made of the model. Restored afterwards.
         example: Inputs that the graph takes. Shape ``[n, ...]``.
         names: The parameters to be pruned.
         build: Exports a model.
     Returns:
-        Name to reason, of the parameters whose zeros do not arrive.
+        Name to reason, for the parameters whose zeros do not survive.
     Raises:
-        ValueError: If the model cannot be exported, ONNX Runtime cannot run its file, or computes
-            something else than the model.
+        ValueError: If the model cannot be exported, or if ONNX Runtime cannot run its file or does
+            not compute what the model computes.
     """
     masks = _random_masks(dict(copied.named_parameters()), names)
     _prune(copied, masks)
@@ -68,7 +68,7 @@ def lost_zeros(
 
 
 def _random_masks(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Half of each tensor is removed, and one weight of a small one at least."""
+    """Return masks that remove about half of each tensor, and at least one weight."""
     generator = torch.Generator().manual_seed(0)
     masks = {}
     for name in names:
@@ -88,7 +88,7 @@ def _prune(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def _swaps(
     graph: ir.Model, masks: Mapping[str, Tensor]
 ) -> dict[ir.Value, ir.TensorProtocol] | None:
-    """The pruned tensors of a graph's initializers; None where one is not there by its name."""
+    """Return the pruned tensors of a graph's initializers; None if one is not found by name."""
     initializers = graph.graph.initializers
     swaps = {}
     for name, mask in masks.items():
@@ -97,7 +97,7 @@ def _swaps(
             value, turned = initializers.get(name + TRANSPOSED), mask.T
         if value is None or tuple(value.shape) != tuple(turned.shape):
             return None
-        array = value.const_value.numpy().copy()  # scaled by a batch norm that was folded into it
+        array = value.const_value.numpy().copy()  # perhaps scaled by a folded batch norm
         array[~turned.numpy()] = 0
         swaps[value] = ir.tensor(array, name=value.name)
     return swaps
@@ -114,7 +114,7 @@ def _audit(
 
 
 def _check_outputs(path: Path, model: nn.Module, example: Tensor) -> None:
-    """Check that a file computes what the model does, for some operators are exported wrongly."""
+    """Check that a file computes what the model does: some operators are exported wrongly."""
     session = open_session(path)
     rows = session.get_inputs()[0].shape[0]
     inputs = example if isinstance(rows, int) else example[:_ROWS]
@@ -124,23 +124,23 @@ def _check_outputs(path: Path, model: nn.Module, example: Tensor) -> None:
         outputs = torch.from_numpy(predict(session, inputs.numpy(), len(inputs))).double()
     except ValueError:
         raise
-    except Exception as error:  # ONNX Runtime's are of types of its own
+    except Exception as error:  # ONNX Runtime has exception types of its own
         raise ValueError(
             "ONNX Runtime must be able to run the exported file. PyTorch's exporter wrote one for "
-            f"which it raised {error}. Leave out the operator that it translates wrongly."
+            f"which it raised {error}. Replace the operator that is exported wrongly."
         ) from error
     if outputs.shape != expected.shape:
         raise ValueError(
             "The exported file must return what the model returns: shape "
             f"{list(expected.shape)}. Got {list(outputs.shape)}. Change the model's forward so "
-            "that PyTorch's exporter translates it."
+            "that PyTorch's exporter translates it correctly."
         )
     scale, difference = expected.norm(), (outputs - expected).norm()
     if bool(scale.isfinite()) and not difference <= _LARGEST_DIFFERENCE * scale + _ROUNDING:
         raise ValueError(
             "The exported file must compute what the model computes. PyTorch's exporter wrote one "
             f"whose outputs differ by {float(difference):.3g}, where the outputs' norm is "
-            f"{float(scale):.3g}. Leave out the operator that it translates wrongly."
+            f"{float(scale):.3g}. Replace the operator that is exported wrongly."
         )
 
 
@@ -150,6 +150,4 @@ def _reason(audit: TensorAudit) -> str:
             "its zeros would be lost: the ONNX file holds values that are computed from it "
             "(in forward, or with a constant input) and not the tensor itself"
         )
-    return (
-        "its zeros would be lost: ONNX Runtime computes another weight from it before it multiplies"
-    )
+    return "its zeros would be lost: ONNX Runtime computes another weight from it before using it"

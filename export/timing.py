@@ -1,4 +1,4 @@
-"""Time several things against each other, in turn, so that all meet the same load."""
+"""Time several candidates, interleaved, so that all run under the same load."""
 
 import math
 import time
@@ -12,14 +12,14 @@ Call = Callable[[], object]
 Clock = Literal["thread CPU", "wall"]
 
 _T = TypeVar("_T")
-_SHORTEST_RUN_MS = 2.0  # long against the clocks' resolution and the cost of reading them
+_SHORTEST_RUN_MS = 2.0  # long compared to the clocks' resolution and the cost of reading them
 _TRIALS = 3
-_FEWEST_RUNS = 6  # an interval of the median needs as many
+_FEWEST_RUNS = 6  # the minimum for an interval of the median
 _FEWEST_ROUNDS = 10
 
 
 class Clocks(NamedTuple):
-    """Where times are read, in nanoseconds. Simulations have clocks of their own."""
+    """The clocks to read, in nanoseconds. Simulations use clocks of their own."""
 
     wall: Callable[[], int] = time.perf_counter_ns
     cpu: Callable[[], int] = time.thread_time_ns
@@ -30,23 +30,23 @@ CLOCKS = Clocks()
 
 
 class Run(NamedTuple):
-    """One timed run, in milliseconds a call."""
+    """One timed run, in milliseconds per call."""
 
     wall: float
     cpu: float
 
     def by(self, clock: Clock) -> float:
-        """Its time on one of the clocks."""
+        """Return its time on one of the clocks."""
         return self.cpu if clock == "thread CPU" else self.wall
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What came of timing n things.
+    """The times of n candidates.
 
     Attributes:
         calls_per_run: Calls timed as one.
-        rounds: In each, the runs of each thing. Shape ``[rounds][runs][n]``.
+        rounds: The runs of each candidate by round. Shape ``[rounds][runs][n]``.
     """
 
     calls_per_run: int
@@ -54,19 +54,19 @@ class Timed:
 
     @property
     def runs(self) -> list[tuple[Run, ...]]:
-        """Those of all rounds. Shape ``[runs][n]``."""
+        """The runs of all rounds. Shape ``[runs][n]``."""
         return [run for timed in self.rounds for run in timed]
 
     def times(self, clock: Clock) -> list[list[float]]:
-        """Milliseconds a call. Shape ``[n][runs]``."""
+        """Return milliseconds per call. Shape ``[n][runs]``."""
         return [[run.by(clock) for run in runs] for runs in zip(*self.runs, strict=True)]
 
 
 def clock_for(threads: int) -> Clock:
-    """The clock to compare on.
+    """Return the clock on which to compare.
 
-    At one thread ONNX Runtime computes in the calling thread, whose CPU time other programs do not
-    lengthen. At more threads others work too, and wall time alone counts all of it.
+    With one thread ONNX Runtime computes in the calling thread, whose CPU time other programs do
+    not lengthen. With several threads the others work too, and only wall time includes their work.
     """
     return "thread CPU" if threads == 1 else "wall"
 
@@ -82,21 +82,21 @@ def time_interleaved(
     longest_opening_ms: float = math.inf,
     clocks: Clocks = CLOCKS,
 ) -> Timed:
-    """Time calls in turn, in rounds, for each of which all is opened anew.
+    """Time calls alternately, in rounds; each round reopens all candidates.
 
-    The order of opening turns from round to round, that of calling from run to run, too.
+    The order of opening is reversed from round to round, the order of calls also from run to run.
 
     Args:
-        openers: Each opens one thing and returns the call to time.
-        rounds: How often all is opened; at most once a run.
-        runs: Timed runs of each thing, shared out over the rounds.
-        warmup: Untimed calls of each thing, each time it is opened.
-        shortest_run_ms: Wall time of a run, at least: shorter calls are repeated within it.
-        longest_ms: Wall time of all runs, about. Where calls are too long for it there are fewer
-            runs, down to six.
-        longest_opening_ms: Wall time of opening and warm-up in all rounds, about. Where they take
-            longer there are fewer rounds, down to ten.
-        clocks: Where times are read.
+        openers: Each opens one candidate and returns the call to time.
+        rounds: How often all candidates are opened; at most once per run.
+        runs: Timed runs of each candidate, distributed over the rounds.
+        warmup: Untimed calls of each candidate, each time it is opened.
+        shortest_run_ms: Minimum wall time of a run: shorter calls are repeated within it.
+        longest_ms: Approximate limit of the wall time of all runs. If calls take too long for it,
+            there are fewer runs, down to six.
+        longest_opening_ms: Approximate limit of the wall time of opening and warm-up in all rounds.
+            If they take longer, there are fewer rounds, down to ten.
+        clocks: The clocks to read.
     """
     start = clocks.wall()
     calls = _open(openers, warmup, 0)
@@ -111,9 +111,9 @@ def time_interleaved(
     timed = []
     for number, share in enumerate(np.array_split(range(runs), min(rounds, runs))):
         if number > 0:
-            calls.clear()  # closed before others are opened: large models need the memory
+            calls.clear()  # closed before the next ones are opened: large models need the memory
             calls = _open(openers, warmup, number)
-        # The first run after opening meets cold caches: it is another thing's in the next round.
+        # The first run after opening has cold caches: in the next round another candidate is first.
         turns = range(number, number + len(share))
         timed.append(
             tuple(_in_order(calls, lambda call: _time(call, repeats, clocks), i) for i in turns)
@@ -129,7 +129,7 @@ def _open(openers: Iterable[Callable[[], Call]], warmup: int, number: int) -> li
 
 
 def _in_order(things: Iterable[_T], act: Callable[[_T], object], number: int) -> tuple:
-    """Act on all, the last one first if ``number`` is odd. Returns the results in their order."""
+    """Act on all, in reverse if ``number`` is odd. Return the results in the original order."""
     things = list(things)
     if number % 2:
         return tuple(reversed([act(thing) for thing in reversed(things)]))
@@ -137,7 +137,7 @@ def _in_order(things: Iterable[_T], act: Callable[[_T], object], number: int) ->
 
 
 def _time(call: Call, repeats: int, clocks: Clocks) -> Run:
-    """Time some calls as one."""
+    """Time ``repeats`` calls as one run."""
     cpu, wall = clocks.cpu(), clocks.wall()
     for _ in range(repeats):
         call()

@@ -8,14 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether the model keeps running batch-norm statistics that may change."""
+    """Whether the model has running batch-norm statistics that are not frozen."""
     return bool(_batchnorms(model))
 
 
 def freeze_batchnorm(model: nn.Module) -> None:
-    """Put each frozen batch norm into evaluation mode, so that training leaves its statistics.
+    """Put each frozen batch norm into evaluation mode, so that training keeps its statistics.
 
-    A batch norm is frozen where it has a scale or shift and none of them requires a gradient.
+    A batch norm is frozen if it has a scale or shift and neither requires a gradient.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm) and _is_frozen(module):
@@ -23,7 +23,7 @@ def freeze_batchnorm(model: nn.Module) -> None:
 
 
 def batchnorm_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the running statistics, for :meth:`nn.Module.load_state_dict` (not strict)."""
+    """Copy the running statistics, for :meth:`nn.Module.load_state_dict` (not strict)."""
     kept = {
         f"{name}.{kind}" if name else kind
         for name in _batchnorms(model)
@@ -37,11 +37,11 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics by the plain average over the batches.
 
     Every other layer stays in evaluation mode, and so does a frozen batch norm. The model is left
-    in evaluation mode, also where a batch cannot be computed.
+    in evaluation mode, even if a batch raises an error.
 
     Args:
         model: Changed in place.
-        batches: Inputs ``x``; the larger the batches, the better the variance.
+        batches: Inputs ``x``; the larger the batches, the more accurate the variance.
     """
     model.eval()
     norms = _batchnorms(model).values()

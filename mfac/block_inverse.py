@@ -1,8 +1,8 @@
 """The Fisher as B x B diagonal blocks, and its inverse: the smaller representation for B <= m.
 
-The blocks grow as gradients arrive, so the gradients themselves are never kept. Sums are float64
-in half of each symmetric block, which takes the memory of float32 squares: O(dB). They are
-factored a few blocks at a time, whenever the inverse is used, so that no factors are kept either.
+Gradients are added to the blocks as they arrive and are never kept. The sums are float64 in one
+half of each symmetric block, which takes as much memory as full blocks in float32: O(dB). They are
+factored a few blocks at a time whenever the inverse is used, so that no factors are kept either.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.inverse import InverseFisher, check_damping
-from mfac_compress.mfac.joint import joint_blocks, solve_kept
+from mfac_compress.mfac.joint import joint_update_blocks, solve_kept_blocks
 from mfac_compress.mfac.numerics import (
     TOLERANCE,
     PrecisionError,
+    damping_error,
     exact_products,
     sum_error,
-    too_small,
 )
-from mfac_compress.mfac.partition import BlockPartition, BlockRun
+from mfac_compress.mfac.partition import BlockPartition, UniformBlocks
 from mfac_compress.mfac.plan import plan_blocks
 from mfac_compress.mfac.symmetric import (
     add_products,
@@ -32,9 +32,9 @@ from mfac_compress.mfac.symmetric import (
     unpack_lower,
 )
 
-# One update of the sums reads and writes all of them, so gradients wait for company.
+# One update of the sums reads and writes all of them, so rows are buffered.
 _ROWS_AT_ONCE = 64
-# Rows of one product: longer sums lose digits in float32 and gain no speed.
+# Rows of one product: longer sums lose precision in float32 and are no faster.
 _ROWS_OF_PRODUCT = 512
 
 
@@ -44,8 +44,8 @@ class BlockFisher:
     Args:
         partition: The blocks.
         device: Where the sums live.
-        products: What gradients are multiplied in. Float32 is faster and good enough for blocks
-            that are well conditioned; :meth:`invert` refuses others.
+        products: Dtype in which gradients are multiplied. Float32 is faster and accurate enough
+            for well-conditioned blocks; :meth:`invert` refuses others.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class BlockFisher:
         self.sums = [packed_zeros(run.count, run.size, device) for run in partition]
         self._gradient_sum = torch.zeros(partition.size, dtype=torch.float64, device=device)
         self._dtype = torch.float32
-        self._waiting: list[Tensor] = []
+        self._pending: list[Tensor] = []
         self._shared = False
 
     @property
@@ -82,7 +82,7 @@ class BlockFisher:
         return trace / (self.num_gradients * self.partition.size)
 
     def add(self, gradients: Tensor) -> None:
-        """Add k gradients. Shape ``[k, d]``. They are not needed any more afterwards.
+        """Add k gradients. Shape ``[k, d]``. The caller may overwrite them afterwards.
 
         Raises:
             ValueError: If they do not have the partition's d columns.
@@ -96,24 +96,24 @@ class BlockFisher:
         if gradients.shape[0] >= _ROWS_AT_ONCE:
             self._add_to_sums(gradients)
             return
-        self._waiting.append(gradients.clone())
-        if sum(part.shape[0] for part in self._waiting) >= _ROWS_AT_ONCE:
+        self._pending.append(gradients.clone())
+        if sum(part.shape[0] for part in self._pending) >= _ROWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
-        """Bring the gradients that still wait into the sums."""
-        if self._waiting:
-            gradients = torch.cat(self._waiting)
-            self._waiting = []
+        """Add the buffered gradients to the sums."""
+        if self._pending:
+            gradients = torch.cat(self._pending)
+            self._pending = []
             self._add_to_sums(gradients)
 
     def invert(self, damping: float) -> "BlockInverse":
-        """Damp and factor. The sums stay as they are, so another damping costs no gradients.
+        """Damp and factor. The sums are not changed, so another damping needs no new gradients.
 
         Raises:
             ValueError: If no gradient was added, one was not finite, or the damping is not
                 positive.
-            PrecisionError: If rounding would show in the inverse.
+            PrecisionError: If the damping is too small for the precision of the sums.
         """
         damping = check_damping(damping)
         self._check_filled()
@@ -130,7 +130,7 @@ class BlockFisher:
         )
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
-        """What :meth:`add_part` takes: a single part, for the sums fit into memory."""
+        """Yield the state for :meth:`add_part`: a single part, since the sums fit into memory."""
         self.flush()
         yield {
             "num_gradients": torch.tensor(self.num_gradients),
@@ -139,8 +139,8 @@ class BlockFisher:
         }
 
     def add_part(self, part: dict[str, Tensor]) -> None:
-        """Take the sums of another Fisher of the same partition, in place of one's own."""
-        self._waiting = []
+        """Replace the sums by those of another Fisher of the same partition."""
+        self._pending = []
         self.num_gradients = int(part["num_gradients"])
         self._gradient_sum = part["gradient_sum"]
         self.sums = [part[str(i)] for i in range(len(self.sums))]
@@ -151,7 +151,7 @@ class BlockFisher:
             raise ValueError("A Fisher needs at least one gradient. Got none.")
 
     def _add_to_sums(self, gradients: Tensor) -> None:
-        if self._shared:  # an inverse reads the old sums whenever it is used
+        if self._shared:  # an inverse still reads the old sums
             self.sums = [total.clone() for total in self.sums]
             self._gradient_sum = self._gradient_sum.clone()
             self._shared = False
@@ -161,34 +161,34 @@ class BlockFisher:
                 for run, total in zip(self.partition, self.sums, strict=True):
                     self._add_run(rows, run, total, dtype)
 
-    def _add_run(self, rows: Tensor, run: BlockRun, total: Tensor, dtype: torch.dtype) -> None:
+    def _add_run(self, rows: Tensor, run: UniformBlocks, total: Tensor, dtype: torch.dtype) -> None:
         k, side = rows.shape[0], 2 * total.shape[-1]
         parts = list(run.split(blocks_at_once(max(side, k) * side, rows.device)))
         buffer = rows.new_zeros(max(part.count for part in parts), k, side, dtype=dtype)
         done = 0
         for part in parts:
             blocks = buffer[: part.count]
-            blocks[..., : run.size] = part.cut(rows).transpose(0, 1)
+            blocks[..., : run.size] = part.to_blocks(rows).transpose(0, 1)
             add_products(total[done : done + part.count], blocks)
             sums = blocks[..., : run.size].sum(dim=1)
-            self._gradient_sum[part.start : part.stop] += part.join(sums)
+            self._gradient_sum[part.start : part.stop] += part.from_blocks(sums)
             done += part.count
 
 
 class BlockInverse(InverseFisher):
-    """F⁻¹ by the blocks of F, which are factored when they are needed.
+    """F⁻¹ by the blocks of F, which are factored on use.
 
     Args:
         partition: The blocks.
         sums: Packed Σ gᵢgᵢᵀ, kept by reference. Shape ``[count, 2h + 1, h]`` for each run.
-        damping: λ, not yet part of the sums.
+        damping: λ, not included in the sums.
         num_gradients: m.
-        dtype: Of the diagonal.
-        product_error: Of the sums, relative to ‖column j‖‖column k‖.
+        dtype: Dtype of the diagonal.
+        product_error: Error bound of the sums, relative to ‖column j‖‖column k‖.
 
     Raises:
         ValueError: If the sums are not finite.
-        PrecisionError: If rounding would show in the inverse.
+        PrecisionError: If the damping is too small for the precision of the sums.
     """
 
     def __init__(
@@ -212,10 +212,10 @@ class BlockInverse(InverseFisher):
         with exact_products():
             self._fill_diagonal()
 
-    def blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
-        """The damped Fisher F, several blocks at a time, as float64 ``[count, B, B]``.
+    def blocks(self) -> Iterator[tuple[UniformBlocks, Tensor]]:
+        """Yield the damped Fisher F, several blocks at a time, as float64 ``[count, B, B]``.
 
-        Padding columns are rows of λI. Only so much of F is in memory as is being looked at.
+        Padding columns are rows of λI. Only the blocks yielded are in memory.
         """
         for part, lower in self._lower_blocks():
             yield part, symmetrize(lower)
@@ -224,8 +224,8 @@ class BlockInverse(InverseFisher):
         self._check_vector(x)
         result = torch.empty_like(x)
         for part, _, R in self._factored_blocks():
-            solved = R.mT @ (R @ part.cut(x).to(R).unsqueeze(-1))
-            result[part.start : part.stop] = part.join(solved).to(x)
+            solved = R.mT @ (R @ part.to_blocks(x).to(R).unsqueeze(-1))
+            result[part.start : part.stop] = part.from_blocks(solved).to(x)
         return result
 
     def diagonal(self) -> Tensor:
@@ -243,25 +243,25 @@ class BlockInverse(InverseFisher):
         return (R[:, row] @ R[:, column]).item()
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
-        return self._solve_blocks(joint_blocks, weights, mask)
+        return self._solve_blocks(joint_update_blocks, weights, mask)
 
-    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self._solve_blocks(solve_kept, x, mask)
+    def solve_kept(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self._solve_blocks(solve_kept_blocks, x, mask)
 
     def _solve_blocks(
         self, solve: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, mask: Tensor
     ) -> Tensor:
-        """Apply ``solve(F, x, mask)`` to all blocks, some at a time. Shape ``[d]`` -> ``[d]``."""
+        """Apply ``solve(F, x, mask)`` to all blocks, a few at a time. Shape ``[d]`` -> ``[d]``."""
         self._check_vector(x)
         self._check_vector(mask)
         result = torch.empty_like(x)
         for part, fisher in self.blocks():
-            solved = solve(fisher, part.cut(x).to(fisher), part.cut(mask))
-            result[part.start : part.stop] = part.join(solved).to(x)
+            solved = solve(fisher, part.to_blocks(x).to(fisher), part.to_blocks(mask))
+            result[part.start : part.stop] = part.from_blocks(solved).to(x)
         return result
 
-    def _lower_blocks(self) -> Iterator[tuple[BlockRun, Tensor]]:
-        """Lower halves of F, which the next step overwrites: fresh memory costs time."""
+    def _lower_blocks(self) -> Iterator[tuple[UniformBlocks, Tensor]]:
+        """Yield lower halves of F in a reused buffer: allocating new memory costs time."""
         for run, total in zip(self.partition, self._sums, strict=True):
             parts = list(run.split(blocks_at_once(run.size**2, total.device)))
             side = 2 * total.shape[-1]
@@ -272,15 +272,15 @@ class BlockInverse(InverseFisher):
                 done += part.count
 
     def _damp(self, packed: Tensor, buffer: Tensor, size: int) -> Tensor:
-        """Lower halves of the blocks of F, in the buffer. Shape ``[n, size, size]``."""
+        """Return lower halves of the blocks of F, in the buffer. Shape ``[n, size, size]``."""
         buffer = buffer[: packed.shape[0]]
         unpack_lower(packed, buffer)
         lower = buffer[:, :size, :size].div_(self.num_gradients)
         lower.diagonal(dim1=-2, dim2=-1).add_(self.damping)
         return lower
 
-    def _factored_blocks(self) -> Iterator[tuple[BlockRun, Tensor, Tensor]]:
-        """Lower halves of F and R of F⁻¹ = RᵀR, which the next step overwrites."""
+    def _factored_blocks(self) -> Iterator[tuple[UniformBlocks, Tensor, Tensor]]:
+        """Yield lower halves of F and R of F⁻¹ = RᵀR, in reused buffers."""
         buffer = self._sums[0].new_zeros(0, 0, 0)
         for part, lower in self._lower_blocks():
             if buffer.shape[0] < part.count or buffer.shape[1:] != lower.shape[1:]:
@@ -288,7 +288,7 @@ class BlockInverse(InverseFisher):
             try:
                 yield part, lower, inverse_factor(lower, out=buffer[: part.count])
             except torch.linalg.LinAlgError:
-                raise self._refusal() from None
+                raise self._precision_error() from None
 
     def _fill_diagonal(self) -> None:
         for part, lower, R in self._factored_blocks():
@@ -296,23 +296,23 @@ class BlockInverse(InverseFisher):
             diagonal = torch.mul(R, R, out=lower).sum(dim=-2)
             error = self._product_error + sum_error(lower.shape[-1], torch.float64)
             if not error * amplification(R, scale, diagonal) <= TOLERANCE:
-                raise self._refusal()
-            self._diagonal[part.start : part.stop] = part.join(diagonal).to(self._diagonal)
+                raise self._precision_error()
+            self._diagonal[part.start : part.stop] = part.from_blocks(diagonal).to(self._diagonal)
 
     def _check_finite(self) -> None:
         for run, total in zip(self.partition, self._sums, strict=True):
             if not torch.isfinite(packed_diagonal(total, run.size)).all():
                 if not _is_exact(self._product_error):
-                    raise self._refusal()
+                    raise self._precision_error()
                 raise ValueError(
                     "gradients must be finite, and so must their squares. Got NaN or infinity in "
-                    f"columns {run.start} to {run.stop}. Look at the samples they came from."
+                    f"columns {run.start} to {run.stop}. Check the samples they came from."
                 )
 
-    def _refusal(self) -> PrecisionError:
+    def _precision_error(self) -> PrecisionError:
         if not _is_exact(self._product_error):
-            return too_small(self.damping, "products in float32; float64 ones may do")
-        return too_small(self.damping, "float64 to factor the Fisher")
+            return damping_error(self.damping, "products in float32; try float64")
+        return damping_error(self.damping, "float64 to factor the Fisher")
 
 
 def _is_exact(product_error: float) -> bool:

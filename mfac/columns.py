@@ -1,8 +1,8 @@
 """Products with a window of gradients G that reads it a few columns at a time.
 
 Half of a Gram matrix follows from the other half, and half of a triangular matrix is zero: both
-products are made in tiles of rows, leaving out what is not needed, on columns that stay in the
-cache. So G may be of a narrow dtype, or larger than the memory.
+products are computed in tiles of rows, skipping what is not needed, on columns that stay in the
+cache. So G may have a narrow dtype, or be larger than the memory.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.numerics import sum_error
-from mfac_compress.mfac.sharing import ALONE, Holders
+from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
 
 _CPU_COLUMNS, _CUDA_COLUMNS = 1024, 1 << 15
 _CPU_TILE, _CUDA_TILE = 64, 512
-# A mapped file is read in longer pieces of its rows.
+# A memory-mapped file is read in longer runs of each row.
 _FILE_BYTES = 1 << 25
 
 
@@ -27,10 +27,10 @@ class Columns:
     Args:
         gradients: G, kept by reference. Shape ``[m, d]``.
         start: First column.
-        stop: Behind the last column.
-        device: Where to calculate.
-        on_disk: Whether G is a mapped file.
-        holders: Of these columns and others of the same block.
+        stop: One past the last column.
+        device: Device of the computation.
+        on_disk: Whether G is a memory-mapped file.
+        group: The processes that hold the columns of this block.
     """
 
     gradients: Tensor
@@ -38,15 +38,15 @@ class Columns:
     stop: int
     device: torch.device
     on_disk: bool = False
-    holders: Holders = ALONE
+    group: ProcessGroup = SINGLE
 
     @property
     def width(self) -> int:
-        """Columns of a slice."""
+        """Number of columns in a slice."""
         return _CUDA_COLUMNS if self.device.type == "cuda" else _CPU_COLUMNS
 
     def slices(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, slice]]:
-        """Successive columns of G in ``dtype``, with their place in ``[0, d)``."""
+        """Yield successive slices of G's columns in ``dtype``, with their range in ``[0, d)``."""
         for part, start in self._pieces():
             for left in range(0, part.shape[1], self.width):
                 G = part[:, left : left + self.width]
@@ -54,21 +54,21 @@ class Columns:
                 yield G.to(self.device, dtype), at
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Single columns of G in float64. Shape ``[m, len(indices)]``."""
+        """Return single columns of G in float64. Shape ``[m, len(indices)]``."""
         return self.gradients[:, indices.to(self.gradients.device)].to(self.device, torch.float64)
 
     def gram(self, dtype: torch.dtype, keep: Tensor | None = None) -> tuple[Tensor, float]:
-        """GGᵀ, or G_K G_Kᵀ of kept columns, its products in ``dtype`` and their sum in float64.
+        """Return GGᵀ, or G_K G_Kᵀ of the kept columns: products in ``dtype``, summed in float64.
 
-        Over the columns of all holders, who get the same.
+        It covers the columns of all processes of the group, and each gets the same result.
 
         Args:
-            dtype: Of the products.
-            keep: True = take the column. Shape ``[d]``.
+            dtype: Dtype of the products.
+            keep: True = include the column. Shape ``[d]``.
 
         Returns:
-            The lower half, ``[m, m]``, and the most that an element is off by relative to
-            ‖gᵢ‖‖gⱼ‖: less than a slice's error, since those of different slices are independent.
+            The lower half, ``[m, m]``, and a bound on the error of an element relative to
+            ‖gᵢ‖‖gⱼ‖: less than a slice's error, since errors of different slices are independent.
         """
         m = self.gradients.shape[0]
         total = torch.zeros(m, m, dtype=torch.float64, device=self.device)
@@ -80,7 +80,7 @@ class Columns:
                 torch.mm(G[rows], G[before].T, out=product[rows, before])
             total += product
             squares += product.diagonal().double().square()
-        total, squares = self.holders.sum(total), self.holders.sum(squares)
+        total, squares = self.group.sum(total), self.group.sum(squares)
         share = (squares.sqrt() / total.diagonal().clamp_min(1e-300)).max().item()
         return total, share * sum_error(min(self.width, self.stop - self.start), dtype)
 
@@ -89,11 +89,11 @@ class Columns:
 
         Args:
             R: Lower triangular. Shape ``[m, m]``.
-            dtype: Of the products.
+            dtype: Dtype of the products.
         """
         result = torch.empty(self.stop - self.start, dtype=torch.float64, device=self.device)
         R = R.to(dtype)
-        # (RG)ᵀ: the BLAS is a fifth faster at a transposed G, whose rows lie far apart.
+        # (RG)ᵀ: BLAS is a fifth faster with G transposed, since its rows have a large stride.
         V = torch.empty(self.width, R.shape[0], dtype=dtype, device=self.device)
         for G, at in self.slices(dtype):
             columns = V[: G.shape[1]]
@@ -103,14 +103,14 @@ class Columns:
         return result
 
     def product(self, x: Tensor) -> Tensor:
-        """Gx over the columns of all holders. Shape ``[d]`` -> ``[m]``, float64."""
+        """Gx over the columns of the whole group. Shape ``[d]`` -> ``[m]``, float64."""
         parts = (G @ x[at].to(G) for G, at in self.slices(torch.float64))
-        return self.holders.sum(sum(parts))
+        return self.group.sum(sum(parts))
 
-    def most(self, value: float) -> float:
-        """The largest of all holders' values, so that all take the same way."""
+    def all_reduce_max(self, value: float) -> float:
+        """Return the maximum over the group, so that all processes take the same branch."""
         own = torch.tensor([value], dtype=torch.float64, device=self.device)
-        return self.holders.join(own).max().item()
+        return self.group.join(own).max().item()
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:
         m = self.gradients.shape[0]

@@ -1,8 +1,8 @@
 """Gradients of the loss with respect to the weights of interest, one flat row each.
 
-Two ways give the same rows up to rounding: a plain loop, one backward pass a row, and
+Two methods give the same rows up to rounding: a plain loop with one backward pass per row, and
 ``torch.func.vmap`` over several rows at once. Which one is faster depends on model, machine and
-samples per gradient, so :func:`fastest_method` measures it.
+samples per gradient, so :func:`fastest_method` times both.
 """
 
 import itertools
@@ -29,10 +29,10 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class GradientSource:
-    """What gradients are taken of.
+    """The model, the loss and the weights whose gradients are computed.
 
-    The model is used as it stands: put it into evaluation mode first, or batch norm and dropout
-    make the gradient of one sample depend on the others.
+    The model is used as it is: put it into evaluation mode first, otherwise batch norm makes the
+    gradient of one sample depend on the others, and dropout makes it random.
 
     Args:
         model: Called as ``model(x)``.
@@ -48,12 +48,12 @@ class GradientSource:
         """Yield the gradients of the batches' mean losses, a few rows at a time.
 
         Args:
-            batches: ``(x, y)``, one for each gradient. All of one size for ``vmap``.
-            method: How they are computed.
+            batches: ``(x, y)``, one for each gradient. For ``vmap`` all must have the same size.
+            method: How the gradients are computed.
 
         Yields:
-            New gradients of successive batches. Shape ``[k, d]``. Zero for a tensor on which a
-            batch's loss does not depend, by either method; :meth:`unused` names those.
+            New gradients of successive batches. Shape ``[k, d]``. With either method zero for a
+            tensor on which a batch's loss does not depend; :meth:`unused` names such tensors.
 
         Raises:
             NonFiniteGradientError: If a gradient is not finite; names batch and tensor.
@@ -70,7 +70,7 @@ class GradientSource:
         """Name the tensors on which none of the batches' losses depends.
 
         Args:
-            batches: Looked at one after the other, until each tensor has taken part once.
+            batches: Tried one after the other, until each tensor has been used once.
         """
         left = list(self.parameters)
         for batch in batches:
@@ -124,11 +124,11 @@ class GradientSource:
 
 
 class NonFiniteGradientError(ValueError):
-    """A gradient held NaN or infinity.
+    """A gradient contains NaN or infinity.
 
     Args:
         index: Position of the batch among those given.
-        tensor: First tensor in which it shows.
+        tensor: First tensor whose gradient is not finite.
         loss: Value of the batch's loss.
     """
 
@@ -143,19 +143,19 @@ class NonFiniteGradientError(ValueError):
 
 
 def fastest_method(source: GradientSource, batches: Sequence[Batch]) -> Method:
-    """Time both methods on the same batches, after one untimed pass, and name the faster one.
+    """Time both methods on the same batches, after one untimed pass, and return the faster one.
 
     Args:
-        source: What gradients are taken of.
+        source: The model, loss and weights.
         batches: A few batches of one size, as many as vmap takes at once.
 
     Returns:
-        ``loop`` also where vmap cannot run the model or loss (data-dependent control flow,
-        operations without a batching rule), or gives other rows.
+        ``loop`` also if vmap cannot run the model or loss (data-dependent control flow,
+        operations without a batching rule), or gives different rows.
     """
     seconds = _seconds(source, batches, "loop")
     try:
-        # The user's model and loss may raise anything where they are given what vmap gives them.
+        # Under vmap the user's model and loss may raise any exception.
         if not _agree(source, batches[0]) or _seconds(source, batches, "vmap") >= seconds:
             return "loop"
     except Exception:
@@ -164,13 +164,13 @@ def fastest_method(source: GradientSource, batches: Sequence[Batch]) -> Method:
 
 
 def _agree(source: GradientSource, batch: Batch) -> bool:
-    """Whether both methods give the same row: a model may do otherwise under vmap, unnoticed."""
+    """Whether both methods give the same row: under vmap a model may silently differ."""
     loop, vmapped = (next(source.rows([batch], method)) for method in ("loop", "vmap"))
     return bool((loop - vmapped).norm() <= _ROUNDING * loop.norm())
 
 
 def batches_at_once(samples_per_gradient: int) -> int:
-    """How many batches of this size vmap takes at once."""
+    """Return how many batches of this size vmap processes at once."""
     return max(1, _SAMPLES_AT_ONCE // samples_per_gradient)
 
 

@@ -1,14 +1,15 @@
-"""The factor of S = mλI + GGᵀ, and the diagonal of F⁻¹ as exactly as is promised.
+"""The factor of S = mλI + GGᵀ, and the diagonal of F⁻¹ to a guaranteed accuracy.
 
 With S = LLᵀ, R = L⁻¹ and v_j column j of V = RG, the diagonal is (1 − n_j)/λ for n_j = ‖v_j‖².
-An error E of RSRᵀ changes n_j by v_jᵀEv_j, at most ‖E‖n_j, which is the share ‖E‖n_j/(1 − n_j) of
-the diagonal. The n_j sum to less than m, so however ill-conditioned G is, no more than about m
-of the d columns come near 1. Hence three stages, each for what the one before left in doubt:
+An error E of RSRᵀ changes n_j by v_jᵀEv_j, at most ‖E‖n_j: a relative error of the diagonal of
+‖E‖n_j/(1 − n_j). The n_j sum to less than m, so however ill-conditioned G is, no more than about m
+of the d columns come near 1. Hence three stages, each for the columns that the one before could
+not give to the tolerance:
 
 1. products in float32;
-2. products in float64, with the error of each column bounded on its own;
-3. columns J whose 1 − n_j cancels are taken out of S. With S_K = mλI + G_K G_Kᵀ of the others,
-   [F⁻¹]_JJ = (λ(I + G_JᵀS_K⁻¹G_J))⁻¹ holds no difference.
+2. products in float64, with an error bound for each column;
+3. columns J with cancellation in 1 − n_j are removed from S. With S_K = mλI + G_K G_Kᵀ of the
+   others, [F⁻¹]_JJ = (λ(I + G_JᵀS_K⁻¹G_J))⁻¹ contains no difference.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from torch import Tensor
 from mfac_compress.mfac.columns import Columns
 from mfac_compress.mfac.numerics import (
     TOLERANCE,
+    damping_error,
     fits_float32,
     norm_bound,
     sum_error,
-    too_small,
 )
 
-# With a larger error of RSRᵀ than this, bounds of first order mean nothing.
+# First-order error bounds are not valid for an error of RSRᵀ above this.
 _FIRST_ORDER = 0.1
 _COLUMNS_AT_ONCE = 1024
 
@@ -37,9 +38,9 @@ class GramFactor:
     Attributes:
         R: Inverse of the Cholesky factor.
         scale: √S_ii. Shape ``[m]``.
-        error: Of S_ij, relative to √(S_ii S_jj).
-        norm_error: ‖E‖, for the whole of RSRᵀ; infinite where S could not be factored.
-        growth: By how much products with R amplify rounding: ‖|R||L|‖.
+        error: Error bound of S_ij, relative to √(S_ii S_jj).
+        norm_error: ‖E‖, the error bound of RSRᵀ; infinite if S could not be factored.
+        growth: Factor by which products with R amplify rounding errors: ‖|R||L|‖.
     """
 
     R: Tensor
@@ -52,26 +53,26 @@ class GramFactor:
     def of(
         cls, columns: Columns, shift: float, dtype: torch.dtype, keep: Tensor | None = None
     ) -> "GramFactor":
-        """Factor S with products in ``dtype``, for all columns or those where ``keep`` is true."""
+        """Factor S with products in ``dtype``, of all columns or those where ``keep`` is true."""
         S, error = columns.gram(dtype, keep)
         if dtype == torch.float64:
             _check_finite(S.diagonal())
         S.diagonal().add_(shift)
         scale, m = S.diagonal().sqrt(), S.shape[0]
-        error = columns.most(error + sum_error(m, torch.float64))
+        error = columns.all_reduce_max(error + sum_error(m, torch.float64))
         L, info = torch.linalg.cholesky_ex(S)
-        # Another processor may round otherwise, but all holders must take the same way.
-        if columns.most(info.item() or not torch.isfinite(scale).all()):
+        # Processors may round differently, but all processes must take the same branch.
+        if columns.all_reduce_max(info.item() or not torch.isfinite(scale).all()):
             return cls(L, scale, error, float("inf"), float("inf"))
         R = torch.linalg.solve_triangular(L, torch.eye(m).to(L), upper=False)
         growth = norm_bound(R.abs() @ L.abs()) ** 0.5
-        # A random symmetric matrix of entries of this size has a norm of about 2√m times as much.
-        norm_error = columns.most(error * m**0.5 / 2 * norm_bound(R * scale))
+        # The norm of a random symmetric matrix is about 2√m times the size of its entries.
+        norm_error = columns.all_reduce_max(error * m**0.5 / 2 * norm_bound(R * scale))
         return cls(R, scale, error, norm_error, growth)
 
 
 def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Tensor, Tensor]:
-    """R of S, and the diagonal of F⁻¹ on these columns.
+    """Return R of S, and the diagonal of F⁻¹ on these columns.
 
     Args:
         columns: G.
@@ -82,7 +83,7 @@ def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Te
         R ``[m, m]`` and the diagonal ``[stop - start]``, both float64.
 
     Raises:
-        PrecisionError: If even float64 can not give the diagonal to :data:`TOLERANCE`.
+        PrecisionError: If even float64 cannot give the diagonal to :data:`TOLERANCE`.
     """
     width = columns.stop - columns.start
     n = torch.empty(width, dtype=torch.float64, device=columns.device)
@@ -92,14 +93,14 @@ def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Te
         factor = GramFactor.of(columns, shift, dtype)
         if factor.norm_error <= TOLERANCE:
             doubtful = _measure(columns, factor, dtype, n, doubtful)
-    if columns.most(doubtful.numel()):
+    if columns.all_reduce_max(doubtful.numel()):
         factor = _exact_factor(columns, shift, damping)
         doubtful = _measure(columns, factor, torch.float64, n, doubtful)
-        doubtful = _look_closer(columns, factor, n, doubtful)
+        doubtful = _bound_per_column(columns, factor, n, doubtful)
     assert factor is not None
     diagonal = (1 - n) / damping
-    if columns.most(doubtful.numel()):
-        diagonal[doubtful] = _without_difference(columns, doubtful, shift, damping)
+    if columns.all_reduce_max(doubtful.numel()):
+        diagonal[doubtful] = _schur_diagonal(columns, doubtful, shift, damping)
     return factor.R, diagonal
 
 
@@ -108,7 +109,7 @@ def _check_finite(squares: Tensor) -> None:
     if bad:
         raise ValueError(
             f"gradients must be finite, and so must their squares. Got NaN or infinity in row "
-            f"{bad[0]}. Look at the sample that it came from."
+            f"{bad[0]}. Check the sample that it came from."
         )
 
 
@@ -117,14 +118,14 @@ def _exact_factor(
 ) -> GramFactor:
     factor = GramFactor.of(columns, shift, torch.float64, keep)
     if not factor.norm_error <= _FIRST_ORDER:
-        raise too_small(damping, "float64 to factor the Fisher")
+        raise damping_error(damping, "float64 to factor the Fisher")
     return factor
 
 
 def _measure(
     columns: Columns, factor: GramFactor, dtype: torch.dtype, n: Tensor, doubtful: Tensor
 ) -> Tensor:
-    """Write n_j of the doubtful columns; returns those that are still in doubt."""
+    """Write n_j of the doubtful columns; return those still not accurate enough."""
     if 8 * len(doubtful) > len(n):
         n.copy_(columns.leverage(factor.R, dtype))
     else:
@@ -135,8 +136,8 @@ def _measure(
     return doubtful[~(error * now <= TOLERANCE * (1 - now))]
 
 
-def _look_closer(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tensor) -> Tensor:
-    """The columns that stay in doubt when the error of each is bounded on its own.
+def _bound_per_column(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tensor) -> Tensor:
+    """Return the columns that stay doubtful when the error of each is bounded separately.
 
     With x = S⁻¹g, an error D of S changes n by xᵀDx and one of the product Rg by 2vᵀ(|R||g|).
     """
@@ -151,29 +152,29 @@ def _look_closer(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tens
     return torch.cat(left)
 
 
-def _without_difference(columns: Columns, doubtful: Tensor, shift: float, damping: float) -> Tensor:
-    """Diagonal of F⁻¹ on the doubtful columns by the Schur complement of J, everyone's together.
+def _schur_diagonal(columns: Columns, doubtful: Tensor, shift: float, damping: float) -> Tensor:
+    """Return the diagonal of F⁻¹ on the doubtful columns by the Schur complement.
 
-    Shape ``[len(doubtful)]``.
+    J is the set of the doubtful columns of all processes. Shape ``[len(doubtful)]``.
     """
-    holders = columns.holders
+    group = columns.group
     keep = torch.ones(columns.gradients.shape[1], dtype=torch.bool, device=columns.device)
     keep[columns.start + doubtful] = False
     factor = _exact_factor(columns, shift, damping, keep)
-    V = holders.join((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
+    V = group.join((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
     block = V.mT @ V
     block.diagonal().add_(1)
     L, info = torch.linalg.cholesky_ex(block)
     if info.item():
-        raise too_small(damping, "float64 to factor the Fisher")
+        raise damping_error(damping, "float64 to factor the Fisher")
     inverse = torch.cholesky_inverse(L)
     diagonal = inverse.diagonal()
-    # The same bounds as for blocks of F, since errors of W = VᵀV are shares of its diagonal.
+    # The same bounds as for blocks of F, since errors of W = VᵀV are relative to its diagonal.
     own = inverse.square() * block.diagonal().unsqueeze(1)
     gram = (factor.scale.unsqueeze(1) * (factor.R.mT @ (V @ inverse))).square_()
     rounding = sum_error(len(diagonal) + len(V), torch.float64) * (1 + 2 * factor.growth)
     error = rounding * own.sum(dim=0) + factor.error * gram.sum(dim=0)
-    if columns.most(not (error <= TOLERANCE * diagonal).all()):
-        raise too_small(damping, "float64 to invert the Fisher")
-    counts = holders.join(torch.tensor([len(doubtful)], device=columns.device)).tolist()
-    return diagonal.split(counts)[holders.rank] / damping
+    if columns.all_reduce_max(not (error <= TOLERANCE * diagonal).all()):
+        raise damping_error(damping, "float64 to invert the Fisher")
+    counts = group.join(torch.tensor([len(doubtful)], device=columns.device)).tolist()
+    return diagonal.split(counts)[group.rank] / damping

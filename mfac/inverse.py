@@ -39,7 +39,7 @@ class InverseFisher(ABC):
         damping: λ.
         num_gradients: m.
         size: d.
-        plan: The representation chosen, why, and what it needs.
+        plan: The representation chosen, the reason, and its cost.
     """
 
     plan: InversePlan
@@ -57,8 +57,8 @@ class InverseFisher(ABC):
         """Factor the Fisher of the given gradients.
 
         Args:
-            gradients: G, one gradient a row. Shape ``[m, d]``. Not changed; kept by reference
-                where the m x m representation is chosen.
+            gradients: G, one gradient per row. Shape ``[m, d]``. Not changed; kept by reference
+                if the m x m representation is chosen.
             damping: λ > 0.
             block_size: B; None for the full matrix.
             partition: Blocks of differing size, instead of ``block_size``.
@@ -69,8 +69,8 @@ class InverseFisher(ABC):
         Raises:
             ValueError: If the gradients are not a finite, non-empty ``[m, d]``, or the damping or
                 block size are out of range.
-            PrecisionError: If the damping is too small for float64: an element of the diagonal
-                might be off by more than 1e-5 of itself.
+            PrecisionError: If the damping is too small for float64: the relative error of an
+                element of the diagonal might exceed 1e-5.
 
         Example:
             >>> G = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
@@ -110,11 +110,11 @@ class InverseFisher(ABC):
 
     @abstractmethod
     def diagonal(self) -> Tensor:
-        """The diagonal of F⁻¹. Shape ``[d]``, dtype of the gradients, at least float32."""
+        """Return the diagonal of F⁻¹. Shape ``[d]``, dtype of the gradients, at least float32."""
 
     @abstractmethod
     def element(self, j: int, k: int) -> float:
-        """[F⁻¹]_jk; zero where j and k lie in different blocks.
+        """Return [F⁻¹]_jk; zero if j and k are in different blocks.
 
         Raises:
             ValueError: If an index is outside ``[0, d)``.
@@ -122,7 +122,7 @@ class InverseFisher(ABC):
 
     @abstractmethod
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Remove all masked-out weights at once and let the others make up for them exactly.
+        """Remove all masked-out weights at once and adjust the kept ones optimally.
 
         Minimises ½ δᵀFδ subject to δ_Q = −w_Q, so δ_K = F_KK⁻¹ F_KQ w_Q for the kept set K and
         the removed set Q.
@@ -139,15 +139,15 @@ class InverseFisher(ABC):
         """
 
     @abstractmethod
-    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Multiply the inverse of the kept weights' Fisher: F_KK⁻¹ x_K.
+    def solve_kept(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Multiply the inverse of the kept weights' Fisher onto a vector: F_KK⁻¹ x_K.
 
         Args:
             x: Shape ``[d]``.
             mask: True = kept. Shape ``[d]``.
 
         Returns:
-            Zero where masked out. Shape ``[d]``, dtype of ``x``.
+            F_KK⁻¹ x_K, zero where masked out. Shape ``[d]``, dtype of ``x``.
         """
 
     def _check_vector(self, x: Tensor) -> None:

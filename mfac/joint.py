@@ -1,18 +1,18 @@
-"""Solutions on the kept weights, where the Fisher is given as blocks."""
+"""Linear systems on the kept weights, with the Fisher given as blocks."""
 
 from torch import Tensor
 
 from mfac_compress.mfac.symmetric import inverse_factor
 
 
-def joint_blocks(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
+def joint_update_blocks(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
     """w_K + F_KK⁻¹ F_KQ w_Q of several blocks. Shapes ``[n, B, B]``, ``[n, B]``, ``[n, B]``."""
     removed = weights.masked_fill(keep, 0).unsqueeze(-1)
     coupling = (fisher @ removed).squeeze(-1)
-    return weights.masked_fill(~keep, 0) + solve_kept(fisher, coupling, keep)
+    return weights.masked_fill(~keep, 0) + solve_kept_blocks(fisher, coupling, keep)
 
 
-def solve_kept(fisher: Tensor, x: Tensor, keep: Tensor) -> Tensor:
+def solve_kept_blocks(fisher: Tensor, x: Tensor, keep: Tensor) -> Tensor:
     """F_KK⁻¹ x_K of several blocks, zero elsewhere.
 
     The kept and the removed set differ from block to block. Writing 1 on the diagonal of each

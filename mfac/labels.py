@@ -1,8 +1,8 @@
-"""Targets that need no labels: drawn from the model's own prediction, or random projections.
+"""Targets without labels: sampled from the model's own prediction, or random projections.
 
 With labels sampled from the model's prediction the average of gᵢgᵢᵀ is the true Fisher, not the
-empirical one. An output that is no distribution over classes is projected on random directions u
-instead: gradients of uᵀf(x) average to JᵀJ, the Gauss-Newton matrix of a squared loss.
+empirical one. An output that is not a distribution over classes is projected onto random
+directions u instead: gᵢgᵢᵀ of uᵀf(x) averages to JᵀJ, the Gauss-Newton matrix of a squared loss.
 
 References:
     Kunstner, Balles, Hennig (2019), Limitations of the empirical Fisher approximation for natural
@@ -20,18 +20,18 @@ from mfac_compress.mfac.gradients import Batch
 def sampled_labels(
     model: nn.Module, batches: Iterable[Batch], generator: torch.Generator
 ) -> Iterator[Batch]:
-    """Replace each batch's targets by classes drawn from the model's prediction.
+    """Replace each batch's targets by classes sampled from the model's prediction.
 
     Args:
         model: Returns logits ``[n, classes, ...]``. In evaluation mode.
-        batches: ``(x, y)``; ``y`` is not looked at.
-        generator: On the CPU.
+        batches: ``(x, y)``; ``y`` is not used.
+        generator: Random generator on the CPU.
     """
     for x, _ in batches:
         logits = _outputs(model, x).movedim(1, -1)
-        shares = logits.softmax(dim=-1).reshape(-1, logits.shape[-1]).cpu()
-        drawn = torch.multinomial(shares, 1, generator=generator)
-        yield x, drawn.view(logits.shape[:-1]).to(x.device)
+        probabilities = logits.softmax(dim=-1).reshape(-1, logits.shape[-1]).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator)
+        yield x, labels.view(logits.shape[:-1]).to(x.device)
 
 
 def random_projections(
@@ -39,7 +39,7 @@ def random_projections(
 ) -> Iterator[Batch]:
     """Replace each batch's targets by standard normal directions of the output's shape.
 
-    To be used with :func:`projection_loss`.
+    Use it with :func:`projection_loss`.
     """
     for x, _ in batches:
         outputs = _outputs(model, x)

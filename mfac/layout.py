@@ -1,4 +1,4 @@
-"""Where each tensor lies in the flat vector that the mathematics works on.
+"""The position of each tensor in the flat vector that this package computes with.
 
 Throughout this package a model's weights of interest are one flat vector of length d: the chosen
 parameters, in order, each in row-major order. Gradients of several losses are rows of ``[m, d]``.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """One tensor's place: columns ``[start, stop)`` of the flat vector."""
+    """The position of one tensor: columns ``[start, stop)`` of the flat vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -26,13 +26,13 @@ class TensorSlice:
 
 
 class TensorLayout:
-    """Names, shapes and places of the tensors that make up the flat vector.
+    """Names, shapes and positions of the tensors that make up the flat vector.
 
     Args:
         shapes: Name to shape, in the order of the flat vector.
 
     Raises:
-        ValueError: If there is no tensor at all.
+        ValueError: If there is no tensor.
 
     Example:
         >>> layout = TensorLayout({"a": (2, 3), "b": (4,)})
@@ -66,9 +66,9 @@ class TensorLayout:
         return torch.cat([tensors[t.name].detach().reshape(-1) for t in self])
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of a flat vector ``[d]`` in the tensors' own shapes."""
+        """Return views of a flat vector ``[d]`` in the shapes of the tensors."""
         return {t.name: flat[t.start : t.stop].view(t.shape) for t in self}
 
     def name_at(self, column: int) -> str:
-        """The tensor that a column of the flat vector belongs to."""
+        """Return the name of the tensor that a column of the flat vector belongs to."""
         return next(t.name for t in self if t.start <= column < t.stop)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-class MaskKeeper:
+class MaskHooks:
     """Masks gradients before, and weights and optimizer state after, each step of an optimizer.
 
     All three are needed: weight decay and momentum move a weight whose gradient is zero, and a
@@ -19,7 +19,7 @@ class MaskKeeper:
         masks: Name to mask, True = kept, of the parameter's shape.
 
     Raises:
-        ValueError: If a mask has no parameter, or another shape.
+        ValueError: If a mask has no parameter, or its shape is not the parameter's.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -37,15 +37,15 @@ class MaskKeeper:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.apply()
 
-    def attach(self, optimizer: Optimizer) -> "MaskKeeper":
-        """Watch over an optimizer's steps until the ``with`` block ends."""
+    def attach(self, optimizer: Optimizer) -> "MaskHooks":
+        """Register the hooks with an optimizer until the ``with`` block ends."""
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *_: self._mask_gradients()),
             optimizer.register_step_post_hook(lambda *_: self._mask_after_step(optimizer)),
         ]
         return self
 
-    def __enter__(self) -> "MaskKeeper":
+    def __enter__(self) -> "MaskHooks":
         return self
 
     def __exit__(
@@ -67,14 +67,14 @@ class MaskKeeper:
         """Check that no removed weight has come back.
 
         Raises:
-            RuntimeError: If one has; names the tensor and how many.
+            RuntimeError: If one has; it names the tensor and how many.
         """
         for name, parameter, mask in self._pairs:
             alive = int(parameter.detach()[~mask].count_nonzero())
             if alive:
                 raise RuntimeError(
-                    f"Removed weights must stay zero. Got {alive} that are not in {name}. "
-                    "Something beside the optimizer writes to the model's weights."
+                    f"Removed weights must stay zero. Got {alive} nonzero ones in {name}. "
+                    "Something other than the optimizer changes the model's weights."
                 )
 
     def _mask_gradients(self) -> None:

@@ -1,8 +1,8 @@
-"""What rounding may cost, and how products are kept as exact as their dtype allows.
+"""Bounds on rounding errors, and products as exact as their dtype allows.
 
 Rounding errors of a sum of k products are modelled as independent: the sum of gᵢgⱼ over k terms
-is off by about u·max(1, √k/8)·‖gᵢ‖‖gⱼ‖, u being the unit roundoff. That is what blocked matrix
-products show in practice; six times as much counts as the most that may happen.
+has an error of about u·max(1, √k/8)·‖gᵢ‖‖gⱼ‖, u being the unit roundoff. Blocked matrix products
+show this in practice; six times as much is taken as the bound.
 
 References:
     Higham and Mary (2019), A new approach to probabilistic rounding error analysis.
@@ -14,18 +14,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# No element of the diagonal of F⁻¹ may be further off than this share of itself.
+# The largest relative error allowed in any element of the diagonal of F⁻¹.
 TOLERANCE = 1e-5
-# An error this many times the modelled one is the most that is reckoned with.
+# The error bound as a multiple of the modelled error.
 _CERTAINTY = 6
 
 
 class PrecisionError(ValueError):
-    """The damping is too small for the gradients: rounding would show in the result."""
+    """The damping is too small for the gradients: rounding errors would exceed the tolerance."""
 
 
-def too_small(damping: float, cause: str) -> PrecisionError:
-    """The error that says so."""
+def damping_error(damping: float, cause: str) -> PrecisionError:
+    """Return the PrecisionError for a damping that is too small.
+
+    Args:
+        damping: λ.
+        cause: What it must be large enough for.
+    """
     return PrecisionError(
         f"damping must be large enough for {cause}. Got {damping}, which vanishes beside the "
         "gradients. Try ten times more, or scale the loss down."
@@ -33,12 +38,12 @@ def too_small(damping: float, cause: str) -> PrecisionError:
 
 
 def sum_error(terms: int, dtype: torch.dtype) -> float:
-    """The most that a sum of products in ``dtype`` is off by, relative to ‖gᵢ‖‖gⱼ‖."""
+    """Return a bound on the error of a sum of products in ``dtype``, relative to ‖gᵢ‖‖gⱼ‖."""
     return _CERTAINTY * torch.finfo(dtype).eps / 2 * max(1.0, terms**0.5 / 8)
 
 
 def fits_float32(damping: float) -> bool:
-    """Whether squares that float32 can not hold vanish beside the damping."""
+    """Whether squares too small for float32 are negligible beside the damping."""
     return damping > 1e-25
 
 
@@ -50,10 +55,10 @@ def norm_bound(M: Tensor) -> float:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Keep float32 products in float32 (no TF32, no bfloat16), then restore what was set.
+    """Compute float32 products in float32 (no TF32, no bfloat16), then restore the settings.
 
-    torch knows two ways of allowing them that must not contradict each other: one for all
-    products, one for each backend. A caller who has mixed them can not be asked for the first.
+    torch has two settings that must not contradict each other: one for all products, and one for
+    each backend. If the caller has set both differently, reading the first raises an error.
     """
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     before = [backend.fp32_precision for backend in backends]

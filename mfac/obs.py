@@ -10,7 +10,7 @@ from mfac_compress.mfac.inverse import InverseFisher
 Update = Literal["joint", "single", "none"]
 
 _SMALLEST_STEP = 2.0**-14
-_MISSES = 2  # Sizes in a row that do not lower the loss, before the search ends.
+_MISSES = 2  # The search ends after this many step sizes in a row that do not lower the loss.
 
 
 def remove_weights(
@@ -22,8 +22,8 @@ def remove_weights(
         weights: w. Shape ``[d]``.
         mask: True = kept. Shape ``[d]``.
         inverse: F⁻¹; may be None for ``update="none"`` only.
-        update: ``joint`` solves for the whole removed set; ``single`` adds up the corrections that
-            each removed weight would get on its own, as the paper does; ``none`` corrects nothing.
+        update: ``joint`` solves for the whole removed set; ``single`` adds up the corrections for
+            each weight removed on its own, as the paper does; ``none`` corrects nothing.
 
     Returns:
         The new weights, exactly +0 where masked out. Shape ``[d]``.
@@ -41,7 +41,7 @@ def remove_weights(
         return weights.masked_fill(~mask, 0)
     if inverse is None:
         raise ValueError(
-            f"update {update!r} must have an inverse to correct the kept weights with. Got None. "
+            f"update {update!r} needs an inverse to correct the kept weights. Got None. "
             'Build one with InverseFisher.build, or use update="none".'
         )
     if update == "joint":
@@ -55,19 +55,19 @@ def _single_update(weights: Tensor, mask: Tensor, inverse: InverseFisher) -> Ten
     return (weights - inverse.ihvp(removed)).masked_fill(~mask, 0)
 
 
-def descend(loss_at: Callable[[float], float]) -> tuple[float, float]:
-    """Choose how far to go along −F_KK⁻¹ g_K by measuring the loss.
+def line_search(loss_at: Callable[[float], float]) -> tuple[float, float]:
+    """Choose the step size along −F_KK⁻¹ g_K by measuring the loss.
 
-    OBS takes the model to be at a minimum; after removal it is not, and the first-order term of
-    the loss says where to go. The step that the quadratic model would take, 1, is far too long:
-    each block of F takes the whole descent on itself, as do the other thousands. So step sizes are
-    tried from a small one, doubling while the loss falls.
+    OBS assumes that the model is at a minimum. After removal it is not, and the first-order term
+    of the loss gives a descent direction. The step of the quadratic model, 1, is far too long: each
+    block of F is solved as if it had to reduce the loss alone, while thousands of others do the
+    same. So the search starts from a small step size and doubles it while the loss falls.
 
     Args:
-        loss_at: Step size -> loss; of held-out samples.
+        loss_at: Step size -> loss on held-out samples.
 
     Returns:
-        The best step size, 0 where none is better than to stay, and its loss.
+        The best step size, 0 if none lowers the loss, and its loss.
     """
     best, lowest, size, misses = 0.0, loss_at(0.0), _SMALLEST_STEP, 0
     while size <= 1 and misses < _MISSES:

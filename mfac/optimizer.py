@@ -17,28 +17,28 @@ class MFAC(Optimizer):
     A step takes, for each parameter group, the gradients of all its parameters as one vector:
 
         g ← gradient + weight_decay · w
-        the window takes g, in place of its oldest gradient once it holds m
-        u = F⁻¹g,  F = λI + (1/k) Σ gᵢgᵢᵀ over the k <= m gradients held, g among them
+        g enters the window, replacing the oldest gradient once it holds m
+        u = F⁻¹g,  F = λI + (1/k) Σ gᵢgᵢᵀ over the k <= m gradients held, including g
         v ← momentum · v + (1 − momentum) · u,  from v = 0
         w ← w − lr · v
 
-    Weight decay is the gradient of an L2 penalty, so it enters the window and is preconditioned,
-    and momentum is an average of preconditioned gradients, so ``lr`` keeps its scale whatever
-    ``momentum`` is. Both are so in the paper's own implementation: its learning rates carry over.
-    Decoupled decay at the small learning rates that suit F⁻¹g would do next to nothing.
+    Weight decay is the gradient of an L2 penalty, so it enters the window and is preconditioned;
+    momentum is an average of preconditioned gradients, so the scale of ``lr`` does not depend on
+    ``momentum``. Both are as in the paper's own implementation, so its learning rates carry over.
+    Decoupled decay would have almost no effect at the small learning rates that suit F⁻¹g.
 
-    Each group has its own Fisher, since its window and damping are its own; curvature between
-    groups is not seen. Put all weights into one group unless their options differ. Options may
-    change between steps, ``num_gradients`` and ``window_dtype`` excepted.
+    Each group has its own window, damping and Fisher; curvature between groups is ignored. Put all
+    weights into one group unless their options differ. Options may change between steps, except
+    ``num_gradients`` and ``window_dtype``.
 
-    A group's window, m times its weights, is allocated at its first step, on the device of its
-    parameters, and lives in ``optimizer.state``: a checkpoint carries it, and training resumes with
-    the same steps. A parameter whose ``grad`` is None counts as zeros in the window and is left as
-    it is; a group without any gradient is left out of the step.
+    A group's window, m times the size of its weights, is allocated at its first step, on the device
+    of its parameters, and is part of ``optimizer.state``: a checkpoint contains it, and training
+    resumes with the same steps. A parameter whose ``grad`` is None counts as zeros in the window
+    and is not changed; a group without any gradient is skipped.
 
-    Under a :class:`~mfac_compress.mfac.masking.MaskKeeper` removed weights have zero columns in the
-    window, hence no update. When weights are removed after training has begun, tell the optimizer
-    through :meth:`keep`, or their old gradients go on shaping the steps of the others.
+    With :class:`~mfac_compress.mfac.masking.MaskHooks` removed weights have zero columns in the
+    window, hence no update. If weights are removed after training has begun, call :meth:`keep`, or
+    their old gradients still affect the steps of the others.
 
     Args:
         params: Parameters, named parameters or groups of them, as for every optimizer of PyTorch.
@@ -47,11 +47,11 @@ class MFAC(Optimizer):
         damping: λ > 0.
         momentum: In [0, 1).
         weight_decay: Factor of the L2 penalty's gradient.
-        window_dtype: Storage of the gradients: float32, bfloat16, float16 or float64; None for the
-            parameters' own. Where a parameter's gradients fall below 6e-8, float16 holds zeros.
+        window_dtype: Storage dtype of the gradients: float32, bfloat16, float16 or float64; None
+            for that of the parameters. Gradients below 6e-8 are zero in float16.
 
     Raises:
-        ValueError: If an option is out of range; names it.
+        ValueError: If an option is out of range; the message names it.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -113,8 +113,8 @@ class MFAC(Optimizer):
             closure: Evaluates the loss again and returns it.
 
         Raises:
-            ValueError: If a gradient is sparse, not finite, or beyond the window's dtype; nothing
-                has changed then. If the damping is too small for the gradients; see
+            ValueError: If a gradient is sparse, not finite, or out of range for the window's dtype;
+                nothing has changed then. If the damping is too small for the gradients; see
                 :meth:`SlidingFisher.push`.
         """
         loss = None
@@ -132,8 +132,8 @@ class MFAC(Optimizer):
     def keep(self, masks: Mapping[nn.Parameter, Tensor]) -> None:
         """Forget the gradients of removed weights, as if they had always been zero.
 
-        For weights removed after the first step; momentum is masked too. Costs about as much as
-        building the Gram matrix of the window, k² d FLOPs in float64.
+        Call it for weights removed after the first step; momentum is masked too. It recomputes the
+        Gram matrix of the window, k² d FLOPs in float64.
 
         Args:
             masks: Parameter to mask, True = kept, of the parameter's shape. Parameters without a
@@ -208,10 +208,11 @@ class MFAC(Optimizer):
                 }
 
     def _fisher(self, group: dict[str, Any]) -> SlidingFisher:
-        """The group's window, made at its first use.
+        """Return the group's window, allocated at its first use.
 
-        It is kept with the group's first parameter, where PyTorch's state dict finds it, and one
-        level down, where no mask of that parameter's shape is laid over a matrix of the same shape.
+        It is stored in the state of the group's first parameter, so that PyTorch's state dict
+        contains it, and in a dict of its own, so that mask hooks do not mistake one of its matrices
+        for state of that parameter's shape.
         """
         state = self.state[group["params"][0]]
         if "fisher" not in state:
@@ -232,7 +233,7 @@ class MFAC(Optimizer):
         return fisher
 
     def _flat_gradient(self, index: int) -> Tensor | None:
-        """The group's gradient with weight decay, as the window will hold it. Shape ``[d]``."""
+        """Return the group's gradient with weight decay in the window's dtype. Shape ``[d]``."""
         group = self.param_groups[index]
         decay, dtype = group["weight_decay"], group_window_dtype(group)
         if all(p.grad is None for p in group["params"]):
@@ -244,7 +245,7 @@ class MFAC(Optimizer):
             elif p.grad.layout != torch.strided:
                 raise ValueError(
                     f"Gradients must be dense. Got {p.grad.layout} for "
-                    f"{self._name(index, position)}. Use sparse=False where it is made."
+                    f"{self._name(index, position)}. Use sparse=False in the layer that makes it."
                 )
             else:
                 part = p.grad.add(p, alpha=decay) if decay else p.grad
@@ -257,7 +258,7 @@ class MFAC(Optimizer):
             )
             raise ValueError(
                 f"Gradients must be finite in the window's {dtype}. Got NaN or infinity for "
-                f"{self._name(index, position)}. Look at the batch and the loss"
+                f"{self._name(index, position)}. Check the batch and the loss"
                 + (", or use window_dtype bfloat16." if dtype == torch.float16 else ".")
             )
         return flat

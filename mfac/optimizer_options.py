@@ -1,4 +1,4 @@
-"""What a parameter group of the M-FAC optimizer may hold."""
+"""Checks of the options of an M-FAC parameter group."""
 
 from functools import reduce
 from typing import Any
@@ -16,7 +16,7 @@ def group_size(group: dict[str, Any]) -> int:
 
 
 def group_window_dtype(group: dict[str, Any]) -> torch.dtype:
-    """The option, or what holds every parameter's dtype."""
+    """Return the option, or the dtype to which all parameters' dtypes promote."""
     return group["window_dtype"] or reduce(torch.promote_types, (p.dtype for p in group["params"]))
 
 
@@ -24,7 +24,7 @@ def check_group(group: dict[str, Any]) -> None:
     """Check a group's options and parameters.
 
     Raises:
-        ValueError: If one is unusable; names it.
+        ValueError: If one is unusable; the message names it.
     """
     check_damping(group["damping"])
     m = group["num_gradients"]

@@ -1,8 +1,8 @@
-"""The diagonal blocks of a block-wise Fisher, as runs of equally large blocks.
+"""The diagonal blocks of a block-wise Fisher, as runs of blocks of one size.
 
-Blocks of one run are handled as one batched tensor. Where a run's columns do not divide into
-blocks, the last block is padded with columns of zero gradient, which the damping turns into rows
-of λI that touch nothing else.
+Blocks of one run are handled as one batched tensor. Where a run's columns are not a multiple of
+the block size, the last block is padded with columns of zero gradient, which the damping turns
+into rows of λI that are coupled to nothing else.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +15,15 @@ from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
-class BlockRun:
-    """Columns ``[start, stop)`` cut into blocks of ``size``.
+class UniformBlocks:
+    """A run of blocks of one size: columns ``[start, stop)`` split into blocks of ``size``.
 
     Args:
         start: First column.
-        stop: Behind the last column.
+        stop: One past the last column.
         size: Columns of a block.
-        period: Columns after which cutting starts anew, so that the last block of each period is
-            the one that is padded; None for the whole run. It divides ``stop - start``.
+        period: Number of columns after which a new block always starts, so that the last block of
+            each period is padded; None for the whole run. It divides ``stop - start``.
     """
 
     start: int
@@ -57,29 +57,29 @@ class BlockRun:
             for left in range(first, first + self._length, self.size)
         ]
 
-    def cut(self, x: Tensor) -> Tensor:
-        """Blocks of the run's columns. Shape ``[..., d]`` -> ``[..., count, size]``."""
+    def to_blocks(self, x: Tensor) -> Tensor:
+        """Split the run's columns into blocks. Shape ``[..., d]`` -> ``[..., count, size]``."""
         columns = x[..., self.start : self.stop].unflatten(-1, (self._periods, self._length))
         missing = self._in_period * self.size - self._length
         if missing:
             columns = pad(columns, (0, missing))
         return columns.unflatten(-1, (self._in_period, self.size)).flatten(-3, -2)
 
-    def join(self, blocks: Tensor) -> Tensor:
-        """The inverse of :meth:`cut` for vectors. Shape ``[count, size]`` -> ``[stop - start]``."""
+    def from_blocks(self, blocks: Tensor) -> Tensor:
+        """Invert :meth:`to_blocks`. Shape ``[count, size]`` -> ``[stop - start]``."""
         return blocks.reshape(self._periods, -1)[:, : self._length].reshape(-1)
 
     def locate(self, column: int) -> tuple[int, int]:
-        """Where a column of the run lies: (block, column in the block)."""
+        """Return the position of a column of the run: (block, column in the block)."""
         period, inner = divmod(column - self.start, self._length)
         block, place = divmod(inner, self.size)
         return period * self._in_period + block, place
 
     @property
     def ends(self) -> Tensor:
-        """Where the run may be divided: behind each period, or each block where there is but one.
+        """Columns at which the run may end: after each period, or after each block of a single one.
 
-        Numbers, not runs: a large model has a million blocks. int64.
+        An int64 tensor, not a list of runs: a large model has a million blocks.
         """
         step = self._length if self._periods > 1 else self.size
         return torch.arange(self.start + step, self.stop + step, step).clamp_(max=self.stop)
@@ -89,24 +89,24 @@ class BlockRun:
         """Elements of the blocks between two neighbouring :attr:`ends`."""
         return self.size**2 * (self._in_period if self._periods > 1 else 1)
 
-    def part(self, start: int, stop: int) -> "BlockRun":
-        """Its blocks in columns ``[start, stop)``, counted from ``start``.
+    def part(self, start: int, stop: int) -> "UniformBlocks":
+        """Return its blocks in columns ``[start, stop)``, counted from ``start``.
 
-        The limits are outside the run, or among its :attr:`ends`.
+        Both limits are outside the run, or among its :attr:`ends`.
         """
         left, right = max(self.start, start), min(self.stop, stop)
         period = self.period if self._periods > 1 else None
-        return BlockRun(left - start, right - start, self.size, period)
+        return UniformBlocks(left - start, right - start, self.size, period)
 
-    def split(self, blocks: int) -> Iterator["BlockRun"]:
-        """The run as shorter ones, of about ``blocks`` blocks each, in order."""
+    def split(self, blocks: int) -> Iterator["UniformBlocks"]:
+        """Split the run into shorter runs of about ``blocks`` blocks each, in order."""
         if self._periods > 1:
             step = max(1, blocks // self._in_period) * self._length
             period = self.period
         else:
             step, period = blocks * self.size, None
         for left in range(self.start, self.stop, step):
-            yield BlockRun(left, min(left + step, self.stop), self.size, period)
+            yield UniformBlocks(left, min(left + step, self.stop), self.size, period)
 
 
 class BlockPartition:
@@ -116,14 +116,14 @@ class BlockPartition:
         runs: Adjacent runs, the first of which starts at 0.
     """
 
-    def __init__(self, runs: Iterable[BlockRun]) -> None:
+    def __init__(self, runs: Iterable[UniformBlocks]) -> None:
         self.runs = tuple(runs)
         self.size = self.runs[-1].stop
 
     @classmethod
     def contiguous(cls, d: int, block_size: int | None) -> "BlockPartition":
-        """Blocks of ``block_size`` columns from 0 to d; None for a single block of all."""
-        return cls.of_tensors([(0, d)], block_size) if block_size else cls([BlockRun(0, d, d)])
+        """Blocks of ``block_size`` columns from 0 to d; None for one block of all columns."""
+        return cls.of_tensors([(0, d)], block_size) if block_size else cls([UniformBlocks(0, d, d)])
 
     @classmethod
     def of_tensors(cls, bounds: Iterable[tuple[int, int]], block_size: int) -> "BlockPartition":
@@ -133,18 +133,18 @@ class BlockPartition:
             bounds: ``(start, stop)`` of each tensor, adjacent and in order.
             block_size: B.
         """
-        return cls(BlockRun(a, b, min(block_size, b - a)) for a, b in bounds)
+        return cls(UniformBlocks(a, b, min(block_size, b - a)) for a, b in bounds)
 
     @classmethod
     def of_rows(cls, shapes: Iterable[Sequence[int]], block_size: int) -> "BlockPartition":
         """Blocks that follow each tensor's rows, its weight seen as ``[out, in * kernel]``.
 
-        A row longer than ``block_size`` is cut into near-equal pieces, so that no block holds
-        weights of two output channels; of shorter rows, as many as fit make a block.
+        A row longer than ``block_size`` is split into nearly equal blocks, so that no block holds
+        weights of two output channels; of shorter rows, as many as fit make up a block.
 
         Args:
             shapes: Shape of each tensor, in the order of the flat vector. A vector is one row.
-            block_size: B, the most columns of a block.
+            block_size: B, the largest number of columns of a block.
 
         Example:
             >>> partition = BlockPartition.of_rows([(3, 10), (4, 2)], block_size=6)
@@ -157,10 +157,10 @@ class BlockPartition:
             stop = start + rows * length
             if length > block_size:
                 size = _near_equal(length, block_size)
-                runs.append(BlockRun(start, stop, size, length))
+                runs.append(UniformBlocks(start, stop, size, length))
             else:
                 size = _near_equal(rows, block_size // length) * length
-                runs.append(BlockRun(start, stop, size))
+                runs.append(UniformBlocks(start, stop, size))
             start = stop
         return cls(runs)
 
@@ -181,8 +181,13 @@ class BlockPartition:
                 return index, *run.locate(column)
         raise ValueError(f"A column must lie in [0, {self.size}). Got {column}.")
 
-    def cuts(self, count: int) -> list[int]:
-        """Ends of ``count`` parts of whole blocks with about the same number of elements.
+    def shard_boundaries(self, count: int) -> list[int]:
+        """Return the column boundaries of ``count`` shards of whole blocks of about equal size.
+
+        Size is the number of elements of the blocks, not of columns.
+
+        Returns:
+            ``count + 1`` columns, from 0 to d.
 
         Raises:
             ValueError: If there are not enough blocks.
@@ -195,31 +200,32 @@ class BlockPartition:
             )
         sizes = [run.ends.new_full((len(run.ends),), run.elements_between_ends) for run in self]
         elements = torch.cat(sizes).double().cumsum(0)
-        cuts, done = [0], 0
+        boundaries, done = [0], 0
         for part in range(1, count + 1):
             even = int(torch.searchsorted(elements, elements[-1] * part / count)) + 1
-            done = min(max(even, done + 1), len(ends) - count + part)  # some for everyone
-            cuts.append(int(ends[done - 1]))
-        return cuts
+            # No shard is empty.
+            done = min(max(even, done + 1), len(ends) - count + part)
+            boundaries.append(int(ends[done - 1]))
+        return boundaries
 
     def part(self, start: int, stop: int) -> "BlockPartition":
-        """The blocks between two :meth:`cuts`, counted from ``start``."""
+        """Return the blocks between two :meth:`shard_boundaries`, counted from ``start``."""
         return BlockPartition(
             run.part(start, stop) for run in self if run.start < stop and run.stop > start
         )
 
-    def cut(self, x: Tensor) -> list[Tensor]:
-        """Shape ``[..., d]`` -> one ``[..., count, size]`` for each run."""
-        return [run.cut(x) for run in self.runs]
+    def to_blocks(self, x: Tensor) -> list[Tensor]:
+        """Split into blocks. Shape ``[..., d]`` -> one ``[..., count, size]`` for each run."""
+        return [run.to_blocks(x) for run in self.runs]
 
-    def join(self, blocks: Sequence[Tensor]) -> Tensor:
-        """The inverse of :meth:`cut` for vectors: ``[count, size]`` for each run -> ``[d]``."""
-        return torch.cat([run.join(x) for run, x in zip(self, blocks, strict=True)])
+    def from_blocks(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Invert :meth:`to_blocks`. One ``[count, size]`` for each run -> ``[d]``."""
+        return torch.cat([run.from_blocks(x) for run, x in zip(self, blocks, strict=True)])
 
-    def __iter__(self) -> Iterator[BlockRun]:
+    def __iter__(self) -> Iterator[UniformBlocks]:
         return iter(self.runs)
 
 
-def _near_equal(total: int, most: int) -> int:
-    """Size of the pieces of at most ``most`` that ``total`` is cut into as evenly as may be."""
-    return -(-total // -(-total // most))
+def _near_equal(total: int, largest: int) -> int:
+    """Return the size of the parts when ``total`` is split evenly into parts of <= ``largest``."""
+    return -(-total // -(-total // largest))

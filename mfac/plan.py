@@ -1,4 +1,4 @@
-"""What an inverse Fisher costs, before it is built."""
+"""Memory and FLOPs of an inverse Fisher, before it is built."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ _FLOAT64, _FLOAT32 = 8, 4
 
 @dataclass(frozen=True)
 class InversePlan:
-    """The representation that is chosen, why, and what it needs.
+    """The chosen representation of an inverse, the reason, and its cost.
 
     Attributes:
         representation: ``blocks`` (B x B) or ``window`` (m x m).
         reason: Why it is the smaller one.
-        window_bytes: Gradients, or their sums on the blocks.
-        inverse_bytes: Factors and the diagonal of the inverse.
-        flops: Floating-point operations of the build with the diagonal, symmetry made use of.
+        window_bytes: Memory of the gradients, or of their sums on the blocks.
+        inverse_bytes: Memory of the factors and of the diagonal of the inverse.
+        flops: Floating-point operations to build it with the diagonal, exploiting symmetry.
     """
 
     representation: str
@@ -35,7 +35,7 @@ class InversePlan:
 def uses_blocks(partition: BlockPartition, num_gradients: int) -> bool:
     """Whether B x B blocks are the smaller representation for these blocks and m.
 
-    Blocks of one size are where B <= m; both take about the same work where B = m.
+    Blocks of one size are smaller if B <= m; for B = m both take about the same work.
     """
     return _block_elements(partition) <= num_gradients * partition.size
 
@@ -46,13 +46,13 @@ def plan_inverse(
     window_dtype: torch.dtype = torch.float32,
     shard: BlockPartition | None = None,
 ) -> InversePlan:
-    """Tell what :meth:`InverseFisher.build` would choose and need.
+    """Return which representation :meth:`InverseFisher.build` would choose, and its cost.
 
     Args:
-        partition: The blocks, by which the representation is chosen.
+        partition: The blocks, which decide the representation.
         num_gradients: m.
-        window_dtype: Storage of the gradients, where they are kept.
-        shard: The part of them whose needs are meant; None for all.
+        window_dtype: Storage dtype of the gradients, if they are kept.
+        shard: The blocks of one process, for the cost of that process; None for all blocks.
     """
     held = shard or partition
     if uses_blocks(partition, num_gradients):
@@ -61,7 +61,7 @@ def plan_inverse(
 
 
 def plan_blocks(partition: BlockPartition, num_gradients: int) -> InversePlan:
-    """The cost of B x B blocks: their lower halves in float64."""
+    """Return the cost of B x B blocks: their lower halves in float64."""
     return InversePlan(
         "blocks",
         _reason(partition, num_gradients),
@@ -74,18 +74,21 @@ def plan_blocks(partition: BlockPartition, num_gradients: int) -> InversePlan:
 def plan_window(
     partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype = torch.float32
 ) -> InversePlan:
-    """The cost of m x m matrices: the window, and one factor for each block."""
+    """Return the cost of m x m matrices: the window, and one factor for each block."""
     m = num_gradients
     return InversePlan(
         "window",
         _reason(partition, m),
         m * partition.size * window_dtype.itemsize,
-        kept_factors(partition, m, window_dtype) * m * m * _FLOAT64 + partition.size * _FLOAT32,
+        count_cached_factors(partition, m, window_dtype) * m * m * _FLOAT64
+        + partition.size * _FLOAT32,
         _window_flops(partition, m),
     )
 
 
-def kept_factors(partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype) -> int:
+def count_cached_factors(
+    partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype
+) -> int:
     """How many m x m factors are kept: all, or one at a time where all would need much memory."""
     factors = partition.count * num_gradients * _FLOAT64
     window = partition.size * window_dtype.itemsize
@@ -106,10 +109,10 @@ def _block_elements(partition: BlockPartition) -> int:
 
 
 def _block_flops(partition: BlockPartition, m: int) -> int:
-    """Symmetric product mB², Cholesky and triangular inverse, for each block."""
+    """For each block: symmetric product mB², Cholesky factor and triangular inverse."""
     return sum(run.count * (m * run.size**2 + 2 * run.size**3 // 3) for run in partition)
 
 
 def _window_flops(partition: BlockPartition, m: int) -> int:
-    """Gram m²B and triangular product m²B, Cholesky and triangular inverse, for each block."""
+    """For each block: Gram and triangular product m²B each, Cholesky factor and its inverse."""
     return sum(run.count * (2 * m**2 * run.size + 2 * m**3 // 3) for run in partition)

@@ -1,4 +1,4 @@
-"""How much the loss grows if one weight is removed, and which weights to remove."""
+"""Saliency, the increase of the loss if a weight is removed, and the choice of weights."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from mfac_compress.mfac.inverse import InverseFisher
 
 
 def obs_saliency(weights: Tensor, inverse: InverseFisher) -> Tensor:
-    """Growth of the quadratic loss when one weight goes and the others make up for it.
+    """Return the increase of the quadratic loss when one weight is removed, the others adjusted.
 
     ρ_q = w_q² / (2 [F⁻¹]_qq). Shape ``[d]`` -> ``[d]``.
 
@@ -28,11 +28,11 @@ def magnitude_saliency(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """Columns of the flat vector that compete with each other, and how many of them go.
+    """Columns of the flat vector that compete with each other, and how many to remove.
 
     Args:
         ranges: Half-open ``(start, stop)`` ranges of columns.
-        sparsity: Share of those columns to remove, in [0, 1).
+        sparsity: Share of these columns to remove, in [0, 1).
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -44,7 +44,7 @@ class Budget:
 
     @property
     def removed(self) -> int:
-        """Number of columns to remove: never less than the share asked for, never all."""
+        """Number of columns to remove: at least the requested share, never all."""
         rounded_up = math.ceil(self.sparsity * self.size - 1e-6)
         return min(rounded_up, self.size - 1)
 
@@ -55,11 +55,12 @@ def select_mask(saliency: Tensor, budgets: Iterable[Budget], mask: Tensor) -> Te
     Args:
         saliency: Shape ``[d]``.
         budgets: Together they cover every column once.
-        mask: True = kept so far. What is removed stays removed. Shape ``[d]``.
+        mask: True = kept so far. Removed weights stay removed. Shape ``[d]``.
 
     Returns:
         The new mask, a subset of ``mask``; each budget removes exactly ``budget.removed`` columns
-        (more only where ``mask`` already removes more). Ties go by position. Shape ``[d]``.
+        (more only where ``mask`` already removes more). Of equal saliencies the first columns are
+        removed. Shape ``[d]``.
     """
     ranked = saliency.masked_fill(~mask, -1)
     selected = mask.clone()

@@ -1,4 +1,4 @@
-"""Sparsities on the way to the last one."""
+"""The sparsity of each pruning step."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from typing import Literal
 def sparsity_schedule(
     sparsity: float, steps: int, schedule: Literal["geometric", "linear"] = "geometric"
 ) -> list[float]:
-    """Sparsities after each of the steps; the last one is ``sparsity``.
+    """Return the sparsity after each step; the last one is ``sparsity``.
 
     ``geometric`` removes the same share of the remaining weights in every step, ``linear`` the
     same number of weights.
@@ -19,7 +19,7 @@ def sparsity_schedule(
     """
     shares = [step / steps for step in range(1, steps)]
     if schedule == "geometric":
-        on_the_way = [1 - (1 - sparsity) ** share for share in shares]
+        intermediate = [1 - (1 - sparsity) ** share for share in shares]
     else:
-        on_the_way = [sparsity * share for share in shares]
-    return [*on_the_way, sparsity]
+        intermediate = [sparsity * share for share in shares]
+    return [*intermediate, sparsity]

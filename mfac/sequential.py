@@ -1,8 +1,8 @@
-"""What it costs to remove weights one after the other, each time making up for the last.
+"""Saliencies from removing weights one after the other, adjusting the others each time.
 
-Within a block the cheapest weight is removed, the others are corrected, the inverse is restricted
-to what is left, and so on until the block is empty. A weight that stood in for another becomes
-dearer when that one goes; independent saliencies do not see this.
+Within a block the least salient weight is removed, the others are corrected, the inverse is
+restricted to the remaining weights, and so on until the block is empty. When one of two correlated
+weights is removed, the saliency of the other grows; independent saliencies do not show this.
 
 References:
     Frantar and Alistarh (2022), Optimal Brain Compression, algorithm 1.
@@ -16,10 +16,10 @@ from mfac_compress.mfac.block_inverse import BlockInverse
 
 
 def sequential_saliency(weights: Tensor, mask: Tensor, inverse: BlockInverse) -> Tensor:
-    """The loss of each weight's removal at the time when it goes.
+    """Return the increase of the loss by each weight's removal at the time of its removal.
 
-    Within a block it never falls from one removal to the next, so the cheapest weights of all
-    blocks together are, in each block, the ones that went first.
+    Within a block the result never falls from one removal to the next, so that the least salient
+    weights of all blocks are, in each block, the ones removed first.
 
     Args:
         weights: w. Shape ``[d]``.
@@ -31,13 +31,13 @@ def sequential_saliency(weights: Tensor, mask: Tensor, inverse: BlockInverse) ->
     """
     result = torch.zeros_like(weights)
     for run, fisher in inverse.blocks():
-        saliency = _remove_all(fisher, run.cut(weights).to(fisher), run.cut(mask))
-        result[run.start : run.stop] = run.join(saliency).to(weights)
+        saliency = _remove_all(fisher, run.to_blocks(weights).to(fisher), run.to_blocks(mask))
+        result[run.start : run.stop] = run.from_blocks(saliency).to(weights)
     return result
 
 
 def _remove_all(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
-    """Empty several blocks, a weight of each at a time. ``[n, B, B]``, ``[n, B]``, ``[n, B]``."""
+    """Remove all weights, one of each block at a time. ``[n, B, B]``, ``[n, B]``, ``[n, B]``."""
     P = _kept_inverse(fisher, keep)
     w, alive = weights.clone(), keep.clone()
     saliency, highest = torch.zeros_like(w), torch.zeros_like(w[:, :1])
@@ -57,7 +57,7 @@ def _remove_all(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
 
 
 def _kept_inverse(fisher: Tensor, keep: Tensor) -> Tensor:
-    """F_KK⁻¹ in its place, zero elsewhere."""
+    """F_KK⁻¹ in the kept rows and columns, zero elsewhere."""
     kept = fisher * (keep.unsqueeze(-1) & keep.unsqueeze(-2))
     kept.diagonal(dim1=-2, dim2=-1).masked_fill_(~keep, 1)
     P = torch.cholesky_inverse(torch.linalg.cholesky(kept))

@@ -1,7 +1,7 @@
-"""Batch norm in training mode whose batch is spread over several models.
+"""Batch norm in training mode over a batch that is split among several replicas of a model.
 
-PyTorch's own SyncBatchNorm runs on GPUs only. The sums over the batch are all that couples the
-samples, and a sum over models is differentiable: its gradient is the sum of the gradients.
+PyTorch's own SyncBatchNorm runs on GPUs only. The samples are coupled only by sums over the batch,
+and a sum over replicas is differentiable: its gradient is the sum of the gradients.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Total = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def shared_batchnorm(model: nn.Module, total: Total) -> Iterator[None]:
-    """Within the block, normalise by the statistics of all models' samples.
+def shared_batchnorm(model: nn.Module, all_reduce: AllReduce) -> Iterator[None]:
+    """Within the ``with`` block, normalise by the statistics of all replicas' samples.
 
     Args:
-        model: One of the replicas; all of them must run forward and backward passes alike.
-        total: Sum of a tensor over the replicas, the same for all. May overwrite it.
+        model: One of the replicas; all must run the same forward and backward passes.
+        all_reduce: Sums a tensor over the replicas, with the same result on each. May overwrite it.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
-        norm.forward = partial(_forward, norm, total)  # an attribute goes before the method
+        norm.forward = partial(_forward, norm, all_reduce)  # an attribute goes before the method
     try:
         yield
     finally:
@@ -34,15 +34,15 @@ def shared_batchnorm(model: nn.Module, total: Total) -> Iterator[None]:
             del norm.forward
 
 
-def _forward(norm: _BatchNorm, total: Total, x: Tensor) -> Tensor:
+def _forward(norm: _BatchNorm, all_reduce: AllReduce, x: Tensor) -> Tensor:
     if not norm.training and norm.running_mean is not None:
         return type(norm).forward(norm, x)
     over = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
-    count = total(x.new_tensor([x.numel() / x.shape[1]])).item()
-    mean = _Sum.apply(x.sum(dim=over), total) / count
+    count = all_reduce(x.new_tensor([x.numel() / x.shape[1]])).item()
+    mean = _Sum.apply(x.sum(dim=over), all_reduce) / count
     centred = x - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(dim=over), total) / count
+    variance = _Sum.apply(centred.square().sum(dim=over), all_reduce) / count
     if norm.training and norm.running_mean is not None:
         _track(norm, mean.detach(), variance.detach() * count / (count - 1))
     result = centred * (variance + norm.eps).rsqrt().view(shape)
@@ -65,10 +65,10 @@ class _Sum(torch.autograd.Function):
     """Sum over the replicas."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, total: Total) -> Tensor:
-        ctx.total = total
-        return total(x.clone())
+    def forward(ctx: Any, x: Tensor, all_reduce: AllReduce) -> Tensor:
+        ctx.all_reduce = all_reduce
+        return all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.total(gradient.clone()), None
+        return ctx.all_reduce(gradient.clone()), None

@@ -1,14 +1,15 @@
-"""F⁻¹ of the newest gradient, over a ring of the last m gradients.
+"""F⁻¹ times the newest gradient, over a ring buffer of the last m gradients.
 
 Of the k <= m gradients held, the rows of G ``[k, d]``, the newest is row i. With S = kλI + GGᵀ
 
     F Gᵀ = (λI + GᵀG/k) Gᵀ = Gᵀ S / k    hence    F⁻¹gᵢ = Gᵀc  with  c = k S⁻¹eᵢ
 
 so a step reads the window twice: Ggᵢ, the one row of GGᵀ that a new gradient changes, and Gᵀc.
-Unlike (x − GᵀS⁻¹Gx)/λ, nothing the size of x/λ is subtracted. GGᵀ and S are float64.
+Unlike (x − GᵀS⁻¹Gx)/λ, this subtracts nothing as large as x/λ. GGᵀ and S are float64.
 
-The window lies in tiles of columns ``[m, w]``, each contiguous. Float32 sums run over one tile only
-and add up in float64, and a tile is the unit that is widened where float32 is not exact enough.
+The window is stored in tiles of columns ``[m, w]``, each contiguous. Float32 sums run over one tile
+only and are added in float64; where float32 is not accurate enough, one tile at a time is converted
+to float64.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,17 +19,18 @@ from torch import Tensor
 
 from mfac_compress.mfac.inverse import check_damping
 
-# Up to this width a tile's sums are exact to about float32's epsilon on a CPU, measured on parallel
-# gradients, while narrower tiles cost more calls. On an accelerator a sum is a tree whatever its
-# length, and short calls cost more than they save.
+# Up to this width a tile's sums are accurate to about float32's epsilon on a CPU, measured on
+# parallel gradients, while narrower tiles cost more calls. On an accelerator a sum of any length is
+# a tree reduction, and short calls cost more than they save.
 _TILE_WIDTH = 8192
 _TILE_ELEMENTS = {"cpu": 1 << 22}
 _ACCELERATOR_TILE_ELEMENTS = 1 << 24
 
-# Float32 sums are taken while their rounding acts at most like this change of the damping,
+# Float32 sums are used if their rounding errors amount to at most this relative change of the
+# damping
 _DAMPING_TOLERANCE = 1e-2
-# and round the result by at most this share of its length. Beyond either, float64; where that
-# does not do either, an error.
+# and to at most this relative error of the result. Otherwise float64 is used; if that is not
+# accurate enough either, an error is raised.
 _RESULT_TOLERANCE = 1e-4
 _ROUNDING = torch.finfo(torch.float32).eps
 
@@ -42,8 +44,8 @@ class SlidingFisher:
         tiles: The window's columns, in order. Each ``[m, w]``. Changed in place, kept by
             reference.
         gram: GGᵀ, float64. Shape ``[m, m]``. Changed in place, kept by reference.
-        added: How many gradients have ever been added; the ring's next row is ``added % m``.
-            Integer, no dimension, on the CPU. Changed in place, kept by reference.
+        added: How many gradients have ever been added; the next row is ``added % m``. Integer
+            scalar tensor on the CPU. Changed in place, kept by reference.
     """
 
     def __init__(self, tiles: Sequence[Tensor], gram: Tensor, added: Tensor) -> None:
@@ -62,13 +64,13 @@ class SlidingFisher:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "SlidingFisher":
-        """A window without gradients; its memory is taken here.
+        """Allocate a window without gradients.
 
         Args:
             num_gradients: m.
             size: d.
-            dtype: Storage of the gradients.
-            device: Where they live.
+            dtype: Storage dtype of the gradients.
+            device: Device of the gradients.
         """
         device = torch.device(device)
         tiles = [
@@ -79,7 +81,7 @@ class SlidingFisher:
         return cls(tiles, gram, torch.zeros((), dtype=torch.int64))
 
     def state(self) -> dict[str, list[Tensor] | Tensor]:
-        """The constructor's arguments: the tensors themselves, not copies."""
+        """Return the constructor's arguments: the tensors themselves, not copies."""
         return {"tiles": list(self.tiles), "gram": self.gram, "added": self.added}
 
     @property
@@ -88,26 +90,26 @@ class SlidingFisher:
         return min(int(self.added), self.num_gradients)
 
     def gradients(self) -> Tensor:
-        """A copy of G, in the ring's order. Shape ``[k, d]``."""
+        """Return a copy of G, in the order of the ring buffer. Shape ``[k, d]``."""
         return torch.cat([tile[: self.held] for tile in self.tiles], dim=1)
 
     def push(self, gradient: Tensor, damping: float) -> Tensor:
-        """Take a gradient into the window, in place of the oldest once it is full; return F⁻¹g.
+        """Add a gradient to the window, replacing the oldest once it is full; return F⁻¹g.
 
-        g is the gradient as the window holds it, rounded to the window's dtype. Cost: two reads of
-        the window and k³/3 FLOPs in float64.
+        g is the gradient rounded to the window's dtype. Cost: two reads of the window and k³/3
+        FLOPs in float64.
 
         Args:
             gradient: Finite. Shape ``[d]``.
             damping: λ. It may differ from step to step.
 
         Returns:
-            F⁻¹g. Shape ``[d]``, float32 or float64, whichever holds the window's dtype.
+            F⁻¹g. Shape ``[d]``, the window's dtype, at least float32.
 
         Raises:
-            ValueError: If the gradient is not ``[d]`` or the damping is not usable. If the damping
-                is too small beside the gradients for float64; the window has taken the gradient
-                then.
+            ValueError: If the gradient is not ``[d]`` or the damping is not positive and finite. If
+                the damping is too small for the gradients in float64; the gradient is in the
+                window then.
         """
         check_damping(damping)
         if gradient.shape != (self.size,):
@@ -120,12 +122,12 @@ class SlidingFisher:
             tile[newest] = part
         self.added += 1
         square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
-        self._renew_gram(newest, self._product_dtype(square, damping))
+        self._update_gram(newest, self._product_dtype(square, damping))
         coefficients = self._coefficients(newest, damping)
         return self._combine(coefficients, self._combination_dtype(coefficients, newest, damping))
 
     def keep_columns(self, mask: Tensor) -> None:
-        """Forget the removed weights: zero their columns and form GGᵀ anew.
+        """Forget the removed weights: zero their columns and recompute GGᵀ.
 
         Afterwards F⁻¹g is that of the kept weights alone. Cost: k² d FLOPs in float64.
 
@@ -144,8 +146,8 @@ class SlidingFisher:
         for tile in self._widened(torch.float64):
             gram.addmm_(tile, tile.mT)
 
-    def _renew_gram(self, newest: int, dtype: torch.dtype) -> None:
-        """Put Ggᵢ into the row and column of GGᵀ that belong to the newest gradient."""
+    def _update_gram(self, newest: int, dtype: torch.dtype) -> None:
+        """Write Ggᵢ into the row and column of GGᵀ of the newest gradient."""
         k = self.held
         row = torch.zeros(k, dtype=torch.float64, device=self.gram.device)
         for tile in self._widened(dtype):
@@ -154,7 +156,7 @@ class SlidingFisher:
         self.gram[:k, newest] = row
 
     def _product_dtype(self, square: Tensor, damping: float) -> torch.dtype:
-        """Float32 if its rounding of GGᵀ, ε √k |gᵢ||gⱼ|, is small beside the damping kλ in S."""
+        """Return float32 if its rounding error of GGᵀ, ε √k |gᵢ||gⱼ|, is small beside kλ in S."""
         if self.dtype == torch.float64:
             return torch.float64
         k = self.held
@@ -187,7 +189,7 @@ class SlidingFisher:
         return result
 
     def _combination_dtype(self, coefficients: Tensor, newest: int, damping: float) -> torch.dtype:
-        """The dtype that rounds the sum of the terms cᵢgᵢ by little of |Gᵀc| >= gᵀGᵀc / |g|."""
+        """Return the dtype whose rounding error of Σ cᵢgᵢ is small beside |Gᵀc| >= gᵀGᵀc / |g|."""
         gram = self.gram[: self.held, : self.held]
         terms = (coefficients.square() @ gram.diagonal()).sqrt().item()
         along_newest = (gram[newest] @ coefficients).item()
@@ -199,7 +201,7 @@ class SlidingFisher:
         raise _damping_too_small(damping)
 
     def _widened(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The tiles' k gradients in the given dtype; valid until the next is asked for."""
+        """Yield the tiles' k gradients in the given dtype, each valid until the next one."""
         if dtype == self.dtype:
             yield from (tile[: self.held] for tile in self.tiles)
             return
@@ -218,7 +220,7 @@ def _damping_too_small(damping: float) -> ValueError:
 
 
 def _tile_widths(num_gradients: int, size: int, device: torch.device) -> list[int]:
-    """d columns in tiles of nearly one width, the first the widest."""
+    """Return the widths of the tiles of d columns, nearly equal, the widest first."""
     elements = _TILE_ELEMENTS.get(device.type, _ACCELERATOR_TILE_ELEMENTS)
     widest = max(1, elements // num_gradients)
     if device.type == "cpu":

@@ -1,8 +1,8 @@
-"""Batches of symmetric matrices: stored by halves, factored by products.
+"""Batches of symmetric matrices: one half stored, factored by matrix products.
 
-Rectangular full packed form: of a symmetric A of even side 2h, cut into A₁₁, A₂₁, A₂₂ of side h,
-the lower half of A₁₁ and the transposed lower half of A₂₂ make one ``[h + 1, h]`` matrix, with A₂₁
-below it. That is half the memory of A, and no index is ever needed.
+Rectangular full packed format: of a symmetric A of even side 2h, split into A₁₁, A₂₁, A₂₂ of side
+h, the lower half of A₁₁ and the transposed lower half of A₂₂ fill one ``[h + 1, h]`` matrix, with
+A₂₁ below it. It takes half the memory of A and needs no indices.
 
 References:
     Gustavson, Waśniewski, Dongarra, Langou (2010), Rectangular Full Packed Format for Cholesky's
@@ -13,25 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Below this side LAPACK beats the products of the recursion.
+# Up to this side LAPACK is faster than the products of the recursion.
 _SMALL = 32
-# Elements that are handled at a time: as few as make up for the cost of a call, so that they stay
-# in the shared cache.
+# Elements processed at a time: just enough to make up for the cost of a call, so that they stay in
+# the shared cache.
 _CPU_ELEMENTS, _CUDA_ELEMENTS = 1 << 20, 1 << 26
 
 
 def blocks_at_once(elements: int, device: torch.device) -> int:
-    """How many blocks to handle at a time, each of which needs so many elements."""
+    """Return how many blocks of ``elements`` elements each to process at a time."""
     return max(1, (_CUDA_ELEMENTS if device.type == "cuda" else _CPU_ELEMENTS) // elements)
 
 
 def packed_zeros(count: int, size: int, device: torch.device | str) -> Tensor:
-    """Storage of ``count`` zero matrices of side ``size``. Shape ``[count, 2h + 1, h]``."""
+    """Allocate ``count`` packed zero matrices of side ``size``. Shape ``[count, 2h + 1, h]``."""
     half = (size + 1) // 2
     shape = (count, 2 * half + 1, half)
     if torch.device(device).type == "cpu":
-        # NumPy asks the system for huge pages, which torch does not: mapping the memory in small
-        # ones takes as long as filling it several times.
+        # NumPy requests huge pages, torch does not: mapping small pages takes as long as filling
+        # the memory several times.
         return torch.from_numpy(np.zeros(shape))
     return torch.zeros(shape, dtype=torch.float64, device=device)
 
@@ -41,7 +41,7 @@ def add_products(packed: Tensor, rows: Tensor) -> None:
 
     Args:
         packed: Shape ``[n, 2h + 1, h]``. Changed.
-        rows: Shape ``[n, k, 2h]``; the products are made in its dtype.
+        rows: Shape ``[n, k, 2h]``; the products are computed in its dtype.
     """
     half = packed.shape[-1]
     left = torch.bmm(rows.mT, rows[..., :half])
@@ -52,7 +52,7 @@ def add_products(packed: Tensor, rows: Tensor) -> None:
 
 
 def unpack_lower(packed: Tensor, out: Tensor) -> None:
-    """Write the lower halves as full matrices; what stands above the diagonals means nothing.
+    """Unpack the lower halves into square matrices; values above the diagonals are undefined.
 
     Shape ``[n, 2h + 1, h]`` -> ``[n, 2h, 2h]``.
     """
@@ -62,21 +62,21 @@ def unpack_lower(packed: Tensor, out: Tensor) -> None:
 
 
 def packed_diagonal(packed: Tensor, size: int) -> Tensor:
-    """The diagonals. Shape ``[n, 2h + 1, h]`` -> ``[n, size]``."""
+    """Return the diagonals. Shape ``[n, 2h + 1, h]`` -> ``[n, size]``."""
     first = packed[:, 1:].diagonal(dim1=-2, dim2=-1)
     second = packed.diagonal(dim1=-2, dim2=-1)
     return torch.cat([first, second], dim=-1)[:, :size]
 
 
 def symmetrize(lower: Tensor) -> Tensor:
-    """Full symmetric matrices of their lower halves. Shape ``[..., n, n]``."""
+    """Fill symmetric matrices from their lower halves. Shape ``[..., n, n]``."""
     return lower.tril() + lower.tril(-1).mT
 
 
 def inverse_factor(lower: Tensor, out: Tensor | None = None) -> Tensor:
-    """R = L⁻¹ of A = LLᵀ, so that A⁻¹ = RᵀR. Shape ``[n, s, s]``.
+    """Return R = L⁻¹ of A = LLᵀ, so that A⁻¹ = RᵀR. Shape ``[n, s, s]``.
 
-    LAPACK takes small matrices one at a time, far below the speed of products. Halving A,
+    LAPACK processes small matrices one at a time, much slower than products. Halving A,
 
         L₂₁ = A₂₁R₁₁ᵀ,   A₂₂ − L₂₁L₂₁ᵀ = L₂₂L₂₂ᵀ,   R₂₁ = −R₂₂L₂₁R₁₁,
 
@@ -113,11 +113,11 @@ def _fill_inverse_factor(A: Tensor, R: Tensor, smallest: int) -> None:
 
 
 def amplification(R: Tensor, scale: Tensor, diagonal: Tensor) -> float:
-    """By how much relative errors of F show in the diagonal of X = F⁻¹ = RᵀR.
+    """Return the factor from relative errors of F to those of the diagonal of X = F⁻¹ = RᵀR.
 
-    An error E of F changes X_jj by x_jᵀ E x_j. Where E_ik is a random share of √(F_ii F_kk),
-    that is the same share of Σ_i F_ii X_ij², which over X_jj is Σ_i (F_ii X_ii) C_ij² with the
-    correlations C_ij = X_ij / √(X_ii X_jj). An estimate of those in float32 is enough.
+    An error E of F changes X_jj by x_jᵀ E x_j. If E_ik is a random fraction of √(F_ii F_kk), this
+    is the same fraction of Σ_i F_ii X_ij². Relative to X_jj it is Σ_i (F_ii X_ii) C_ij² with the
+    correlations C_ij = X_ij / √(X_ii X_jj), for which float32 is accurate enough.
     """
     R = (R * diagonal.rsqrt().unsqueeze(-2)).float()
     correlations = torch.bmm(R.mT, R).square_()

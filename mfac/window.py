@@ -1,4 +1,4 @@
-"""The window of gradients that the m x m representation works on, in memory or on disk."""
+"""The window of gradients for the m x m representation, in memory or on disk."""
 
 import os
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.sharing import ALONE, Holders
+from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
 from mfac_compress.mfac.window_inverse import WindowInverse
 
-# Of a window on disk, so many gradients are in memory at once when they are copied.
+# Number of gradients in memory at once when a window on disk is copied.
 _ROWS_OF_PART = 16
 
 
 class GradientWindow:
-    """Up to m gradients of length d, filled from the top.
+    """Up to m gradients of length d, filled row by row.
 
     Args:
         num_gradients: m.
         partition: The blocks of the Fisher, over d columns.
-        dtype: Storage of the gradients.
-        device: Where they live, and where the inverse is calculated.
-        folder: Where to keep the gradients on disk instead of in memory, in a file that has no
-            name any more once it is open, so that it is gone with the window, come what may.
-        holders: Who hold the columns of a block of which these are a part.
+        dtype: Storage dtype of the gradients.
+        device: Device of the gradients and of the inverse.
+        folder: Keep the gradients on disk in this folder instead of in memory. The file is
+            unlinked once it is open, so the system frees its space even if the process is killed.
+        group: The processes that hold the columns of the block that these are part of.
 
     Raises:
-        ValueError: If the folder can not hold the window.
+        ValueError: If there is not enough space in the folder.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class GradientWindow:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         folder: Path | None = None,
-        holders: Holders = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> None:
         self.partition = partition
-        self._holders = holders
+        self._group = group
         self.num_gradients = 0
         self._device = torch.device(device)
         self._on_disk = folder is not None
@@ -81,30 +81,31 @@ class GradientWindow:
         for row in rows:
             if not torch.isfinite(row).all():
                 raise ValueError(
-                    f"window_dtype must hold the gradients. Got some beyond {self._rows.dtype}. "
+                    "window_dtype must be able to hold the gradients. "
+                    f"Got some outside the range of {self._rows.dtype}. "
                     "Use float32 or bfloat16."
                 )
         self.num_gradients = stop
 
     def invert(self, damping: float) -> WindowInverse:
-        """Factor the Fisher of the gradients held; they are shared, not copied.
+        """Factor the Fisher of the gradients held, which are shared, not copied.
 
         Raises:
-            ValueError: If no gradient was added, or the damping is not usable.
-            PrecisionError: If rounding would show in the inverse.
+            ValueError: If no gradient was added, or the damping is not positive and finite.
+            PrecisionError: If the damping is too small for float64.
         """
         return WindowInverse(
-            self._held(), damping, self.partition, self._device, self._on_disk, self._holders
+            self._held(), damping, self.partition, self._device, self._on_disk, self._group
         )
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
-        """What :meth:`add_part` takes, piece by piece: on disk, a few gradients at a time."""
+        """Yield the state for :meth:`add_part`; of a window on disk, a few gradients at a time."""
         rows = _ROWS_OF_PART if self._on_disk else self.num_gradients
         for gradients in self._held().split(rows):
             yield {"gradients": gradients}
 
     def add_part(self, part: dict[str, Tensor]) -> None:
-        """Take a part of another window of the same columns."""
+        """Add a part of another window with the same columns."""
         self.add(part["gradients"])
 
     def _held(self) -> Tensor:
@@ -114,7 +115,7 @@ class GradientWindow:
 
 
 def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A tensor in a file of its own, whose space is reserved and whose name is gone."""
+    """Return a tensor mapped to a new file, whose space is reserved and which is unlinked."""
     size = prod(shape) * dtype.itemsize
     with NamedTemporaryFile(dir=folder, prefix="window-") as file:
         try:

@@ -5,7 +5,7 @@ With S = mλI + GGᵀ = LLᵀ in float64 and V = L⁻¹G, block by block:
     F⁻¹x       = (x − Gᵀ S⁻¹ G x) / λ
     [F⁻¹]_jk   = (δ_jk − v_jᵀ v_k) / λ
 
-G is read in slices of columns, so a second m x d matrix is never made.
+G is read in slices of columns, so no second m x d matrix is allocated.
 """
 
 import torch
@@ -14,27 +14,27 @@ from torch import Tensor
 from mfac_compress.mfac.columns import Columns
 from mfac_compress.mfac.gram_factor import GramFactor, inverse_diagonal
 from mfac_compress.mfac.inverse import InverseFisher, check_damping
-from mfac_compress.mfac.numerics import exact_products, too_small
+from mfac_compress.mfac.numerics import damping_error, exact_products
 from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.plan import kept_factors, plan_window
-from mfac_compress.mfac.sharing import ALONE, Holders
+from mfac_compress.mfac.plan import count_cached_factors, plan_window
+from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
 
 
 class WindowInverse(InverseFisher):
-    """F⁻¹ as the gradient window and one m x m matrix a block.
+    """F⁻¹ as the gradient window and one m x m matrix per block.
 
     Args:
         gradients: G, kept by reference. Shape ``[m, d]``.
         damping: λ.
         partition: The blocks.
-        device: Where to calculate; None for where the gradients are.
-        on_disk: Whether the gradients are a mapped file, to be read in long pieces.
-        holders: Who hold the columns of a block of which these are a part. Vectors are this
-            holder's columns, ``[d]``, everywhere; and all holders make the same calls.
+        device: Device of the computation; None for that of the gradients.
+        on_disk: Whether the gradients are a memory-mapped file, to be read in long runs.
+        group: The processes that hold the columns of the block that these are part of. All
+            vectors ``[d]`` are this process's columns, and all processes make the same calls.
 
     Raises:
         ValueError: If a gradient is not finite.
-        PrecisionError: If rounding would show in the inverse.
+        PrecisionError: If the damping is too small for float64.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class WindowInverse(InverseFisher):
         partition: BlockPartition,
         device: torch.device | str | None = None,
         on_disk: bool = False,
-        holders: Holders = ALONE,
+        group: ProcessGroup = SINGLE,
     ) -> None:
         self.damping = check_damping(damping)
         self.partition = partition
@@ -53,13 +53,13 @@ class WindowInverse(InverseFisher):
         device = torch.device(device or gradients.device)
         self._shift = self.num_gradients * damping
         self._blocks = [
-            Columns(gradients, *bounds, device, on_disk, holders)
+            Columns(gradients, *bounds, device, on_disk, group)
             for run in partition
             for bounds in run.bounds
         ]
         dtype = torch.promote_types(torch.float32, gradients.dtype)
         self._diagonal = torch.empty(self.size, dtype=dtype, device=device)
-        kept = kept_factors(partition, self.num_gradients, gradients.dtype)
+        kept = count_cached_factors(partition, self.num_gradients, gradients.dtype)
         self._factors: dict[int, Tensor] = {}
         with exact_products():
             for columns in self._blocks:
@@ -104,7 +104,7 @@ class WindowInverse(InverseFisher):
                 result[at] += (G.mT @ inner).masked_fill(~mask[at], 0).to(result)
         return result
 
-    def kept_ihvp(self, x: Tensor, mask: Tensor) -> Tensor:
+    def solve_kept(self, x: Tensor, mask: Tensor) -> Tensor:
         """See the base class. F_KK⁻¹ x_K = (x_K − G_Kᵀ S_K⁻¹ G_K x_K) / λ."""
         self._check_vector(x)
         self._check_vector(mask)
@@ -119,14 +119,14 @@ class WindowInverse(InverseFisher):
         return result
 
     def _kept_factor(self, columns: Columns, mask: Tensor) -> Tensor:
-        """R of S_K over these columns."""
+        """Return R of S_K over these columns."""
         factor = GramFactor.of(columns, self._shift, torch.float64, mask)
         if factor.norm_error == float("inf"):
-            raise too_small(self.damping, "float64 to factor the Fisher of the kept weights")
+            raise damping_error(self.damping, "float64 to factor the Fisher of the kept weights")
         return factor.R
 
     def _factor(self, columns: Columns) -> Tensor:
-        """R of one block, made again where too many would have to be kept."""
+        """Return R of one block, recomputed if the factors are not cached."""
         if columns.start in self._factors:
             return self._factors[columns.start]
         return GramFactor.of(columns, self._shift, torch.float64).R

@@ -11,8 +11,8 @@ from mfac_compress.export import (
     FileSpeed,
     LayerSpeed,
     RandomInputs,
-    Setting,
     ShapeError,
+    Workload,
     confirm,
     data_files,
     data_path,
@@ -73,16 +73,21 @@ def speed(
         sizes = _batch_sizes(batch_sizes, feeds_of)
         feeds = [feeds_of(size) for size in sizes]
         try_file(model, feeds, seconds=timeout)
-        settings = [Setting(size, count) for count in threads for size in sizes]
+        workloads = [Workload(size, count) for count in threads for size in sizes]
         progress = progress or Progress()
         with progress.stage("timing"):
             found = measure_speed(
-                model, feeds_of, settings, kernels=not missing, timeout=timeout, watch=progress.step
+                model,
+                feeds_of,
+                workloads,
+                kernels=not missing,
+                timeout=timeout,
+                progress=progress.step,
             )
             measured = confirm(
-                found, model, feeds_of, settings, warmup=_LATENCY.warmup, runs=_LATENCY.runs
+                found, model, feeds_of, workloads, warmup=_LATENCY.warmup, runs=_LATENCY.runs
             )
-        _show(measured, settings, console)
+        _show(measured, workloads, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
     except ShapeError as error:
@@ -162,8 +167,8 @@ def _missing_kernels() -> str:
     return ""
 
 
-def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) -> None:
-    heads = [str(setting) for setting in settings]
+def _show(measured: FileSpeed, workloads: Sequence[Workload], console: Console) -> None:
+    heads = [str(workload) for workload in workloads]
     table = plain_table("Layers", "layer", "weight", "zeros", *heads, "sparse operator")
     for layer in measured.layers:
         times = [
@@ -172,22 +177,22 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         ]
         zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
         shape = " x ".join(map(str, layer.shape))
-        cells = times or [""] * len(settings)
+        cells = times or [""] * len(workloads)
         add_row(
             table, _printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer)
         )
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
-    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {settings[0]}")
+    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {workloads[0]}")
     unknown = sum(layer.macs is None for layer in measured.layers)
     if unknown:
         _say(console, f"without {unknown} layers of whose multiplications nothing is known")
     tried = "whole model" if measured.model is not None else "whole model, as tried"
-    for setting, dense_ms, sparse_ms, says in _whole(measured):
+    for workload, dense_ms, sparse_ms, says in _whole(measured):
         _say(
             console,
-            f"{tried}, {setting}: {dense_ms:.3f} ms in stock ONNX Runtime, {sparse_ms:.3f} ms with "
-            f"sparse operators: {says}",
+            f"{tried}, {workload}: {dense_ms:.3f} ms in stock ONNX Runtime, {sparse_ms:.3f} ms "
+            f"with sparse operators: {says}",
         )
     if measured.difference is not None:
         share = f"{measured.difference:.1g} of the largest"
@@ -196,14 +201,14 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         _say(console, f"no sparse file: {measured.reason}")
 
 
-def _whole(measured: FileSpeed) -> list[tuple[Setting, float, float, str]]:
-    """Setting, times of both files and what they say: as compared, else as looked through."""
+def _whole(measured: FileSpeed) -> list[tuple[Workload, float, float, str]]:
+    """Workload, times of both files and what they say: as compared, else as looked through."""
     compared = [
-        (one.setting, one.clocked("dense").median_ms, one.clocked("sparse").median_ms, one.verdict)
+        (one.workload, one.clocked("dense").median_ms, one.clocked("sparse").median_ms, one.verdict)
         for one in measured.compared
     ]
     return compared or [
-        (one.setting, one.dense_ms, one.sparse_ms, f"{1 / one.ratio:.2f}x")
+        (one.workload, one.dense_ms, one.sparse_ms, f"{1 / one.ratio:.2f}x")
         for one in measured.whole
     ]
 

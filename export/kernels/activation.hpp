@@ -1,4 +1,4 @@
-// What follows the sums: a clip inside the kernels, GELU in a pass of its own over what is in
+// The activation of the sums: a clip inside the kernels, GELU in a separate pass over data in
 // cache.
 #pragma once
 
@@ -10,7 +10,7 @@
 namespace mfac {
 
 struct Activation {
-  float low, high;  // without bounds where there is no clip
+  float low, high;  // infinite without a clip
   void (*gelu)(float* values, int64_t count) = nullptr;
   void apply_gelu(float* values, int64_t count) const {
     if (gelu != nullptr) gelu(values, count);

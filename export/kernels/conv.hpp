@@ -22,7 +22,7 @@ class Conv {
   void run(const Call& call) const;
 
  private:
-  // One call's images.
+  // The images of one call.
   struct Batch {
     std::shared_ptr<const ConvPlan> plan;
     const float* x = nullptr;
@@ -30,7 +30,7 @@ class Conv {
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
-    // Whether any output is NaN or infinite. Threads only ever set it.
+    // Whether any output is NaN or infinite. Threads only set it, never clear it.
     mutable std::atomic<bool> not_finite{false};
   };
   void run_images(const Call& call, const Batch& batch) const;

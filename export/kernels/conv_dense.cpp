@@ -1,4 +1,4 @@
-// What convolutions do where an input is NaN or infinite.
+// Convolutions of inputs that are NaN or infinite.
 #include "conv.hpp"
 #include "scratch.hpp"
 
@@ -12,7 +12,7 @@ float clipped(float y, const Activation& activation) {
 
 }  // namespace
 
-// The convolution that wrote planes has looked at what it wrote.
+// Planes record whether any pixel is not finite, set by the convolution that wrote them.
 bool Conv::input_is_finite(const Batch& batch) const {
   const Images& input = batch.plan->input;
   const int64_t floats = batch.count * input.image_stride();

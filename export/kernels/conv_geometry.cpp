@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t kLargestAttribute = 1 << 15;
 
-// Numbers for each of two axes: all of the first, then all of the second, pads twice. Of one axis
-// there are half as many; `row` stands for those of the other.
+// Numbers for each of two axes; pads have both axes twice. For one axis there are half as many, and
+// `row` is used for the other axis.
 template <size_t count>
 void copy_integers(const NodeInfo& node, const char* name, int64_t least, bool line, int64_t row,
                    int64_t (&to)[count]) {
@@ -26,7 +26,7 @@ void copy_integers(const NodeInfo& node, const char* name, int64_t least, bool l
   }
 }
 
-// The padded input must hold the kernel.
+// Check that the padded input is at least as large as the kernel.
 int64_t output_size(int64_t input, const Window& w, int axis) {
   const int64_t padded = input + w.pads[axis] + w.pads[axis + 2];
   const int64_t reach = (w.kernel[axis] - 1) * w.dilations[axis] + 1;
@@ -45,7 +45,7 @@ bool reads_planes_in_place(const Images& input, const Images& output, const Wind
   return fits && input.height == output.height && input.width == output.width;
 }
 
-// The remainders by the stride that the taps have.
+// The remainders of the taps modulo the stride.
 std::vector<int64_t> phases(const Window& w, int axis) {
   std::vector<int64_t> all;
   for (int64_t tap = 0; tap < w.kernel[axis]; ++tap) {
@@ -162,7 +162,7 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
   runs.by_column = by_column;
   const bool pixels = w.pointwise() && !input.planes;
   runs.unshifted = pixels && input.channel_stride() % simd_kernels().wide.lanes == 0;
-  // Where vectors are not aligned, a row must hold one: the last is read back from its end.
+  // If vectors are not aligned, a row must hold one: the last one ends at the row's end.
   const bool one_row =
       pixels && !output.planes && input.height == 1 && input.width >= simd_kernels().narrow.lanes;
   runs.bounded = runs.unshifted || one_row;
@@ -175,7 +175,7 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
     const int64_t beyond = (w.kernel[1] - 1) * w.dilations[1];
     int64_t width = output.width + beyond / w.strides[1];
     if (w.strides[1] == 1) {
-      // Zeros at a row's end that the next row's first zeros can stand for.
+      // Zeros at a row's end that the next row's first zeros can replace.
       const int64_t after = std::max<int64_t>(width - w.pads[1] - input.width, 0);
       width -= std::min(after, w.pads[1]);
     }

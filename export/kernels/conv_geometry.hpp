@@ -1,10 +1,10 @@
-// Where the pixels of a convolution lie.
+// Memory layouts of a convolution's images.
 //
-// "nchw": [N, C, H, W], or [N, C, W] of a convolution along one axis, whose images have one row.
+// "nchw": [N, C, H, W], or [N, C, W] for a convolution along one axis, whose images have one row.
 // "planes": [N * C + spare, H + 2, W + 1], each channel with a border of
 // zeros: one row above, one below, and one column at the left that also serves as the right border
 // of the row before. A shift by one pixel in any direction is then a shift in memory, and a 3x3
-// convolution reads its input where it lies. The spare planes are there to be read beyond the end.
+// convolution reads its input in place. The spare planes allow reads beyond the end.
 //
 // Rows of 8, 16 or 32 pixels have a border of 8 columns between them instead, [N * C + spare, H +
 // 2, W / 8 + 1, 8], so that vectors of 8 pixels are whole, and few shifted ones cross a cache line.
@@ -29,9 +29,9 @@ struct Images {
   int64_t row_stride() const { return width + between_rows(); }
   int64_t channel_stride() const { return (planes ? height + 2 : height) * row_stride(); }
   int64_t image_stride() const { return channels * channel_stride(); }
-  // Of the first pixel. The 8 pixels of a short row lie in the middle of a cache line.
+  // Offset of the first pixel. The 8 pixels of a short row lie in the middle of a cache line.
   int64_t origin() const { return planes ? row_stride() + (width == 8 ? 4 : between_rows()) : 0; }
-  // Of a channel's first pixel.
+  // Offset of a channel's first pixel.
   int64_t offset(int64_t image, int64_t channel) const {
     return image * image_stride() + channel * channel_stride() + origin();
   }
@@ -43,16 +43,16 @@ struct Images {
   void flatten() { width *= height, height = 1; }
   static constexpr int64_t kBetween = kBetweenRows;  // columns between aligned rows
   static constexpr int64_t kReadBeyond = 32;         // floats
-  // Which of them is not 0 where any pixel is NaN or infinite. Those before it may be read as
-  // zeros.
+  // Which of these floats is nonzero if any pixel is NaN or infinite. Those before it may be read
+  // as zeros.
   static constexpr int64_t kNotFinite = 31;
 };
 
 struct Window {
-  bool line = false;  // along one axis: the first numbers are those of a single row
+  bool line = false;  // along one axis: the first numbers are for a single row
   int64_t kernel[2], strides[2], dilations[2], pads[4];  // pads: top, left, bottom, right
   int64_t taps() const { return kernel[0] * kernel[1]; }
-  // Every output pixel reads the input pixel at its place.
+  // Whether every output pixel reads only the input pixel at the same position.
   bool pointwise() const {
     return taps() == 1 && strides[0] == 1 && strides[1] == 1 &&
            pads[0] + pads[1] + pads[2] + pads[3] == 0;
@@ -60,16 +60,16 @@ struct Window {
 };
 
 Window read_window(const NodeInfo& node);
-// Read batch and size from a tensor's shape. Throws Refusal where it does not fit.
+// Read batch and size from a tensor's shape. Throws Refusal if it does not fit.
 Images read_images(const Shape& shape, int64_t channels, const Window& window, bool planes,
                    int64_t* batch);
-// An attribute's number for each of some convolution groups.
+// An attribute's value divided by the number of convolution groups.
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts);
-// Weights of one output: channels times taps.
+// Number of weights of one output: channels times taps.
 int64_t inputs_of_output(int64_t channels, const Window& window);
 Images output_images(const Images& input, const Window& window, int64_t channels, bool planes);
 
-// Which rows, or columns, of a phase are the input's: `first`, and those a stride apart.
+// Which rows, or columns, of a phase come from the input: `first`, and then each stride.
 struct PhaseSpan {
   int64_t before, count, after;  // padding, pixels, padding
   int64_t first;
@@ -80,11 +80,11 @@ struct PhaseCopy {
   int64_t above, rows, below;  // of the phase: padding, pixels, padding
   int64_t before, count;       // of a row: padding, pixels; the rest is padding
   int64_t from;                // the input's first pixel, counted from the channel's
-  int64_t down, step;          // from pixel to pixel of the input
+  int64_t down, step;          // distances between pixels of the input
 };
 
-// How the input is read: as runs of `length` positions, row after row, where a step to the next row
-// is `row_stride`. Every tap is one shift of the whole run.
+// How the input is read: as runs of `length` positions, row after row, with the next row at
+// `row_stride`. Every tap is one shift of the whole run.
 //
 // Strides split a channel into phases: pixel (y, x) of the padded input goes to phase
 // (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
@@ -105,7 +105,7 @@ struct Runs {
 };
 Runs plan_runs(const Images& input, const Images& output, const Window& window, bool by_column);
 
-// Tell how each phase is filled, in their order: visit(const PhaseCopy&).
+// Visit the copy of each phase, in their order: visit(const PhaseCopy&).
 template <class Visit>
 void each_phase(const Runs& runs, const Visit& visit) {
   for (const PhaseSpan& rows : runs.row_spans)
@@ -114,7 +114,7 @@ void each_phase(const Runs& runs, const Visit& visit) {
                       rows.first * runs.input_row + columns.first, runs.down, runs.step});
 }
 
-// Copy one channel into its phases, with zeros where the padding is.
+// Copy one channel into its phases, with zeros for the padding.
 void stage_channel(const float* pixels, const Runs& runs, float* staged);
 
 }  // namespace mfac

@@ -1,4 +1,4 @@
-// How a convolution's results get to where they belong.
+// Writes a convolution's results to the output.
 #pragma once
 
 #include "activation.hpp"
@@ -6,16 +6,16 @@
 
 namespace mfac {
 
-// Zeros above the first of some channels of planes, between them, and below the last.
+// Write the zeros above, between and below some channels of planes.
 void clear_borders(const Images& image, float* pixels, int64_t channels, bool above, bool below);
 
-// Where one channel's first pixel is, and how far it is to the row below.
+// The address of one channel's first pixel, and the distance to the row below.
 struct Channel {
   const float* pixels;
   int64_t row_stride;
 };
 
-// Write a strip's valid pixels where they belong, row by row. Tells whether all are finite.
+// Write a strip's valid pixels to the output, row by row. Returns whether all are finite.
 bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* out,
              Channel residual, const Activation& activation);
 

@@ -9,22 +9,22 @@ namespace {
 
 constexpr int64_t kUnshiftedFloats = 80;  // shorter tiles cost more than they save
 
-// As few tiles as the registers allow, all about as long, over whatever is between the rows.
+// As few tiles as the registers allow, of about equal length, including positions between rows.
 std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const Images& output = plan.output;
   const Runs& runs = plan.runs;
   const SimdKernels& simd = simd_kernels();
   const StripTable& table = runs.unshifted ? simd.wide : simd.narrow;
-  // With many channels long tiles would leave too few of them in the first cache.
+  // With many channels and long tiles too few channels would fit in the L1 cache.
   const int64_t fitting = std::max(kRangeBytes / 4 / plan.input.channels, kUnshiftedFloats);
   const int64_t longest = runs.unshifted
                               ? std::min<int64_t>(table.longest[kind], fitting / table.lanes)
                               : table.longest[kind];
-  // The last few positions of a bounded run are done by themselves, in a vector that ends there.
+  // The last few positions of a bounded run are processed separately, in a vector that ends there.
   const int64_t tail = runs.bounded ? runs.length % table.lanes : 0;
   const int64_t vectors = (runs.length - tail + table.lanes - 1) / table.lanes;
   const int64_t count = (vectors + longest - 1) / longest;
-  // A plane's lower border may be written (with zeros) beyond its last pixel, nothing else may.
+  // Only a plane's lower border may be written (with zeros) beyond its last pixel.
   const int64_t writable = runs.length + (output.planes ? runs.row_stride : 0);
   std::vector<Tile> tiles;
   for (int64_t i = 0; i < count; ++i) {
@@ -40,7 +40,7 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   return tiles;
 }
 
-// Tiles of whole rows where the registers can hold one, else of parts of a row.
+// Tiles of whole rows if the registers can hold one, else of parts of a row.
 std::vector<Tile> cut_rows(const ConvPlan& plan, int kind) {
   const Images& output = plan.output;
   const Runs& runs = plan.runs;

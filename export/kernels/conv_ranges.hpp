@@ -1,4 +1,4 @@
-// Which input channels a convolution works on at a time, and where its taps lie among them.
+// The ranges of input channels that a convolution processes at a time, and the offsets of its taps.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,10 @@
 
 namespace mfac {
 
-constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the first cache
+constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the L1 cache
 
-// Channels whose part below one tile fills the first cache, but not so few that there is little
-// to add up for each sum that is loaded and stored.
+// Number of channels whose activations under one tile fill the L1 cache, but enough of them to
+// amortise loading and storing each sum.
 template <class Value>
 int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& window,
                           const Runs& runs, int64_t tile_length);

@@ -9,7 +9,7 @@
 
 namespace mfac {
 
-constexpr int64_t kTaskWork = 400000;  // such multiplications that are worth waking a thread
+constexpr int64_t kTaskWork = 400000;  // multiplications that justify waking a thread
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
@@ -18,15 +18,15 @@ struct Share {
 
 struct Sharing {
   int64_t images, tiles;
-  int64_t groups;  // of outputs, that can be worked on apart
+  int64_t groups;  // of outputs, which can be computed separately
   int64_t work;    // an image's multiplications of values, or of quads, with positions
 };
 
-// Whether several tasks work on one image, so that its pixels are asked for outside of any task.
+// Whether several tasks work on one image, so that its pixels are prepared outside of the tasks.
 inline bool is_shared(const Sharing& all) { return all.images < 8; }
 
-// pixels(image, buffer) tells where an image's pixels are, and may put them into the buffer;
-// work_on(pixels, image, share) does a share of it.
+// pixels(image, buffer) returns an image's pixels, which it may copy into the buffer;
+// work_on(pixels, image, share) computes one share of the image.
 template <class Pixels, class Work>
 void share_out(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
   if (!is_shared(all)) {  // a task works on a whole image

@@ -1,4 +1,4 @@
-// The library's only door: ONNX Runtime calls RegisterCustomOps.
+// Entry point: ONNX Runtime calls RegisterCustomOps.
 #include <initializer_list>
 
 #include "conv.hpp"
@@ -35,7 +35,7 @@ ort::CustomOp describe() {
   ort::CustomOp op{};
   op.version = ort::kApiVersion;
   op.name = [](const ort::CustomOp*) { return Op::kName; };
-  op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU's
+  op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // CPU
   op.input_type = [](const ort::CustomOp*, size_t index) { return Op::kTypes[index]; };
   op.input_type_count = [](const ort::CustomOp*) { return Op::kTypes.size(); };
   op.output_type = [](const ort::CustomOp*, size_t) { return Op::kTypes[kX]; };
@@ -57,7 +57,7 @@ ort::CustomOp describe() {
   return op;
 }
 
-// Null where ONNX Runtime refuses.
+// Null if ONNX Runtime returns an error.
 ort::CustomOpDomain* make_domain(const ort::Api& api,
                                  std::initializer_list<const ort::CustomOp*> ops) {
   ort::CustomOpDomain* domain = nullptr;
@@ -78,7 +78,7 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   const ort::Api* api = base->get_api(ort::kApiVersion);
   if (api == nullptr)
     return base->get_api(1)->create_status(ort::kFail, "mfac_compress needs ONNX Runtime >= 1.17");
-  // Made once: sessions refer to the domain for as long as they live, so it is never released.
+  // Created once: sessions refer to the domain for their lifetime, so it is never released.
   static const ort::CustomOp linear = describe<Linear>();
   static const ort::CustomOp conv = describe<Conv>();
   static const ort::CustomOp quantised_linear = describe<QuantisedLinear>();

@@ -8,10 +8,10 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
-constexpr int64_t kRangeBytes = 64 << 10;  // of activations that are worked on at a time
+constexpr int64_t kRowsOneByOne = 3;       // up to so many rows a strip would be mostly empty
+constexpr int64_t kRangeBytes = 64 << 10;  // of activations processed at a time
 constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
-constexpr int64_t kTaskWork = 100000;      // multiply-adds that are worth a thread
+constexpr int64_t kTaskWork = 100000;      // multiply-adds that justify a thread
 
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;

@@ -24,7 +24,7 @@ class Linear {
             int64_t group_end) const;
 
   PackedWeights weights_;
-  RangedWeights tiled_[2];  // for strips of one vector, and of the longest that is used
+  RangedWeights tiled_[2];  // for strips of one vector, and for the longest strips
   int vectors_[2];
   Activation activation_;
 };

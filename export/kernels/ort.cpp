@@ -6,7 +6,7 @@
 namespace mfac {
 namespace {
 
-// Keep nothing but whether a call succeeded.
+// Whether a call succeeded; its status is released.
 bool succeeded(const ort::Api& api, ort::Status* status) {
   if (status == nullptr) return true;
   api.release_status(status);
@@ -35,7 +35,7 @@ Tensor view(const ort::Api& api, const ort::Value* value, ort::ElementType type)
   must(api, api.dimensions(info.get(), tensor.shape.dims, tensor.shape.rank), "tell a shape");
   void* data = nullptr;
   must(api, api.tensor_data(const_cast<ort::Value*>(value), &data), "give a tensor's data");
-  static const float nothing = 0;  // an empty tensor is there, even where it has no address
+  static const float nothing = 0;  // an empty tensor is present, even if its address is null
   tensor.data = data != nullptr ? data : &nothing;
   return tensor;
 }
@@ -79,7 +79,7 @@ float NodeInfo::real(const char* name) const {
 
 std::string NodeInfo::word(const char* name) const {
   char buffer[32] = {};
-  size_t size = sizeof(buffer);  // with the closing zero
+  size_t size = sizeof(buffer);  // including the terminating zero
   size_t needed = 0;
   require(succeeded(api_, api_.string_attribute(info_, name, nullptr, &needed)), name,
           " must be given, as a string");

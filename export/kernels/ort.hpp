@@ -1,4 +1,4 @@
-// Reading attributes, constants and tensors through the C ABI, with exceptions that stay inside.
+// Reads attributes, constants and tensors through the C ABI. Exceptions never cross the ABI.
 #pragma once
 
 #include <atomic>
@@ -12,7 +12,7 @@
 
 namespace mfac {
 
-// What is wrong with a model or an input, in words for its user. Never crosses the ABI.
+// An invalid model or input, with a message for the user. Never crosses the ABI.
 struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -31,14 +31,14 @@ inline std::string text(const std::string& words) { return words; }
 inline std::string text(int64_t number) { return std::to_string(number); }
 std::string text(const Shape& shape);
 
-// Refuse unless something holds. The words are put together only then: this runs in every call.
+// Throw Refusal unless a condition holds. The message is built only then: this runs in every call.
 template <class... Parts>
 inline void require(bool holds, const Parts&... parts) {
   if (__builtin_expect(holds, 1)) return;
   throw Refusal("mfac_compress: " + (text(parts) + ...));
 }
 
-// The product of all dimensions. Throws where it does not fit.
+// The product of all dimensions. Throws if it overflows.
 int64_t element_count(const Shape& shape);
 
 struct Tensor {
@@ -49,17 +49,17 @@ struct Tensor {
   const uint8_t* bytes() const { return static_cast<const uint8_t*>(data); }
 };
 
-// One node while its session is created.
+// A node during the creation of its session.
 class NodeInfo {
  public:
   NodeInfo(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {}
-  // Attributes have no defaults: ONNX Runtime answers alike for one that is not there and for one
-  // of another type, and a default would hide the second.
+  // Attributes have no defaults: ONNX Runtime returns the same error for a missing attribute and
+  // for one of another type, and a default would hide the second.
   int64_t integer(const char* name) const;
   float real(const char* name) const;
   std::string word(const char* name) const;
   std::vector<int64_t> integers(const char* name) const;
-  // A constant initializer; empty where the node has no such input.
+  // A constant initializer; empty if the node has no such input.
   Tensor constant(size_t index, const char* name, ort::ElementType type, bool optional) const;
 
  private:
@@ -67,15 +67,15 @@ class NodeInfo {
   const ort::KernelInfo* info_;
 };
 
-// One node while it runs.
+// A node during a run.
 class Call {
  public:
   Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
   Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
   float* output(const Shape& shape) const { return static_cast<float*>(allocate(shape)); }
   uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(shape)); }
-  // Run task(0) ... task(count - 1) on ONNX Runtime's own pool. A task may run out of memory, which
-  // must not go through the pool; it must throw nothing else.
+  // Run task(0) ... task(count - 1) on ONNX Runtime's own thread pool. A task may run out of
+  // memory, an exception that must not reach the pool; it must throw nothing else.
   template <class Task>
   void parallel(size_t count, Task& task) const {
     if (count == 1) {
@@ -107,7 +107,7 @@ class Call {
   ort::KernelContext* context_;
 };
 
-// Run a function that may throw and turn what it throws into a status.
+// Run a function that may throw and convert an exception to a status.
 template <class Function>
 ort::Status* guarded(const ort::Api& api, Function&& function) noexcept {
   try {

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C ABI that this library uses, declared by its documented layout.
 //
-// No wheel ships the header. The function table only grows at its end, so an entry's position is
-// part of the ABI; each is named below. A library that asks for API version 17 loads in every later
-// ONNX Runtime.
+// The wheels do not contain the header. The function table only grows at its end, so an entry's
+// position is part of the ABI; each is named below. A library that requests API version 17 loads in
+// every later ONNX Runtime.
 #pragma once
 
 #include <cstddef>

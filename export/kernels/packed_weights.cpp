@@ -119,7 +119,7 @@ template <class Value>
 RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows, int64_t bytes) {
   const int64_t step = rows * static_cast<int64_t>(sizeof(Value));
   int64_t width = std::max<int64_t>(bytes / step, 16);
-  // Each range costs a load and a store of every sum: it must hold a few blocks of each group.
+  // Each range costs a load and a store of every sum: it must contain a few blocks of each group.
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
   width = std::max(width, (weights.inputs + most - 1) / most);

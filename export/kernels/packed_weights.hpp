@@ -1,4 +1,4 @@
-// Sparse weights as a model file holds them, read and checked once when a session is created.
+// Sparse weights as stored in a model file, read and checked once when a session is created.
 #pragma once
 
 #include <array>
@@ -9,8 +9,8 @@
 
 namespace mfac {
 
-// Block-CSR: groups of `block` consecutive outputs share the list of their inputs. Where a value is
-// a quad of weights (quads.hpp), an input is one of activations.
+// Block-CSR: groups of `block` consecutive outputs share a list of inputs. If a value is a quad of
+// weights (quads.hpp), an input is a quad of activations.
 template <class Value>
 struct PackedBlocks {
   int64_t outputs = 0;  // of one convolution group
@@ -19,7 +19,7 @@ struct PackedBlocks {
   int64_t block = 1;
   int64_t groups = 0;            // of outputs, in one part
   std::vector<int32_t> starts;   // [parts * groups + 1]
-  std::vector<int32_t> indices;  // [blocks], rising within a group
+  std::vector<int32_t> indices;  // [blocks], ascending within a group
   std::vector<Value> values;     // [blocks, block]
   std::vector<Value> bias;       // [parts, groups * block], zero where there is none
   bool has_bias = false;
@@ -34,11 +34,11 @@ constexpr std::array<ort::ElementType, 6> kFloatTypes = {ort::kFloat, ort::kFloa
 template <class Value>
 void read_blocks(const NodeInfo& node, PackedBlocks<Value>& weights);
 
-// Read inputs 1 ... 4 of a node. Throws Refusal where anything does not fit.
+// Read inputs 1 ... 4 of a node. Throws Refusal if anything does not fit.
 PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs, int64_t parts);
 
 // The same weights, ordered by ranges of their inputs, so that one range's activations stay in the
-// first cache: all groups of range 0, then all groups of range 1.
+// L1 cache: all groups of range 0, then all groups of range 1.
 template <class Value>
 struct RangedBlocks {
   std::vector<int32_t> starts;   // [ranges, groups + 1]
@@ -57,7 +57,7 @@ RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, 
 template <class Value>
 RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows, int64_t bytes);
 
-// Add one output's weights in dense form: dense[inputs], zeros between.
+// Add one output's weights to a dense array: dense[inputs].
 void unpack_output(const PackedWeights& weights, int64_t part, int64_t output, float* dense);
 
 }  // namespace mfac

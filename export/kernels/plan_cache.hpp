@@ -1,4 +1,4 @@
-// The plans of the last few input sizes. Threads wait for each other for the copy of a pointer only.
+// The plans of the last few input sizes. Threads hold the lock only to copy a pointer.
 #pragma once
 
 #include <atomic>
@@ -12,7 +12,7 @@ namespace mfac {
 template <class Plan>
 class PlanCache {
  public:
-  // make() gives a plan where there is none for images of this size.
+  // make() creates the plan if there is none for images of this size.
   template <class Make>
   std::shared_ptr<const Plan> find(int64_t height, int64_t width, const Make& make) const {
     auto search = [&](const Plans& plans) -> std::shared_ptr<const Plan> {

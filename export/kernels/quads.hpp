@@ -1,6 +1,6 @@
-// What the kernels of quantised operators need from an instruction set.
+// The interface of the quantised operators' kernels to an instruction set.
 //
-// A quad is four consecutive inputs: as activations four unsigned bytes in one 32-bit cell, as
+// A quad is four consecutive inputs: activations are four unsigned bytes in one 32-bit cell,
 // weights four signed bytes. One instruction (VNNI) multiplies the four and adds up all products.
 #pragma once
 
@@ -14,7 +14,7 @@ using Cell = int32_t;  // a quad, in the order of memory
 
 // How a sum becomes an unsigned byte: round(clip(sum * scale, low, high)) + zero_point.
 struct Requantise {
-  float low, high;  // less the zero point
+  float low, high;  // minus the zero point
   int32_t zero_point;
 };
 
@@ -26,12 +26,12 @@ struct QuadStrip {
   const Cell* values;      // [quads]
   const int32_t* starts;   // [outputs + 1] into offsets
   const char* base;        // cells
-  int32_t* sums;           // [outputs, sums_stride]: what is kept from range to range
+  int32_t* sums;           // [outputs, sums_stride]: partial sums kept between ranges
   int64_t sums_stride;
   uint8_t* out;  // [outputs, out_stride]
   int64_t out_stride;
   int64_t outputs;
-  const int32_t* begin;  // [outputs] what each sum starts from
+  const int32_t* begin;  // [outputs] initial value of each sum
   const float* scales;   // [outputs]
   Requantise requantise;
   bool first, last;  // start from `begin`; write `out`
@@ -48,7 +48,7 @@ struct QuadStripTable {
 };
 
 // to[r][before + i] = the bytes from[0 ... channels - 1][r][i * step] in one cell, for i < count;
-// cells of `around` before and behind.
+// cells of `around` before and after.
 struct QuadCopy {
   const uint8_t* from;
   int64_t channel_stride, row_stride;  // bytes
@@ -67,7 +67,7 @@ struct QuadKernels {
   void (*requantise)(const int32_t* sums, const float* scales, int64_t count, Requantise how,
                      uint8_t* out);
   void (*copy_rows)(const QuadCopy& copy);
-  // rows[r][k] = columns[k][r], r < count. Reads columns to a multiple of 16.
+  // rows[r][k] = columns[k][r], r < count. Reads columns up to a multiple of 16.
   void (*to_rows)(const uint8_t* columns, int64_t column_stride, int64_t count, int64_t width,
                   uint8_t* rows, int64_t row_stride);
 };

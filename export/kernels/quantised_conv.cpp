@@ -9,7 +9,7 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kSumsBytes = 16 << 10;
-constexpr int64_t kTaskCells = 32 << 10;  // to be staged that are worth a thread
+constexpr int64_t kTaskCells = 32 << 10;  // cells to pack that justify a thread
 
 }  // namespace
 
@@ -60,7 +60,7 @@ void QuantisedConv::run(const Call& call) const {
       });
 }
 
-// In parallel where a call is given; else by this thread.
+// In parallel if a call is given; else on this thread.
 const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
                                  const Call* call) const {
   const Runs& runs = batch.plan->runs;
@@ -131,7 +131,7 @@ void QuantisedConv::run_tile(const Batch& batch, const Cell* pixels, int64_t ima
       strip.last = range + 1 == w.ranges;
       tile.run(strip);
     }
-    // Beyond the last position is the next channel.
+    // The next channel begins after the last position.
     for (int64_t o = 0; o < strip.outputs && !tile.direct; ++o)
       std::memcpy(batch.y + output.offset(image, channel + o) + tile.first, bytes + o * positions,
                   static_cast<size_t>(plan.runs.length - tile.first));

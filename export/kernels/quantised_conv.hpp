@@ -1,7 +1,7 @@
 // SparseQConv: Y = requantised(conv(X, W) + bias), unsigned bytes in and out, [N, C, H, W].
 //
-// Four channels are put together into cells; then it is the geometry of SparseConv, with cells for
-// floats and a fourth of the channels.
+// Four channels are packed into cells; then the geometry is that of SparseConv, with cells instead
+// of floats and a quarter of the channels.
 #pragma once
 
 #include "conv_shares.hpp"

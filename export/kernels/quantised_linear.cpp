@@ -10,10 +10,10 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kRowsOneByOne = 3;       // up to here a strip would be mostly empty
-constexpr int64_t kRangeBytes = 32 << 10;  // of activations that are worked on at a time
+constexpr int64_t kRowsOneByOne = 3;       // up to so many rows a strip would be mostly empty
+constexpr int64_t kRangeBytes = 32 << 10;  // of activations processed at a time
 constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
-constexpr int64_t kTaskQuads = 8000;       // quads times vectors that are worth a thread
+constexpr int64_t kTaskQuads = 8000;       // quads times vectors that justify a thread
 constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for many
 
 }  // namespace
@@ -50,7 +50,7 @@ void QuantisedLinear::run(const Call& call) const {
     run_tiles(call, rows);
 }
 
-// Rows of whole quads: as they lie, or with zeros behind each in the memory that is given.
+// Rows of whole quads: in place, or copied to the given memory with zeros after each.
 const uint8_t* QuantisedLinear::in_quads(const uint8_t* rows, int64_t count,
                                          uint8_t* padded) const {
   if (inputs_ % kQuad == 0) return rows;
@@ -132,7 +132,7 @@ void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int6
   const int64_t count = std::min(rows.count - first, height);
   const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4), 16);
   int32_t* sums = scratch().sums.cells(static_cast<size_t>(step * height));
-  // Rows are taken out sixteen at a time.
+  // Rows are extracted sixteen at a time.
   uint8_t* bytes = scratch().outputs.bytes(static_cast<size_t>(step * height + 16));
   for (int64_t output = output_begin; output < output_end; output += step) {
     QuadStrip strip = strip_of(output, std::min(step, output_end - output));

@@ -6,7 +6,7 @@
 namespace mfac {
 namespace {
 
-// As few tiles as the registers allow, all about as long. A run is a channel of the output.
+// As few tiles as the registers allow, of about equal length. A run is a channel of the output.
 std::vector<QuantisedTile> cut(const Runs& runs) {
   const QuadStripTable& strips = simd_kernels().quads.strips;
   const int64_t vectors = (runs.length + strips.lanes - 1) / strips.lanes;

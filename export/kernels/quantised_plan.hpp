@@ -1,4 +1,4 @@
-// What a quantised convolution's kernels need to know about one size of input, worked out once.
+// The plan of a quantised convolution for one size of input, computed once.
 #pragma once
 
 #include <vector>
@@ -13,15 +13,15 @@ struct QuantisedTile {
   int64_t first;   // position in the run
   int64_t length;  // positions
   QuadStripFunction run;
-  bool direct;  // the output is written where it belongs; else by way of a buffer
+  bool direct;  // written directly to the output; else through a buffer
 };
 
 struct QuantisedPlan {
-  Images input;  // in cells, with a fourth of the channels
+  Images input;  // in cells, with a quarter of the channels
   Images output;
   Runs runs;
   std::vector<QuantisedTile> tiles;
-  int64_t range_channels = 0;              // of cells, that are worked on at a time
+  int64_t range_channels = 0;              // channels of cells processed at a time
   std::vector<RangedBlocks<Cell>> ranged;  // [parts], indices in bytes from the range's channel 0
 };
 

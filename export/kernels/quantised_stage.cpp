@@ -15,7 +15,7 @@ void stage_quad(const uint8_t* pixels, const Images& input, int64_t channels, ui
   copy.channels = channels;
   copy.to = staged;
   copy.around = around;
-  if (runs.in_place) {  // all of a channel is one run
+  if (runs.in_place) {  // a whole channel is one run
     copy.to_stride = copy.count = runs.channel_stride;
     copy.rows = copy.step = 1;
     copy_rows(copy);

@@ -1,4 +1,4 @@
-// Four channels of bytes put together into cells, as a convolution's strips read them.
+// Packs four channels of bytes into cells, as a convolution's strips read them.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace mfac {
 
-// Fill the phases of one quad of channels, with `around` where the padding is.
-// pixels: of the quad's first channel; channels: 1 ... 4 that are there.
+// Fill the phases of one quad of channels, with `around` for the padding.
+// pixels: of the quad's first channel; channels: 1 ... 4 that exist.
 void stage_quad(const uint8_t* pixels, const Images& input, int64_t channels, uint8_t around,
                 const Runs& runs, Cell* staged);
 

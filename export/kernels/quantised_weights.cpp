@@ -40,7 +40,7 @@ void read_scales(const NodeInfo& node, QuantisedWeights& w) {
     require(std::isfinite(scale) && scale >= 0, "scales must be finite and not negative");
 }
 
-// bias - x_zero_point * sum of the weights, and a look at how far any sum of bytes may go from it.
+// bias - x_zero_point * sum of the weights. Checks that no sum of bytes can overflow from there.
 void read_beginnings(const NodeInfo& node, QuantisedWeights& w) {
   PackedBlocks<Cell>& blocks = w.blocks;
   const int64_t outputs = blocks.parts * blocks.outputs;
@@ -57,7 +57,7 @@ void read_beginnings(const NodeInfo& node, QuantisedWeights& w) {
       (each[i] > 0 ? above : below) += each[i];
     const int64_t begin = (bias ? static_cast<const int32_t*>(bias.data)[output] : 0) -
                           w.x_zero_point * (above + below);
-    // Whatever the order and the parts in which they are added, all sums lie between these.
+    // All partial sums lie between these, in any order of addition.
     constexpr int64_t most = std::numeric_limits<int32_t>::max();
     require(std::max<int64_t>(begin, 0) + 255 * above <= most &&
                 std::min<int64_t>(begin, 0) + 255 * below >= -most,

@@ -1,4 +1,4 @@
-// Weights of the quantised operators as a model file holds them, and how their sums are rounded.
+// Weights of the quantised operators as stored in a model file, and the rounding of their sums.
 #pragma once
 
 #include <array>
@@ -10,11 +10,11 @@
 
 namespace mfac {
 
-// A block is a quad of inputs of one output: consecutive inputs of a matrix product, consecutive
-// channels at one tap of a convolution. Where their number is no multiple of four, the last quad
-// ends with zeros.
+// A block is a quad of inputs of one output: consecutive inputs of a matrix product, or consecutive
+// channels at one tap of a convolution. If their number is not a multiple of four, the last quad is
+// padded with zeros.
 struct QuantisedWeights {
-  PackedBlocks<Cell> blocks;  // inputs in quads; the bias is what a sum starts from
+  PackedBlocks<Cell> blocks;  // inputs in quads; the bias is the initial value of a sum
   std::vector<float> scales;  // [parts * outputs] one step of a sum in steps of the output
   uint8_t x_zero_point = 0;
   Requantise requantise{};
@@ -24,8 +24,8 @@ enum QuantisedInput : size_t { kScales = 4, kSumBias = 5 };
 constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {ort::kUint8, ort::kInt8,  ort::kInt32,
                                                              ort::kInt32, ort::kFloat, ort::kInt32};
 
-// channels: of one output's inputs, each with `taps` weights. Throws Refusal where anything does
-// not fit, or a sum could leave 32 bits.
+// channels: input channels of one output, each with `taps` weights. Throws Refusal if anything does
+// not fit, or a sum could overflow 32 bits.
 QuantisedWeights read_quantised(const NodeInfo& node, int64_t outputs, int64_t channels,
                                 int64_t taps, int64_t parts);
 

@@ -1,5 +1,5 @@
-// How the work of a linear layer of many rows is shared among threads: in tiles of rows, whose
-// columns are made first.
+// Distributes the work of a linear layer of many rows over threads: in tiles of rows, which are
+// transposed to columns first.
 #pragma once
 
 #include <algorithm>
@@ -13,18 +13,18 @@ namespace mfac {
 struct RowTiles {
   int64_t tiles;
   int64_t values;  // of 32 bits, in the columns of a tile
-  int64_t groups;  // of outputs, that can be worked on apart
-  int64_t chunks;  // of them that a tile's work is worth
+  int64_t groups;  // of outputs, which can be computed separately
+  int64_t chunks;  // of groups into which a tile's work is divided
 };
 
-// fill(tile, columns) makes the columns of a tile; work_on(tile, columns, group_begin, group_end)
+// fill(tile, columns) writes the columns of a tile; work_on(tile, columns, group_begin, group_end)
 // multiplies some groups' weights with them.
 template <class Value, class Fill, class Work>
 void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const Work& work_on) {
   const auto columns_in = [](Buffer& buffer, int64_t count) {
     return reinterpret_cast<Value*>(buffer.cells(static_cast<size_t>(count)));
   };
-  // Few tiles: their columns are made once, and tasks share the outputs.
+  // Few tiles: their columns are written once, and tasks share the outputs.
   const bool shared = all.tiles < 4;
   const int64_t chunks =
       shared ? std::clamp<int64_t>(all.chunks, 1, std::min<int64_t>(all.groups, 8)) : 1;

@@ -1,5 +1,5 @@
-// Working memory that a thread keeps: it grows to what was ever needed and is not given back, so a
-// steady stream of calls allocates nothing.
+// Working memory that a thread keeps: it grows to the largest size needed and is not released, so
+// that repeated calls allocate nothing.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace mfac {
 
 class Buffer {
  public:
-  // At least `count` floats, on a cache line, with what was there or not.
+  // At least `count` floats, aligned to a cache line, with undefined content.
   float* floats(size_t count) {
     if (count > capacity_) {
       data_.reset();

@@ -1,7 +1,7 @@
-// What the kernels need from an instruction set, as a table of functions.
+// The kernels' interface to an instruction set, as a table of functions.
 //
 // One set of templates (simd/*.hpp) is compiled once for each instruction set, into a namespace of
-// its own; `simd_kernels` picks the best one that the processor has. The environment variable
+// its own; `simd_kernels` picks the best one that the processor supports. The environment variable
 // MFAC_SPARSE_ISA (avx512vnni, avx512, avx2, portable), read once, picks a lower one, for tests.
 #pragma once
 
@@ -26,19 +26,19 @@ struct Strip {
   float* out;      // [outputs, stride]
   int64_t stride;  // floats
   int64_t group_begin, group_end;
-  int64_t outputs;        // the last group may reach beyond them
+  int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
   const float* residual;  // like out, or null
-  const int32_t* keep;    // [positions] all ones, or all zeros where out gets 0; or null
+  const int32_t* keep;    // [positions] all ones, or all zeros to write 0; or null
   float low, high;        // clip
-  bool first;             // start from the bias, not from what is in out
-  bool last;              // residual, clip and keep follow
+  bool first;             // start from the bias, not from the values in out
+  bool last;              // apply residual, clip and keep
   bool* not_finite;       // set where a last output is NaN or infinite; or null
-  bool ends_rows;         // zeros behind each row (of a table of rows) or behind the strip
+  bool ends_rows;         // write zeros after each row (of a table of rows) or after the strip
 };
 using StripFunction = void (*)(const Strip&);
 
-// to[r][before + i] = from[r][i * step] for i < count; zeros before and behind.
+// to[r][before + i] = from[r][i * step] for i < count; zeros before and after.
 struct RowCopy {
   const float* from;
   int64_t from_stride;  // floats from row to row
@@ -60,7 +60,7 @@ struct StripTable {
 
 struct SimdKernels {
   const char* name;
-  StripTable wide;    // for rows that lie aligned
+  StripTable wide;    // for aligned rows
   StripTable narrow;  // for shifted runs, where a wide load crosses cache lines
   StripTable
       rows[3];  // as narrow, for whole rows of 8, 16, 32 floats with kBetweenRows between them
@@ -73,7 +73,7 @@ struct SimdKernels {
   void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);
-  // out[i] = clip(values[i] + residual[i]), without a residual where it is null; all finite?
+  // out[i] = clip(values[i] + residual[i]); residual may be null. Returns whether all are finite.
   bool (*clip)(const float* values, const float* residual, int64_t count, float low, float high,
                float* out);
   void (*gelu_erf)(float* values, int64_t count);

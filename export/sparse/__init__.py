@@ -10,19 +10,19 @@ from mfac_compress.export.sparse.nodes import (
     sparse_conv,
     sparse_linear,
 )
-from mfac_compress.export.sparse.quads import PackedQuads, pack_quads
+from mfac_compress.export.sparse.quads import Packed1x4, pack_1x4
 from mfac_compress.export.sparse.quantised_nodes import Rounding, sparse_qconv, sparse_qlinear
 
 __all__ = [
     "DOMAIN",
     "VERSION",
-    "PackedQuads",
+    "Packed1x4",
     "PackedWeight",
     "Rounding",
     "SparseNode",
     "kernel_library",
     "pack",
-    "pack_quads",
+    "pack_1x4",
     "planes_shape",
     "sparse_conv",
     "sparse_linear",

@@ -1,130 +1,136 @@
 """Choose by measurement which layers sparse operators compute, and with which block sizes.
 
-A layer's operator is timed against the nodes that it stands for. That is not all: ONNX Runtime and
-the sparse operators each keep images in a layout of their own, and a change of layout costs. So
-convolutions that hand images to each other are timed as one piece, too.
+A layer's operator is timed against the nodes that it replaces. ONNX Runtime and the sparse
+operators also keep images in different layouts, and converting between them takes time. So a chain
+of convolutions that pass images to each other is timed as one segment, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mfac_compress.export.latency import Setting
-from mfac_compress.export.sparse.compose import piece
+from mfac_compress.export.latency import Workload
+from mfac_compress.export.sparse.compose import extract_subgraph
 from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, chains, placed
-from mfac_compress.export.sparse.measure import SettingTime, median_ratio, race, random_feeds
+from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, assign_layouts, chains
+from mfac_compress.export.sparse.measure import (
+    WorkloadTime,
+    median_ratio,
+    random_feeds,
+    time_models,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-Watch = Callable[[str, int, int], None]
-"""Told what is timed next, how many layers were timed, and how many will be."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with what is timed next, how many layers were timed, and how many there are."""
 
-WORTH = 0.97
-"""Sparse / dense time, at most, at which a sparse operator is taken: less could be chance."""
-LEAST_SPARSITY = 0.3
-"""Below this no kernel has ever paid, whatever the blocks: it is not even timed on its own."""
-_MOST_PADDING = 2.0
+MAX_RATIO = 0.97
+"""Largest sparse / dense time at which a sparse operator is used: less gain could be chance."""
+MIN_SPARSITY = 0.3
+"""Below this no kernel has ever been faster, whatever its blocks: it is not timed on its own."""
+_MAX_PADDING = 2.0
 _ROUNDS = 7
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of timing one operator on its own."""
+    """The times of one operator on its own."""
 
     block: int
-    """The fastest one."""
-    times: tuple[SettingTime, ...]
+    """The fastest block size."""
+    times: tuple[WorkloadTime, ...]
 
     @property
-    def pays(self) -> bool:
-        """Whether it is faster at every setting."""
-        return max(time.ratio for time in self.times) <= WORTH
+    def is_faster(self) -> bool:
+        """Whether it is faster for every workload."""
+        return max(time.ratio for time in self.times) <= MAX_RATIO
 
 
 @dataclass(frozen=True)
-class Part:
-    """A chain, or a layer alone, that is faster with sparse operators.
+class Segment:
+    """A chain of operators, or a single one, that is faster with sparse operators.
 
     Attributes:
         plan: The operators, their block sizes and layouts.
-        ratio: Sparse / dense of the part as one piece, the worst of all settings.
+        ratio: Sparse / dense time of the segment as a whole, the worst of all workloads.
     """
 
     plan: Plan
     ratio: float
 
 
-def together(parts: Iterable[Part]) -> Plan:
-    """One plan of parts that share no operator."""
-    return {operator: place for part in parts for operator, place in part.plan.items()}
+def merge(segments: Iterable[Segment]) -> Plan:
+    """Merge segments that share no operator into one plan."""
+    return {operator: place for segment in segments for operator, place in segment.plan.items()}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What sparse operators should compute.
+    """The operators that sparse operators should compute.
 
     Attributes:
-        parts: The fastest first; no operator is in two.
-        trials: Of the operators that were timed.
+        segments: The fastest first; no operator is in two of them.
+        trials: The times of the operators that were timed.
     """
 
-    parts: tuple[Part, ...]
+    segments: tuple[Segment, ...]
     trials: Mapping[Operator, Trial]
 
     @property
     def plan(self) -> Plan:
-        """All parts together."""
-        return together(self.parts)
+        """The plan of all segments."""
+        return merge(self.segments)
 
 
 def choose(
     graph: Graph,
     operators: Sequence[Operator],
-    shapes: Mapping[Setting, Shapes],
-    watch: Watch = lambda *_: None,
+    shapes: Mapping[Workload, Shapes],
+    progress: ProgressCallback = lambda *_: None,
 ) -> Choice:
-    """Time every operator on its own, and chains as one piece.
+    """Time every operator on its own, and chains as a whole.
 
     Args:
-        graph: Where they stand.
+        graph: The graph of the operators.
         operators: All that could be computed by sparse operators.
-        shapes: At each setting, of every value that an operator reads.
-        watch: Called before each operator is timed.
+        shapes: For each workload, the shape of every value that an operator reads.
+        progress: Called before each operator is timed.
     """
-    parts: list[Part] = []
+    segments: list[Segment] = []
     trials: dict[Operator, Trial] = {}
-    # Those of a chain that do not pay may be worth it as links, which save changes of layout.
-    timed = [chain for chain in chains(graph, operators) if any(map(_may_pay, chain))]
+    # An operator that is not faster may still be useful in a chain, where it saves conversions of
+    # the layout.
+    timed = [chain for chain in chains(graph, operators) if any(map(_may_be_faster, chain))]
     for chain in timed:
         for operator in chain:
-            watch(operator.weight_name or operator.name, len(trials), sum(map(len, timed)))
+            progress(operator.weight_name or operator.name, len(trials), sum(map(len, timed)))
             trials[operator] = _try(graph, operator, shapes)
         best = _best(graph, chain, trials, shapes)
         if best is not None:
-            parts.append(best)
+            segments.append(best)
         elif len(chain) > 1:
-            # Not as a whole; but what hands images on without a dense layer between may.
-            paying = [o for o in chain if _may_pay(o) and trials[o].pays]
-            shorter = [_best(graph, c, trials, shapes) for c in chains(graph, paying)]
-            parts += [part for part in shorter if part is not None]
-    return Choice(tuple(sorted(parts, key=lambda part: part.ratio)), trials)
+            # The chain is not faster as a whole, but shorter ones without dense layers may be.
+            faster = [o for o in chain if _may_be_faster(o) and trials[o].is_faster]
+            shorter = [_best(graph, c, trials, shapes) for c in chains(graph, faster)]
+            segments += [segment for segment in shorter if segment is not None]
+    return Choice(tuple(sorted(segments, key=lambda segment: segment.ratio)), trials)
 
 
-def _may_pay(operator: Operator) -> bool:
-    return not operator.selection and operator.sparsity >= LEAST_SPARSITY
+def _may_be_faster(operator: Operator) -> bool:
+    return not operator.selection and operator.sparsity >= MIN_SPARSITY
 
 
-def _try(graph: Graph, operator: Operator, shapes: Mapping[Setting, Shapes]) -> Trial:
-    """Time an operator with each block size that makes sense."""
-    blocks = operator.blocks(_MOST_PADDING)
-    by_block: dict[int, list[SettingTime]] = {block: [] for block in blocks}
-    for setting in shapes:
+def _try(graph: Graph, operator: Operator, shapes: Mapping[Workload, Shapes]) -> Trial:
+    """Time an operator with each block size that does not need too much padding."""
+    blocks = operator.blocks(_MAX_PADDING)
+    by_block: dict[int, list[WorkloadTime]] = {block: [] for block in blocks}
+    for workload in shapes:
         plans = [{}, *({operator: Placement(block)} for block in blocks)]
-        dense, *sparse = _race(graph, [operator], plans, setting, shapes[setting])
+        dense, *sparse = _time_plans(graph, [operator], plans, workload, shapes[workload])
         for block, times in zip(blocks, sparse, strict=True):
-            by_block[block].append(SettingTime.of_rounds(setting, dense, times))
+            by_block[block].append(WorkloadTime.of_rounds(workload, dense, times))
     best = min(blocks, key=lambda block: fmean(time.ratio for time in by_block[block]))
     return Trial(best, tuple(by_block[best]))
 
@@ -133,49 +139,49 @@ def _best(
     graph: Graph,
     chain: Sequence[Operator],
     trials: Mapping[Operator, Trial],
-    shapes: Mapping[Setting, Shapes],
-) -> Part | None:
-    """The fastest of some ways to compute a chain; None where ONNX Runtime's own is."""
+    shapes: Mapping[Workload, Shapes],
+) -> Segment | None:
+    """Return the fastest plan for a chain; None if ONNX Runtime's own operators are faster."""
     blocks = {operator: trials[operator].block for operator in chain}
-    single = {o: block for o, block in blocks.items() if trials[o].pays and _may_pay(o)}
+    single = {o: block for o, block in blocks.items() if trials[o].is_faster and _may_be_faster(o)}
     if len(chain) == 1:
         worst = max(time.ratio for time in trials[chain[0]].times)
-        return Part(placed(graph, single, "none"), worst) if single else None
-    sparse = {o: block for o, block in blocks.items() if _may_pay(o) or o.selection}
-    # The layout first, for the sparse ones; then which of the others are worth it as links.
-    by_kind = [placed(graph, sparse, kind) for kind in KINDS]
+        return Segment(assign_layouts(graph, single, "none"), worst) if single else None
+    sparse = {o: block for o, block in blocks.items() if _may_be_faster(o) or o.selection}
+    # First choose the layout of the sparse ones, then which of the others are worth including.
+    by_kind = [assign_layouts(graph, sparse, kind) for kind in KINDS]
     plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
     plan, ratio = _fastest(graph, chain, plans, shapes)
     kind = KINDS[by_kind.index(plan)]
-    rivals = [placed(graph, part, kind) for part in (single, blocks) if part and part != sparse]
-    if rivals:
-        plan, ratio = _fastest(graph, chain, [plan, *rivals], shapes)
-    return Part(plan, ratio) if ratio <= WORTH else None
+    others = [assign_layouts(graph, o, kind) for o in (single, blocks) if o and o != sparse]
+    if others:
+        plan, ratio = _fastest(graph, chain, [plan, *others], shapes)
+    return Segment(plan, ratio) if ratio <= MAX_RATIO else None
 
 
 def _fastest(
     graph: Graph,
     chain: Sequence[Operator],
     plans: Sequence[Plan],
-    shapes: Mapping[Setting, Shapes],
+    shapes: Mapping[Workload, Shapes],
 ) -> tuple[Plan, float]:
-    """The plan with the best mean ratio to the dense chain, and its worst ratio."""
+    """Return the plan with the best mean ratio to the dense chain, and its worst ratio."""
     ratios: list[list[float]] = [[] for _ in plans]
-    for setting in shapes:
-        dense, *others = _race(graph, chain, [{}, *plans], setting, shapes[setting])
+    for workload in shapes:
+        dense, *others = _time_plans(graph, chain, [{}, *plans], workload, shapes[workload])
         for place, times in enumerate(others):
             ratios[place].append(median_ratio(times, dense))
     best = min(range(len(plans)), key=lambda place: fmean(ratios[place]))
     return plans[best], max(ratios[best])
 
 
-def _race(
+def _time_plans(
     graph: Graph,
     operators: Sequence[Operator],
     plans: Sequence[Plan],
-    setting: Setting,
+    workload: Workload,
     shapes: Shapes,
 ) -> list[list[float]]:
-    models = [piece(graph, operators, plan, shapes) for plan in plans]
+    models = [extract_subgraph(graph, operators, plan, shapes) for plan in plans]
     feeds = random_feeds(models[0])
-    return race(models, feeds, threads=setting.threads, rounds=_ROUNDS)
+    return time_models(models, feeds, threads=workload.threads, rounds=_ROUNDS)

@@ -1,4 +1,4 @@
-"""Write graphs in which sparse operators stand for what they can compute."""
+"""Write graphs in which sparse operators replace the nodes that they can compute."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +25,11 @@ class _Composed(NamedTuple):
     nodes: list[onnx.NodeProto]
     initializers: list[TensorProto]
     by_content: dict[bytes, str]
-    """Names of the initializers by what they hold."""
+    """Names of the initializers by a hash of their content."""
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give a name of its own to every node of the main graph that has none.
+    """Give every node of the main graph a unique name.
 
     Args:
         model: Changed in place.
@@ -44,28 +44,28 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write functions out where they are called, as ONNX Runtime does when it loads a file.
+    """Inline functions where they are called, as ONNX Runtime does when it loads a file.
 
     Args:
-        model: May be changed. Not larger then than what can be run.
+        model: May be changed. Its functions must not be too large when inlined.
     Returns:
-        The model; as it was where it has no functions, or is too large for the ONNX inliner.
+        The model; unchanged if it has no functions, or is too large for the ONNX inliner.
     """
     if not model.functions:
         return model
     try:
         return onnx.inliner.inline_local_functions(model)
-    except Exception:  # the layers are said to be inside functions, then
+    except Exception:  # its layers are reported as inside functions, then
         return model
 
 
 def sort_nodes(model: onnx.ModelProto) -> None:
-    """Put the nodes of the main graph in an order in which each reads what was made before.
+    """Sort the nodes of the main graph topologically.
 
-    ONNX asks for that, and ONNX Runtime sorts what comes in any other.
+    ONNX requires that, but ONNX Runtime also loads and sorts files in another order.
 
     Args:
-        model: Changed in place, if it is not sorted. ONNX Runtime can load it.
+        model: Changed in place, if it is not sorted. ONNX Runtime must be able to load it.
     """
     nodes = list(model.graph.node)
     makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
@@ -81,13 +81,13 @@ def sort_nodes(model: onnx.ModelProto) -> None:
 
 
 def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
-    """The model with sparse operators in place of what the plan names.
+    """Return the model with sparse operators in place of the operators of a plan.
 
     Args:
-        graph: Of the model, which stays as it is.
+        graph: The graph of the model, which is not changed.
         plan: Not empty.
     Returns:
-        A valid model, with the domain of the sparse operators among its imports.
+        A valid model that imports the domain of the sparse operators.
     """
     composed = _compose(graph, range(len(graph.nodes)), plan)
     model = onnx.ModelProto()
@@ -97,7 +97,7 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     old = graph.model.ir_version < FIRST_WITH_DEFAULTS
     model.graph.input.extend(needed_inputs(source) if old else source.input)
     model.graph.output.extend(source.output)
-    nodes = _living(composed.nodes, graph.outputs)
+    nodes = _live_nodes(composed.nodes, graph.outputs)
     read = {name for node in nodes for name in values_read(node)} | graph.outputs
     model.graph.node.extend(nodes)
     notes = [note for note in source.quantization_annotation if note.tensor_name in read]
@@ -108,26 +108,26 @@ def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
     model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
     sparse = source.sparse_initializer
     model.graph.sparse_initializer.extend(each for each in sparse if each.values.name in kept)
-    # A value in planes has another shape than the one noted.
+    # The recorded shape of a value in planes is no longer true.
     noted = {name for node in nodes for name in node.output} - in_planes(graph, plan)
     model.graph.value_info.extend(info for info in source.value_info if info.name in noted)
     _import_domain(model)
     return model
 
 
-def piece(
+def extract_subgraph(
     graph: Graph,
     operators: Sequence[Operator],
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> onnx.ModelProto:
-    """A model of its own of some operators, to be timed.
+    """Extract some operators into a model, to be timed.
 
     Args:
-        graph: Where they stand.
-        operators: Of which it is made. Those that are not in the plan stay as they are.
+        graph: The graph of the operators.
+        operators: The operators to extract. Those that are not in the plan are not replaced.
         plan: As for :func:`rewrite`; may be empty.
-        shapes: Of the values that come from outside.
+        shapes: Shapes of the model's inputs.
     """
     inside = {position for each in operators for position in (*each.nodes, *each.feeding)}
     composed = _compose(graph, sorted(inside), plan)
@@ -136,7 +136,7 @@ def piece(
         for operator in operators
         if operator.y in graph.outputs or not set(graph.users(operator.y)) <= inside
     ]
-    nodes = _living(composed.nodes, [operator.y for operator in returned])
+    nodes = _live_nodes(composed.nodes, [operator.y for operator in returned])
     types = {operator.x: operator.element_type for operator in operators}
     constants = {tensor.name: tensor for tensor in composed.initializers}
     made = {name for node in nodes for name in node.output}
@@ -154,7 +154,7 @@ def piece(
     model = onnx.ModelProto()
     model.CopyFrom(_without_graph(graph.model))
     model.graph.CopyFrom(
-        helper.make_graph(nodes, "piece", inputs, outputs, list(constants.values()))
+        helper.make_graph(nodes, "subgraph", inputs, outputs, list(constants.values()))
     )
     if plan:
         _import_domain(model)
@@ -162,7 +162,7 @@ def piece(
 
 
 def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
-    """The nodes at these positions, with an operator's node at the place of its last one."""
+    """Return the nodes at these positions, with each operator in place of its last node."""
     planes = in_planes(graph, plan)
     ends = {operator.nodes[-1]: operator for operator in plan}
     covered = {position for operator in plan for position in operator.nodes}
@@ -178,7 +178,7 @@ def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
 
 
 def _add(composed: _Composed, built: SparseNode, taken: set[str]) -> None:
-    """Add a node; its initializers get names that are free, and equal ones are kept once."""
+    """Add a node; its initializers get unused names, and equal ones are stored once."""
     names = {}
     for tensor in built.initializers:
         original, tensor.name = tensor.name, ""
@@ -196,22 +196,22 @@ def _add(composed: _Composed, built: SparseNode, taken: set[str]) -> None:
     composed.nodes.append(built.node)
 
 
-def _living(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes on which the outputs depend: a Transpose of a packed weight does not stay."""
+def _live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Return the nodes on which the outputs depend, without those of weights that are packed."""
     needed = set(outputs)
-    living = []
+    live = []
     for node in reversed(nodes):
         if needed & set(node.output):
-            living.append(node)
+            live.append(node)
             needed |= set(values_read(node))
-    return living[::-1]
+    return live[::-1]
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything of a model but its graph, whose tensors would be copied.
+    """Return a model without its graph, whose tensors would be copied.
 
-    In the first versions of the format every initializer is listed as an input, also those that
-    come with sparse operators: what was a constant there stays one in the next, unlisted.
+    In the first versions of the format every initializer has to be listed as an input. From the
+    next one on, initializers that are not listed are constants.
     """
     bare = onnx.ModelProto(
         ir_version=max(FIRST_WITH_DEFAULTS, model.ir_version),

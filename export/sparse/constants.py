@@ -1,4 +1,4 @@
-"""The values of a graph that no input can change."""
+"""The constant values of a graph."""
 
 from collections.abc import Collection
 from math import prod
@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mfac_compress.export.sparse.fold import FOLDED, MOST_ELEMENTS, fold
+from mfac_compress.export.sparse.fold import FOLDED, MAX_ELEMENTS, fold
 
-_MOST_NODES = 20_000
-_MOST_ELEMENTS_FOLDED = 2**31
-"""Of all that is folded in a file together: this is work, and memory."""
+_MAX_NODES = 20_000
+_MAX_ELEMENTS_FOLDED = 2**31
+"""Limit for all values folded in a file, since they take time and memory."""
 _ATTRIBUTES = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -21,10 +21,10 @@ _ATTRIBUTES = {
 
 
 class Constants:
-    """Initializers, sparse ones too, Constant nodes, and what nodes make of these but the sparse.
+    """Initializers, sparse ones too, Constant nodes, and what nodes compute from the dense ones.
 
-    What nodes make is computed when it is asked for, within bounds: beyond them it is taken for no
-    constant.
+    Computed constants are folded on first use, within limits: beyond them a value does not count as
+    a constant.
 
     Args:
         model: Nodes in topological order.
@@ -38,7 +38,7 @@ class Constants:
         self._sparse = {s.values.name: s for s in sparse if s.values.name not in defaults}
         self._makers: dict[str, int] = {}
         self._found: dict[str, np.ndarray | None] = {}
-        self._nodes_left, self._elements_left = _MOST_NODES, _MOST_ELEMENTS_FOLDED
+        self._nodes_left, self._elements_left = _MAX_NODES, _MAX_ELEMENTS_FOLDED
         for position, node in enumerate(model.graph.node):
             if node.domain not in ("", "ai.onnx"):
                 continue
@@ -50,7 +50,7 @@ class Constants:
                 self._makers |= {name: position for name in node.output if name}
 
     def array(self, name: str) -> np.ndarray | None:
-        """The array of a value; None for what is no constant."""
+        """Return the array of a value; None if it is not constant."""
         if name in self._tensors:
             return numpy_helper.to_array(self._tensors[name])
         if name not in self._found:
@@ -58,7 +58,7 @@ class Constants:
         return self._found[name]
 
     def stored(self, name: str) -> str:
-        """Name of the largest tensor in the file of which a value is made, or its own."""
+        """Return the name of the largest stored tensor that a value is computed from."""
         if name not in self._makers:
             return name
         nodes = self._model.graph.node
@@ -76,7 +76,7 @@ class Constants:
         return node.op_type in FOLDED and len(known) > 0 and all(known)
 
     def _before(self, name: str) -> list[int]:
-        """Positions of the nodes that lead to a value, in the order in which they run."""
+        """Return the positions of the nodes that a value depends on, in execution order."""
         nodes = self._model.graph.node
         found, waiting = set(), [name]
         while waiting:
@@ -105,7 +105,7 @@ class Constants:
 
 
 def _tensor(node: onnx.NodeProto) -> TensorProto | None:
-    """What a Constant node holds; None where it is a string, or stored as sparse."""
+    """Return the tensor of a Constant node; None if it is a string or sparse."""
     (part, *_) = node.attribute or [None]
     if part is None:
         return None
@@ -118,9 +118,9 @@ def _tensor(node: onnx.NodeProto) -> TensorProto | None:
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray | None:
-    """With zeros where it has no number; None where that is too much."""
+    """Return a sparse tensor as a dense array; None if it would be too large."""
     shape = tuple(sparse.dims)
-    if prod(shape) > MOST_ELEMENTS:
+    if prod(shape) > MAX_ELEMENTS:
         return None
     values, places = (numpy_helper.to_array(each) for each in (sparse.values, sparse.indices))
     dense = np.zeros(prod(shape), values.dtype)

@@ -8,43 +8,43 @@ import onnx
 
 from mfac_compress.export.graphs import nested
 from mfac_compress.export.session import load
-from mfac_compress.export.sparse.files import written
+from mfac_compress.export.sparse.files import temporary_file
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.measure import open_model
 from mfac_compress.export.sparse.probe import Feeds, unoptimised
 
-MOST_DIFFERENCE = 1e-3
-"""Share of the largest output that rounding explains; deep models come to 1e-5."""
-MOST_QUANTISED_DIFFERENCE = 0.05
-"""The same where values are rounded to 8 bits: floats that differ in their last bit may differ by a
-step there, which is 0.4% of a range, and by more behind it. ONNX Runtime with its optimisations and
-without has been seen to differ by 1.8%; quantised layers as sparse operators left all models that
-were tried equal to the bit."""
+MAX_DIFFERENCE = 1e-3
+"""Difference, relative to the largest output, that rounding can explain; deep models reach 1e-5."""
+MAX_QUANTISED_DIFFERENCE = 0.05
+"""The same if values are rounded to 8 bits: floats that differ in their last bit may then differ by
+one step, which is 0.4% of the range, and by more in later layers. ONNX Runtime's results with and
+without optimisations have been seen to differ by 1.8%; with quantised layers as sparse operators,
+the outputs of all models that were tried were bit-identical."""
 _ROUNDS_VALUES = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 
-def most_difference(graph: Graph) -> float:
-    """The share of the largest output that rounding explains in a model.
+def max_difference(graph: Graph) -> float:
+    """Return the difference, relative to the largest output, that rounding can explain in a model.
 
-    It follows from the model alone: what rounds its values also rounds what is not replaced.
+    It depends on the model only: its quantisation also rounds the values that are not replaced.
     """
     nodes = (node for each in nested(graph.model.graph) for node in each.node)
     quantised = any(node.op_type in _ROUNDS_VALUES for node in nodes)
-    return MOST_QUANTISED_DIFFERENCE if quantised else MOST_DIFFERENCE
+    return MAX_QUANTISED_DIFFERENCE if quantised else MAX_DIFFERENCE
 
 
 def largest_difference(
     dense: onnx.ModelProto, sparse: onnx.ModelProto, feeds: Feeds
 ) -> float | None:
-    """Compare the outputs of two models that are floats, quantised or not.
+    """Compare those outputs of two models that are floats, quantised or not.
 
-    The dense one is run with ONNX Runtime's optimisations and without, and the smaller difference
-    counts: optimised, ONNX Runtime rounds the inputs of weights that are stored in 8 bits to 8
-    bits, which the file does not say, and which has been seen to change outputs by 1%.
+    The dense model is run with and without ONNX Runtime's optimisations, and the smaller difference
+    counts: with them, ONNX Runtime also rounds the inputs of layers whose weights are stored in 8
+    bits, although the file does not say so, which has been seen to change outputs by 1%.
 
     Args:
-        dense: Without sparse operators.
-        sparse: With them.
+        dense: The model without sparse operators.
+        sparse: The model with them.
         feeds: The inputs of both.
     Returns:
         The largest difference as a share of the largest absolute value of its output. Infinity
@@ -54,7 +54,7 @@ def largest_difference(
     optimised = _largest(open_model(dense, 1).run(None, dict(feeds)), found)
     if not optimised:
         return optimised
-    with written(dense) as path:
+    with temporary_file(dense) as path:
         session = load(str(path), unoptimised())
     return min(optimised, _largest(session.run(None, dict(feeds)), found))
 
@@ -65,7 +65,7 @@ def _largest(expected: Sequence[Any], found: Sequence[Any]) -> float | None:
 
 
 def _is_numeric(output: object) -> bool:
-    """Floats, and integers so short that they are quantised floats; longer ones may be places."""
+    """Whether an output is float or a quantised float; longer integers may be indices."""
     if not isinstance(output, np.ndarray) or output.size == 0:
         return False
     kind, size = output.dtype.kind, output.dtype.itemsize

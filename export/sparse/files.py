@@ -1,4 +1,4 @@
-"""Read and write ONNX models, in one file where protobuf allows it."""
+"""Read and write ONNX models, in one file if protobuf's limit allows it."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, set_external_data
 
-from mfac_compress.export.external_data import MOST_BYTES_IN_ONE_FILE
+from mfac_compress.export.external_data import MAX_BYTES_IN_ONE_FILE
 from mfac_compress.export.graphs import nested, tensors
 from mfac_compress.export.replace import replace_model
 from mfac_compress.export.session import open_session
@@ -19,15 +19,15 @@ from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.limits import check_external_data, check_file, check_functions
 from mfac_compress.export.sparse.nodes import DOMAIN
 
-_LEAST_BYTES_BESIDE = 1024
+_MIN_BYTES_BESIDE = 1024
 
 
 def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read a plain ONNX file, with its tensors.
+    """Read an ONNX file without sparse operators, with its tensors.
 
     Raises:
-        ValueError: If it cannot be read, is too large when its functions are written out, or holds
-            sparse operators already.
+        ValueError: If it cannot be read, is too large when its functions are inlined, or has sparse
+            operators already.
     """
     path = Path(path)
     try:
@@ -43,7 +43,7 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
         ) from error
     if has_sparse_operators(model):
         raise ValueError(
-            f"{path} must be a plain ONNX file. It holds sparse operators already. Give the "
+            f"{path} must be a plain ONNX file. It has sparse operators already. Give the "
             "model.onnx that it was made from."
         )
     return model
@@ -58,14 +58,14 @@ def _words(error: Exception) -> str:
 
 
 def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write a model, whole and valid or not at all.
+    """Write a model atomically, once ONNX Runtime has loaded it.
 
     Args:
-        model: Stays as it is.
-        path: File, in a folder that exists. Tensors go to ``path`` + ``.data`` only where one file
-            would pass 2 GB.
+        model: Not changed.
+        path: File, in a folder that exists. Tensors go to ``path`` + ``.data`` only if one file
+            would exceed 2 GB.
     Raises:
-        ValueError: If ONNX Runtime cannot load it, or ``path`` + ``.data`` is taken by something
+        ValueError: If ONNX Runtime cannot load it, or ``path`` + ``.data`` belongs to something
             else.
     """
     library = kernel_library() if has_sparse_operators(model) else None
@@ -74,7 +74,7 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         try:
             open_session(draft, library=library)
         except ValueError as error:
-            raise ValueError(f"What is to be written as {path} must be valid. {error}") from error
+            raise ValueError(f"The model to be written as {path} must be valid. {error}") from error
 
     replace_model(Path(path), partial(_save, model), check)
 
@@ -82,15 +82,14 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
 def has_sparse_operators(model: onnx.ModelProto) -> bool:
     """Whether a model needs the sparse kernels.
 
-    ONNX Runtime writes every domain that it knows into the files that it optimises: what counts is
-    the nodes.
+    Its nodes decide: ONNX Runtime writes every domain that it knows into files that it optimises.
     """
     return any(node.domain == DOMAIN for graph in nested(model.graph) for node in graph.node)
 
 
 @contextmanager
-def written(model: onnx.ModelProto) -> Iterator[Path]:
-    """Put a model into a file for a while."""
+def temporary_file(model: onnx.ModelProto) -> Iterator[Path]:
+    """Write a model to a temporary file, removed at the end of the ``with`` block."""
     with tempfile.TemporaryDirectory(prefix="mfac-sparse-") as folder:
         path = Path(folder) / "model.onnx"
         _save(model, path)
@@ -98,22 +97,22 @@ def written(model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    if sum(map(_bytes_of, tensors(model.graph))) > MOST_BYTES_IN_ONE_FILE:
-        model = _beside(model, f"{path.name}.data")
+    if sum(map(_bytes_of, tensors(model.graph))) > MAX_BYTES_IN_ONE_FILE:
+        model = _with_external_data(model, f"{path.name}.data")
     onnx.save_model(model, path, format="protobuf")
 
 
 def _bytes_of(tensor: TensorProto) -> int:
-    """What it takes in a file, but for its name and shape; the numbers may lie in typed fields."""
+    """Return a tensor's size in a file; its numbers may be in typed fields."""
     return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
 
 
-def _beside(model: onnx.ModelProto, location: str) -> onnx.ModelProto:
-    """A copy whose large initializers go to another file when it is saved."""
+def _with_external_data(model: onnx.ModelProto, location: str) -> onnx.ModelProto:
+    """Return a copy whose large initializers are saved as external data."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in (tensor for graph in nested(copy.graph) for tensor in graph.initializer):
-        if _bytes_of(tensor) < _LEAST_BYTES_BESIDE:
+        if _bytes_of(tensor) < _MIN_BYTES_BESIDE:
             continue
         if not tensor.HasField("raw_data"):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))

@@ -1,4 +1,4 @@
-"""Find the layers of a graph, and what of it one sparse operator each can compute."""
+"""Find the layers of a graph, and the nodes that one sparse operator can compute for each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import onnx
 
 from mfac_compress.export.graphs import subgraphs
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.activation import add_activation
 from mfac_compress.export.sparse.patterns.batchnorm import fold_batchnorm
 from mfac_compress.export.sparse.patterns.conv import match_conv
@@ -15,7 +15,7 @@ from mfac_compress.export.sparse.patterns.dequantised import dequantised_constan
 from mfac_compress.export.sparse.patterns.gelu import add_gelu
 from mfac_compress.export.sparse.patterns.gemm import match_gemm
 from mfac_compress.export.sparse.patterns.matmul import add_bias, match_matmul
-from mfac_compress.export.sparse.patterns.other_quantised import why_not
+from mfac_compress.export.sparse.patterns.other_quantised import unsupported_reason
 from mfac_compress.export.sparse.patterns.quantised_conv import match_quantised_conv
 from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_gemm
 from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
@@ -36,19 +36,19 @@ Operator = SparseOperator | QuantisedOperator
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the graph, with the sparse operator that could stand for it."""
+    """A layer of the graph, with the sparse operator that could replace it."""
 
     node: onnx.NodeProto
-    found: Operator | Refusal
+    found: Operator | Unsupported
     position: int | None
     """None in a subgraph or a function."""
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """All Gemm, MatMul, Conv and ConvTranspose nodes and other forms, with nothing fused yet.
+    """Find all Gemm, MatMul, Conv and ConvTranspose nodes and their other forms, not yet fused.
 
     Args:
-        graph: Its nodes must have names, all different.
+        graph: Its nodes must have unique names.
     """
     layers = []
     for position, node in enumerate(graph.nodes):
@@ -56,11 +56,11 @@ def find_layers(graph: Graph) -> list[Layer]:
         if found is not None:
             layers.append(Layer(node, found, position))
         for inner in _inner_layers(node):
-            reason = Refusal(f"it is inside the {node.op_type} node {node.name}")
+            reason = Unsupported(f"it is inside the {node.op_type} node {node.name}")
             layers.append(Layer(inner, reason, None))
     for function in graph.model.functions:
         for inner in _layers_among(function.node):
-            reason = Refusal(
+            reason = Unsupported(
                 f"it is inside the function {function.name}: give the file with its functions "
                 "inlined (onnx.inliner)"
             )
@@ -68,21 +68,21 @@ def find_layers(graph: Graph) -> list[Layer]:
     return layers
 
 
-def _match(graph: Graph, position: int) -> Operator | Refusal | None:
-    """None for a node that is no layer."""
+def _match(graph: Graph, position: int) -> Operator | Unsupported | None:
+    """Return the operator of a node, or why there is none; None if the node is not a layer."""
     node = graph.nodes[position]
     if graph.is_operator(position, *_LAYERS):
         matches = _QUANTISED if _is_quantised(graph, node) else _LAYERS
         return matches[node.op_type](graph, position)
     left_alone = graph.is_operator(position, *_LEFT_ALONE)
-    reason = _LEFT_ALONE[node.op_type] if left_alone else why_not(node)
-    return None if reason is None else Refusal(reason)
+    reason = _LEFT_ALONE[node.op_type] if left_alone else unsupported_reason(node)
+    return None if reason is None else Unsupported(reason)
 
 
 def _is_quantised(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a layer computes with quantised values: not where only its weight is stored so.
+    """Whether a layer computes with quantised values, not only stores its weight quantised.
 
-    Of constants: a product of activations is quantised, too.
+    The product of two activations can be quantised, too.
     """
     producer = graph.producer(node.input[0])
     of_floats = producer is None or graph.nodes[producer].op_type != "DequantizeLinear"
@@ -92,19 +92,19 @@ def _is_quantised(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
-    """The operators of the layers with what follows each: bias, batch norm, residual, activation.
+    """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation.
 
     Args:
-        graph: Where they stand.
-        layers: As :func:`find_layers` gives them.
-        shapes: Of every value that a layer could add, at a batch that is not 1.
+        graph: The graph of the layers.
+        layers: As :func:`find_layers` returns them.
+        shapes: The shape of every value that a layer could add, at a batch size other than 1.
     Returns:
-        Operators whose nodes do not overlap, and the selections beside them, in the graph's order.
+        Operators whose nodes do not overlap, including selections, in the graph's order.
     """
     taken: set[int] = set()
     operators = []
     for layer in layers:
-        if isinstance(layer.found, QuantisedOperator):  # whole already
+        if isinstance(layer.found, QuantisedOperator):  # fused already
             taken |= set(layer.found.nodes)
             operators.append(layer.found)
         if isinstance(layer.found, SparseOperator):
@@ -132,7 +132,7 @@ def _extend(
     )
     for step in steps:
         longer = step(graph, operator)
-        # Of a sum of two layers, one takes the other as its residual.
+        # In a sum of two layers, one takes the other as its residual.
         if longer is not None and not taken & set(longer.nodes):
             operator = longer
     return operator
@@ -145,6 +145,6 @@ def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 def _layers_among(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
-        if node.op_type in (*_LAYERS, *_LEFT_ALONE) or why_not(node):
+        if node.op_type in (*_LAYERS, *_LEFT_ALONE) or unsupported_reason(node):
             yield node
         yield from _inner_layers(node)

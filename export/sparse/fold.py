@@ -1,5 +1,5 @@
-"""Compute what follows from constants alone, node by node, in ONNX Runtime: to the bit what it
-makes of the same nodes when it loads the file.
+"""Fold constants node by node in ONNX Runtime, bit-identical to what it computes from the same
+nodes when it loads the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,26 @@ FOLDED = frozenset(_ELEMENTWISE) | {
     "ReduceMax", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Shape", "Slice",
     "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""What ONNX Runtime folds as well, with outputs no larger than what they are made of, but for
-broadcasting. Not what makes much of little (ConstantOfShape, Expand, Tile), nor anything random."""
-MOST_ELEMENTS = 2**29
-"""Of a value; protobuf ends at 2 GiB."""
+"""Operators that ONNX Runtime folds as well, with outputs no larger than their inputs except by
+broadcasting. Not those that make large outputs from small inputs (ConstantOfShape, Expand, Tile),
+nor random ones."""
+MAX_ELEMENTS = 2**29
+"""Limit for one value; protobuf is limited to 2 GiB."""
 
 
 def fold(
     node: onnx.NodeProto, constants: Mapping[str, TensorProto], model: onnx.ModelProto
 ) -> Sequence[np.ndarray] | None:
-    """Compute a node of constants.
+    """Compute a node whose inputs are constants.
 
     Args:
-        node: Of a kind in ``FOLDED``.
-        constants: Of the names that it reads.
-        model: From which it is: its opsets and version of the format count.
+        node: Its operator is in ``FOLDED``.
+        constants: Its inputs by name.
+        model: The model of the node, for its opsets and version of the format.
     Returns:
-        Its outputs; None where they are too large, or of a type that NumPy lacks.
+        Its outputs; None if they are too large, or of a type that NumPy lacks.
     """
-    if _most_elements(node, constants) > MOST_ELEMENTS:
+    if _max_elements(node, constants) > MAX_ELEMENTS:
         return None
     outputs = [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name]
     alone = onnx.ModelProto(ir_version=max(4, model.ir_version))
@@ -55,12 +56,12 @@ def fold(
             alone.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         return session.run(None, {})
-    except Exception:  # a type that NumPy lacks, or a node that is wrong: no constant, then
+    except Exception:  # a type that NumPy lacks, or an invalid node: not a constant
         return None
 
 
-def _most_elements(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> int:
-    """How large the outputs could be together, before they are made."""
+def _max_elements(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> int:
+    """Return a bound on the total size of the outputs, before they are computed."""
     shapes = [tuple(constants[name].dims) for name in node.input if name]
     if node.op_type == "Gather":
         return prod(map(prod, shapes))

@@ -1,10 +1,10 @@
-"""Block-CSR, the form in which sparse weights lie in a model file.
+"""Block-CSR, the storage format of sparse weights in a model file.
 
 A weight is a matrix ``[outputs, inputs]``; that of a convolution is ``[outputs, inputs per group,
-kernel height, kernel width]``, or ``[outputs, inputs per group, kernel width]`` of one along one
-axis, with all but the first axis flattened. The outputs of each
-convolution group are cut into groups of ``block`` consecutive ones (the last may be shorter) that
-share one rising list of inputs: an input is stored where any weight of the block is not zero.
+kernel height, kernel width]``, or ``[outputs, inputs per group, kernel width]`` for one along one
+axis, with all but the first axis flattened. The outputs of each convolution group are split into
+groups of ``block`` consecutive ones (the last may be shorter) that share one ascending list of
+inputs: an input is stored if any weight of the block is nonzero.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class PackedWeight:
 
     Attributes:
         values: float32, shape ``[stored, block]``; 0 beyond a group's last output.
-        indices: int32, shape ``[stored]``: inputs, rising within a group.
+        indices: int32, shape ``[stored]``: inputs, ascending within a group.
         starts: int32, shape ``[groups + 1]``: where each group's indices begin.
         block: Outputs in a group, one of ``BLOCKS``.
-        shape: Of the dense weight.
+        shape: Shape of the dense weight.
         group: Convolution groups; 1 for a matrix.
     """
 
@@ -39,7 +39,8 @@ def check_dense(weight: np.ndarray, dtype: type[np.generic], group: int) -> None
     """Check a weight that is to be packed.
 
     Raises:
-        ValueError: If it is of another type, no weight of a layer, or not of so many groups.
+        ValueError: If its type is not ``dtype``, its shape is not that of a layer's weight, or its
+            outputs are not divisible by ``group``.
     """
     if weight.dtype != dtype or weight.ndim < 2 or weight.size == 0:
         raise ValueError(
@@ -51,7 +52,7 @@ def check_dense(weight: np.ndarray, dtype: type[np.generic], group: int) -> None
 
 
 def starts_of(rows: np.ndarray, count: int) -> np.ndarray:
-    """Where each of ``count`` rows begins among stored blocks, whose rows rise. int32."""
+    """Return where each of ``count`` rows begins among stored blocks in ascending order. int32."""
     counts = np.bincount(rows, minlength=count)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""Who makes and who uses each value of an ONNX model's main graph."""
+"""An index of the producers and users of each value in an ONNX model's main graph."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from mfac_compress.export.sparse.constants import Constants
 
 _STANDARD = ("", "ai.onnx")
 FIRST_WITH_DEFAULTS = 4
-"""Version of the format from which an initializer that is listed as an input is a default, which a
-caller may replace. Before, every initializer was listed, and was a constant all the same."""
+"""IR version from which an initializer that is listed as an input is a default that a caller may
+replace. In older versions every initializer is listed, and is still a constant."""
 
 
 class Graph:
     """An index of a model's main graph, which it never changes.
 
-    Nodes are named by their position. A value that a subgraph (of If, Loop, Scan) reads is used at
-    the position of the node that holds the subgraph.
+    Nodes are identified by their position. A value that a subgraph (of If, Loop, Scan) reads is
+    used at the position of the node that contains the subgraph.
 
     Args:
-        model: Nodes in topological order, as ONNX asks for.
+        model: Nodes in topological order, as ONNX requires.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -44,15 +44,15 @@ class Graph:
         self._constants = Constants(model, self.defaults)
 
     def users(self, name: str) -> list[int]:
-        """Positions of the nodes that read a value, once for each time they do."""
+        """Return the positions of the nodes that read a value, once for each use."""
         return self._users.get(name, [])
 
     def producer(self, name: str) -> int | None:
-        """Position of the node that makes a value; None for inputs and initializers."""
+        """Return the position of the node that makes a value; None for inputs and initializers."""
         return self._producers.get(name)
 
     def only_user(self, name: str) -> int | None:
-        """The one node that reads a value; None where there are more, or the graph returns it."""
+        """Return the only node that reads a value; None if several do, or the graph returns it."""
         users = self.users(name)
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
@@ -64,44 +64,44 @@ class Graph:
         return node.op_type in kinds and node.domain in _STANDARD
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The array of a value that no input can change: else None.
+        """Return the array of a constant value; None for other values.
 
-        Looks through what ONNX Runtime folds as well, see :class:`Constants`.
+        Nodes that ONNX Runtime folds as well are computed, see :class:`Constants`.
         """
         return self._constants.array(name)
 
     def stored(self, name: str) -> str:
-        """Name of the largest tensor in the file of which a constant is made, or its own."""
+        """Return the name of the largest stored tensor that a constant is computed from."""
         return self._constants.stored(name)
 
-    def why_not_constant(self, name: str) -> str:
-        """Why a value is no constant, as words that follow "its weight"."""
+    def not_constant_reason(self, name: str) -> str:
+        """Return why a value is not constant, as the end of a sentence such as "its weight ..."."""
         if name in self.defaults:
             return (
-                "is listed as a graph input, so whoever calls the model may replace it: a constant "
+                "is listed as a graph input, so a caller of the model may replace it: a constant "
                 "is an initializer that is not among the inputs"
             )
         return "is not constant"
 
     def scalar(self, name: str) -> float | None:
-        """The number of a constant with one element: else None."""
+        """Return the number of a constant with one element; None for other values."""
         array = self.constant(name)
         return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values."""
+    """Return a node's attributes as Python values."""
     return {part.name: helper.get_attribute_value(part) for part in node.attribute}
 
 
 def initializer_names(graph: onnx.GraphProto) -> set[str]:
-    """Names of a graph's initializers, sparse ones too."""
+    """Return the names of a graph's initializers, sparse ones too."""
     names = {tensor.name for tensor in graph.initializer}
     return names | {tensor.values.name for tensor in graph.sparse_initializer}
 
 
 def value_names(graph: onnx.GraphProto) -> set[str]:
-    """All names of values in a graph and those within it: a new one must be none of them."""
+    """Return all names of values in a graph and its subgraphs, which a new name must avoid."""
     names = set()
     for each in nested(graph):
         names |= initializer_names(each) | {value.name for value in each.input}
@@ -110,18 +110,18 @@ def value_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def is_open(dimension: onnx.TensorShapeProto.Dimension) -> bool:
-    """Whether an axis may have any length. Some exporters write -1 for that."""
+    """Whether an axis is dynamic. Some exporters write -1 for that."""
     return not dimension.HasField("dim_value") or dimension.dim_value < 0
 
 
 def needed_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a caller must give: initializers may be listed as inputs, too."""
+    """Return the inputs that a caller must give: initializers may be listed as inputs, too."""
     constants = initializer_names(graph)
     return [value for value in graph.input if value.name not in constants]
 
 
 def values_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the values that a node reads, also those that its subgraphs read around it."""
+    """Yield the names of the values that a node or its subgraphs read."""
     yield from node.input
     for graph in subgraphs(node):
         for inner in graph.node:

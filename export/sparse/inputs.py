@@ -1,4 +1,4 @@
-"""Inputs made up for a model of which nothing but the file is known."""
+"""Random inputs for a model of which only the file is known."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,30 @@ from mfac_compress.export.sparse.graph import is_open, needed_inputs
 from mfac_compress.export.sparse.probe import Feeds
 
 _BATCH = None
-"""Stands for the axis that the file leaves open for the batch."""
+"""Marks the dynamic batch axis."""
 _Axes = tuple[int | None, ...]
 
 
 class ShapeError(ValueError):
-    """A shape that must be given, or is given wrongly."""
+    """A shape is missing or does not fit the file."""
 
 
 class RandomInputs:
-    """Inputs by type and shape: floats are normal, integers 0 or 1, booleans true.
+    """Random inputs of the file's types and shapes: floats normal, integers 0 or 1, booleans true.
 
-    The first axis of an input is the batch where the file leaves it open.
+    The first axis of an input is the batch if it is dynamic.
 
     Attributes:
-        given_batches: The numbers that ``shapes`` has for the batch.
+        given_batches: The batch sizes in ``shapes``.
 
     Args:
         path: ONNX file.
-        shapes: By name, of inputs with other open axes. Where the first axis is open, too, its
-            number is only noted.
-        seed: Of the draw.
+        shapes: Shapes by name, for inputs with dynamic axes other than the batch. The batch size in
+            them is only recorded.
+        seed: Seed of the random generator.
     Raises:
-        ShapeError: If there is no such input, or its shape is open or another.
-        ValueError: If an input is no tensor of numbers, or the file can not be read.
+        ShapeError: If there is no such input, or its shape is missing or does not fit the file.
+        ValueError: If an input is not a tensor of numbers, or the file cannot be read.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class RandomInputs:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size of a file that takes no other; None where it is open."""
+        """The batch size of a file that takes no other; None if it is dynamic."""
         if any(_BATCH in axes for axes in self._axes.values()):
             return None
         return next((axes[0] for axes in self._axes.values() if axes), 1)
 
     def __call__(self, batch_size: int) -> Feeds:
-        """Make inputs.
+        """Generate inputs.
 
         Raises:
-            ValueError: If the file takes no such batch, or it does not fit into memory.
+            ValueError: If the file does not take this batch size, or it does not fit into memory.
         """
         if self.fixed_batch not in (None, batch_size):
             raise ValueError(
@@ -91,7 +91,7 @@ class RandomInputs:
 
 
 def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
-    """Lengths; the batch's is open."""
+    """Return the lengths of an input's axes, with ``_BATCH`` for a dynamic batch."""
     if not value.type.tensor_type.HasField("shape"):
         return _axes_of_any_number(value.name, given)
     dimensions = value.type.tensor_type.shape.dim
@@ -115,7 +115,7 @@ def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
 
 
 def _axes_of_any_number(name: str, given: Sequence[int] | None) -> _Axes:
-    """The same for an input of which the file does not even say how many axes it has."""
+    """Return the same for an input of which the file does not give the number of axes."""
     if not given:
         raise ShapeError(
             f"The shape of input {name} must be known: the file does not say how many axes it has. "
@@ -129,7 +129,7 @@ def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
     dtype = helper.tensor_dtype_to_np_dtype(kind) if value.type.HasField("tensor_type") else None
     if dtype is None or dtype.kind not in "fiub":
         raise ValueError(
-            f"Input {value.name} must be a tensor of numbers, so that inputs can be made up for it."
+            f"Input {value.name} must be a tensor of numbers, so that random inputs can be made."
         )
     return dtype
 
@@ -139,5 +139,5 @@ def _draw(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np
         return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    # In the range of any vocabulary.
+    # 0 and 1 are valid indices into any vocabulary.
     return rng.integers(2, size=shape, dtype=np.int8).astype(dtype, copy=False)

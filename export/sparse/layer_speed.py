@@ -1,17 +1,17 @@
-"""What is said of each layer of a file: sparsity, times, and why it was replaced or not."""
+"""The description of each layer of a file: sparsity, times, and why it was replaced or not."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mfac_compress.export.sparse.choose import LEAST_SPARSITY, Choice, Trial
+from mfac_compress.export.sparse.choose import MIN_SPARSITY, Choice, Trial
 from mfac_compress.export.sparse.find import Layer, Operator
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
-from mfac_compress.export.sparse.measure import SettingTime
-from mfac_compress.export.sparse.multiplications import multiplications
-from mfac_compress.export.sparse.operator import Refusal
+from mfac_compress.export.sparse.macs import count_macs
+from mfac_compress.export.sparse.measure import WorkloadTime
+from mfac_compress.export.sparse.operator import Unsupported
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 
@@ -22,21 +22,21 @@ class LayerSpeed:
     name: str
     operator: str
     weight: str | None
-    """Name of the tensor. None where it is not constant."""
+    """Name of the tensor. None if it is not constant."""
     shape: tuple[int, ...]
-    """Of the weight; empty where it is not constant, or packed."""
+    """Shape of the weight; empty if it is not constant, or packed."""
     sparsity: float | None
-    """Share of the weights that are zero. None where they are not constant, or packed."""
+    """Share of the weights that are zero. None if they are not constant, or packed."""
     macs: int | None
-    """Multiplications of the dense layer in one call, at the first setting. None: in a subgraph,
-    of two constants, or with a weight of which nothing is known."""
+    """Multiplications of the dense layer in one call, for the first workload. None if it is in a
+    subgraph, a product of two constants, or its weight is not known."""
     kept_macs: int | None
-    """Of these, those with weights that are not zero."""
+    """How many of these are with nonzero weights."""
     block: int | None
-    """Outputs that share their inputs; of a quantised layer 4, the inputs of one output that lie
-    together. None: ONNX Runtime computes the layer."""
-    times: tuple[SettingTime, ...]
-    """The layer on its own, with what is fused behind it. Empty where it was not timed."""
+    """Outputs that share their inputs; 4 for a quantised layer, the inputs of one output that are
+    stored together. None: ONNX Runtime computes the layer."""
+    times: tuple[WorkloadTime, ...]
+    """Times of the layer on its own, with the nodes fused into it. Empty if it was not timed."""
     reason: str
     """Why it was replaced, or not."""
 
@@ -52,12 +52,12 @@ def layer_speeds(
     """Describe the layers of a graph.
 
     Args:
-        graph: Where they stand.
-        layers: All of them.
-        operators: Those that could stand for layers, named as these.
-        choice: What came of timing them one by one.
-        plan: What is replaced in the end.
-        shapes: Of the layers' inputs and outputs.
+        graph: The graph of the layers.
+        layers: All layers.
+        operators: The operators that could replace layers, with the names of these.
+        choice: The result of timing them one by one.
+        plan: The operators that are replaced in the end.
+        shapes: Shapes of the layers' inputs and outputs.
     """
     by_name = {operator.name: operator for operator in operators}
     return tuple(
@@ -84,7 +84,7 @@ def _describe(
     weight = stored.array if stored and stored.array is not None else np.empty(0)
     known = weight.size > 0
     trial = choice.trials.get(operator)
-    macs, kept_macs = multiplications(graph, layer, shapes) or (None, None)
+    macs, kept_macs = count_macs(graph, layer, shapes) or (None, None)
     return LayerSpeed(
         name=node.name,
         operator=node.op_type,
@@ -106,15 +106,15 @@ def _reason(
     choice: Choice,
     plan: Plan,
 ) -> str:
-    if isinstance(layer.found, Refusal):
+    if isinstance(layer.found, Unsupported):
         return layer.found.reason
-    few = operator.sparsity < LEAST_SPARSITY
-    alone = trial is not None and trial.pays
+    few = operator.sparsity < MIN_SPARSITY
+    alone = trial is not None and trial.is_faster
     reasons = {
         "faster": operator in plan and alone,
-        "saves changes of layout around it": operator in plan,
+        "saves layout conversions around it": operator in plan,
         "faster on its own, but not in the whole model": operator in choice.plan and alone,
-        f"fewer than {LEAST_SPARSITY:.0%} of its weights are zero": few,
+        f"fewer than {MIN_SPARSITY:.0%} of its weights are zero": few,
         "not timed": trial is None,
         "faster on its own, but not with the layers around it": alone,
     }

@@ -1,7 +1,7 @@
 """Which values stay in the kernels' own layout, `planes`.
 
-A value does where a sparse convolution makes it and nothing but sparse convolutions read it, as
-their input or as their residual.
+A value can if a sparse convolution makes it and only sparse convolutions read it, as their input or
+as their residual.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,8 +15,9 @@ class Placement(NamedTuple):
     """How an operator is computed.
 
     Attributes:
-        block: Outputs that share their inputs, or inputs of a quantised layer.
-        planes: Whether its output stays in planes where that is possible.
+        block: Number of outputs that share their inputs; for a quantised layer, of inputs that are
+            stored together.
+        planes: Whether its output stays in planes if that is possible.
     """
 
     block: int
@@ -28,10 +29,10 @@ Plan = Mapping[Operator, Placement]
 
 
 def in_planes(graph: Graph, plan: Plan) -> frozenset[str]:
-    """Names of the values that stay in planes.
+    """Return the names of the values that stay in planes.
 
     Args:
-        graph: Where they stand.
+        graph: The graph of the operators.
         plan: All that will be computed by sparse operators.
     """
     wanted = {operator.y for operator, placement in plan.items() if placement.planes}
@@ -39,12 +40,12 @@ def in_planes(graph: Graph, plan: Plan) -> frozenset[str]:
 
 
 KINDS = ("all", "windowed", "none")
-"""Which values are in planes: all that can be; those that a window larger than one pixel reads,
-which is what the layout is for (its border makes every image larger); none."""
+"""Which values are in planes: all that can be; only those read by windows larger than one pixel,
+for which the layout is meant (its border makes every image larger); none."""
 
 
-def placed(graph: Graph, blocks: Mapping[Operator, int], kind: str) -> Plan:
-    """The plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
+def assign_layouts(graph: Graph, blocks: Mapping[Operator, int], kind: str) -> Plan:
+    """Return the plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
     wanted = _could_be(graph, blocks) if kind != "none" else frozenset()
     if kind == "windowed":
         wanted &= {o.x for o in blocks if o.takes_planes and max(o.weight.shape[2:]) > 1}
@@ -52,11 +53,11 @@ def placed(graph: Graph, blocks: Mapping[Operator, int], kind: str) -> Plan:
 
 
 def _could_be(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
-    return _handed_on(graph, [operator for operator in operators if operator.takes_planes])
+    return _internal_values(graph, [operator for operator in operators if operator.takes_planes])
 
 
-def _handed_on(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
-    """Values that one of the operators makes, and nothing but others of them reads."""
+def _internal_values(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
+    """Return the values that one of the operators makes and only these operators read."""
     inside = {position for each in operators for position in (*each.nodes, *each.feeding)}
     made = {operator.y for operator in operators}
     return frozenset(
@@ -65,19 +66,19 @@ def _handed_on(graph: Graph, operators: Collection[Operator]) -> frozenset[str]:
 
 
 def chains(graph: Graph, operators: Sequence[Operator]) -> list[list[Operator]]:
-    """Put together the operators that could hand images to each other.
+    """Group the operators that could pass images to each other.
 
-    Float ones do it in planes. Quantised ones do it as everywhere, but ONNX Runtime's own turn
-    images round at both ends of a chain.
+    Float operators pass them in planes. Quantised ones use the same layout as the file, but ONNX
+    Runtime's own operators transpose images at both ends of a chain.
 
     Args:
-        graph: Where they stand.
+        graph: The graph of the operators.
         operators: All that could be computed by sparse operators.
     Returns:
         Groups in the graph's order; each operator is in one.
     """
     quantised = [o for o in operators if o.window and not o.takes_planes]
-    shared = _could_be(graph, operators) | _handed_on(graph, quantised)
+    shared = _could_be(graph, operators) | _internal_values(graph, quantised)
     group = {operator.y: {operator} for operator in operators}
     for operator in operators:
         for name in (operator.x, operator.residual):

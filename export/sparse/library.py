@@ -1,4 +1,4 @@
-"""Where the compiled kernels lie."""
+"""The path of the compiled kernels."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ LIBRARY = "libmfac_sparse.so"
 def kernel_library() -> Path:
     """Return the path of the shared library for ``register_custom_ops_library``.
 
-    Any ONNX Runtime (Python, C, C++, C#, Java) loads it. It is built by ``pip install`` where there
-    is a C++ compiler.
+    ONNX Runtime can load it from any language (Python, C, C++, C#, Java). ``pip install`` builds it
+    if there is a C++ compiler.
 
     Raises:
         ValueError: If it was not built.

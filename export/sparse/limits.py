@@ -1,4 +1,4 @@
-"""What a file must be before any of it is read into memory, or handed to ONNX Runtime."""
+"""Checks of a file before it is read into memory or passed to ONNX Runtime."""
 
 import stat
 from collections.abc import Iterator
@@ -11,36 +11,36 @@ from onnx import TensorProto
 
 from mfac_compress.export.graphs import subgraphs, tensors
 
-_MOST_BYTES = 2**31 - 1
+_MAX_BYTES = 2**31 - 1
 """Protobuf's own limit."""
-MOST_NODES = 200_000
-"""With all functions written out at their calls, as ONNX Runtime does when it loads a file."""
+MAX_NODES = 200_000
+"""Limit with all functions inlined, as ONNX Runtime does when it loads a file."""
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no file, or can be no ONNX file.
+    """Refuse what is not a regular file, or is too large for an ONNX file.
 
     Raises:
-        ValueError: Saying what is there. OSError if nothing is.
+        ValueError: If the path is not such a file. OSError if it does not exist.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path} is a folder, a device, a pipe or the like.")
-    if found.st_size > _MOST_BYTES:
+    if found.st_size > _MAX_BYTES:
         raise ValueError(
-            f"{path} has {found.st_size:,} bytes, and an ONNX file ends at {_MOST_BYTES:,}. What "
-            "is larger has its tensors in a file of external data."
+            f"{path} has {found.st_size:,} bytes, and an ONNX file has at most {_MAX_BYTES:,}. "
+            "A larger model has its tensors in a file of external data."
         )
 
 
 def check_external_data(model: onnx.ModelProto, folder: Path) -> None:
-    """Refuse external data that is not in files beside the model, whole.
+    """Refuse external data that is not completely in files beside the model.
 
     Args:
         model: Read without its external data.
-        folder: In which its file is.
+        folder: The folder of its file.
     Raises:
-        ValueError: Naming the tensor.
+        ValueError: If a tensor is incomplete or outside the folder; the message names it.
     """
     total = 0
     for tensor in _all_tensors(model):
@@ -54,10 +54,10 @@ def check_external_data(model: onnx.ModelProto, folder: Path) -> None:
 
 
 def check_functions(model: onnx.ModelProto) -> None:
-    """Refuse functions that call each other in a circle, or are too much when written out.
+    """Refuse recursive functions, and functions that are too large when inlined.
 
     Raises:
-        ValueError: Naming a function, or how many nodes there would be.
+        ValueError: If there are any; the message names a function, or the number of nodes.
     """
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     counts: dict[tuple[str, str, str], int | None] = {}
@@ -78,15 +78,15 @@ def check_functions(model: onnx.ModelProto) -> None:
         total = count(_nodes(model.graph.node))
     except RecursionError:
         raise ValueError("Its functions call each other too deeply.") from None
-    if total > MOST_NODES:
+    if total > MAX_NODES:
         raise ValueError(
-            f"It has {total:,} nodes once its functions are written out where they are called, and "
-            f"at most {MOST_NODES:,} are taken."
+            f"It has {total:,} nodes once its functions are inlined, and at most {MAX_NODES:,} are "
+            "accepted."
         )
 
 
 def _nodes(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes and those of the graphs that they hold, at any depth."""
+    """Yield nodes and the nodes of their subgraphs, at any depth."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
@@ -100,7 +100,7 @@ def _all_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
 
 
 def _check_tensor(tensor: TensorProto, folder: Path) -> int:
-    """Its bytes."""
+    """Check one tensor's external data and return its size in bytes."""
     given = {entry.key: entry.value for entry in tensor.external_data}
     location = given.get("location", "")
     what = f"The external data of tensor {tensor.name!r}"
@@ -117,8 +117,8 @@ def _check_tensor(tensor: TensorProto, folder: Path) -> int:
     length = _number(given.get("length") or str(max(0, found.st_size - offset)), what)
     if offset + length > found.st_size:
         raise ValueError(
-            f"{what} must lie in {location!r}, which has {found.st_size:,} bytes. It is said to be "
-            f"{length:,} bytes from {offset:,} on."
+            f"{what} must lie in {location!r}, which has {found.st_size:,} bytes. Got {length:,} "
+            f"bytes from offset {offset:,}."
         )
     bits = _bits(tensor.data_type)
     if bits is not None and length < -(-prod(tensor.dims) * bits // 8):
@@ -128,12 +128,12 @@ def _check_tensor(tensor: TensorProto, folder: Path) -> int:
 
 def _number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise ValueError(f"{what} must begin and end at a byte. Got {text[:40]!r}.")
+        raise ValueError(f"{what} must have an offset and length in bytes. Got {text[:40]!r}.")
     return int(text)
 
 
 def _bits(kind: int) -> int | None:
-    """Of a number; None where that is not a matter of its type."""
+    """Return the bits of one element; None if its type does not determine them."""
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Time parts of a model, computed by ONNX Runtime and by the sparse operators, in turn."""
+"""Time parts of a model in ONNX Runtime and with sparse operators, interleaved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from mfac_compress.export.latency import Setting
+from mfac_compress.export.latency import Workload
 from mfac_compress.export.session import open_session
-from mfac_compress.export.sparse.files import written
+from mfac_compress.export.sparse.files import temporary_file
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.timing import Call, clock_for, time_interleaved
 
 _WARMUP = 2
-_SHORTEST_RUN_MS = 1.0  # half of what a comparison takes: here many candidates are looked through
+_SHORTEST_RUN_MS = 1.0  # half of that of a comparison: here many candidates are timed
 _LONGEST_MS = 2000.0
 
 
 @dataclass(frozen=True)
-class SettingTime:
-    """What a part of a model, or the whole, takes at one setting, in milliseconds a call."""
+class WorkloadTime:
+    """Milliseconds per call of a part of a model, or the whole, for one workload."""
 
-    setting: Setting
+    workload: Workload
     dense_ms: float
-    """As it is, in stock ONNX Runtime."""
+    """In stock ONNX Runtime, without sparse operators."""
     sparse_ms: float
     """With sparse operators."""
     ratio: float
@@ -36,24 +36,26 @@ class SettingTime:
 
     @classmethod
     def of_rounds(
-        cls, setting: Setting, dense: Sequence[float], sparse: Sequence[float]
-    ) -> "SettingTime":
-        """The medians of the times of two calls, by round as :func:`race` gives them."""
-        return cls(setting, median(dense), median(sparse), median_ratio(sparse, dense))
+        cls, workload: Workload, dense: Sequence[float], sparse: Sequence[float]
+    ) -> "WorkloadTime":
+        """Return the medians of the times of two calls, by round as in :func:`time_models`."""
+        return cls(workload, median(dense), median(sparse), median_ratio(sparse, dense))
 
 
-def race(
+def time_models(
     models: Sequence[onnx.ModelProto], feeds: Feeds, *, threads: int, rounds: int
 ) -> list[list[float]]:
-    """Time models on the same inputs, each opened once: to find candidates, not to judge them.
+    """Time models on the same inputs, interleaved, each opened once.
+
+    This finds candidates; it does not judge them.
 
     Args:
-        models: With or without sparse operators. All take the same inputs.
+        models: Models with or without sparse operators. All take the same inputs.
         feeds: The inputs.
-        threads: Of ONNX Runtime.
-        rounds: How often each is timed, in turn; fewer times where that takes many seconds.
+        threads: Threads of ONNX Runtime.
+        rounds: How often each is timed; fewer times if that takes many seconds.
     Returns:
-        For each model, milliseconds a call by round.
+        For each model, milliseconds per call by round.
     """
 
     def open_call(model: onnx.ModelProto) -> Call:
@@ -71,16 +73,16 @@ def race(
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Median of the rounds' ratios ours / theirs."""
+    """Return the median of the rounds' ratios ours / theirs."""
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
-    """Standard normal inputs, or any bytes, for a model whose inputs have fixed shapes.
+    """Draw standard normal or random uint8 inputs for a model whose inputs have fixed shapes.
 
     Args:
         model: Its inputs are float32 or uint8.
-        seed: Of the draw.
+        seed: Seed of the random generator.
     """
     rng = np.random.default_rng(seed)
     feeds = {}
@@ -95,8 +97,8 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]
 
 
 def open_model(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """A session of a model in memory, with the kernels where it has sparse operators."""
+    """Open a session of a model in memory, with the kernels if it has sparse operators."""
     sparse = any(imported.domain == DOMAIN for imported in model.opset_import)
-    # ONNX Runtime has read the file once the session is there.
-    with written(model) as path:
+    # Once the session is open, ONNX Runtime has read the file.
+    with temporary_file(model) as path:
         return open_session(path, threads=threads, library=kernel_library() if sparse else None)

@@ -1,4 +1,4 @@
-"""ONNX nodes of the sparse operators; docs/sparse-operators.md is their contract."""
+"""ONNX nodes of the sparse operators, as specified in docs/sparse-operators.md."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mfac_compress.export.sparse.format import PackedWeight
-from mfac_compress.export.sparse.quads import PackedQuads
+from mfac_compress.export.sparse.quads import Packed1x4
 
 DOMAIN = "mfac_compress"
 VERSION = 1
@@ -23,7 +23,7 @@ _BETWEEN_ROWS = 8
 
 @dataclass(frozen=True)
 class SparseNode:
-    """A node and the initializers that it brings along."""
+    """A node and its initializers."""
 
     node: onnx.NodeProto
     initializers: tuple[onnx.TensorProto, ...]
@@ -43,7 +43,7 @@ def sparse_linear(
     """Build ``y = activation(x Wᵀ + bias + residual)``.
 
     Args:
-        name: Of the node; the initializers' names begin with it.
+        name: Name of the node; the initializers' names begin with it.
         x: Name of the input, shape ``[..., inputs]``.
         y: Name of the output, shape ``[..., outputs]``.
         weight: Packed from ``[outputs, inputs]``.
@@ -77,24 +77,24 @@ def sparse_conv(
 ) -> SparseNode:
     """Build ``y = activation(conv(x, W) + bias + residual)`` for images, or along one axis.
 
-    What there is for each axis is one number for each axis of the window: down and right, or only
-    one. The defaults are those of images.
+    Arguments with one number per axis have two for images, vertical and horizontal, and one for a
+    convolution along one axis. The defaults are those of images.
 
     Args:
-        name: Of the node; the initializers' names begin with it.
-        x: Name of the input, shape ``[N, C, H, W]``, ``[N, C, W]`` or as ``planes_shape`` says.
+        name: Name of the node; the initializers' names begin with it.
+        x: Name of the input, shape ``[N, C, H, W]``, ``[N, C, W]`` or that of ``planes_shape``.
         y: Name of the output.
         weight: Packed from ``[outputs, C / group, h, w]`` or ``[outputs, C / group, w]``.
         bias: float32, shape ``[outputs]``.
         residual: Name of a tensor like the output that is added before the activation.
         activation: none, relu, clip, gelu (with erf) or gelu_tanh.
         clip: Bounds, for the activation clip.
-        strides: For each axis.
-        pads: Before each axis, then behind each.
-        dilations: For each axis.
-        input_layout: nchw, or planes where the input comes from a sparse convolution that says so.
-        output_layout: The same of the output.
-        residual_layout: That of the residual; as the output's unless given.
+        strides: One per axis.
+        pads: Padding at the beginning of each axis, then at the end of each.
+        dilations: One per axis.
+        input_layout: nchw, or planes if the input is the output of a sparse convolution in planes.
+        output_layout: Layout of the output.
+        residual_layout: Layout of the residual; by default that of the output.
     Raises:
         ValueError: If weight, bias, activation or layout do not fit.
     """
@@ -114,7 +114,7 @@ def sparse_conv(
 def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:
     """Return the shape of ``[batch, channels, height, width]`` in the layout ``planes``.
 
-    The height of what has one axis is 1.
+    For a convolution along one axis the height is 1.
 
     >>> planes_shape(1, 16, 28, 28)
     (17, 30, 29)
@@ -126,8 +126,8 @@ def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[in
     return batch * channels + -(-_READ_BEYOND // plane), height + 2, *row
 
 
-def linear_attributes(weight: PackedWeight | PackedQuads) -> dict[str, Any]:
-    """The sizes of a matrix product, as attributes.
+def linear_attributes(weight: PackedWeight | Packed1x4) -> dict[str, Any]:
+    """Return the sizes of a matrix product, as attributes.
 
     Raises:
         ValueError: If the weight was not packed from a matrix.
@@ -138,16 +138,16 @@ def linear_attributes(weight: PackedWeight | PackedQuads) -> dict[str, Any]:
 
 
 def conv_attributes(
-    weight: PackedWeight | PackedQuads,
+    weight: PackedWeight | Packed1x4,
     strides: Sequence[int],
     pads: Sequence[int],
     dilations: Sequence[int],
 ) -> dict[str, Any]:
-    """The sizes of a convolution and how its window moves, as attributes.
+    """Return the sizes, strides, pads and dilations of a convolution, as attributes.
 
     Raises:
-        ValueError: If the weight was not packed from windows of one or two axes, for which there
-            are as many numbers.
+        ValueError: If the weight's window does not have one or two axes, or strides, pads and
+            dilations are not given for as many.
     """
     axes = len(weight.shape) - 2
     if axes not in (1, 2):
@@ -156,7 +156,7 @@ def conv_attributes(
         )
     if not len(strides) == len(dilations) == len(pads) / 2 == axes:
         raise ValueError(
-            f"strides, dilations and pads must be of {axes} axes. Got {list(strides)}, "
+            f"strides, dilations and pads must be for {axes} axes. Got {list(strides)}, "
             f"{list(dilations)} and {list(pads)}."
         )
     return {
@@ -179,16 +179,16 @@ def node_with(
     attributes: Mapping[str, Any],
     more: Sequence[str] = (),
 ) -> SparseNode:
-    """A node of our domain with its constants.
+    """Build a node of our domain with its constants.
 
     Args:
-        kind: Of operator.
-        name: Of the node; the initializers' names begin with it.
+        kind: Type of the operator.
+        name: Name of the node; the initializers' names begin with it.
         x: Name of the first input.
         y: Name of the output.
-        arrays: Constants, in the order of the inputs that follow; None where one is left out.
-        attributes: Of the node.
-        more: Names of the inputs behind these.
+        arrays: Constants, in the order of the following inputs; None for an omitted one.
+        attributes: Attributes of the node.
+        more: Names of the inputs after these.
     """
     there = {key: array for key, array in arrays.items() if array is not None}
     inputs = [x, *(f"{name}.{key}" if key in there else "" for key in arrays), *more]

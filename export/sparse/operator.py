@@ -13,9 +13,9 @@ from mfac_compress.export.sparse.nodes import SparseNode, sparse_conv, sparse_li
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution's window moves, along two axes or one.
+    """Strides, pads, dilations and groups of a convolution, along two axes or one.
 
-    Pads are top, left, bottom, right, or before and behind.
+    Pads are top, left, bottom, right, or left and right.
     """
 
     strides: tuple[int, ...] = (1, 1)
@@ -29,20 +29,20 @@ class SparseOperator:
     """y = activation(x ∘ W + bias + residual), where ∘ is a matrix product or a convolution.
 
     Attributes:
-        name: Of the layer's node, unique among the operators of a graph.
-        weight_name: Of the tensor that the weight was read from.
-        nodes: Positions of the nodes that it stands for, rising. Nothing outside reads what they
-            make, but for y.
+        name: Name of the layer's node, unique among the operators of a graph.
+        weight_name: Name of the tensor that the weight was read from.
+        nodes: Positions of the nodes that it replaces, ascending. Of their outputs, other nodes
+            read only y.
         x: Name of the input.
         y: Name of the output.
         weight: float32, ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
-        window: Of a convolution; None for a matrix product.
+        window: Convolution window; None for matmul.
         bias: float32, ``[outputs]``.
         residual: Name of a value of y's shape.
         activation: As :func:`sparse_linear` takes it.
         clip: Bounds of the activation clip.
-        selection: Whether it only moves values: it is worth computing between sparse convolutions,
-            never on its own.
+        selection: Whether it only copies values: it is useful between sparse convolutions, never on
+            its own.
     """
 
     name: str
@@ -72,30 +72,30 @@ class SparseOperator:
         return 1 - np.count_nonzero(self.weight) / self.weight.size
 
     @property
-    def is_open(self) -> bool:
-        """Whether a sum may still be fused: the activation comes last."""
+    def can_fuse(self) -> bool:
+        """Whether a sum may still be fused: not after the activation."""
         return self.activation == "none"
 
-    def blocks(self, most_padding: float) -> list[int]:
-        """The block sizes whose padding with zeros stays within reason.
+    def blocks(self, max_padding: float) -> list[int]:
+        """Return the block sizes that do not need too much padding with zeros.
 
         Args:
-            most_padding: Stored values, at most, for each that is not zero.
+            max_padding: Largest number of stored values per nonzero value.
         """
         kept = max(1, np.count_nonzero(self.weight))
         sizes = {size: self._stored(size) for size in BLOCKS}
-        return [size for size in BLOCKS if size == 1 or sizes[size] <= most_padding * kept]
+        return [size for size in BLOCKS if size == 1 or sizes[size] <= max_padding * kept]
 
     def _stored(self, block: int) -> int:
         group = self.window.group if self.window else 1
         return pack(self.weight, block=block, group=group).values.size
 
     def build(self, block: int, planes: Collection[str] = ()) -> SparseNode:
-        """The node that computes it.
+        """Build the node that computes it.
 
         Args:
-            block: Outputs that share their inputs.
-            planes: Names of the values that are in this layout.
+            block: Number of outputs that share their inputs.
+            planes: Names of the values in this layout.
         """
         ends = {"bias": self.bias, "residual": self.residual}
         ends |= {"activation": self.activation, "clip": self.clip}
@@ -121,7 +121,7 @@ def _layout(name: str, planes: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why no sparse operator can stand for a layer."""
+class Unsupported:
+    """The reason why no sparse operator can compute a layer."""
 
     reason: str

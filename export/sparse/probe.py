@@ -1,4 +1,4 @@
-"""What shapes a model's values have, found by running it."""
+"""The shapes of a model's values, found by running it."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from mfac_compress.export.session import load
-from mfac_compress.export.sparse.files import written
+from mfac_compress.export.sparse.files import temporary_file
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -17,17 +17,17 @@ Feeds = Mapping[str, np.ndarray]
 def shapes_of(
     model: onnx.ModelProto, names: Iterable[str], feeds: Feeds, seconds: float | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Run a model and note the shapes of values within it.
+    """Run a model and record the shapes of internal values.
 
     Args:
         model: Read from a file, with its tensors.
         names: Values of the main graph.
         feeds: The model's inputs.
-        seconds: After which the run is ended; None: never.
+        seconds: Time limit of the run; None for no limit.
     Returns:
         Shape of each value.
     Raises:
-        ValueError: If ONNX Runtime does not load the model or take the inputs, or was ended.
+        ValueError: If ONNX Runtime cannot load the model or run it on the inputs in time.
     """
     wanted = sorted(set(names))
     if not wanted:
@@ -39,7 +39,7 @@ def shapes_of(
         probe.graph.node.append(helper.make_node("Shape", [name], [f"shape of {name}"]))
         info = helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, None)
         probe.graph.output.append(info)
-    with written(probe) as path:
+    with temporary_file(probe) as path:
         session = load(str(path), unoptimised())
         try:
             shapes = _run(session, feeds, seconds)
@@ -56,10 +56,10 @@ def _run(
     session: onnxruntime.InferenceSession, feeds: Feeds, seconds: float | None
 ) -> list[np.ndarray]:
     options = onnxruntime.RunOptions()
-    options.log_severity_level = 4  # what is wrong is in the exception
+    options.log_severity_level = 4  # the exception has the error
     if seconds is None:
         return session.run(None, dict(feeds), options)
-    # Looked at before each node, also in loops.
+    # ONNX Runtime checks this flag before each node, also in loops.
     end = threading.Timer(seconds, setattr, (options, "terminate", True))
     end.daemon = True
     end.start()
@@ -70,7 +70,7 @@ def _run(
 
 
 def unoptimised() -> onnxruntime.SessionOptions:
-    """Options of a session that computes a file as it stands."""
+    """Return options of a session without optimisations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -1,4 +1,4 @@
-"""ONNX nodes of the quantised sparse operators; docs/sparse-operators.md is their contract."""
+"""ONNX nodes of the quantised sparse operators, as specified in docs/sparse-operators.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from mfac_compress.export.sparse.nodes import (
     linear_attributes,
     node_with,
 )
-from mfac_compress.export.sparse.quads import PackedQuads
+from mfac_compress.export.sparse.quads import Packed1x4
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How sums become unsigned bytes: y = clip(round(sum · scale) + zero point).
+    """Requantisation of sums to unsigned bytes: y = clip(round(sum · scale) + zero point).
 
     Attributes:
-        scales: float32, ``[outputs]``: of the sums, x_scale · w_scale / y_scale.
-        x_zero_point: In 0 to 255. The weight's is 0.
+        scales: float32, ``[outputs]``: scales of the sums, x_scale · w_scale / y_scale.
+        x_zero_point: In 0 to 255. That of the weight is 0.
         y_zero_point: In 0 to 255.
-        low: Least y: 0, or what the activation makes of it.
-        high: Largest y, at most 255.
+        low: Smallest y, at least 0: the activation's lower bound.
+        high: Largest y, at most 255: the activation's upper bound.
     """
 
     scales: np.ndarray
@@ -38,7 +38,7 @@ def sparse_qlinear(
     name: str,
     x: str,
     y: str,
-    weight: PackedQuads,
+    weight: Packed1x4,
     rounding: Rounding,
     *,
     bias: np.ndarray | None = None,
@@ -46,11 +46,11 @@ def sparse_qlinear(
     """Build ``y = rounded((x − x_zero_point) Wᵀ + bias)``.
 
     Args:
-        name: Of the node; the initializers' names begin with it.
+        name: Name of the node; the initializers' names begin with it.
         x: Name of the input, uint8 ``[..., inputs]``.
         y: Name of the output, uint8 ``[..., outputs]``.
         weight: Packed from ``[outputs, inputs]``.
-        rounding: To bytes.
+        rounding: Requantisation of the sums.
         bias: int32, ``[outputs]``, in steps of x_scale · w_scale.
     Raises:
         ValueError: If weight, rounding or bias do not fit.
@@ -62,7 +62,7 @@ def sparse_qconv(
     name: str,
     x: str,
     y: str,
-    weight: PackedQuads,
+    weight: Packed1x4,
     rounding: Rounding,
     *,
     bias: np.ndarray | None = None,
@@ -73,15 +73,15 @@ def sparse_qconv(
     """Build ``y = rounded(conv(x − x_zero_point, W) + bias)`` for images.
 
     Args:
-        name: Of the node; the initializers' names begin with it.
+        name: Name of the node; the initializers' names begin with it.
         x: Name of the input, uint8 ``[N, C, H, W]``.
         y: Name of the output.
         weight: Packed from ``[outputs, C / group, h, w]``.
-        rounding: To bytes.
+        rounding: Requantisation of the sums.
         bias: int32, ``[outputs]``, in steps of x_scale · w_scale.
-        strides: Down and right.
+        strides: Vertical and horizontal.
         pads: Top, left, bottom, right.
-        dilations: Down and right.
+        dilations: Vertical and horizontal.
     Raises:
         ValueError: If weight, rounding or bias do not fit.
     """
@@ -94,7 +94,7 @@ def _node(
     name: str,
     x: str,
     y: str,
-    weight: PackedQuads,
+    weight: Packed1x4,
     rounding: Rounding,
     bias: np.ndarray | None,
     attributes: dict[str, Any],

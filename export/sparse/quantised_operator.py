@@ -8,7 +8,7 @@ from onnx import TensorProto
 
 from mfac_compress.export.sparse.nodes import SparseNode
 from mfac_compress.export.sparse.operator import Window
-from mfac_compress.export.sparse.quads import QUAD, pack_quads
+from mfac_compress.export.sparse.quads import QUAD, pack_1x4
 from mfac_compress.export.sparse.quantised_nodes import Rounding, sparse_qconv, sparse_qlinear
 
 
@@ -16,19 +16,20 @@ from mfac_compress.export.sparse.quantised_nodes import Rounding, sparse_qconv, 
 class QuantisedOperator:
     """y = rounded((x − x_zero_point) ∘ W + bias), where ∘ is a matrix product or a convolution.
 
-    It has what the choice of :class:`SparseOperator` asks for.
+    It has the interface of :class:`SparseOperator`.
 
     Attributes:
-        name: Of the layer's node, unique among the operators of a graph.
-        weight_name: Of the tensor that the weight was read from.
-        nodes: Positions of the nodes that it stands for, rising: the layer, what follows it, and
-            the QuantizeLinear. Nothing outside reads what they make, but for y.
-        feeding: Positions of the DequantizeLinear nodes before the layer, which others may read.
+        name: Name of the layer's node, unique among the operators of a graph.
+        weight_name: Name of the tensor that the weight was read from.
+        nodes: Positions of the nodes that it replaces, ascending: the layer, its activation, and
+            the QuantizeLinear. Of their outputs, other nodes read only y.
+        feeding: Positions of the DequantizeLinear nodes before the layer, whose outputs other nodes
+            may read.
         x: Name of the uint8 input.
         y: Name of the uint8 output.
         weight: int8, ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
-        rounding: To bytes.
-        window: Of a convolution; None for a matrix product.
+        rounding: Requantisation of the sums.
+        window: Convolution window; None for matmul.
         bias: int32, ``[outputs]``.
     """
 
@@ -53,22 +54,22 @@ class QuantisedOperator:
         """Share of the weights that are zero."""
         return 1 - np.count_nonzero(self.weight) / self.weight.size
 
-    def blocks(self, most_padding: float) -> list[int]:
-        """Four inputs: quads are the only form, whatever their padding."""
-        del most_padding
+    def blocks(self, max_padding: float) -> list[int]:
+        """Return the only block size, four inputs, regardless of padding."""
+        del max_padding
         return [QUAD]
 
     def build(self, block: int, planes: Collection[str] = ()) -> SparseNode:
-        """The node that computes it; a block is always a quad, and planes are for floats."""
+        """Build the node that computes it; blocks are always quads, and planes are for floats."""
         del block, planes
         if self.window is None:
-            packed = pack_quads(self.weight)
+            packed = pack_1x4(self.weight)
             return sparse_qlinear(self.name, self.x, self.y, packed, self.rounding, bias=self.bias)
         return sparse_qconv(
             self.name,
             self.x,
             self.y,
-            pack_quads(self.weight, group=self.window.group),
+            pack_1x4(self.weight, group=self.window.group),
             self.rounding,
             bias=self.bias,
             strides=self.window.strides,

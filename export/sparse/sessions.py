@@ -20,11 +20,11 @@ def sparse_session(
 
     Args:
         path: ``model.sparse.onnx``. A plain file opens as well.
-        providers: Of ONNX Runtime. The sparse operators run on the CPU.
+        providers: Execution providers of ONNX Runtime. The sparse operators run on the CPU.
         session_options: Attributes of ``onnxruntime.SessionOptions``, such as
             ``intra_op_num_threads=1``.
     Returns:
-        An ordinary session.
+        An ordinary ONNX Runtime session.
     Raises:
         ValueError: If the kernels are not built, there is no such file, option or provider, or
             ONNX Runtime cannot load the file.
@@ -42,7 +42,7 @@ def sparse_session(
 
 
 def _check(providers: Any) -> None:
-    """ONNX Runtime would leave out what it does not know, and run on the CPU."""
+    """Refuse unknown providers: ONNX Runtime would ignore them and run on the CPU."""
     known = onnxruntime.get_available_providers()
     listed = isinstance(providers, (list, tuple))
     if not listed or not all(_is_one_of(known, each) for each in providers):

@@ -1,10 +1,10 @@
-"""Keep ONNX Runtime from fusing a sum with the layer norm behind it, which is slower on CPUs.
+"""Keep ONNX Runtime from fusing a sum with the layer norm after it, which is slower on CPUs.
 
     LayerNormalization(Add(a, b)) -> LayerNormalization(Sum(a, b))
 
-ONNX Runtime makes SkipLayerNormalization of the first form, whose CPU kernel takes longer than the
-two operators do; it knows no fusion of the second, which computes the same. Session options could
-turn the fusion off as well, but every program that opens the file would have to set them.
+ONNX Runtime turns the first form into SkipLayerNormalization, whose CPU kernel is slower than the
+two operators; it has no fusion for the second, which computes the same. Session options could
+disable the fusion as well, but every program that opens the file would have to set them.
 """
 
 import onnx
@@ -12,13 +12,13 @@ import onnx
 from mfac_compress.export.sparse.graph import Graph
 
 
-def keep_sums_apart(model: onnx.ModelProto) -> int:
+def prevent_skip_layer_norm(model: onnx.ModelProto) -> int:
     """Turn the Adds before layer norms into Sums.
 
     Args:
         model: Changed in place.
     Returns:
-        How many.
+        The number of nodes changed.
     """
     graph = Graph(model)
     changed = 0

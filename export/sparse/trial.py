@@ -1,7 +1,7 @@
-"""Try a file of which nothing is known in a process of its own, before ours opens it.
+"""Try an untrusted file in a separate process, before our own process opens it.
 
-ONNX Runtime may take for ever to load or to run a file, take all memory, or crash: that ends the
-trial, and is an error of the file.
+ONNX Runtime may take forever to load or run a file, use all memory, or crash: that ends the trial
+and is an error of the file.
 """
 
 import json
@@ -29,10 +29,10 @@ def try_file(path: str | os.PathLike[str], feeds: Sequence[Feeds], *, seconds: f
 
     Args:
         path: ONNX file.
-        feeds: Inputs for each call, in the same order in all.
-        seconds: For loading, and for each call.
+        feeds: Inputs for each call, always in the same order.
+        seconds: Time limit for loading, and for each call.
     Raises:
-        ValueError: If ONNX Runtime refuses the file or the inputs, does not end, or crashes.
+        ValueError: If ONNX Runtime refuses the file or the inputs, exceeds the limit, or crashes.
     """
     path = os.path.abspath(path)
     with tempfile.TemporaryDirectory(prefix="mfac-trial-") as folder:
@@ -57,7 +57,7 @@ def try_file(path: str | os.PathLike[str], feeds: Sequence[Feeds], *, seconds: f
 
 
 def _follow(process: subprocess.Popen, path: str, feeds: dict[str, Feeds], seconds: float) -> None:
-    """Wait for the end of each step."""
+    """Wait until each step has ended."""
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     step, about = "start", ""
@@ -77,7 +77,7 @@ def _follow(process: subprocess.Popen, path: str, feeds: dict[str, Feeds], secon
 
 
 def _read(process: subprocess.Popen, lines: "queue.Queue[bytes]") -> None:
-    """Hand on what a process says, and nothing once it has ended."""
+    """Queue each line that a process prints, and an empty one once it has ended."""
     with process.stdout as stream:
         for line in stream:
             lines.put(line)
@@ -98,8 +98,8 @@ def _crashed(path: str, step: str, code: int) -> str:
     except ValueError:
         how = f"exit code {code}"
     return (
-        f"ONNX Runtime must be able to load and run {path}. It crashed ({how}) when it was to "
-        f"{step} it: the file is broken, or needs more memory than there is."
+        f"ONNX Runtime must be able to load and run {path}. It crashed ({how}) in the step "
+        f"'{step}': the file is broken, or needs more memory than is available."
     )
 
 

@@ -1,7 +1,7 @@
 """Load an ONNX file and run it, in a process that may hang or crash; :mod:`trial` starts it.
 
-It is run as a file, so that nothing else of the package is imported, and says each step on stdout
-before it takes it; an error of ONNX Runtime as well.
+It is run as a file, so that nothing else of the package is imported. It prints each step to stdout
+before it begins, and also an error of ONNX Runtime.
 """
 
 import sys
@@ -25,9 +25,9 @@ def main(model: str, memory: int, names: str, feeds: list[str]) -> None:
 
     Args:
         model: ONNX file.
-        memory: Bytes that the process may take.
+        memory: Bytes that the process may use.
         names: JSON file of the inputs' names.
-        feeds: Files of inputs (.npz), which are named by their place in that list.
+        feeds: Files of inputs (.npz), whose keys are positions in that list.
     """
     _limit(memory)
     for name in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
@@ -44,7 +44,7 @@ def main(model: str, memory: int, names: str, feeds: list[str]) -> None:
 
 
 def _limit(memory: int) -> None:
-    """Let this process end with its parent, and before any other has too little memory."""
+    """Make this process end with its parent, and be killed first if memory runs out."""
     with contextlib.suppress(AttributeError, OSError):  # where there is no prctl
         ctypes.CDLL(None).prctl(_SIGNAL_AT_DEATH_OF_PARENT, signal.SIGKILL)
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -61,11 +61,11 @@ def _say(what: str, about: str) -> None:
 
 if __name__ == "__main__":
     _PIPE = os.dup(1)
-    os.dup2(2, 1)  # whatever else is written is no step
+    os.dup2(2, 1)  # other output must not be taken for a step
     try:
         main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:])
     except BaseException as error:
         _say("error", f"{type(error).__name__}: {error}")
         os._exit(1)
     _say("done", "")
-    os._exit(0)  # ONNX Runtime frees nothing that anyone would miss
+    os._exit(0)  # skips ONNX Runtime's cleanup, which is not needed

@@ -1,4 +1,4 @@
-"""Time whole models with sparse operators: what pays layer by layer need not pay in sum."""
+"""Time whole models with sparse operators: layers faster alone need not be faster together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from statistics import fmean
 
 import onnx
 
-from mfac_compress.export.latency import Setting
-from mfac_compress.export.sparse.choose import WORTH, Part, together
+from mfac_compress.export.latency import Workload
+from mfac_compress.export.sparse.choose import MAX_RATIO, Segment, merge
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
-from mfac_compress.export.sparse.measure import SettingTime, race
+from mfac_compress.export.sparse.measure import WorkloadTime, time_models
 from mfac_compress.export.sparse.probe import Feeds
-from mfac_compress.export.sparse.skip_layer_norm import keep_sums_apart
+from mfac_compress.export.sparse.skip_layer_norm import prevent_skip_layer_norm
 
 _ROUNDS = 11
 
@@ -23,60 +23,64 @@ class Whole:
     """A model with sparse operators, and its times.
 
     Attributes:
-        plan: What the operators compute; empty where no model is faster at every setting.
-        model: None where the plan is empty.
-        speeds: Of the model, or of the best that was tried.
+        plan: The operators replaced; empty if no model is faster for every workload.
+        model: None if the plan is empty.
+        speeds: Times of the model, or of the best that was tried.
     """
 
     plan: Plan
     model: onnx.ModelProto | None
-    speeds: tuple[SettingTime, ...]
+    speeds: tuple[WorkloadTime, ...]
 
 
-def best_whole(graph: Graph, parts: Sequence[Part], feeds: Mapping[Setting, Feeds]) -> Whole:
-    """Write and time the model with all parts, then with ever fewer while that makes it faster.
+def fastest_model(
+    graph: Graph, segments: Sequence[Segment], feeds: Mapping[Workload, Feeds]
+) -> Whole:
+    """Write and time the model with all segments, then with half of them while that is faster.
 
-    Alone, a part is timed against ONNX Runtime with the changes of layout at its ends, which the
-    whole model may not have there: the parts that gain least can cost more than they gain.
+    On its own, a segment is timed against ONNX Runtime with layout conversions at its ends, which
+    the whole model may not have there: the segments that gain least can cost more than they gain.
 
     Args:
-        graph: Of the dense model.
-        parts: What pays on its own, the fastest first; may be empty.
-        feeds: At each setting, the model's inputs.
+        graph: The graph of the dense model.
+        segments: Segments that are faster on their own, the fastest first; may be empty.
+        feeds: The model's inputs for each workload.
     """
     best = Whole({}, None, ())
-    count = len(parts)
+    count = len(segments)
     while count:
-        found = _fastest(graph, together(parts[:count]), feeds)
+        found = _fastest(graph, merge(segments[:count]), feeds)
         if best.speeds and _mean(found.speeds) >= _mean(best.speeds):
             break
         best, count = found, count // 2
-    worst = max((speed.ratio for speed in best.speeds), default=WORTH)
-    return best if worst <= WORTH else Whole({}, None, best.speeds)
+    worst = max((speed.ratio for speed in best.speeds), default=MAX_RATIO)
+    return best if worst <= MAX_RATIO else Whole({}, None, best.speeds)
 
 
-def _fastest(graph: Graph, plan: Plan, feeds: Mapping[Setting, Feeds]) -> Whole:
-    """The fastest of the forms in which a plan can be written."""
+def _fastest(graph: Graph, plan: Plan, feeds: Mapping[Workload, Feeds]) -> Whole:
+    """Return the fastest of the models that implement a plan."""
     models = list(_forms(graph, plan))
-    times = [_time([graph.model, *models], setting, feeds[setting]) for setting in feeds]
+    times = [_time([graph.model, *models], workload, feeds[workload]) for workload in feeds]
     by_model = list(zip(*times, strict=True))
     best = min(range(len(models)), key=lambda place: _mean(by_model[place]))
     return Whole(plan, models[best], by_model[best])
 
 
-def _mean(speeds: Sequence[SettingTime]) -> float:
+def _mean(speeds: Sequence[WorkloadTime]) -> float:
     return fmean(speed.ratio for speed in speeds)
 
 
 def _forms(graph: Graph, plan: Plan) -> Iterator[onnx.ModelProto]:
-    """The ways to write a plan."""
+    """Yield the models that implement a plan: with and without fused layer norms."""
     yield rewrite(graph, plan)
     apart = rewrite(graph, plan)
-    if keep_sums_apart(apart):
+    if prevent_skip_layer_norm(apart):
         yield apart
 
 
-def _time(models: Sequence[onnx.ModelProto], setting: Setting, feeds: Feeds) -> list[SettingTime]:
-    """Times of all models but the first, against it."""
-    dense, *others = race(models, feeds, threads=setting.threads, rounds=_ROUNDS)
-    return [SettingTime.of_rounds(setting, dense, times) for times in others]
+def _time(
+    models: Sequence[onnx.ModelProto], workload: Workload, feeds: Feeds
+) -> list[WorkloadTime]:
+    """Time all models except the first against the first."""
+    dense, *others = time_models(models, feeds, threads=workload.threads, rounds=_ROUNDS)
+    return [WorkloadTime.of_rounds(workload, dense, times) for times in others]

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from mfac_compress.export import (
-    NOT_IN_WHOLE,
+    WHOLE_NOT_FASTER,
     FileSpeed,
     LatencyComparison,
     LayerSpeed,
-    Setting,
+    Workload,
     kernel_library,
     machine_load,
     measure_speed,
@@ -104,7 +104,7 @@ def decided(facts: Mapping[str, Any], comparisons: Sequence[LatencyComparison]) 
         "reason": reason,
         "library_bytes": None,
         "layers": [
-            {**layer, "block": None, "reason": NOT_IN_WHOLE} if layer["block"] else layer
+            {**layer, "block": None, "reason": WHOLE_NOT_FASTER} if layer["block"] else layer
             for layer in facts["layers"]
         ],
     }
@@ -131,7 +131,7 @@ def accelerate(context: RunContext, exported: Path, folder: Path) -> dict[str, A
         feeds_of(context),
         settings,
         kernels=bool(library) and not off,
-        watch=context.progress.step,
+        progress=context.progress.step,
     )
     state, reason = _state(speed, library, off)
     if speed.model is not None:
@@ -157,12 +157,12 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
     return CANDIDATE, "not compared yet"
 
 
-def settings_of(recipe: Recipe) -> list[Setting]:
+def settings_of(recipe: Recipe) -> list[Workload]:
     """Where the file must be faster: what the recipe measures, or would by default."""
     section = recipe.validate_.latency or LatencySection()
     fixed = not recipe.export.dynamic_batch
     sizes = (recipe.validate_.batch_size,) if fixed else section.batch_sizes
-    return [Setting(size, threads) for threads in section.threads for size in sizes]
+    return [Workload(size, threads) for threads in section.threads for size in sizes]
 
 
 def feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
@@ -179,7 +179,7 @@ def feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
 
 def _layer(layer: LayerSpeed) -> dict[str, Any]:
     """A layer as plain JSON."""
-    times = [{**asdict(time), **asdict(time.setting)} for time in layer.times]
+    times = [{**asdict(time), **asdict(time.workload)} for time in layer.times]
     for time in times:
-        del time["setting"]
+        del time["workload"]
     return {**asdict(layer), "shape": list(layer.shape), "times": times}

@@ -24,7 +24,7 @@ from mfac_compress.mfac.gradients import (
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import uses_blocks
-from mfac_compress.mfac.sharing import ALONE, Shard, divide
+from mfac_compress.mfac.process_group import SINGLE, Shard, shard_columns
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
@@ -160,7 +160,7 @@ def shards_of(context: RunContext) -> list[Shard]:
         InputError: If there are not enough blocks for all.
     """
     try:
-        return divide(
+        return shard_columns(
             partition_of(context), context.world.size, within_blocks=not kept_as_blocks(context)
         )
     except ValueError as error:
@@ -192,7 +192,7 @@ def _empty_fisher(context: RunContext) -> Fisher:
     if kept_as_blocks(context):
         return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
-    holders = context.world if shard.coupled else ALONE
+    holders = context.world if shard.coupled else SINGLE
     folder = context.window_folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mfac_compress.mfac.block_inverse import BlockInverse
 from mfac_compress.mfac.inverse import InverseFisher
 from mfac_compress.mfac.layout import TensorLayout
-from mfac_compress.mfac.obs import descend, remove_weights
+from mfac_compress.mfac.obs import line_search, remove_weights
 from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency, select_mask
 from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
@@ -143,14 +143,14 @@ class Pruner:
     def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:
         world, own = self.context.world, self.own
         gradient = fisher.mean_gradient.to(self.weights)
-        direction = -world.join(inverse.kept_ihvp(gradient, self.mask[own]))
+        direction = -world.join(inverse.solve_kept(gradient, self.mask[own]))
         weights = self.weights
 
         def loss_at(step_size: float) -> float:
             self._set(weights + step_size * direction)
             return holdout_loss(self.context, self.module)
 
-        step_size, loss = world.first(lambda: descend(loss_at))
+        step_size, loss = world.first(lambda: line_search(loss_at))
         self._set(weights + step_size * direction)
         return {"step_size": step_size, "holdout_loss": loss}
 

@@ -14,7 +14,7 @@ from mfac_compress.mfac.batchnorm import (
     has_batchnorm,
     reestimate_batchnorm,
 )
-from mfac_compress.mfac.masking import MaskKeeper
+from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.inputs.context import RunContext
@@ -70,7 +70,7 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
     generator = torch.Generator().manual_seed(context.recipe.run.seed)
     train_mode(module)
     context.progress.plan(section.epochs * batches_per_epoch)
-    with MaskKeeper(context.parameters_of(module), masks).attach(optimizer) as keeper:
+    with MaskHooks(context.parameters_of(module), masks).attach(optimizer) as hooks:
         for epoch in range(section.epochs):
             total = 0.0
             batches = split.batches(
@@ -85,7 +85,7 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
                 optimizer.step()
                 scheduler.step()
             with context.world.together():
-                keeper.check()
+                hooks.check()
                 _check_finite(module, epoch)
                 loss = _finite(total / len(split), epoch)
             yield loss

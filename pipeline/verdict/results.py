@@ -128,8 +128,8 @@ def latency_result(comparison: LatencyComparison) -> LatencyResult:
     """The report's form of a comparison."""
     dense, sparse = comparison.dense, comparison.sparse
     return LatencyResult(
-        batch_size=comparison.setting.batch_size,
-        threads=comparison.setting.threads,
+        batch_size=comparison.workload.batch_size,
+        threads=comparison.workload.threads,
         rounds=comparison.rounds,
         runs=comparison.runs,
         calls_per_run=comparison.calls_per_run,

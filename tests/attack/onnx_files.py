@@ -124,7 +124,7 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
     import onnx
 
     from mfac_compress.export import RandomInputs, open_session
-    from mfac_compress.export.sparse.difference import largest_difference, most_difference
+    from mfac_compress.export.sparse.difference import largest_difference, max_difference
     from mfac_compress.export.sparse.files import read_model
     from mfac_compress.export.sparse.graph import Graph
 
@@ -141,7 +141,7 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
         feeds = inputs(1)
     difference = largest_difference(dense, onnx.load(output), feeds)
     print("difference", difference)
-    return difference is None or difference <= most_difference(Graph(dense))
+    return difference is None or difference <= max_difference(Graph(dense))
 
 
 def _replace_everything() -> None:
@@ -151,13 +151,13 @@ def _replace_everything() -> None:
     from mfac_compress.export.sparse.measure import open_model
     from mfac_compress.pipeline import speed
 
-    def race(models, feeds, *, threads, rounds):
+    def time_models(models, feeds, *, threads, rounds):
         for model in models:
             open_model(model, threads).run(None, dict(feeds))
         return [[0.5 if has_sparse_operators(model) else 1.0] * rounds for model in models]
 
     for module in (choose, whole):
-        module.race = race
+        module.time_models = time_models
     speed.confirm = lambda found, *_, **__: found
 
 

@@ -37,7 +37,7 @@ class Pruned:
 
 @pytest.fixture(scope="session")
 def pruned(tmp_path_factory) -> Pruned:
-    """A net whose removed weights are +0 and -0, and its ONNX file with an open batch axis."""
+    """A net whose removed weights are +0 and -0, and its ONNX file with a dynamic batch axis."""
     torch.manual_seed(0)
     model = Net()
     with torch.no_grad():

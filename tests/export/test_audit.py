@@ -87,12 +87,12 @@ def test_a_negative_zero_is_found(pruned, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["conv.weight", "mix.weight.T", "square.weight.T"])
-def test_a_tensor_that_lost_its_name_is_found_by_its_zeros(pruned, audits, tmp_path, name):
+def test_a_renamed_tensor_is_found_by_its_zeros(pruned, audits, tmp_path, name):
     renamed = edit(pruned.path, tmp_path / "m.onnx", name, rename="anonymous")
     assert audit_zeros(renamed, pruned.masks) == audits
 
 
-def test_a_tensor_that_lost_its_name_and_a_zero_is_not_guessed(pruned, tmp_path):
+def test_a_renamed_tensor_that_lost_a_zero_is_not_found(pruned, tmp_path):
     change = set_first_zero(1e-6)
     broken = edit(pruned.path, tmp_path / "m.onnx", "conv.weight", change, rename="anonymous")
     audit = by_name(audit_zeros(broken, pruned.masks))["conv.weight"]
@@ -100,7 +100,7 @@ def test_a_tensor_that_lost_its_name_and_a_zero_is_not_guessed(pruned, tmp_path)
     assert (found, audit.intact) == ((None, None, None), False)
 
 
-def test_two_tensors_that_one_mask_fits_are_not_guessed(tmp_path):
+def test_a_mask_that_fits_two_tensors_finds_neither(tmp_path):
     weights, mask = sparse(6, 4)
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["h"]),
@@ -111,7 +111,7 @@ def test_two_tensors_that_one_mask_fits_are_not_guessed(tmp_path):
     assert audit_zeros(path, {"lost.weight": mask})[0].onnx_zeros is None
 
 
-def test_one_tensor_does_not_stand_for_two_masks(tmp_path):
+def test_one_tensor_is_not_found_for_two_masks(tmp_path):
     weights, mask = sparse(6, 4)
     nodes = [helper.make_node("MatMul", ["x", "only"], ["y"])]
     path = save(tmp_path / "m.onnx", nodes, {"only": weights}, [1, 6])
@@ -161,6 +161,6 @@ def test_zeros_are_followed_through_a_batch_norm_that_onnx_runtime_folds(tmp_pat
     assert audit.onnx_zeros == audit.optimized_zeros == audit.mask_zeros - 1
 
 
-def test_a_missing_file_is_said():
+def test_a_missing_file_is_reported():
     with pytest.raises(ValueError, match="must be able to load"):
         audit_zeros("nowhere.onnx", {})

@@ -1,4 +1,4 @@
-"""The folder of temporary files is left as it was found."""
+"""Nothing is left in the folder of temporary files."""
 
 import os
 import subprocess

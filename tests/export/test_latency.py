@@ -1,4 +1,4 @@
-"""What a comparison finds, on machines whose clocks are arguments: nothing here is timed."""
+"""The findings of comparisons with simulated clocks: nothing here is timed."""
 
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -12,9 +12,9 @@ from torch import nn
 from mfac_compress.export import (
     Interval,
     LatencyComparison,
-    Setting,
     Spread,
     Timing,
+    Workload,
     compare_latency,
     export_onnx,
     latency,
@@ -23,12 +23,12 @@ from mfac_compress.export import (
 from mfac_compress.export.latency import compare
 from mfac_compress.export.timing import Clocks
 
-ONE = Setting(2, 1)
+ONE = Workload(2, 1)
 
 
 @dataclass
 class Machine:
-    """Two files of fixed speeds in milliseconds a call; each session and each run may differ."""
+    """Two files of fixed speeds in milliseconds per call; each session and each run may differ."""
 
     cost: dict[str, float] = field(default_factory=lambda: {"dense": 4.0, "sparse": 3.0})
     session_spread: float = 0.0
@@ -61,14 +61,14 @@ class Machine:
     def compare(self, *, threads=1, warmup=0, runs=40, **timing):
         clocks = Clocks(wall=lambda: int(self.wall * 1e6), cpu=lambda: int(self.cpu * 1e6))
         openers = [self.opener("dense"), self.opener("sparse")]
-        setting = Setting(2, threads)
-        return compare(openers, setting, warmup=warmup, runs=runs, clocks=clocks, **timing)
+        workload = Workload(2, threads)
+        return compare(openers, workload, warmup=warmup, runs=runs, clocks=clocks, **timing)
 
     def of(self, what):
         return [name for done, name in self.log if done == what]
 
 
-def test_at_one_thread_the_ratio_is_of_cpu_time():
+def test_with_one_thread_the_ratio_is_of_cpu_time():
     found = Machine().compare()
     assert found.clock == "thread CPU"
     assert found.dense == Timing(wall=Spread(9, 0), cpu=Spread(4, 0))
@@ -77,7 +77,7 @@ def test_at_one_thread_the_ratio_is_of_cpu_time():
     assert found.verdict == "1.33x faster (95% interval 1.33 to 1.33)"
 
 
-def test_at_more_threads_the_ratio_is_of_wall_time():
+def test_with_more_threads_the_ratio_is_of_wall_time():
     found = Machine().compare(threads=2)
     assert found.clock == "wall"
     assert found.dense.cpu is None
@@ -123,7 +123,7 @@ def test_short_calls_are_timed_together():
     assert found.sparse.cpu == Spread(0.25, 0)
 
 
-def test_calls_that_take_long_are_timed_less_often_where_that_is_asked_for():
+def test_long_calls_are_timed_less_often_on_request():
     machine = Machine(cost={"dense": 400.0, "sparse": 300.0})
     assert machine.compare(longest_ms=15_000).runs == 10
     assert machine.compare(longest_ms=1_000).runs == 6
@@ -137,7 +137,7 @@ def test_a_drift_of_the_machine_does_not_move_the_ratio():
 
 
 def test_the_second_of_two_equal_files_is_not_slower_by_noise():
-    """The mean of ratios is above 1 for either of two things whose times vary."""
+    """The mean of ratios is above 1 for either of two candidates whose times vary."""
     cost = {"dense": 4.0, "sparse": 4.0}
     machines = [
         Machine(dict(cost), run_spread=0.4, rng=np.random.default_rng(seed)) for seed in range(100)
@@ -181,9 +181,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(runs):
     assert passes <= 0.025 + error / np.sqrt(2)
 
 
-def _found(low, middle, high, setting=ONE):
+def _found(low, middle, high, workload=ONE):
     timing = Timing(wall=Spread(1, 0), cpu=None)
-    return LatencyComparison(setting, 6, 6, 1, timing, timing, "wall", Interval(middle, low, high))
+    return LatencyComparison(workload, 6, 6, 1, timing, timing, "wall", Interval(middle, low, high))
 
 
 @pytest.mark.parametrize(
@@ -206,27 +206,27 @@ def test_a_speed_up_is_claimed_only_outside_of_the_interval(ratio, finding, verd
     assert _found(*ratio).verdict == verdict
 
 
-def test_a_file_is_faster_where_it_is_so_at_every_setting():
-    fast, even = _found(0.5, 0.6, 0.7), _found(0.95, 1, 1.05, Setting(16, 4))
-    noisy = _found(0.5, 1, 2, Setting(1, 2))
+def test_a_file_is_faster_if_it_is_so_for_every_workload():
+    fast, even = _found(0.5, 0.6, 0.7), _found(0.95, 1, 1.05, Workload(16, 4))
+    noisy = _found(0.5, 1, 2, Workload(1, 2))
     assert why_not_faster([fast, fast]) is None
     assert why_not_faster([fast, even]) == ("no speed-up", "no speed-up at batch 16, 4 threads")
     finding, reason = why_not_faster([fast, noisy])
     assert finding == "too noisy to judge"
     assert reason.startswith("the machine is too noisy to judge (95% interval 0.50x to 2.00x")
     assert reason.endswith("at batch 1, 2 threads")
-    # Noise at one setting does not hide that another one has no gain.
+    # Noise for one workload does not hide that another one has no gain.
     assert why_not_faster([noisy, even])[0] == "no speed-up"
 
 
-def test_identical_files_are_compared_at_every_setting(pruned):
-    settings = [Setting(1, 1), Setting(4, 1), Setting(1, 2), Setting(4, 2)]
-    found = compare_latency(pruned.path, pruned.path, _feeds, settings, warmup=1, runs=6)
-    assert [comparison.setting for comparison in found] == settings
+def test_identical_files_are_compared_for_every_workload(pruned):
+    workloads = [Workload(1, 1), Workload(4, 1), Workload(1, 2), Workload(4, 2)]
+    found = compare_latency(pruned.path, pruned.path, _feeds, workloads, warmup=1, runs=6)
+    assert [comparison.workload for comparison in found] == workloads
     for comparison in found:
         assert comparison.calls_per_run > 1
         assert comparison.dense.wall.median_ms > 0
-        assert (comparison.sparse.cpu is None) == (comparison.setting.threads > 1)
+        assert (comparison.sparse.cpu is None) == (comparison.workload.threads > 1)
         assert comparison.ratio.low <= comparison.ratio.median <= comparison.ratio.high
 
 

@@ -66,14 +66,14 @@ def axes(value):
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
-def test_the_batch_axis_and_no_other_is_open(pruned):
+def test_only_the_batch_axis_is_dynamic(pruned):
     graph = onnx.load(pruned.path).graph
     assert (graph.input[0].name, axes(graph.input[0])) == ("input", ["batch", 3, 4, 4])
     assert (graph.output[0].name, axes(graph.output[0])) == ("output", ["batch", 5])
 
 
-def test_one_row_is_enough_to_open_the_batch_axis(tmp_path):
-    model = Attention()  # the tracer takes its batch of one for a constant
+def test_one_row_is_enough_for_a_dynamic_batch(tmp_path):
+    model = Attention()  # the tracer treats its batch of one as a constant
     export_onnx(model, torch.randn(1, 3, 4), tmp_path / "m.onnx")
     assert parity_error(model, tmp_path / "m.onnx", torch.randn(5, 3, 4)) < 1e-5
 
@@ -125,11 +125,11 @@ def test_exporting_leaves_modes_and_weights_and_prints_nothing(tmp_path, capfd, 
     assert parity_error(model, tmp_path / "m.onnx", torch.randn(3, 1, 5, 5)) < 1e-5
 
 
-def test_large_tensors_go_beside_the_file_and_leave_with_it(tmp_path, monkeypatch):
+def test_large_tensors_become_external_data_and_are_removed_with_it(tmp_path, monkeypatch):
     model = nn.Linear(64, 16)
     path = tmp_path / "m.onnx"
     inputs = torch.randn(3, 64)
-    monkeypatch.setattr(onnx_file, "MOST_BYTES_IN_ONE_FILE", 4 * 64 * 16)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES_IN_ONE_FILE", 4 * 64 * 16)
     export_onnx(model, inputs, path)
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
     assert path.stat().st_size < 4 * 64 * 16
@@ -175,7 +175,7 @@ def test_a_graph_that_fails_the_checker_does_not_replace_the_file(tmp_path, monk
         (nn.Linear(6, 2), (2, 6), {"output_name": "input"}, "export.output_name.*'input'"),
     ],
 )
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(
+def test_a_model_that_cannot_be_exported_gives_an_error_and_no_file(
     model, shape, options, message, tmp_path, capfd
 ):
     with pytest.raises(ValueError, match=message):
@@ -184,7 +184,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_fixed_batch_is_exported_where_it_is_asked_for(tmp_path):
+def test_a_fixed_batch_is_exported_on_request(tmp_path):
     export_onnx(Fixed(), torch.randn(2, 6), tmp_path / "m.onnx", dynamic_batch=False)
     assert open_session(tmp_path / "m.onnx").get_inputs()[0].shape == [2, 6]
 

@@ -35,7 +35,7 @@ def test_the_largest_difference_is_found(pruned, tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_output_that_is_no_number_is_an_infinite_error(pruned, tmp_path, value):
+def test_an_output_that_is_not_a_number_is_an_infinite_error(pruned, tmp_path, value):
     shift_bias(pruned.path, tmp_path / "shifted.onnx", value)
     assert parity_error(pruned.model, tmp_path / "shifted.onnx", INPUTS) == math.inf
 

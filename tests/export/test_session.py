@@ -34,12 +34,12 @@ def test_threads_are_set(pruned):
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
 
 
-def test_a_missing_file_is_said():
+def test_a_missing_file_is_reported():
     with pytest.raises(ValueError, match="Found none"):
         open_session("nowhere.onnx")
 
 
-def test_a_truncated_file_is_said(pruned, tmp_path, capfd):
+def test_a_truncated_file_is_reported(pruned, tmp_path, capfd):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(pruned.path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"must be able to load .*broken\.onnx"):
@@ -50,7 +50,7 @@ def test_a_truncated_file_is_said(pruned, tmp_path, capfd):
 @pytest.mark.parametrize(
     "inputs", [INPUTS.astype(np.float64), INPUTS[:, :2], INPUTS[0]], ids=["dtype", "shape", "rank"]
 )
-def test_inputs_that_do_not_fit_are_said(pruned, inputs):
+def test_inputs_that_do_not_fit_are_reported(pruned, inputs):
     with pytest.raises(ValueError, match=r"tensor\(float\) of shape \['batch', 3, 4, 4\]"):
         predict(open_session(pruned.path), inputs, 4)
 

@@ -52,7 +52,7 @@ def test_external_data_counts(tmp_path, weights):
 
 
 @pytest.mark.parametrize("content", [None, b"not a protobuf"])
-def test_a_file_that_is_no_onnx_is_said(tmp_path, content):
+def test_a_file_that_is_not_onnx_is_reported(tmp_path, content):
     path = tmp_path / "m.onnx"
     if content:
         path.write_bytes(content)

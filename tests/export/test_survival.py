@@ -90,7 +90,7 @@ def convolutions():
     ],
     ids=["convolutions", "halved", "lstm", "gru", "matmul"],
 )
-def test_zeros_of_ordinary_layers_arrive(model):
+def test_zeros_of_ordinary_layers_survive(model):
     assert lost(model) == {}
 
 
@@ -103,7 +103,7 @@ def test_a_tensor_that_the_file_does_not_hold_is_named(model, name):
     assert "zeros would be lost" in reasons[name]
 
 
-def test_the_graph_is_as_before_and_is_exported_once(monkeypatch):
+def test_the_graph_is_restored_and_exported_once(monkeypatch):
     model, example = convolutions().eval(), torch.randn(4, 4, 8)
     graph = build_graph(model, example)
     before = {name: value.const_value for name, value in graph.graph.initializers.items()}

@@ -28,7 +28,7 @@ def test_statistics_become_those_of_the_batches():
     torch.testing.assert_close(model[1].running_var, variances)
 
 
-def test_modes_and_momentum_are_as_before():
+def test_modes_and_momentum_are_restored():
     model = _model()
 
     reestimate_batchnorm(model, [torch.randn(9, 3)])
@@ -37,7 +37,7 @@ def test_modes_and_momentum_are_as_before():
     assert model[1].momentum == 0.1
 
 
-def test_the_saved_state_brings_the_old_statistics_back():
+def test_the_saved_state_restores_the_old_statistics():
     model, x = _model(), torch.randn(5, 3)
     before, saved = model(x), batchnorm_state(model)
     reestimate_batchnorm(model, [torch.randn(9, 3) + 5])
@@ -48,13 +48,13 @@ def test_the_saved_state_brings_the_old_statistics_back():
     assert torch.equal(model(x), before)
 
 
-def test_only_models_with_running_statistics_have_any():
+def test_has_batchnorm_means_running_statistics():
     assert has_batchnorm(_model())
     assert not has_batchnorm(nn.Linear(2, 2))
     assert not has_batchnorm(nn.BatchNorm1d(2, track_running_stats=False))
 
 
-def test_modes_and_momentum_are_as_before_after_an_error_too():
+def test_modes_and_momentum_are_restored_after_an_error_too():
     model = _model()
 
     with pytest.raises(RuntimeError):
@@ -79,7 +79,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics():
     assert model[0].training
 
 
-def test_only_frozen_batch_norms_are_kept_from_training():
+def test_only_frozen_batch_norms_are_put_into_evaluation_mode():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)).train()
     freeze_batchnorm(model)
     assert model[0].training

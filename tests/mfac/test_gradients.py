@@ -135,7 +135,7 @@ def test_the_method_is_the_one_that_took_less_time(monkeypatch):
         assert fastest_method(_source(_model()), _batches(2)) == expected
 
 
-def test_what_vmap_can_not_run_is_looped():
+def test_the_loop_is_used_where_vmap_cannot_run_the_model():
     def loss(outputs, targets):
         return cross_entropy(outputs, targets) * (2 if outputs.sum() > 0 else 1)
 

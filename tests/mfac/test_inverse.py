@@ -222,7 +222,7 @@ def test_blocks_are_the_damped_fisher(gradients, dense_fisher):
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-def test_the_plan_tells_what_was_built(gradients, block_size):
+def test_the_plan_describes_what_is_built(gradients, block_size):
     inverse = InverseFisher.build(gradients(8, 20), block_size=block_size)
     assert inverse.plan == plan_inverse(BlockPartition.contiguous(20, block_size), 8)
     assert inverse.plan.representation == ("window" if block_size is None else "blocks")

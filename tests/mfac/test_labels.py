@@ -47,7 +47,7 @@ def test_labels_of_many_positions_keep_their_shape():
     assert 0 <= y.min() <= y.max() < 4
 
 
-def test_the_same_seed_draws_the_same():
+def test_the_same_seed_gives_the_same_targets():
     model, batch = nn.Linear(2, 3), (torch.randn(50, 2), None)
     draws = [
         next(sampled_labels(model, [batch], torch.Generator().manual_seed(seed)))[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mfac_compress.mfac.masking import MaskKeeper
+from mfac_compress.mfac.masking import MaskHooks
 
 OPTIMIZERS = [
     lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -32,9 +32,9 @@ def test_removed_weights_stay_zero_and_the_others_move(make):
     before = model.weight.detach().clone()
     optimizer = make(model.parameters())
 
-    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer) as keeper:
+    with MaskHooks({"weight": model.weight}, masks).attach(optimizer) as hooks:
         _train(model, optimizer)
-        keeper.check()
+        hooks.check()
 
     mask = masks["weight"]
     assert not model.weight[~mask].any()
@@ -47,7 +47,7 @@ def test_optimizer_state_is_masked_even_if_it_was_not_before(make):
     optimizer = make(model.parameters())
     _train(model, optimizer)
 
-    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer):
+    with MaskHooks({"weight": model.weight}, masks).attach(optimizer):
         _train(model, optimizer, steps=1)
 
     for value in optimizer.state[model.weight].values():
@@ -58,7 +58,7 @@ def test_optimizer_state_is_masked_even_if_it_was_not_before(make):
 def test_hooks_end_with_the_block():
     model, masks = _setting()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with MaskKeeper({"weight": model.weight}, masks).attach(optimizer):
+    with MaskHooks({"weight": model.weight}, masks).attach(optimizer):
         pass
 
     _train(model, optimizer, steps=1)
@@ -69,17 +69,17 @@ def test_hooks_end_with_the_block():
 def test_a_weight_that_came_back_is_reported():
     model, masks = _setting()
     masks["weight"][2, 3] = False
-    keeper = MaskKeeper({"weight": model.weight}, masks)
-    keeper.check()
+    hooks = MaskHooks({"weight": model.weight}, masks)
+    hooks.check()
     with torch.no_grad():
         model.weight[2, 3] = 1.0
 
-    with pytest.raises(RuntimeError, match="Got 1 that are not in weight"):
-        keeper.check()
+    with pytest.raises(RuntimeError, match="Got 1 nonzero ones in weight"):
+        hooks.check()
 
 
 def test_a_mask_without_its_parameter_is_refused():
     with pytest.raises(ValueError, match="no parameter"):
-        MaskKeeper({}, {"weight": torch.ones(2, dtype=torch.bool)})
+        MaskHooks({}, {"weight": torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"\[2\] for \[3\]"):
-        MaskKeeper({"w": nn.Parameter(torch.ones(3))}, {"w": torch.ones(2, dtype=torch.bool)})
+        MaskHooks({"w": nn.Parameter(torch.ones(3))}, {"w": torch.ones(2, dtype=torch.bool)})

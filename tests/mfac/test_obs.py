@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mfac_compress.mfac import InverseFisher
-from mfac_compress.mfac.obs import descend, remove_weights
+from mfac_compress.mfac.obs import line_search, remove_weights
 from mfac_compress.mfac.saliency import obs_saliency
 
 SHAPES = [(8, 20, None), (30, 20, None), (30, 20, 6), (5, 21, 7)]
@@ -73,7 +73,7 @@ def test_the_kept_inverse_is_that_of_the_kept_rows_and_columns(
     expected = torch.zeros(d, dtype=torch.float64)
     expected[mask] = torch.linalg.solve(F_KK, x[mask].double())
 
-    solved = InverseFisher.build(G, 1e-3, block_size).kept_ihvp(x, mask)
+    solved = InverseFisher.build(G, 1e-3, block_size).solve_kept(x, mask)
 
     torch.testing.assert_close(solved.double(), expected, rtol=1e-5, atol=1e-4)
 
@@ -112,7 +112,7 @@ def test_saliency_is_the_loss_of_the_best_single_removal(gradients, dense_fisher
         assert saliency[q].item() == pytest.approx((0.5 * delta @ F @ delta).item(), rel=1e-4)
 
 
-def test_everything_may_go_or_stay(gradients):
+def test_everything_may_be_removed_or_kept(gradients):
     inverse = InverseFisher.build(gradients(8, 6), 1e-3, 3)
     w = torch.randn(6)
     everything, nothing = torch.ones(6, dtype=torch.bool), torch.zeros(6, dtype=torch.bool)
@@ -136,29 +136,29 @@ def test_joint_beats_every_other_choice_of_correction_on_pairs(gradients, dense_
         assert (0.5 * delta @ F @ delta).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_descent_ends_at_the_power_of_two_with_the_lowest_loss():
-    size, loss = descend(lambda step: (step - 0.03) ** 2)
+def test_the_line_search_returns_the_power_of_two_with_the_lowest_loss():
+    size, loss = line_search(lambda step: (step - 0.03) ** 2)
     assert size == 2.0**-5
     assert loss == pytest.approx((2.0**-5 - 0.03) ** 2)
 
 
-def test_the_descent_stays_where_no_step_helps():
+def test_the_line_search_returns_zero_if_no_step_helps():
     tried = []
 
     def loss_at(step):
         tried.append(step)
         return 1 + step
 
-    assert descend(loss_at) == (0.0, 1.0)
+    assert line_search(loss_at) == (0.0, 1.0)
     assert len(tried) == 3
 
 
-def test_the_descent_may_go_all_the_way_and_survives_infinite_losses():
-    assert descend(lambda step: -step) == (1.0, -1.0)
-    assert descend(lambda step: float("nan") if step > 0.1 else -step)[0] == 2.0**-4
+def test_the_line_search_may_return_one_and_survives_losses_that_are_not_finite():
+    assert line_search(lambda step: -step) == (1.0, -1.0)
+    assert line_search(lambda step: float("nan") if step > 0.1 else -step)[0] == 2.0**-4
 
 
 @pytest.mark.parametrize("update", ["joint", "single"])
 def test_an_update_without_an_inverse_is_refused(update):
-    with pytest.raises(ValueError, match=f"update '{update}' must have an inverse"):
+    with pytest.raises(ValueError, match=f"update '{update}' needs an inverse"):
         remove_weights(torch.ones(2), torch.tensor([True, False]), None, update)

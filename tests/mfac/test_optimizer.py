@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mfac_compress.mfac import MFAC
-from mfac_compress.mfac.masking import MaskKeeper
+from mfac_compress.mfac.masking import MaskHooks
 
 
 def _model(seed=0, dtype=torch.float32):
@@ -220,8 +220,8 @@ def test_a_parameter_without_gradient_stays_and_counts_as_zeros(dense_fisher):
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 5)])
-def test_removed_weights_stay_zero_and_cast_no_shadow(shape):
-    """The second shape is that of the Gram matrix, which a mask must not be laid over."""
+def test_removed_weights_stay_zero_and_do_not_affect_the_others(shape):
+    """The second shape is that of the Gram matrix, which must not be masked."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(shape))
     mask = torch.rand(shape) > 0.5
@@ -230,13 +230,13 @@ def test_removed_weights_stay_zero_and_cast_no_shadow(shape):
     options["weight_decay"] = 0.1
     optimizer, reference = MFAC([weight], **options), MFAC([small], **options)
 
-    with MaskKeeper({"w": weight}, {"w": mask}).attach(optimizer) as keeper:
+    with MaskHooks({"w": weight}, {"w": mask}).attach(optimizer) as hooks:
         for _ in range(12):
             weight.grad = torch.randn(shape)
             small.grad = weight.grad[mask].clone()
             optimizer.step()
             reference.step()
-            keeper.check()
+            hooks.check()
 
     assert not weight.detach()[~mask].any()
     torch.testing.assert_close(weight.detach()[mask], small.detach(), rtol=1e-4, atol=1e-5)
@@ -318,7 +318,7 @@ def test_sparse_gradients_are_refused():
         MFAC(embedding.parameters()).step()
 
 
-def test_the_window_cannot_change_its_size_under_way():
+def test_the_window_cannot_change_its_size_between_steps():
     model = _model()
     optimizer = MFAC(model.parameters(), num_gradients=3)
     _train(model, optimizer, [0])

@@ -1,27 +1,27 @@
-"""Blocks cover each column once, and follow what they should."""
+"""Blocks cover each column once, and follow tensors or rows."""
 
 import pytest
 import torch
 
-from mfac_compress.mfac.partition import BlockPartition, BlockRun
+from mfac_compress.mfac.partition import BlockPartition, UniformBlocks
 
 PARTITIONS = [
     BlockPartition.contiguous(31, 7),
     BlockPartition.of_tensors([(0, 5), (5, 31)], 4),
     BlockPartition.of_rows([(4, 3, 3, 3), (16, 2), (9,), (2, 50)], 12),
-    BlockPartition([BlockRun(0, 30, 4, 10), BlockRun(30, 33, 2)]),
+    BlockPartition([UniformBlocks(0, 30, 4, 10), UniformBlocks(30, 33, 2)]),
 ]
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_cut_and_join_are_inverse(partition):
+def test_to_blocks_and_from_blocks_are_inverses(partition):
     x = torch.arange(1.0, partition.size + 1)
-    assert torch.equal(partition.join(partition.cut(x)), x)
+    assert torch.equal(partition.from_blocks(partition.to_blocks(x)), x)
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_locate_tells_where_cut_puts_a_column(partition):
-    blocks = partition.cut(torch.arange(partition.size))
+def test_locate_returns_where_to_blocks_puts_a_column(partition):
+    blocks = partition.to_blocks(torch.arange(partition.size))
     for column in range(partition.size):
         run, block, place = partition.locate(column)
         assert blocks[run][block, place] == column
@@ -33,16 +33,16 @@ def test_split_runs_have_the_same_blocks(partition, count):
     x = torch.arange(1.0, partition.size + 1)
     for run in partition:
         parts = list(run.split(count))
-        assert torch.equal(torch.cat([part.cut(x) for part in parts]), run.cut(x))
+        assert torch.equal(torch.cat([part.to_blocks(x) for part in parts]), run.to_blocks(x))
         assert [bound for part in parts for bound in part.bounds] == run.bounds
 
 
-def test_long_rows_are_cut_evenly_and_never_straddled():
+def test_long_rows_are_split_evenly_and_no_block_straddles_two():
     (run,) = BlockPartition.of_rows([(8, 64, 3, 3)], block_size=128)
     assert {stop - start for start, stop in run.bounds} == {116, 112}
     assert all(start // 576 == (stop - 1) // 576 for start, stop in run.bounds)
 
 
-def test_short_rows_share_a_block_whole():
+def test_short_rows_share_a_block_undivided():
     (run,) = BlockPartition.of_rows([(16, 3, 3, 3)], block_size=128)
     assert {stop - start for start, stop in run.bounds} == {108}

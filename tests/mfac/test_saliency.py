@@ -1,4 +1,4 @@
-"""Which weights go: exact counts, least salient first, nothing comes back."""
+"""Selection of weights: exact counts, least salient first, and none comes back."""
 
 import torch
 
@@ -10,7 +10,7 @@ def _everything(d):
     return torch.ones(d, dtype=torch.bool)
 
 
-def test_the_least_salient_go():
+def test_the_least_salient_weights_are_removed():
     saliency = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0])
 
     mask = select_mask(saliency, [Budget(((0, 5),), 0.4)], _everything(5))
@@ -18,7 +18,7 @@ def test_the_least_salient_go():
     assert mask.tolist() == [True, False, False, True, True]
 
 
-def test_each_budget_competes_on_its_own():
+def test_weights_compete_only_within_their_budget():
     saliency = torch.tensor([1.0, 2.0, 30.0, 10.0, 20.0, 3.0])
     budgets = [Budget(((0, 2), (5, 6)), 1 / 3), Budget(((2, 5),), 2 / 3)]
 
@@ -41,7 +41,7 @@ def test_ties_do_not_change_the_count():
     assert int((~mask).sum()) == 700
 
 
-def test_at_least_the_share_goes_and_never_all():
+def test_at_least_the_share_is_removed_and_never_all():
     assert Budget(((0, 10),), 0.71).removed == 8
     assert Budget(((0, 10),), 0.7).removed == 7
     assert Budget(((0, 3),), 0.99).removed == 2

@@ -1,4 +1,4 @@
-"""Removal one by one, against the same thing done densely on one block at a time."""
+"""Removal one by one, against a dense computation on one block at a time."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mfac_compress.mfac.sequential import sequential_saliency
 
 
 def _greedy(F, w, keep):
-    """Remove the cheapest weight, solve anew for all that are left, and so on."""
+    """Remove the least salient weight, solve again for the remaining ones, and so on."""
     costs = torch.zeros_like(w)
     highest, alive, w = 0.0, keep.clone(), w.clone()
     while alive.any():
@@ -42,8 +42,8 @@ def test_saliencies_are_those_of_the_dense_removal(
         )
 
 
-def test_a_stand_in_becomes_dearer_when_the_other_goes():
-    """Two equal weights with the same gradients: one can go for nothing, both can not."""
+def test_a_weights_saliency_grows_when_a_correlated_one_is_removed():
+    """Two equal weights with the same gradients: one can be removed at no cost, both cannot."""
     G = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).repeat(2, 1)
 
     saliency = sequential_saliency(

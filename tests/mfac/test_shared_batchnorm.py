@@ -1,4 +1,4 @@
-"""Batch norm over several models normalises as one model does that has the whole batch."""
+"""Batch norm over several replicas normalises as one model with the whole batch does."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_replicas_with_equal_samples_are_one_model_with_all(options):
         torch.testing.assert_close(COPIES * own.grad, all_of_them.grad)
 
 
-def test_evaluation_and_what_comes_after_are_as_ever():
+def test_evaluation_mode_and_the_restored_forward_are_unchanged():
     norm, x = _norm(), torch.randn(5, 4, 2, 3)
     expected = norm.eval()(x)
     with shared_batchnorm(norm, lambda total: total.mul_(COPIES)):

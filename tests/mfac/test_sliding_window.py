@@ -1,4 +1,4 @@
-"""F⁻¹ of the newest gradient equals the dense float64 oracle on what the ring holds."""
+"""F⁻¹ times the newest gradient equals the dense float64 oracle on the gradients held."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_every_window_dtype_equals_the_oracle_on_what_it_holds(dtype, gradients,
 def test_nearly_parallel_and_equal_gradients_equal_the_oracle_or_are_refused(
     noise, scale, damping, gradients
 ):
-    """Here c is up to 1/λ while Gᵀc stays small: float32 sums would leave nothing of it."""
+    """Here c is up to 1/λ while Gᵀc stays small: float32 sums would lose all its digits."""
     m, d = 6, 40
     rows = scale * (gradients(1, d) + noise * gradients(15, d))
     fisher = SlidingFisher.empty(m, d)
@@ -133,7 +133,7 @@ def test_sums_over_many_columns_stay_near_float64():
     assert abs(fisher.gram[0, 0] / exact - 1) < 3e-7
 
 
-def test_what_cannot_be_used_is_refused(gradients):
+def test_unusable_arguments_are_refused(gradients):
     fisher = SlidingFisher.empty(2, 10)
     with pytest.raises(ValueError, match=r"\[10\]. Got \[9\]"):
         fisher.push(torch.ones(9), 1e-3)

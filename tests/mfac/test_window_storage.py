@@ -1,4 +1,4 @@
-"""Windows on disk, and what a build needs in memory."""
+"""Windows on disk, and the memory that a build needs."""
 
 import subprocess
 import sys

@@ -144,7 +144,7 @@ def sparse_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         pytest.skip("the sparse kernels are not built: there was no C++ compiler")
 
     def say(ratio: float, compared: Interval | None = None) -> None:
-        def race(models, *_, **__):
+        def time_models(models, *_, **__):
             domains = [[node.domain for node in model.graph.node] for model in models]
             return [[ratio if DOMAIN in each else 1.0] * 3 for each in domains]
 
@@ -158,7 +158,7 @@ def sparse_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             ]
 
         for module in (choose, whole):
-            monkeypatch.setattr(module, "race", race)
+            monkeypatch.setattr(module, "time_models", time_models)
         for module in (confirm, validate):
             monkeypatch.setattr(module, "compare_latency", compare_latency)
 

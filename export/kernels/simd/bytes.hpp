@@ -1,4 +1,4 @@
-// Unsigned bytes into quads and out of columns, sixteen at a time.
+// Packs unsigned bytes into quads and extracts rows from columns, sixteen at a time.
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
@@ -38,7 +38,7 @@ MFAC_INLINE Bytes pick_bytes(const uint8_t* from) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
-// Each vector by itself: GCC would take an array of them through memory.
+// Each vector separately: GCC would spill an array of them to memory.
 MFAC_INLINE void store_halves(Cell* to, Halves value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
@@ -55,7 +55,7 @@ MFAC_INLINE void store_quads(Cell* to, Bytes a, Bytes b, Bytes c, Bytes d) {
   store_halves(to + 12, high_halves(high_ab, high_cd));
 }
 
-// N at a time, the last ones together with some of those before.
+// N at a time; the last N overlap the previous ones.
 template <int N, int STEP>
 MFAC_INLINE void interleave_many(const uint8_t* const* from, int64_t count, Cell* to) {
   for (int64_t next = 0; next < count; next += N) {
@@ -88,7 +88,7 @@ void copy_quads(const QuadCopy& given) {
   Cell* to = c.to;
   for (int64_t r = 0; r < c.rows; ++r, to += c.to_stride) {
     const uint8_t* from[kQuad];
-    for (int64_t q = 0; q < kQuad; ++q)  // a channel that is not there has no weights
+    for (int64_t q = 0; q < kQuad; ++q)  // a missing channel has no weights
       from[q] = c.from + (q < c.channels ? q : 0) * c.channel_stride + r * c.row_stride;
     for (int64_t i = 0; i < c.before; ++i) to[i] = border;
     interleave(from, c.step, c.count, to + c.before);

@@ -1,4 +1,4 @@
-// GELU and the look-out for values that are not finite.
+// GELU and the detection of values that are not finite.
 
 // e^x for x <= 0, to two units in the last place: 2^n * p(r), |r| <= ln(2)/2, p by Taylor's series.
 template <int L>
@@ -6,7 +6,7 @@ MFAC_INLINE Floats<L> exp_of_negative(Floats<L> x) {
   const Floats<L> least = broadcast<L>(-87.0f);
   const Ints<L> vanishes = x < least;
   const Floats<L> bounded = vanishes ? least : x;
-  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
   const Floats<L> shift = broadcast<L>(12582912.0f);
   const Floats<L> shifted = bounded * 1.44269504f + shift;
   const Floats<L> n = shifted - shift;

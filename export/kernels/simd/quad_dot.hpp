@@ -1,5 +1,5 @@
-// Four unsigned bytes times four signed bytes, added to a 32-bit sum, in every lane. No form
-// saturates on the way: they all give the same sums.
+// Four unsigned bytes times four signed bytes, added to a 32-bit sum, in every lane. No variant
+// saturates in between: they all give the same sums.
 
 template <int L>
 MFAC_INLINE Ints<L> load_ints(const void* from) {
@@ -38,7 +38,7 @@ MFAC_INLINE void add_products(Ints<4>& sum, Ints<4> x, const QuadWeights<4>& w) 
 
 #elif defined(__SSE2__)
 
-// The bytes at even and at odd places, widened to 16 bits: two products fit into 32.
+// The bytes at even and at odd positions, widened to 16 bits: two products fit into 32 bits.
 template <int L>
 struct QuadWeights {
   typedef int16_t Shorts __attribute__((vector_size(L * 4)));

@@ -1,4 +1,4 @@
-// From 32-bit sums to unsigned bytes, as ONNX Runtime rounds them: in float32, ties to even.
+// Requantises 32-bit sums to unsigned bytes, as ONNX Runtime rounds them: in float32, ties to even.
 
 template <int L>
 struct BytesOf {
@@ -10,7 +10,7 @@ MFAC_INLINE void store_requantised(uint8_t* to, Ints<L> sums, Floats<L> scales,
                                    const Requantise& how) {
   const Floats<L> scaled =
       clip<L>(__builtin_convertvector(sums, Floats<L>) * scales, how.low, how.high);
-  // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
   const Ints<L> rounded = (Ints<L>)(scaled + 12582912.0f) + how.zero_point;
   const auto bytes = __builtin_convertvector(rounded, typename BytesOf<L>::type);
   __builtin_memcpy(to, &bytes, sizeof bytes);

@@ -46,7 +46,7 @@ MFAC_INLINE void quad_strip_output(const QuadStrip& s, int64_t output) {
 
 template <int L, int T>
 void quad_strip(const QuadStrip& given) {
-  const QuadStrip s = given;  // a copy that no store can change
+  const QuadStrip s = given;  // a local copy, which stores cannot alias
   constexpr int kChains = T >= 6 ? 1 : T >= 3 ? 2 : 4;
   for (int64_t output = 0; output < s.outputs; ++output)
     quad_strip_output<L, T, kChains>(s, output);

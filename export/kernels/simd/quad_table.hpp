@@ -1,5 +1,5 @@
-// The templates for quantised operators, put together for one instruction set. Needs vector.hpp
-// and, on x86, the intrinsics.
+// The templates for quantised operators, combined for one instruction set. Needs vector.hpp and, on
+// x86, the intrinsics.
 #include "quad_dot.hpp"
 
 #include "quad_requantise.hpp"

@@ -6,14 +6,14 @@ MFAC_INLINE float finished(const Strip& s, int64_t output, float y) {
   return y > s.high ? s.high : y;
 }
 
-// Keep a float out of vectors.
+// Keep a float in a scalar register of its own.
 #if defined(__aarch64__)
 #define MFAC_ALONE(value) asm("" : "+w"(value))
 #else
 #define MFAC_ALONE(value) asm("" : "+x"(value))
 #endif
 
-// Scalar on purpose: gathering 16 inputs takes longer than 16 loads where it was measured (Zen 4).
+// Scalar on purpose: gathering 16 inputs was measured to be slower than 16 loads (Zen 4).
 void row_of_singles(const Strip& s) {
   constexpr int kChains = 8;
   const float* x = reinterpret_cast<const float*>(s.base);
@@ -35,7 +35,7 @@ void row_of_singles(const Strip& s) {
   }
 }
 
-// L lanes hold one block, or the largest vector's worth of it.
+// L lanes hold one block, or as much of it as fits the largest vector.
 template <int BLOCK, int L>
 void row_of_blocks(const Strip& s) {
   constexpr int kParts = BLOCK / L;

@@ -1,15 +1,15 @@
-// The heart of the library: sparse weights times strips of T vectors, accumulated in registers.
+// The microkernel: sparse weights times strips of T vectors, accumulated in registers.
 //
-// PART outputs of a group are worked on together, so that the accumulators fit the registers; with
+// PART outputs of a group are computed together, so that the accumulators fit the registers; with
 // few of them, CHAINS independent sets hide the latency of the multiply-add.
 
-// Where vector t of a strip is: they are contiguous, or rows of V with kBetweenRows between them.
+// Position of vector t of a strip: contiguous, or in rows of V with kBetweenRows between them.
 template <int L, int V>
 constexpr int place(int t) {
   return V == 0 ? t * L : t / (V ? V : 1) * (V * L + kBetweenRows) + t % (V ? V : 1) * L;
 }
 
-// What follows the sums of the output that is at `at`. `zeros` stays 0 as long as all is finite.
+// Finish the sums of the output at `at`. `zeros` stays 0 as long as all values are finite.
 template <int L, int V, int T>
 MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zeros) {
   if (s.residual) {
@@ -28,7 +28,7 @@ MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zer
   }
 }
 
-// Zeros behind each row, as the layout asks for.
+// Write zeros after each row, as the layout requires.
 template <int L, int V, int T>
 MFAC_INLINE void end_rows(float* out) {
   MFAC_UNROLL
@@ -42,7 +42,7 @@ MFAC_INLINE void end_rows(float* out) {
 template <int L, int V, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
                             Floats<L>* zeros) {
-  // With many sums: opaque, so that nothing of it is kept in registers through the inner loop.
+  // With many sums: opaque, so that none of it is kept in registers through the inner loop.
   if (PART > 1) asm("" : "+r"(given));
   const Strip& s = *given;
   Floats<L> sum[CHAINS][PART][T];
@@ -109,9 +109,9 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
 
 template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
-  const Strip s = given;  // a copy that no store can change
+  const Strip s = given;  // a local copy, which stores cannot alias
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
-  Floats<L> zeros[2] = {};  // as long as all that is added is finite
+  Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
     for (int part = 0; part < BLOCK; part += PART)
       strip_part<L, V, PART, T, kChains>(&s, group, BLOCK, part, zeros);

@@ -1,4 +1,4 @@
-// The templates of this folder, put together for one instruction set. The including file defines
+// The templates of this folder, combined for one instruction set. The including file defines
 // MFAC_WIDE and MFAC_NARROW (lanes), and MFAC_REGISTERS (vector registers).
 #include "vector.hpp"
 

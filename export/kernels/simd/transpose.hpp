@@ -36,7 +36,7 @@ struct Interleave<16> {
 };
 #endif
 
-// Every other one of 2 L - 1 elements.
+// Every second one of 2 L - 1 elements.
 #if MFAC_NARROW == 4
 MFAC_INLINE Floats<4> every_other(const float* from) {
   return __builtin_shufflevector(load<4>(from), load<4>(from + 3), 0, 2, 5, 7);

@@ -1,6 +1,5 @@
-// Vectors of a fixed width in the compiler's own extension. No std:: below simd/: an inline
-// function of the library, compiled for a newer processor, could be the one that the linker keeps
-// for all.
+// Vectors of a fixed width as a compiler extension. No std:: in simd/: the linker could keep an
+// inline function that was compiled for a newer processor and use it everywhere.
 
 #if defined(__clang__)
 #define MFAC_UNROLL _Pragma("clang loop unroll(full)")

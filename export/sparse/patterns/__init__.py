@@ -1,4 +1,4 @@
-"""The patterns of a graph that become sparse operators, one in a file.
+"""The patterns of a graph that become sparse operators, one per file.
 
-Layers (Gemm, MatMul, Conv) begin an operator; sums and activations behind them extend it.
+Layers (Gemm, MatMul, Conv) begin an operator; sums and activations after them extend it.
 """

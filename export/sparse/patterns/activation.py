@@ -9,9 +9,9 @@ _LARGEST = 3.4028234663852886e38
 
 
 def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
-    """The operator with the Relu or Clip behind it; None where there is none."""
+    """Return the operator with the Relu or Clip after it; None if there is none."""
     position = graph.only_user(operator.y)
-    if not operator.is_open or not graph.is_operator(position, "Relu", "Clip"):
+    if not operator.can_fuse or not graph.is_operator(position, "Relu", "Clip"):
         return None
     node = graph.nodes[position]
     nodes, y = (*operator.nodes, position), node.output[0]
@@ -24,9 +24,9 @@ def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | N
 
 
 def bounds(graph: Graph, position: int) -> tuple[float, float] | None:
-    """Between what a Relu or Clip keeps its values; None where that is not constant, or no range.
+    """Return the bounds of a Relu or Clip; None if they are not constant, or not a range.
 
-    A Clip may have bounds that are NaN, or the lower one above: no kernel computes what comes then.
+    A Clip's bounds may be NaN, or the lower one above the upper: no kernel computes its result.
     """
     node = graph.nodes[position]
     if node.op_type == "Relu":

@@ -1,6 +1,6 @@
-"""BatchNormalization behind a convolution: y = s ∘ (conv(x, W) + b − mean) + shift.
+"""BatchNormalization after a convolution: y = s ∘ (conv(x, W) + b − mean) + shift.
 
-W ← s W, b ← s (b − mean) + shift, with s = scale / √(variance + ε) of each output
+W ← s W, b ← s (b − mean) + shift, with s = scale / √(variance + ε) for each output
 """
 
 from dataclasses import replace
@@ -12,9 +12,9 @@ from mfac_compress.export.sparse.operator import SparseOperator
 
 
 def fold_batchnorm(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
-    """The operator with the batch norm behind it in its weights; None where there is none."""
+    """Return the operator with the batch norm after it folded in; None if there is none."""
     position = graph.only_user(operator.y)
-    if not operator.window or operator.residual or not operator.is_open:
+    if not operator.window or operator.residual or not operator.can_fuse:
         return None
     if not graph.is_operator(position, "BatchNormalization"):
         return None

@@ -3,35 +3,35 @@
 from typing import Any
 
 from mfac_compress.export.sparse.graph import Graph, attributes
-from mfac_compress.export.sparse.operator import Refusal, SparseOperator, Window
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported, Window
 from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
 AXES = (3, 4)
-"""Of a convolution's weight: outputs, inputs, and one or two that a window has."""
+"""Numbers of axes of a convolution's weight: outputs, inputs, and one or two of its window."""
 _LARGEST = 2**15
-"""What the kernels take."""
+"""Largest attribute that the kernels accept."""
 
 
-def match_conv(graph: Graph, position: int) -> SparseOperator | Refusal:
-    """The operator of a Conv node, or why there is none."""
+def match_conv(graph: Graph, position: int) -> SparseOperator | Unsupported:
+    """Return the operator of a Conv node, or why there is none."""
     node = graph.nodes[position]
     weight = constant_weight(graph, node.input[1], *AXES)
-    if isinstance(weight, Refusal):
+    if isinstance(weight, Unsupported):
         return weight
     window = constant_window(attributes(node), weight.shape[2:])
-    if isinstance(window, Refusal):
+    if isinstance(window, Unsupported):
         return window
     bias = None
     if len(node.input) > 2 and node.input[2]:
         bias = constant_bias(graph, node.input[2], len(weight))
         if bias is None:
-            return Refusal("its bias is not constant")
+            return Unsupported("its bias is not constant")
     return layer_operator(graph, position, weight, window=window, bias=bias)
 
 
-def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | Refusal:
-    """How a Conv's window moves, unless its padding follows from the input's height and width.
+def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | Unsupported:
+    """Return a Conv's window, unless its padding depends on the input's height and width.
 
     Args:
         given: The node's attributes.
@@ -46,12 +46,12 @@ def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | 
         pads = (0, 0) * len(kernel)
     if automatic in ("SAME_UPPER", "SAME_LOWER"):
         if strides != ones:
-            return Refusal(f"its padding ({automatic}) depends on the input's size")
+            return Unsupported(f"its padding ({automatic}) depends on the input's size")
         extra = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
         small, large = [each // 2 for each in extra], [each - each // 2 for each in extra]
         pads = (*small, *large) if automatic == "SAME_UPPER" else (*large, *small)
     if max(*kernel, *strides, *dilations, *pads) > _LARGEST or min(pads) < 0:
-        return Refusal(
+        return Unsupported(
             f"the kernels take kernel_shape, strides, dilations and pads of at most {_LARGEST:,}, "
             "and pads that are not negative"
         )

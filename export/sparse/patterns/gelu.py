@@ -1,10 +1,10 @@
-"""Gelu, as one node or as the arithmetic that exporters write for it.
+"""Gelu, as one node or as the arithmetic nodes that exporters write for it.
 
     erf:  z/2 · (1 + erf(z / √2))
     tanh: z/2 · (1 + tanh(√(2/π) · (z + 0.044715 z³)))
 
-Exporters order these factors in many ways, so a formula is known by what it computes: elementwise
-nodes that read nothing but z and numbers are evaluated at some points.
+Exporters order these factors in many ways, so a formula is recognised by its values: elementwise
+nodes that read only z and constants are evaluated at some points.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,9 @@ from scipy.special import erf
 from mfac_compress.export.sparse.graph import Graph, attributes
 from mfac_compress.export.sparse.operator import SparseOperator
 
-_MOST_NODES = 12
-# The two forms differ by 1e-4 and more at several of these, float32 constants by 1e-6.
+_MAX_NODES = 12
+# The two forms differ by at least 1e-4 at several of these points; rounding constants to float32
+# changes values by 1e-6.
 _POINTS = np.array([-7.0, -3.0, -1.7, -0.6, -0.1, 0.0, 0.3, 0.9, 2.2, 2.8, 5.0, 9.0])
 _TOLERANCE = 1e-5
 _ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {
@@ -36,8 +37,8 @@ _FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def add_gelu(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
-    """The operator with the Gelu behind it; None where there is none."""
-    if not operator.is_open or operator.y in graph.outputs:
+    """Return the operator with the Gelu after it; None if there is none."""
+    if not operator.can_fuse or operator.y in graph.outputs:
         return None
     position = graph.only_user(operator.y)
     if graph.is_operator(position, "Gelu"):
@@ -53,15 +54,15 @@ def add_gelu(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
 
 
 def _formula(graph: Graph, z: str) -> tuple[list[int], str, str] | None:
-    """The nodes that compute a Gelu of z, its name, and its form."""
+    """Return the nodes that compute a Gelu of z, the name of its output, and its form."""
     values, nodes = {z: _POINTS}, []
-    while len(nodes) < _MOST_NODES:
+    while len(nodes) < _MAX_NODES:
         position = _next(graph, values, nodes)
         if position is None:
             return None
         node = graph.nodes[position]
         arguments = [_argument(graph, values, name) for name in node.input]
-        with np.errstate(all="ignore"):  # of formulas that are none of ours
+        with np.errstate(all="ignore"):  # other formulas may overflow
             values[node.output[0]] = _ELEMENTWISE[node.op_type](*arguments)
         nodes.append(position)
         if _is_closed(graph, set(values) - {node.output[0]}, nodes):
@@ -72,7 +73,7 @@ def _formula(graph: Graph, z: str) -> tuple[list[int], str, str] | None:
 
 
 def _next(graph: Graph, values: dict[str, np.ndarray], nodes: list[int]) -> int | None:
-    """The first node that computes something new of the values."""
+    """Return the first node that computes a new value from these values."""
     users = {position for name in values for position in graph.users(name)} - set(nodes)
     for position in sorted(users):
         arguments = [_argument(graph, values, name) for name in graph.nodes[position].input]
@@ -86,5 +87,5 @@ def _argument(graph: Graph, values: dict[str, np.ndarray], name: str) -> np.ndar
 
 
 def _is_closed(graph: Graph, inner: set[str], nodes: list[int]) -> bool:
-    """Whether nothing but these nodes reads these values."""
+    """Whether only these nodes read these values."""
     return all(name not in graph.outputs and set(graph.users(name)) <= set(nodes) for name in inner)

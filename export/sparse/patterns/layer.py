@@ -1,4 +1,4 @@
-"""The operator of one layer's node, with nothing fused yet."""
+"""The operator of one layer's node, before fusion."""
 
 import numpy as np
 
@@ -14,14 +14,14 @@ def layer_operator(
     window: Window | None = None,
     bias: np.ndarray | None = None,
 ) -> SparseOperator:
-    """y = x ∘ W + bias of a node whose first input is x and whose second is the weight.
+    """Build y = x ∘ W + bias for a node whose first input is x and whose second is the weight.
 
     Args:
-        graph: Where it stands.
-        position: Of the node.
-        weight: As the operator takes it, in any memory order.
-        window: Of a convolution.
-        bias: As the operator takes it.
+        graph: The graph of the node.
+        position: Position of the node.
+        weight: As :class:`SparseOperator` takes it, in any memory order.
+        window: Convolution window; None for matmul.
+        bias: As :class:`SparseOperator` takes it.
     """
     node = graph.nodes[position]
     return SparseOperator(

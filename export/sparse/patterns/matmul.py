@@ -1,18 +1,18 @@
-"""MatMul: y = x W, with W constant, x of any number of axes; and the bias that is added to it."""
+"""MatMul: y = x W, with W constant and x of any number of axes; and the bias added to it."""
 
 from dataclasses import replace
 
 import onnx
 
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
 from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
 
 def has_left_weight(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Whether a node is y = W x, with W constant and x not."""
+    """Whether a node is y = W x, with W constant and x not constant."""
     if node.op_type != "MatMul":
         return False
     left, right = (_is_constant(graph, name) for name in node.input)
@@ -23,23 +23,27 @@ def _is_constant(graph: Graph, name: str) -> bool:
     return graph.constant(name) is not None or dequantised_constant(graph, name) is not None
 
 
-def match_matmul(graph: Graph, position: int) -> SparseOperator | Refusal:
-    """The operator of a MatMul node, or why there is none."""
+def match_matmul(graph: Graph, position: int) -> SparseOperator | Unsupported:
+    """Return the operator of a MatMul node, or why there is none."""
     node = graph.nodes[position]
     if has_left_weight(graph, node):
-        return Refusal("its weight is the left factor, and the kernels take x W, as of nn.Linear")
+        return Unsupported(
+            "its weight is the left factor, and the kernels take x W, as of nn.Linear"
+        )
     if graph.constant(node.input[0]) is not None:
-        return Refusal("both factors are constant: ONNX Runtime multiplies them once, at loading")
+        return Unsupported(
+            "both factors are constant: ONNX Runtime multiplies them once, at loading"
+        )
     weight = constant_weight(graph, node.input[1], 2)
-    if isinstance(weight, Refusal):
+    if isinstance(weight, Unsupported):
         return weight
     return layer_operator(graph, position, weight.T)
 
 
 def add_bias(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
-    """The operator with the Add of a constant bias behind it; None where there is none."""
+    """Return the operator with the Add of a constant bias after it; None if there is none."""
     position = graph.only_user(operator.y)
-    if operator.window or operator.bias is not None or not operator.is_open:
+    if operator.window or operator.bias is not None or not operator.can_fuse:
         return None
     if not graph.is_operator(position, "Add"):
         return None

@@ -1,5 +1,5 @@
-"""Layers that no sparse operator can stand for, and why: other forms of quantised ones, and those
-that ONNX Runtime has put together.
+"""Layers that no sparse operator can compute, and why: other quantised forms, and operators that
+ONNX Runtime has fused.
 """
 
 from typing import NamedTuple
@@ -9,17 +9,17 @@ import onnx
 _QDQ = "quantise with QuantFormat.QDQ, uint8 activations and symmetric int8 weights"
 _WHOLE = f"it is in the QOperator format: {_QDQ}"
 _OPTIMISED = "ONNX Runtime has optimised this file: give the file before optimisation"
-_DYNAMIC = f"its activations are quantised while it runs: {_QDQ}"
+_DYNAMIC = f"its activations are quantised dynamically: {_QDQ}"
 
 
 class WeightInputs(NamedTuple):
-    """Which inputs of a node are its weight, and the zero point of that."""
+    """Which inputs of a node are its weight and the weight's zero point."""
 
     weight: int
     zero_point: int | None = None
-    """None of floats. The file may leave it out."""
+    """None for floats. The file may omit it."""
     packed: bool = False
-    """Whether no array of the weight as it is multiplied is in the file."""
+    """Whether the file stores the weight in another form than it is multiplied in."""
 
 
 _KINDS = {
@@ -40,7 +40,7 @@ _KINDS = {
     ("com.microsoft", "GemmFastGelu"): (WeightInputs(1), _OPTIMISED),
     ("com.microsoft", "Attention"): (WeightInputs(1), _OPTIMISED),
     ("com.microsoft", "QAttention"): (WeightInputs(1, 7), _OPTIMISED),
-    # Their channels are padded and in another order.
+    # The channels of these are padded and reordered.
     ("com.microsoft", "NhwcFusedConv"): (WeightInputs(1, packed=True), _OPTIMISED),
     ("com.microsoft", "QLinearConv"): (WeightInputs(3, 5), _OPTIMISED),
     ("com.microsoft.nchwc", "Conv"): (WeightInputs(1, packed=True), _OPTIMISED),
@@ -49,14 +49,14 @@ _KINDS = {
 }
 
 
-def why_not(node: onnx.NodeProto) -> str | None:
-    """The reason that is said of such a layer; None for nodes that are none."""
+def unsupported_reason(node: onnx.NodeProto) -> str | None:
+    """Return why no sparse operator can compute such a layer; None for other nodes."""
     found = _KINDS.get(_key(node))
     return found[1] if found else None
 
 
 def weight_inputs(node: onnx.NodeProto) -> WeightInputs | None:
-    """Where such a layer's weight is; None for nodes that are none."""
+    """Return which inputs of such a layer are its weight; None for other nodes."""
     found = _KINDS.get(_key(node))
     return found[0] if found else None
 

@@ -1,7 +1,7 @@
 """Conv of a QDQ file: q(y) = round(conv(x, W) + bias)."""
 
 from mfac_compress.export.sparse.graph import Graph, attributes
-from mfac_compress.export.sparse.operator import Refusal
+from mfac_compress.export.sparse.operator import Unsupported
 from mfac_compress.export.sparse.patterns.conv import AXES, constant_window
 from mfac_compress.export.sparse.patterns.dequantised import dequantised
 from mfac_compress.export.sparse.patterns.quantised_layer import quantised_operator
@@ -9,18 +9,18 @@ from mfac_compress.export.sparse.patterns.weight import needed
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 
-def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Refusal:
-    """The operator of a Conv node with a quantised weight, or why there is none."""
+def match_quantised_conv(graph: Graph, position: int) -> QuantisedOperator | Unsupported:
+    """Return the operator of a Conv node with a quantised weight, or why there is none."""
     node = graph.nodes[position]
     source = dequantised(graph, node.input[1], "its weight")
-    if isinstance(source, Refusal):
+    if isinstance(source, Unsupported):
         return source
     weight = graph.constant(source.name)
     if weight is None:
-        return Refusal(f"its weight {graph.why_not_constant(source.name)}")
+        return Unsupported(f"its weight {graph.not_constant_reason(source.name)}")
     if weight.ndim not in AXES:
-        return Refusal(f"its weight has shape {list(weight.shape)}, and {needed(*AXES)}")
+        return Unsupported(f"its weight has shape {list(weight.shape)}, and {needed(*AXES)}")
     window = constant_window(attributes(node), weight.shape[2:])
-    if isinstance(window, Refusal):
+    if isinstance(window, Unsupported):
         return window
     return quantised_operator(graph, position, output_axis=0, window=window)

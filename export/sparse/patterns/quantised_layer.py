@@ -1,8 +1,8 @@
-"""A layer between DequantizeLinear and QuantizeLinear, as a QDQ file holds it:
+"""A layer between DequantizeLinear and QuantizeLinear, as in a QDQ file:
 
     q(y) = QuantizeLinear(activation(layer(DequantizeLinear(x), DequantizeLinear(W)) + bias))
 
-with x and y uint8, W int8 and symmetric (zero point 0), and the activation none, Relu or Clip.
+with x and y uint8, W int8 and symmetric (zero point 0), and no activation, Relu or Clip.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import Refusal, Window
+from mfac_compress.export.sparse.operator import Unsupported, Window
 from mfac_compress.export.sparse.patterns.activation import bounds
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, quantised
 from mfac_compress.export.sparse.quantised_nodes import Rounding
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
-_SAME = 1e-4  # relative difference of scales that ONNX Runtime's quantiser leaves
+_SAME = 1e-4  # relative difference of scales that ONNX Runtime's quantiser may cause
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class _Weight:
 
 def quantised_operator(
     graph: Graph, position: int, *, output_axis: int, window: Window | None = None
-) -> QuantisedOperator | Refusal:
-    """The operator of a layer with a quantised weight.
+) -> QuantisedOperator | Unsupported:
+    """Return the operator of a layer with a quantised weight, or why there is none.
 
     Args:
-        graph: Where it stands.
-        position: Of a node whose inputs are x, a weight dequantised from a constant, and perhaps
-            a bias.
-        output_axis: Of the weight.
-        window: Of a convolution.
+        graph: The graph of the layer.
+        position: Position of a node whose inputs are x, a weight dequantised from a constant, and
+            perhaps a bias.
+        output_axis: Axis of the outputs in the weight.
+        window: Convolution window; None for matmul.
     """
     node = graph.nodes[position]
     x = _input(graph, node.input[0])
@@ -46,20 +46,22 @@ def quantised_operator(
     weight = _weight(graph, node.input[1], axes, output_axis)
     ends = _ends(graph, position)
     for found in (x, weight, ends):
-        if isinstance(found, Refusal):
+        if isinstance(found, Unsupported):
             return found
     nodes, output, limits = ends
     rounding = _rounding(x, weight, output, limits)
     if not np.isfinite(rounding.scales).all():
-        return Refusal("the scales of its input and weight are too large for that of its output")
+        return Unsupported(
+            "the scales of its input and weight are too large for that of its output"
+        )
     bias, feeding = None, {x.position, weight.source.position}
     if len(node.input) > 2 and node.input[2]:
         bias = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
-        if isinstance(bias, Refusal):
+        if isinstance(bias, Unsupported):
             return bias
         feeding.add(graph.producer(node.input[2]))
     if _may_leave_32_bits(weight.array, rounding.x_zero_point, bias):
-        return Refusal("its sums may leave 32 bits")
+        return Unsupported("its sums may overflow 32 bits")
     return QuantisedOperator(
         name=node.name,
         weight_name=weight.source.name,
@@ -74,71 +76,75 @@ def quantised_operator(
     )
 
 
-def _input(graph: Graph, name: str) -> Quantised | Refusal:
+def _input(graph: Graph, name: str) -> Quantised | Unsupported:
     x = dequantised(graph, name, "its weight is quantised, but its input")
-    if isinstance(x, Refusal):
+    if isinstance(x, Unsupported):
         return x
     return _unless_bytes(x, "its input", "take") or x
 
 
-def _unless_bytes(end: Quantised, what: str, verb: str) -> Refusal | None:
-    """Why an input or output is not uint8 with one scale and zero point; None where it is."""
+def _unless_bytes(end: Quantised, what: str, verb: str) -> Unsupported | None:
+    """Return why an input or output is not uint8 with one scale and zero point; None if it is."""
     kernels = f"and the kernels {verb} uint8 (QuantType.QUInt8)"
     if end.zero_point is None:
-        return Refusal(f"{what} has no zero point, {kernels}")
+        return Unsupported(f"{what} has no zero point, {kernels}")
     if end.zero_point.dtype != np.uint8:
-        return Refusal(f"{what} is {end.zero_point.dtype}, {kernels}")
+        return Unsupported(f"{what} is {end.zero_point.dtype}, {kernels}")
     if end.scale.size != 1 or end.zero_point.size != 1:
-        return Refusal(f"{what} has more than one scale")
+        return Unsupported(f"{what} has more than one scale")
     return None
 
 
-def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Refusal:
+def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Unsupported:
     source = dequantised(graph, name, "its weight")
-    if isinstance(source, Refusal):
+    if isinstance(source, Unsupported):
         return source
     array = graph.constant(source.name)
     if array.dtype != np.int8:
-        return Refusal(f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)")
+        return Unsupported(
+            f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)"
+        )
     if array.ndim != axes or array.size == 0:
-        return Refusal(f"its weight has shape {list(array.shape)}, and {axes} axes are needed")
+        return Unsupported(f"its weight has shape {list(array.shape)}, and {axes} axes are needed")
     if source.zero_point is not None and source.zero_point.any():
-        return Refusal("its weight has a zero point that is not 0: quantise it symmetrically")
+        return Unsupported("its weight has a zero point that is not 0: quantise it symmetrically")
     outputs = array.shape[output_axis]
     if source.scale.size != 1 and source.axis != output_axis:
-        return Refusal(
-            "its weight has one scale for each input, and the kernels take one an output"
+        return Unsupported(
+            "its weight has one scale for each input, and the kernels take one per output"
         )
     scales = np.ascontiguousarray(np.broadcast_to(source.scale.reshape(-1), (outputs,)))
     return _Weight(source, np.ascontiguousarray(np.moveaxis(array, output_axis, 0)), scales)
 
 
-def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Refusal:
-    """int32, in steps of the sums."""
+def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Unsupported:
+    """Return the int32 bias, in steps of the sums, or why there is none."""
     source = dequantised(graph, name, "its bias")
-    if isinstance(source, Refusal):
+    if isinstance(source, Unsupported):
         return source
     array = graph.constant(source.name)
     if array is None or array.dtype != np.int32 or array.shape != scales.shape:
-        return Refusal("its bias is not a constant int32 of one number an output")
+        return Unsupported("its bias is not a constant int32 with one number per output")
     if source.zero_point is not None and source.zero_point.any():
-        return Refusal("its bias has a zero point that is not 0")
+        return Unsupported("its bias has a zero point that is not 0")
     if not np.allclose(source.scale, scales, rtol=_SAME, atol=0):
-        return Refusal("the scale of its bias is not that of its input times that of its weight")
+        return Unsupported(
+            "the scale of its bias is not that of its input times that of its weight"
+        )
     return array
 
 
 def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray | None) -> bool:
-    """Whether some bytes could take bias + Σ (x − x_zero_point) w, or a part of it, out of int32.
+    """Whether bias + Σ (x − x_zero_point) w, or a partial sum, could overflow int32 for some bytes.
 
-    The kernels begin with what does not depend on x, and refuse a file in which the products with
-    bytes may lead out of int32 from there. ONNX Runtime's own sums wrap around, or are floats.
+    The kernels start with the terms that do not depend on x, and refuse a file in which adding the
+    products with bytes could overflow int32. ONNX Runtime's own sums wrap around, or are floats.
     """
     rows = weight.reshape(len(weight), -1)
     begin = -x_zero_point * rows.sum(axis=1, dtype=np.int64)
     if bias is not None:
         begin += bias
-    # Parts are added by themselves, too.
+    # Partial sums are also added separately.
     highest = np.maximum(begin, 0) + 255 * rows.sum(axis=1, dtype=np.int64, where=rows > 0)
     lowest = np.minimum(begin, 0) + 255 * rows.sum(axis=1, dtype=np.int64, where=rows < 0)
     return max(highest.max(), -lowest.min()) > np.iinfo(np.int32).max
@@ -146,19 +152,19 @@ def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray |
 
 def _ends(
     graph: Graph, position: int
-) -> tuple[tuple[int, ...], Quantised, tuple[float, float]] | Refusal:
-    """The layer's nodes, what they end with, and the bounds of an activation."""
+) -> tuple[tuple[int, ...], Quantised, tuple[float, float]] | Unsupported:
+    """Return the layer's nodes, their quantised output, and the bounds of an activation."""
     nodes, limits = [position], (-np.inf, np.inf)
     user = graph.only_user(graph.nodes[position].output[0])
     if graph.is_operator(user, "Relu", "Clip"):
         found = bounds(graph, user)
         if found is None:
-            return Refusal("the bounds of the Clip behind it are not constant, or not in order")
+            return Unsupported("the bounds of the Clip after it are not constant, or not in order")
         limits = found
         nodes.append(user)
         user = graph.only_user(graph.nodes[user].output[0])
     output = quantised(graph, user, "its output")
-    if isinstance(output, Refusal):
+    if isinstance(output, Unsupported):
         return output
     refusal = _unless_bytes(output, "its output", "make")
     if refusal is not None:
@@ -169,10 +175,10 @@ def _ends(
 def _rounding(
     x: Quantised, weight: _Weight, output: Quantised, limits: tuple[float, float]
 ) -> Rounding:
-    """In float32 and in ONNX Runtime's order, so that ties fall alike."""
+    """Compute in float32 and in ONNX Runtime's order, so that ties are rounded the same way."""
     y_scale = np.float32(output.scale.reshape(-1)[0])
     zero_point = int(output.zero_point.reshape(-1)[0])
-    with np.errstate(over="ignore"):  # a bound that is none, and scales that are looked at later
+    with np.errstate(over="ignore"):  # infinite bounds, and scales that are checked later
         low, high = (np.rint(np.float32(limit) / y_scale) + zero_point for limit in limits)
         scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
     x_zero_point = int(x.zero_point.reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""y = x ∘ W + residual: the Add behind a layer, of another value of its shape."""
+"""y = x ∘ W + residual: the Add after a layer, of another value of its shape."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,15 +10,16 @@ from mfac_compress.export.sparse.operator import SparseOperator
 def add_residual(
     graph: Graph, operator: SparseOperator, shapes: Mapping[str, tuple[int, ...]]
 ) -> SparseOperator | None:
-    """The operator with a residual; None where there is none, or it would have to be broadcast.
+    """Return the operator with a residual; None if there is none, or it needs broadcasting.
 
     Args:
-        graph: Where it stands.
-        operator: Its output so far.
-        shapes: Of the values, at a batch that is not 1: a shape of 1 would be broadcast elsewhere.
+        graph: The graph of the operator.
+        operator: The operator to extend.
+        shapes: Shapes of the values at a batch size other than 1, at which a value that is
+            broadcast over the batch would look like any other.
     """
     position = graph.only_user(operator.y)
-    if operator.residual or not operator.is_open or not graph.is_operator(position, "Add"):
+    if operator.residual or not operator.can_fuse or not graph.is_operator(position, "Add"):
         return None
     node = graph.nodes[position]
     residual = node.input[1] if node.input[0] == operator.y else node.input[0]

@@ -2,8 +2,8 @@
 
     y = conv(x, W), with W 1x1, stride s, and a single 1 in the row of each channel that is kept
 
-ONNX Runtime could compute it as it stands, but only in its own layout: between sparse convolutions
-that keep another one, this is far less work than two changes of layout.
+ONNX Runtime can compute these nodes itself, but only in its own layout: between sparse convolutions
+that use another one, this is far less work than two layout conversions.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ _CHANNELS, _HEIGHT, _WIDTH = 1, 2, 3
 def match_selection(
     graph: Graph, position: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> SparseOperator | None:
-    """The operator of a chain of Slice nodes and a Pad, which begins here; None if it is none.
+    """Return the operator of a chain of Slice nodes and a Pad that begins here, or None.
 
     Args:
-        graph: Where it stands.
-        position: Of the first node.
-        shapes: Of the values.
+        graph: The graph of the nodes.
+        position: Position of the first node.
+        shapes: Shapes of the values.
     """
     if not graph.is_operator(position, "Slice"):
         return None
@@ -62,7 +62,7 @@ def match_selection(
 def _steps(
     graph: Graph, position: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int] | None:
-    """Down and right; None where a Slice takes anything but every s-th row and column."""
+    """Return the strides; None if a Slice does anything but take every s-th row and column."""
     node = graph.nodes[position]
     parts = [graph.constant(name) for name in node.input[1:]]
     if len(parts) != 4 or any(part is None for part in parts):
@@ -78,7 +78,7 @@ def _steps(
 
 
 def _added_channels(graph: Graph, position: int | None) -> tuple[int, int] | None:
-    """Channels of zeros that a Pad adds before and behind; None where it does anything else."""
+    """Return how many zero channels a Pad adds before and after; None if it does anything else."""
     if not graph.is_operator(position, "Pad"):
         return None
     node = graph.nodes[position]

@@ -16,9 +16,9 @@ class StoredWeight:
     """A constant weight.
 
     Attributes:
-        name: Of the tensor in the file.
-        array: With 0 for each weight that is zero, whatever stands for it in the file. None where
-            numbers are packed or of a type that is not read: it says nothing of the zeros.
+        name: Name of the tensor in the file.
+        array: The weight less its zero point, so that zero weights are 0. None if its numbers are
+            packed or of an unsupported type, so that its zeros are not known.
     """
 
     name: str
@@ -26,11 +26,11 @@ class StoredWeight:
 
 
 def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
-    """The weight of a Conv, Gemm, MatMul or a quantised form of these; None: it is not constant.
+    """Return the weight of a Conv, Gemm, MatMul or their quantised forms; None if not constant.
 
     Args:
-        graph: Where the node stands.
-        node: Of the main graph.
+        graph: The graph of the node.
+        node: A node of the main graph.
     """
     inputs = weight_inputs(node)
     if inputs is not None:
@@ -63,14 +63,14 @@ def _of_other(graph: Graph, node: onnx.NodeProto, inputs: WeightInputs) -> Store
 def _centred(
     graph: Graph, name: str, zero_points: list[str], axis: int, block_size: int = 0
 ) -> StoredWeight:
-    """The weight less its zero point: a number, one for each index of an axis, or for each block.
+    """Return the weight less its zero point: one number, one per index of an axis, or per block.
 
     Args:
-        graph: Where the values stand.
-        name: Of the weight.
-        zero_points: Name of the zero point; empty, or an empty name, where there is none.
-        axis: Of one zero point for each index, or of blocks; negative ones count from the end.
-        block_size: Along the axis; 0 where there are no blocks.
+        graph: The graph of the values.
+        name: Name of the weight.
+        zero_points: Name of the zero point; empty, or an empty name, if there is none.
+        axis: Axis of the zero points or blocks; a negative one counts from the end.
+        block_size: Length of a block along the axis; 0 without blocks.
     """
     array, stored = graph.constant(name), graph.stored(name)
     if array.dtype.kind not in "iu":
@@ -82,7 +82,7 @@ def _centred(
         return StoredWeight(stored, None)
     zero_point = zero_point.astype(np.int64)
     if block_size:
-        whole = np.repeat(zero_point, block_size, axis)  # the last block may be cut off
+        whole = np.repeat(zero_point, block_size, axis)  # the last block may be shorter
         zero_point = np.take(whole, range(array.shape[axis]), axis)
     elif zero_point.size == 1:
         zero_point = zero_point.reshape(())

@@ -1,40 +1,40 @@
-"""What every layer's weight must be."""
+"""Checks that every layer's weight and bias must pass."""
 
 import numpy as np
 
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import Refusal
+from mfac_compress.export.sparse.operator import Unsupported
 
 
-def constant_weight(graph: Graph, name: str, *axes: int) -> np.ndarray | Refusal:
-    """The array of a weight.
+def constant_weight(graph: Graph, name: str, *axes: int) -> np.ndarray | Unsupported:
+    """Return the array of a constant weight.
 
     Args:
-        graph: Where it stands.
-        name: Of the value.
-        axes: How many it may have.
+        graph: The graph of the weight.
+        name: Name of the value.
+        axes: Allowed numbers of axes.
     Returns:
-        float32, or the reason why it does not serve.
+        The float32 array, or why the kernels cannot use it.
     """
     weight = graph.constant(name)
     if weight is None:
-        return Refusal(f"its weight {graph.why_not_constant(name)}")
+        return Unsupported(f"its weight {graph.not_constant_reason(name)}")
     if weight.dtype != np.float32:
-        return Refusal(f"its weight is {weight.dtype}, and the kernels take float32")
+        return Unsupported(f"its weight is {weight.dtype}, and the kernels take float32")
     if weight.ndim not in axes or weight.size == 0:
-        return Refusal(f"its weight has shape {list(weight.shape)}, and {needed(*axes)}")
+        return Unsupported(f"its weight has shape {list(weight.shape)}, and {needed(*axes)}")
     if not np.isfinite(weight).all():
-        return Refusal("its weight is not finite")
+        return Unsupported("its weight is not finite")
     return weight
 
 
 def needed(*axes: int) -> str:
-    """Words for how many axes a weight may have."""
+    """Describe how many axes a weight may have."""
     return f"{' or '.join(map(str, axes))} axes are needed"
 
 
 def constant_bias(graph: Graph, name: str, outputs: int) -> np.ndarray | None:
-    """A bias as ``[outputs]``; None where it is not a constant that is one number per output."""
+    """Return a bias as ``[outputs]``; None if it is not a constant with one number per output."""
     bias = graph.constant(name)
     if bias is None or bias.dtype != np.float32 or bias.size not in (1, outputs):
         return None

@@ -1,4 +1,4 @@
-"""NaN and infinities come out as of ONNX Runtime's own dense operators."""
+"""NaN and infinities propagate as in ONNX Runtime's own dense operators."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Planes hold what docs/sparse-operators.md says: pixels, zeros around them, and what was seen."""
+"""Planes are as in docs/sparse-operators.md: pixels, zeros around them, and a flag for NaN."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ AROUND = {"pads": (1, 1, 1, 1)}
 
 
 def _pixels(planes, batch, channels, height, width):
-    """Split planes into their pixels [N, C, H, W] and all else of them but the spare ones."""
+    """Split planes into their pixels [N, C, H, W] and everything else except the spare planes."""
     rows = planes[: batch * channels].reshape(batch, channels, -1)
     stride = planes[0, 0].size
     first = stride + FIRST_COLUMN.get(width, 1)

@@ -1,11 +1,11 @@
-"""Thousands of random quantised operators give what whole numbers give, to the last bit."""
+"""Thousands of random quantised operators are bit-identical to integer arithmetic."""
 
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, pack_quads, sparse_qconv, sparse_qlinear
+from mfac_compress.export.sparse import Rounding, pack_1x4, sparse_qconv, sparse_qlinear
 
 BATCHES = 32  # of OPERATORS each
 OPERATORS = 32
@@ -39,7 +39,7 @@ def _rounding(random, sums, axis):
 
 
 def _rounded(sums, rounding, axis):
-    """What the contract says, in float32 as it says."""
+    """The specified result, in float32 as specified."""
     shape = [-1 if a == axis else 1 for a in range(sums.ndim)]
     scaled = sums.astype(np.float32) * rounding.scales.reshape(shape)
     y = np.rint(scaled.astype(np.float64)) + rounding.y_zero_point
@@ -65,12 +65,12 @@ class _Linear:
         sums = sums if bias is None else sums + bias
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
-        weights = pack_quads(weight)
+        weights = pack_1x4(weight)
         self.nodes = [sparse_qlinear(name, f"{name}.x", f"{name}.y", weights, rounding, bias=bias)]
 
 
 def _conv(x, zero_point, weight, strides, pads, dilations, group):
-    """Return a convolution in whole numbers, by windows; None where the window is larger."""
+    """Return a convolution in integers, by windows; None if the window is larger."""
     x = np.pad(x.astype(np.int64) - zero_point, ((0, 0), (0, 0), pads[0::2], pads[1::2]))
     reach = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
     if any(size < need for size, need in zip(x.shape[2:], reach, strict=True)):
@@ -102,7 +102,7 @@ class _Conv:
                 name,
                 f"{name}.x",
                 f"{name}.y",
-                pack_quads(self.weight, group=self.group),
+                pack_1x4(self.weight, group=self.group),
                 rounding,
                 bias=bias,
                 strides=self.strides,

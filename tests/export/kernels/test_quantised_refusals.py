@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper
 from mfac_compress.export.sparse import (
     Rounding,
     SparseNode,
-    pack_quads,
+    pack_1x4,
     sparse_qconv,
     sparse_qlinear,
 )
 
-PACKED = pack_quads(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
-KERNEL = pack_quads(np.ones((4, 3, 3, 3), np.int8), group=2)
+PACKED = pack_1x4(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
+KERNEL = pack_1x4(np.ones((4, 3, 3, 3), np.int8), group=2)
 ROUNDING = Rounding(np.ones(8, np.float32), 3, 5)
 LINEAR = {"out_features", "in_features", "x_zero_point", "y_zero_point", "min", "max"}
 CONV = (LINEAR - {"out_features", "in_features"}) | {
@@ -100,10 +100,10 @@ def test_scales_that_do_not_fit_are_refused(refused, scales, message):
 
 
 @pytest.mark.parametrize("extreme", [2**31 - 1, -(2**31) + 1])
-def test_sums_that_could_leave_32_bits_are_refused(refused, any_sessions, extreme):
+def test_sums_that_could_overflow_32_bits_are_refused(refused, any_sessions, extreme):
     refused(_linear(bias=np.full(8, extreme, np.int32)), "fit into 32 bits")
     # A bias as near to the end as ONNX Runtime's quantiser makes it, with the weights of one sign.
-    one_sided = pack_quads(np.where(np.eye(8, 12) > 0, -np.sign(extreme), 0).astype(np.int8))
+    one_sided = pack_1x4(np.where(np.eye(8, 12) > 0, -np.sign(extreme), 0).astype(np.int8))
     any_sessions.open(
         [_linear(one_sided, bias=np.full(8, extreme - np.sign(extreme) * 256, np.int32))],
         kind=TensorProto.UINT8,

@@ -1,4 +1,4 @@
-"""Quantised results depend neither on the number of threads nor on what else runs."""
+"""Quantised results depend neither on the number of threads nor on other calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, pack_quads, sparse_qconv, sparse_qlinear
+from mfac_compress.export.sparse import Rounding, pack_1x4, sparse_qconv, sparse_qlinear
 
 
 def _packed(random, *shape):
     weight = random.integers(-128, 128, shape) * (random.random(shape) < 0.1)
-    return pack_quads(weight.astype(np.int8))
+    return pack_1x4(weight.astype(np.int8))
 
 
 def _linear(random, inputs):

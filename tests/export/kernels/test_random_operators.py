@@ -1,4 +1,4 @@
-"""Thousands of random operators give what NumPy gives in double precision."""
+"""Thousands of random operators equal NumPy in double precision."""
 
 import math
 
@@ -107,7 +107,7 @@ class _Conv:
             y = y + self.arrays[residual]
         self.expected = {f"{name}.y": ACTIVATIONS[activation](y)}
 
-        # What is in planes comes from an identity, and goes to one.
+        # An identity converts to planes, and another one back.
         planes = {end: bool(random.integers(2)) for end in ("x", "r", "y")}
         layout = {end: "planes" if there else "nchw" for end, there in planes.items()}
         at = {end: f"{name}.{end}" + (".planes" if planes[end] else "") for end in planes}

@@ -1,4 +1,4 @@
-"""What does not fit is an error of ONNX Runtime, at load where it can be, and never a crash."""
+"""Invalid operators and inputs are errors of ONNX Runtime, at load if possible, never crashes."""
 
 from dataclasses import replace
 
@@ -117,7 +117,7 @@ CONV = {
 
 
 def _complete():
-    """Return a node of each operator as it is built, and a value of a wrong type an attribute."""
+    """Return a node of each operator, and a value of a wrong type for each attribute."""
     clipped = {"activation": "clip", "clip": (0.0, 6.0)}
     return {
         "linear": (sparse_linear("l", "x", "y", PACKED), LINEAR),

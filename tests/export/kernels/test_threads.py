@@ -1,4 +1,4 @@
-"""Results depend neither on the number of threads nor on what else runs."""
+"""Results depend neither on the number of threads nor on other calls."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,7 +39,7 @@ def _conv_chain(random, batch, block):
 
 @pytest.mark.parametrize("block", [1, 8])
 @pytest.mark.parametrize("rows", [1, 16, 40, 300])
-def test_linear_is_the_same_to_the_bit_with_any_number_of_threads(sessions, rows, block):
+def test_linear_is_bit_identical_with_any_number_of_threads(sessions, rows, block):
     nodes, x, y = _linear(np.random.default_rng(0), rows, block)
     results = [sessions.open(nodes, ["y"], threads=n).run(None, {"x": x})[0] for n in range(1, 5)]
     for result in results[1:]:
@@ -50,7 +50,7 @@ def test_linear_is_the_same_to_the_bit_with_any_number_of_threads(sessions, rows
 
 @pytest.mark.parametrize("block", [1, 8])
 @pytest.mark.parametrize("batch", [1, 3, 9])
-def test_conv_is_the_same_to_the_bit_with_any_number_of_threads(sessions, batch, block):
+def test_conv_is_bit_identical_with_any_number_of_threads(sessions, batch, block):
     nodes, x, _ = _conv_chain(np.random.default_rng(0), batch, block)
     results = [sessions.open(nodes, ["y"], threads=n).run(None, {"x": x})[0] for n in range(1, 5)]
     for result in results[1:]:

@@ -1,4 +1,4 @@
-"""Small graphs, and what becomes of them when sparse operators compute all they can."""
+"""Small graphs, rewritten with sparse operators wherever possible."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def _make_model(nodes, inputs, outputs, *, opset=20, **constants) -> onnx.ModelP
         [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
-    model = onnx.shape_inference.infer_shapes(model)  # of the outputs, which the checker asks for
+    model = onnx.shape_inference.infer_shapes(model)  # of the outputs, as the checker requires
     del model.graph.value_info[:]
     name_nodes(model)
     return model
@@ -80,7 +80,7 @@ class Rewritten:
 
 @pytest.fixture(scope="session")
 def kernels():
-    """The library; tests of it are left out where it was not built."""
+    """The library; its tests are skipped if it was not built."""
     try:
         return kernel_library()
     except ValueError:
@@ -105,7 +105,7 @@ def _random_inputs(model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def rewritten(kernels) -> Callable[..., Rewritten]:
-    """Compute all that sparse operators can, and hold the outputs to those of ONNX Runtime."""
+    """Compute all that sparse operators can, and compare the outputs with ONNX Runtime's."""
 
     def check(model: onnx.ModelProto, block: int = 1, only: Callable = lambda _: True):
         graph, layers, shapes = _find(model)
@@ -117,7 +117,7 @@ def rewritten(kernels) -> Callable[..., Rewritten]:
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(kernels))
         ours = onnxruntime.InferenceSession(sparse.SerializeToString(), options)
-        # As the file says: with optimisations it rounds the inputs of 8-bit weights to 8 bits.
+        # Unoptimised: otherwise ONNX Runtime rounds the inputs of 8-bit weights to 8 bits.
         plain = onnxruntime.SessionOptions()
         plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         theirs = onnxruntime.InferenceSession(before, plain)
@@ -132,7 +132,7 @@ def rewritten(kernels) -> Callable[..., Rewritten]:
 
 @pytest.fixture
 def replaced(kernels):
-    """Compute all that sparse operators can, and hold the outputs to what the file says.
+    """Compute all that sparse operators can, and compare the outputs with unoptimised ones.
 
     ONNX Runtime computes it in float32 if it optimises nothing: only ties may round otherwise.
     """

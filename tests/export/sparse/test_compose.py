@@ -1,4 +1,4 @@
-"""What stands beside the rewritten nodes stays with the model."""
+"""Everything but the rewritten nodes stays in the model."""
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ def test_sparse_initializers_stay(rewritten, make_model, sparse_weight):
         assert "Conv" not in found.kinds
 
 
-def test_notes_on_quantisation_stay_with_their_tensors(rewritten, make_model, sparse_weight):
+def test_quantisation_annotations_stay_with_their_tensors(rewritten, make_model, sparse_weight):
     model = make_model(
         [CONV, ("Relu", ["a"], ["b"]), ("Mul", ["b", "f"], ["y"])], X, ["y"],
         w=sparse_weight(3, 2, 3, 3), f=np.float32(2), scale=np.float32(0.1),

@@ -1,4 +1,4 @@
-"""What follows from constants alone is one, to the bit what ONNX Runtime makes of it."""
+"""Values computed from constants are constants, bit-identical to ONNX Runtime's."""
 
 from itertools import pairwise
 
@@ -74,7 +74,7 @@ def test_a_constant_that_is_computed_is_what_onnx_runtime_makes_of_it(make_model
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_of_what_is_computed_nothing_stays_beside_the_sparse_operator(rewritten, make_model, form):
+def test_nodes_of_computed_constants_are_removed(rewritten, make_model, form):
     nodes, tensors = FORMS[form]
     model = make_model([*nodes, ("MatMul", ["x", "v"], ["y"])], X, ["y"], **tensors)
     found = rewritten(model)
@@ -109,7 +109,7 @@ def test_constant_nodes_hold_numbers_in_several_ways(make_model):
     assert graph.constant("d") is None
 
 
-def test_what_makes_much_of_little_is_no_constant(make_model, monkeypatch):
+def test_large_outputs_of_small_inputs_are_not_constants(make_model, monkeypatch):
     nodes = [
         ("ConstantOfShape", ["n"], ["zeros"]),
         ("Add", ["column", "row"], ["table"]),
@@ -120,13 +120,13 @@ def test_what_makes_much_of_little_is_no_constant(make_model, monkeypatch):
     model = make_model(nodes, X, ["y"], n=np.array([99, 99]), **parts)
     assert Graph(model).constant("zeros") is None
     assert Graph(model).constant("table").shape == (99, 99)
-    monkeypatch.setattr(fold, "MOST_ELEMENTS", 400)
+    monkeypatch.setattr(fold, "MAX_ELEMENTS", 400)
     assert Graph(model).constant("table") is None
     assert Graph(model).constant("long") is None
 
 
-@pytest.mark.parametrize(("limit", "most"), [("_MOST_NODES", 1), ("_MOST_ELEMENTS_FOLDED", 60)])
-def test_there_is_an_end_to_what_is_computed(make_model, monkeypatch, limit, most):
+@pytest.mark.parametrize(("limit", "most"), [("_MAX_NODES", 1), ("_MAX_ELEMENTS_FOLDED", 60)])
+def test_folding_has_a_limit(make_model, monkeypatch, limit, most):
     monkeypatch.setattr(constants, limit, most)
     nodes = [("Abs", ["w"], ["a"]), ("Neg", ["w"], ["b"]), ("MatMul", ["x", "b"], ["y"])]
     graph = Graph(make_model(nodes, X, ["y"], w=W))
@@ -134,7 +134,7 @@ def test_there_is_an_end_to_what_is_computed(make_model, monkeypatch, limit, mos
     assert graph.constant("b") is None
 
 
-def test_thousands_of_nodes_before_a_constant_are_no_recursion(make_model):
+def test_thousands_of_nodes_before_a_constant_do_not_recurse(make_model):
     names = ["w", *(f"v{n}" for n in range(3000))]
     nodes = [("Identity", [a], [b]) for a, b in pairwise(names)]
     graph = Graph(make_model([*nodes, ("MatMul", ["x", names[-1]], ["y"])], X, ["y"], w=W[:1]))
@@ -174,8 +174,8 @@ def test_from_version_4_on_a_listed_initializer_may_be_replaced(make_model, spar
     assert "listed as a graph input" in find_layers(graph)[0].found.reason
 
 
-def test_inputs_that_only_onnx_runtime_rounds_are_no_difference(kernels, make_model):
-    """Optimised, it multiplies weights of 8 bits with inputs that it rounds to 8 bits."""
+def test_rounding_by_onnx_runtime_alone_is_not_a_difference(kernels, make_model):
+    """With optimisations ONNX Runtime rounds the inputs of 8-bit weights to 8 bits."""
     nodes, tensors = FORMS["8 bits, dequantised"]
     model = make_model([*nodes, ("MatMul", ["x", "v"], ["y"])], X, ["y"], **tensors)
     graph = Graph(model)
@@ -201,5 +201,5 @@ def test_a_sparse_initializer_is_a_constant(
     found = rewritten(model)
     assert found.kinds == ["SparseLinear"]
     assert not found.model.graph.sparse_initializer
-    monkeypatch.setattr(constants, "MOST_ELEMENTS", 40)
+    monkeypatch.setattr(constants, "MAX_ELEMENTS", 40)
     assert Graph(model).constant("w") is None

@@ -1,4 +1,4 @@
-"""Models are written whole or not at all, in one file where that is possible."""
+"""Models are written atomically, in one file if possible."""
 
 import numpy as np
 import onnx
@@ -16,9 +16,9 @@ def model(make_model, sparse_weight):
     return make_model([("MatMul", ["x", "w"], ["y"])], X, ["y"], w=sparse_weight(12, 400))
 
 
-def test_what_one_file_holds_is_one_file(model, tmp_path, monkeypatch):
+def test_a_model_that_fits_is_one_file(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MOST_BYTES_IN_ONE_FILE", 1000)
+        patch.setattr(files, "MAX_BYTES_IN_ONE_FILE", 1000)
         write_model(model, tmp_path / "model.onnx")  # a larger model before
     assert (tmp_path / "model.onnx.data").is_file()
     write_model(model, tmp_path / "model.onnx")
@@ -40,8 +40,8 @@ def test_data_of_something_else_is_never_touched(model, tmp_path, before):
     assert (path.read_bytes() if path.exists() else None) == held
 
 
-def test_what_is_too_large_has_its_tensors_beside_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES_IN_ONE_FILE", 1000)
+def test_a_model_that_is_too_large_has_external_data(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES_IN_ONE_FILE", 1000)
     before = model.SerializeToString()
     write_model(model, tmp_path / "model.onnx")
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
@@ -50,7 +50,7 @@ def test_what_is_too_large_has_its_tensors_beside_it(model, tmp_path, monkeypatc
     assert read.graph.initializer[0].raw_data == model.graph.initializer[0].raw_data
 
 
-def test_tensors_in_typed_fields_count_and_go_beside_it_too(
+def test_tensors_in_typed_fields_count_and_become_external_too(
     make_model, sparse_weight, tmp_path, monkeypatch
 ):
     model = make_model([("MatMul", ["x", "w"], ["y"])], X, ["y"], w=sparse_weight(12, 400))
@@ -58,7 +58,7 @@ def test_tensors_in_typed_fields_count_and_go_beside_it_too(
     weight = numpy_helper.to_array(tensor)
     tensor.ClearField("raw_data")
     tensor.float_data.extend(weight.ravel())
-    monkeypatch.setattr(files, "MOST_BYTES_IN_ONE_FILE", weight.nbytes - 1)
+    monkeypatch.setattr(files, "MAX_BYTES_IN_ONE_FILE", weight.nbytes - 1)
     write_model(model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").stat().st_size < 1000
     (read,) = files.read_model(tmp_path / "model.onnx").graph.initializer
@@ -66,7 +66,7 @@ def test_tensors_in_typed_fields_count_and_go_beside_it_too(
 
 
 def test_a_large_file_is_replaced_from_within_its_folder(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_BYTES_IN_ONE_FILE", 1000)
+    monkeypatch.setattr(files, "MAX_BYTES_IN_ONE_FILE", 1000)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         write_model(model, "model.onnx")
@@ -83,7 +83,7 @@ def test_a_model_that_is_not_valid_is_not_written(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_is_cut_off_or_not_there_is_named(model, tmp_path):
+def test_a_truncated_or_missing_file_is_named(model, tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     path.write_bytes(path.read_bytes()[:200])

@@ -1,4 +1,4 @@
-"""Packed weights hold what the dense ones do."""
+"""Packed weights contain the same values as dense ones."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Inputs are made up from what the file says of them."""
+"""Random inputs have the types and shapes of the file."""
 
 import numpy as np
 import onnx
@@ -60,7 +60,7 @@ def test_an_input_of_any_number_of_axes_must_be_given(tmp_path):
     assert inputs(4)["x"].shape == (4, 8)
 
 
-def test_a_name_that_there_is_not_is_refused(tmp_path):
+def test_an_unknown_name_is_refused(tmp_path):
     path = _file(tmp_path, x=(TensorProto.FLOAT, ["n", 8]))
     with pytest.raises(ValueError, match=r"inputs x\. Got y"):
         RandomInputs(path, {"y": (1, 8)})
@@ -79,7 +79,7 @@ def test_inputs_that_are_not_numbers_are_refused(tmp_path):
         RandomInputs(path)
 
 
-def test_initializers_that_are_listed_as_inputs_are_none(tmp_path):
+def test_initializers_that_are_listed_as_inputs_need_no_inputs(tmp_path):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
     listed = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("dense", "sparse")

@@ -4,14 +4,14 @@ import numpy as np
 import onnx
 
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.layout import KINDS, Placement, chains, in_planes, placed
+from mfac_compress.export.sparse.layout import KINDS, Placement, assign_layouts, chains, in_planes
 
 IMAGES = {"x": ["n", 8, 9, 7]}
 PADDED = {"pads": [1, 1, 1, 1]}
 
 
 def _residual_net(make_model, sparse_weight, ending=(), outputs=("r2",)):
-    """Two convolutions, the sum with the first one's output, and what is behind it."""
+    """Two convolutions, the sum with the first one's output, and the nodes after it."""
     nodes = [
         ("Conv", ["x", "w0"], ["c0"], PADDED),
         ("Relu", ["c0"], ["r0"]),
@@ -48,7 +48,7 @@ def test_the_layers_that_stay_get_images_in_their_own_layout(rewritten, make_mod
     assert found.kinds == ["SparseConv", "Conv", "Relu", "SparseConv"]
 
 
-def test_chains_are_what_hands_images_on(find, make_model, sparse_weight):
+def test_chains_are_operators_that_pass_images(find, make_model, sparse_weight):
     model = _residual_net(make_model, sparse_weight, [("Neg", ["r2"], ["n"])], ["n"])
     graph, layers, shapes = find(model)
     operators = fuse(graph, layers, shapes)
@@ -58,7 +58,7 @@ def test_chains_are_what_hands_images_on(find, make_model, sparse_weight):
 
 
 def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_weight):
-    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains by the border."""
+    """a -> 3x3 -> b -> 1x1 -> y: only the larger window gains from the border."""
     nodes = [
         ("Conv", ["x", "w0"], ["a"]),
         ("Conv", ["a", "w1"], ["b"], PADDED),
@@ -67,14 +67,14 @@ def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_w
     weights = {"w0": sparse_weight(8, 8, 1, 1), "w1": sparse_weight(8, 8, 3, 3)}
     graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
     blocks = dict.fromkeys(fuse(graph, layers, shapes), 4)
-    kinds = {kind: in_planes(graph, placed(graph, blocks, kind)) for kind in KINDS}
+    kinds = {kind: in_planes(graph, assign_layouts(graph, blocks, kind)) for kind in KINDS}
     assert kinds == {"all": {"a", "b"}, "windowed": {"a"}, "none": frozenset()}
 
 
 def test_the_shortcut_of_thin_resnets_is_a_convolution_within_a_chain(
     rewritten, make_model, sparse_weight
 ):
-    """x[:, :, ::2, ::2] with channels of zeros before and behind."""
+    """x[:, :, ::2, ::2] with channels of zeros before and after."""
     every = {"starts": [0], "ends": [2**63 - 1], "h": [2], "w": [3], "step": [2]}
     nodes = [
         ("Conv", ["x", "w0"], ["r0"], PADDED),
@@ -109,7 +109,7 @@ def test_other_slices_and_pads_stay(rewritten, make_model, sparse_weight):
         assert rewritten(model).kinds == ["SparseConv", "Slice", "Pad"]
 
 
-def test_nodes_without_inputs_are_passed_over(rewritten, make_model, sparse_weight):
+def test_nodes_without_inputs_are_skipped(rewritten, make_model, sparse_weight):
     value = onnx.numpy_helper.from_array(np.float32([1]), "v")
     nodes = [
         ("Constant", [], ["c"], {"value": value}),

@@ -1,4 +1,4 @@
-"""The library is found, or the user is told what to do."""
+"""The library is found, or the error says what to install."""
 
 import os
 import subprocess

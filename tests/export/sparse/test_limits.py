@@ -1,4 +1,4 @@
-"""What would read without end, or from elsewhere, is refused before anything is read."""
+"""Files that would read endlessly, or from elsewhere, are refused before anything is read."""
 
 import os
 
@@ -13,7 +13,7 @@ from mfac_compress.export.sparse.files import read_model
 
 @pytest.fixture
 def external(tmp_path):
-    """Write a file whose weight is said to be in another."""
+    """Write a file whose weight is external data."""
 
     def write(inside=False, dims=(3, 4), kind=TensorProto.FLOAT, **where):
         tensor = TensorProto(name="w", dims=dims, data_type=kind, data_location="EXTERNAL")
@@ -88,7 +88,7 @@ def test_numbers_of_four_bits_are_half_a_byte(external):
         read_model(external(location="w.bin", dims=(97,), kind=kind))
 
 
-def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
+def test_a_path_that_is_not_a_file_or_too_large_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "zero"):
@@ -101,7 +101,7 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
 
 
 def _calling(*functions, file):
-    """A file that calls the first of some functions, given as {name: what it calls}."""
+    """A file that calls the first of some functions, given as {name: functions it calls}."""
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
     made = []
     for name, calls in functions:
@@ -117,7 +117,7 @@ def _calling(*functions, file):
     return file
 
 
-def test_functions_are_counted_before_they_are_written_out(tmp_path):
+def test_functions_are_counted_before_they_are_inlined(tmp_path):
     """Twelve that each call the next ten times."""
     levels = [(f"f{n}", [f"f{n + 1}"] * 10) for n in range(11)]
     file = _calling(*levels, ("f11", ["Neg"] * 10), file=tmp_path / "m.onnx")
@@ -126,7 +126,7 @@ def test_functions_are_counted_before_they_are_written_out(tmp_path):
     assert read_model(_calling(*levels[8:], ("f11", ["Neg"] * 10), file=tmp_path / "m.onnx"))
 
 
-def test_functions_in_a_circle_are_refused(tmp_path):
+def test_recursive_functions_are_refused(tmp_path):
     for circle in ([("f", ["f"])], [("f", ["g", "Neg"]), ("g", ["f"])]):
         with pytest.raises(ValueError, match="calls itself"):
             read_model(_calling(*circle, file=tmp_path / "m.onnx"))

@@ -1,11 +1,11 @@
-"""Convolutions along one axis are computed as images of one row, to what ONNX Runtime computes."""
+"""Convolutions along one axis are computed as images of one row, and equal ONNX Runtime's."""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse.format import pack
 from mfac_compress.export.sparse.nodes import sparse_conv
 
@@ -38,7 +38,7 @@ def test_a_convolution(rewritten, make_model, sparse_weight, block, attributes, 
 
 @pytest.mark.parametrize("length", [1, 8, 16, 32, 33, 1000])
 def test_chains_are_computed_without_anything_between(rewritten, make_model, sparse_weight, length):
-    """Batch norm, residual and activation as behind images, and planes of one row."""
+    """Batch norm, residual and activation as for images, and planes of one row."""
     pads = {"pads": [1, 1]}
     nodes = [
         ("Conv", ["x", "w0"], ["a"], pads),
@@ -100,7 +100,7 @@ def test_multiplications_are_those_of_images_of_one_row(make_model, sparse_weigh
     model = make_model([("Conv", ["x", "w"], ["y"], {"strides": [2]})], X, ["y"], w=weight)
     onnx.save(model, tmp_path / "model.onnx")
     (layer,) = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 45), np.float32)}, [Setting(3, 1)],
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 45), np.float32)}, [Workload(3, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert (layer.macs, layer.kept_macs) == (3 * 22 * 96, 3 * 22 * np.count_nonzero(weight))
@@ -113,12 +113,12 @@ def test_numbers_for_two_axes_are_refused(sparse_weight, window):
     one = {"strides": (1,), "pads": (0, 0), "dilations": (1,)}
     packed = pack(sparse_weight(4, 8, 3))
     assert sparse_conv("c", "x", "y", packed, **one)
-    with pytest.raises(ValueError, match="must be of 1 axes"):
+    with pytest.raises(ValueError, match="must be for 1 axes"):
         sparse_conv("c", "x", "y", packed, **one | window)
 
 
 def test_a_window_of_one_axis_takes_nothing_else(kernels, sparse_weight):
-    """The kernels hold what the nodes say."""
+    """The kernels check the attributes of the nodes."""
     built = sparse_conv(
         "c", "x", "y", pack(sparse_weight(4, 8, 3)), strides=(1,), pads=(0, 0), dilations=(1,)
     )

@@ -63,7 +63,7 @@ def test_convolutions(rewritten, make_model, sparse_weight, shape, attributes, b
     assert rewritten(model, block=block).kinds == ["SparseConv"]
 
 
-def test_batch_norm_behind_a_convolution(rewritten, make_model, sparse_weight):
+def test_batch_norm_after_a_convolution(rewritten, make_model, sparse_weight):
     rng = np.random.default_rng(0)
     norm = {name: rng.uniform(0.5, 2, 6).astype(np.float32) for name in ("s", "b", "m", "v")}
     nodes = [
@@ -95,7 +95,7 @@ def test_a_clip_without_a_range_stays(find, make_model, sparse_weight, low, high
 
 
 def test_clip_with_bounds_as_attributes(find, make_model, sparse_weight):
-    """Before opset 11; such files are read, if no longer written."""
+    """Before opset 11; such files are still read, although no longer written."""
     from mfac_compress.export.sparse.patterns.activation import add_activation
 
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Clip", ["m"], ["y"], {"min": 0.0, "max": 6.0})]
@@ -115,7 +115,7 @@ def test_gelu_as_torch_exports_it(rewritten, tmp_path, approximate, opset):
     assert found.attributes[0]["activation"].decode() == expected
 
 
-def test_arithmetic_that_is_no_gelu_stays(rewritten, make_model, sparse_weight):
+def test_arithmetic_other_than_gelu_stays(rewritten, make_model, sparse_weight):
     """Like a Gelu in every node, with 1.5 in place of √2."""
     nodes = [
         ("MatMul", ["x", "w"], ["z"]),
@@ -130,7 +130,7 @@ def test_arithmetic_that_is_no_gelu_stays(rewritten, make_model, sparse_weight):
     assert found.kinds == ["SparseLinear", "Div", "Erf", "Add", "Mul", "Mul"]
 
 
-def test_a_residual_and_the_activation_behind_it(rewritten, make_model, sparse_weight):
+def test_a_residual_and_the_activation_after_it(rewritten, make_model, sparse_weight):
     nodes = [
         ("Conv", ["x", "w"], ["c"], {"pads": [1, 1, 1, 1]}),
         ("Add", ["x", "c"], ["a"]),
@@ -140,7 +140,7 @@ def test_a_residual_and_the_activation_behind_it(rewritten, make_model, sparse_w
     assert found.kinds == ["SparseConv"]
 
 
-def test_of_a_sum_of_two_layers_one_takes_the_other(rewritten, make_model, sparse_weight):
+def test_in_a_sum_of_two_layers_one_is_the_others_residual(rewritten, make_model, sparse_weight):
     nodes = [
         ("MatMul", ["x", "w"], ["a"]),
         ("MatMul", ["x", "v"], ["b"]),
@@ -191,7 +191,7 @@ def test_a_weight_that_others_read_stays_for_them(rewritten, make_model, sparse_
     assert len([name for name in names if name.endswith("values")]) == 1  # packed once
 
 
-def test_names_that_are_taken_are_not_taken_twice(rewritten, make_model, sparse_weight):
+def test_names_in_use_are_not_used_twice(rewritten, make_model, sparse_weight):
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Add", ["m", "MatMul_0.values"], ["y"])]
     constants = {"w": sparse_weight(12, 5), "MatMul_0.values": np.ones((1, 1, 5), np.float32)}
     found = rewritten(make_model(nodes, X, ["y"], **constants))

@@ -1,4 +1,4 @@
-"""Layers of QDQ files become sparse operators that compute what the file says, or have a reason."""
+"""Layers of QDQ files become sparse operators with the same results, or have a reason."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse import choose, whole
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import DOMAIN
-from mfac_compress.export.sparse.operator import Refusal, SparseOperator
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 X_SCALE, W_SCALE, Y_SCALE = np.float32(0.05), np.float32(0.02), np.float32(0.11)
@@ -123,7 +123,7 @@ def test_activations_are_bounds_of_the_bytes(replaced, make_model, behind, const
 
 def _reason(model, place=0):
     found = find_layers(Graph(model))[place].found
-    assert isinstance(found, Refusal)
+    assert isinstance(found, Unsupported)
     return found.reason
 
 
@@ -147,7 +147,7 @@ def test_what_does_not_fit_has_a_reason(make_model, reason):
 
 @pytest.mark.parametrize("dequantised", [False, True])
 def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels, dequantised):
-    """Whether the file returns the floats that they stand for, or the bytes themselves."""
+    """Whether the file returns the dequantised floats, or the bytes themselves."""
     del kernels
     build = QuantisedOperator.build
 
@@ -157,14 +157,14 @@ def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels,
 
     monkeypatch.setattr(QuantisedOperator, "build", wrong)
     for module in (choose, whole):
-        monkeypatch.setattr(module, "race", _sparse_is_faster)
+        monkeypatch.setattr(module, "time_models", _sparse_is_faster)
     model = _qdq(make_model, _weight(12, 6))
     if not dequantised:
         model.graph.node.pop()
         model.graph.output[0].name = "yq"
         model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, tmp_path / "model.onnx")
-    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(50, 1)])
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Workload(50, 1)])
     assert found.difference > 0.05
     assert found.model is None
 
@@ -177,7 +177,7 @@ def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels,
         {"xs": np.float32(1e30), "ws": np.float32(1e30), "bs": np.float32(1e38)},
     ],
 )
-def test_scales_that_float32_can_not_hold_have_a_reason(make_model, scales):
+def test_scales_beyond_float32_have_a_reason(make_model, scales):
     assert "too large" in _reason(_qdq(make_model, _weight(12, 6), **scales))
 
 
@@ -190,7 +190,7 @@ def test_a_clip_without_a_range_has_a_reason(make_model, low, high):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_clip_to_more_than_floats_hold_is_none(replaced, make_model):
+def test_a_clip_beyond_the_range_of_floats_does_nothing(replaced, make_model):
     constants = {"low": np.float32(-np.inf), "high": np.float32(3e38)}
     model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
     rounding = replaced(model, _feed(40, 12))[1][0].rounding
@@ -202,7 +202,7 @@ MOST = 2**31 - 1
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("over", [0, 1])
-def test_sums_that_may_leave_32_bits_are_left_to_onnx_runtime(make_model, sign, over):
+def test_sums_that_may_overflow_32_bits_are_left_to_onnx_runtime(make_model, sign, over):
     """The kernels refuse to load them, with the other layers of the file."""
     weight = sign * np.array([[3, 1], [-2, 0], [0, 4]], np.int8)
     # Of the first output: begin = bias − 100 (3 − 2), and bytes add 255 · 3 to it at most.
@@ -214,12 +214,12 @@ def test_sums_that_may_leave_32_bits_are_left_to_onnx_runtime(make_model, sign, 
         assert isinstance(find_layers(Graph(model))[0].found, QuantisedOperator)
 
 
-def test_a_file_with_sums_that_may_leave_32_bits_has_its_other_layers_replaced(
+def test_a_file_with_sums_that_may_overflow_32_bits_has_its_other_layers_replaced(
     make_model, tmp_path, monkeypatch, kernels
 ):
     del kernels
     for module in (choose, whole):
-        monkeypatch.setattr(module, "race", _sparse_is_faster)
+        monkeypatch.setattr(module, "time_models", _sparse_is_faster)
     bias = np.array([MOST, 0, 0, 0, 0, 0], np.int32)
     model = _qdq(make_model, _weight(12, 6), b=bias)
     for name, array in (("v", _weight(6, 4)), ("vs", W_SCALE)):
@@ -234,7 +234,7 @@ def test_a_file_with_sums_that_may_leave_32_bits_has_its_other_layers_replaced(
     )
     model.graph.output[0].name = "z"
     onnx.save(model, tmp_path / "model.onnx")
-    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Setting(5, 1)])
+    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Workload(5, 1)])
     assert [layer.block for layer in found.layers] == [None, 4]
     assert "32 bits" in found.layers[0].reason
     assert found.model is not None
@@ -298,7 +298,7 @@ def test_nodes_of_another_domain_have_a_reason(make_model, makes):
 @pytest.mark.parametrize(
     ("attributes", "reason"), [({"alpha": 0.5}, "alpha"), ({"transA": 1}, "transA")]
 )
-def test_a_gemm_that_is_more_than_a_product_has_a_reason(make_model, attributes, reason):
+def test_a_gemm_with_other_factors_has_a_reason(make_model, attributes, reason):
     assert reason in _reason(_qdq(make_model, _weight(12, 6), attributes=attributes))
 
 
@@ -320,7 +320,7 @@ def test_a_layer_whose_output_others_read_as_floats_has_a_reason(make_model):
     assert "not quantised" in _reason(model)
 
 
-def test_a_layer_of_which_only_the_weight_is_quantised_is_one_of_floats(make_model):
+def test_a_layer_with_only_its_weight_quantised_is_a_float_layer(make_model):
     model = _qdq(make_model, _weight(12, 6))
     next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "x"
     (operator,) = [layer.found for layer in find_layers(Graph(model))]
@@ -373,8 +373,8 @@ def test_layers_may_share_a_weight_and_what_dequantises_it(replaced, make_model,
     assert [operator.weight_name for operator in operators] == ["w", "w"]
 
 
-def test_of_two_layers_on_one_weight_one_may_stay(replaced, make_model):
-    """It reads floats, so what dequantises their weight stays, too."""
+def test_one_of_two_layers_with_one_weight_may_stay(replaced, make_model):
+    """It reads floats, so the DequantizeLinear of its weight stays, too."""
     model = _qdq(make_model, _weight(12, 6))
     model.graph.input.append(onnx.helper.make_tensor_value_info("f", 1, ["n", 12]))
     _append(
@@ -390,7 +390,7 @@ def test_of_two_layers_on_one_weight_one_may_stay(replaced, make_model):
 
 
 def test_an_operator_with_other_scales_computes_something_else(replaced, make_model, monkeypatch):
-    """The comparison above sees a wrong scale."""
+    """The comparison above detects a wrong scale."""
     build = QuantisedOperator.build
 
     def wrong(self, *args):

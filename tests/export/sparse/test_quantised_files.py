@@ -1,4 +1,4 @@
-"""Files that ONNX Runtime quantised: what of them becomes sparse operators, and what is said."""
+"""Files that ONNX Runtime quantised: which layers become sparse, and the reasons for others."""
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnxruntime.quantization import (
 )
 from torch import nn
 
-from mfac_compress.export import Setting, export_onnx, measure_speed
+from mfac_compress.export import Workload, export_onnx, measure_speed
 from mfac_compress.export.sparse import choose, whole
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.files import read_model
@@ -97,18 +97,18 @@ def _times(monkeypatch, kernels):
     """Files with sparse operators take half as long as those without."""
     del kernels
 
-    def race(models, feeds, *, threads, rounds):
+    def time_models(models, feeds, *, threads, rounds):
         sparse = [any(node.domain == DOMAIN for node in model.graph.node) for model in models]
         return [[1.0 if each else 2.0] * 3 for each in sparse]
 
-    monkeypatch.setattr(choose, "race", race)
-    monkeypatch.setattr(whole, "race", race)
+    monkeypatch.setattr(choose, "time_models", time_models)
+    monkeypatch.setattr(whole, "time_models", time_models)
 
 
 def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, monkeypatch, kernels):
     path, shape = _quantised(exported, "cnn", tmp_path, per_channel=True)
     _times(monkeypatch, kernels)
-    found = measure_speed(path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Setting(2, 1)])
+    found = measure_speed(path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Workload(2, 1)])
     assert [layer.block for layer in found.layers] == [4, 4, 4, 4]
     assert found.layers[1].shape == (16, 8, 3, 3)
     assert found.layers[1].sparsity == pytest.approx(0.8, abs=0.05)
@@ -135,7 +135,7 @@ def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, mo
 def test_files_of_other_kinds_are_listed_with_their_reason(exported, tmp_path, options, reason):
     path, shape = _quantised(exported, "mlp", tmp_path, **options)
     found = measure_speed(
-        path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Setting(2, 1)], kernels=False
+        path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Workload(2, 1)], kernels=False
     )
     assert len(found.layers) == 3
     assert {layer.sparsity is not None for layer in found.layers} == {True}
@@ -149,8 +149,8 @@ def test_dynamic_quantisation_is_listed_with_its_reason(make_model, sparse_weigh
     model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"], w=weight)
     onnx.save(model, tmp_path / "f.onnx")
     quantize_dynamic(tmp_path / "f.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8)
-    found = measure_speed(tmp_path / "q.onnx", lambda n: _feed(n, 12), [Setting(2, 1)],
+    found = measure_speed(tmp_path / "q.onnx", lambda n: _feed(n, 12), [Workload(2, 1)],
                           kernels=False)  # fmt: skip
     assert [layer.operator for layer in found.layers] == ["MatMulInteger"]
-    assert "while it runs" in found.layers[0].reason
+    assert "dynamically" in found.layers[0].reason
     assert found.layers[0].sparsity == pytest.approx(np.mean(weight == 0), abs=0.02)

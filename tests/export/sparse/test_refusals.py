@@ -1,4 +1,4 @@
-"""What no sparse operator can compute stays as it is, with a reason."""
+"""Layers that no sparse operator can compute are not changed, and have a reason."""
 
 import numpy as np
 import onnx
@@ -89,7 +89,7 @@ def test_padding_that_depends_on_the_size(make_model, sparse_weight):
 
 
 def test_a_layer_in_a_subgraph_and_what_it_reads_from_outside(rewritten, make_model, sparse_weight):
-    """The product is read in a branch of an If, so nothing behind it may be fused away."""
+    """The product is read in a branch of an If, so nothing after it may be fused."""
     y = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     then = helper.make_graph(
         [helper.make_node("MatMul", ["m", "v"], ["y"], "inner")], "then", [], y
@@ -112,7 +112,7 @@ def test_without_the_library_onnx_runtime_names_the_operator(rewritten, make_mod
         onnxruntime.InferenceSession(found.model.SerializeToString())
 
 
-def test_a_domain_of_the_same_operator_name_is_none_of_ours(sparse_weight):
+def test_an_operator_of_the_same_name_in_another_domain_is_not_ours(sparse_weight):
     node = helper.make_node("MatMul", ["x", "w"], ["y"], domain="com.example")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12])
     weight = numpy_helper.from_array(sparse_weight(12, 4), "w")

@@ -1,4 +1,4 @@
-"""Files with sparse operators open in one call, and what is wrong is said."""
+"""Files with sparse operators open in one call, and errors are explained."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_it_is_a_session_of_onnx_runtime_with_these_options(file):
     assert session.run(None, {"x": np.ones((2, 12), np.float32)})[0].shape == (2, 4)
 
 
-def test_an_option_that_there_is_not_is_named_with_those_that_there_are(file):
+def test_an_unknown_option_is_named_with_the_known_ones(file):
     with pytest.raises(ValueError, match=r"intra_op_num_threads.*Got thread_count"):
         sparse_session(file, thread_count=1)
 
@@ -31,7 +31,7 @@ def test_a_value_that_an_option_does_not_take_is_named(file):
         sparse_session(file, intra_op_num_threads="two")
 
 
-def test_a_missing_and_a_broken_file_are_told_apart(file):
+def test_a_missing_and_a_broken_file_have_different_errors(file):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="ONNX Runtime must be able to load"):
         sparse_session(file)
@@ -39,7 +39,7 @@ def test_a_missing_and_a_broken_file_are_told_apart(file):
         sparse_session(file.with_name("other.onnx"))
 
 
-def test_a_missing_library_is_said_before_anything_else(tmp_path, monkeypatch):
+def test_a_missing_library_is_reported_first(tmp_path, monkeypatch):
     def missing():
         raise ValueError("The sparse kernels must be built")
 
@@ -63,7 +63,7 @@ def test_the_library_is_a_file(kernels):
         [("CPUExecutionProvider", "options")],
     ],
 )
-def test_providers_that_there_are_not_are_refused(file, providers):
+def test_unknown_providers_are_refused(file, providers):
     with pytest.raises(ValueError, match=r"providers must be .*CPUExecutionProvider.* Got "):
         sparse_session(file, providers=providers)
 

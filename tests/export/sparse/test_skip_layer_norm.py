@@ -1,4 +1,4 @@
-"""Sums before layer norms are written so that ONNX Runtime fuses them with nothing."""
+"""Sums before layer norms are written so that ONNX Runtime does not fuse them."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from mfac_compress.export.sparse.skip_layer_norm import keep_sums_apart
+from mfac_compress.export.sparse.skip_layer_norm import prevent_skip_layer_norm
 
 
 def _model(make_model):
@@ -30,12 +30,12 @@ def _runs(model, folder):
     return session.run(None, feeds)[0], kinds
 
 
-def test_the_fusion_does_not_happen_and_the_outputs_stay(make_model, tmp_path):
+def test_the_fusion_is_prevented_and_the_outputs_are_unchanged(make_model, tmp_path):
     model = _model(make_model)
     expected, fused = _runs(model, tmp_path)
     assert fused["SkipLayerNormalization"] == 1
 
-    assert keep_sums_apart(model) == 1
+    assert prevent_skip_layer_norm(model) == 1
     onnx.checker.check_model(model)
     found, apart = _runs(model, tmp_path)
 

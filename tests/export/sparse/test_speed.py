@@ -1,16 +1,16 @@
-"""What is replaced follows from the times, and from nothing else. No clock runs here."""
+"""The times alone decide what is replaced. Nothing is timed here."""
 
 import numpy as np
 import onnx
 import pytest
 
-from mfac_compress.export import Setting, measure_speed, write_model
+from mfac_compress.export import Workload, measure_speed, write_model
 from mfac_compress.export.sparse import choose, speed, whole
-from mfac_compress.export.sparse.difference import largest_difference, most_difference
+from mfac_compress.export.sparse.difference import largest_difference, max_difference
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import DOMAIN
 
-SETTINGS = [Setting(1, 1), Setting(8, 1)]
+WORKLOADS = [Workload(1, 1), Workload(8, 1)]
 
 
 def _feeds_of(batch):
@@ -34,15 +34,15 @@ def two_layers(make_model, sparse_weight, tmp_path):
 
 @pytest.fixture
 def times(monkeypatch, kernels):
-    """Say how long a model takes: its sparse operators' names and block sizes -> milliseconds."""
+    """Set how long a model takes: its sparse operators' names and block sizes -> milliseconds."""
 
     def say(milliseconds):
-        def race(models, feeds, *, threads, rounds):
+        def time_models(models, feeds, *, threads, rounds):
             batch = next(iter(feeds.values())).shape[0]
             return [[milliseconds(_blocks(model), batch)] * 3 for model in models]
 
-        monkeypatch.setattr(choose, "race", race)
-        monkeypatch.setattr(whole, "race", race)
+        monkeypatch.setattr(choose, "time_models", time_models)
+        monkeypatch.setattr(whole, "time_models", time_models)
 
     return say
 
@@ -54,19 +54,19 @@ def _blocks(model):
 
 def test_a_layer_that_is_faster_is_replaced(two_layers, times):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
-    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
 
     onnx.checker.check_model(found.model)
     assert [layer.block is not None for layer in found.layers] == [True, False]
     assert found.layers[0].times[0].ratio == 0.5
     assert "fewer than 30%" in found.layers[1].reason
-    assert [(one.setting, one.ratio) for one in found.whole] == [(s, 0.5) for s in SETTINGS]
+    assert [(one.workload, one.ratio) for one in found.whole] == [(s, 0.5) for s in WORKLOADS]
     assert found.reason == ""
 
 
 def test_a_layer_that_is_slower_at_one_batch_size_is_not(two_layers, times):
     times(lambda blocks, batch: 2.0 if blocks and batch == 8 else 1.0 if not blocks else 0.1)
-    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
     assert found.model is None
     assert found.layers[0].reason == "not faster"
     assert found.reason == "no layer is faster as a sparse operator"
@@ -78,7 +78,7 @@ def test_the_fastest_block_size_is_taken(make_model, tmp_path, times):
     write_model(model, tmp_path / "model.onnx")
     times(lambda blocks, batch: {1: 0.5, 4: 0.2, 8: 0.1, 16: 0.3}[blocks[0]] if blocks else 1.0)
     found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 24), np.float32)}, SETTINGS
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 24), np.float32)}, WORKLOADS
     )
     assert found.layers[0].block == 8
 
@@ -86,22 +86,22 @@ def test_the_fastest_block_size_is_taken(make_model, tmp_path, times):
 def test_blocks_that_would_be_mostly_padding_are_not_tried(two_layers, times):
     tried = set()
     times(lambda blocks, batch: tried.update(blocks) or 1.0)
-    measure_speed(two_layers, _feeds_of, SETTINGS)
+    measure_speed(two_layers, _feeds_of, WORKLOADS)
     assert 1 in tried
     assert 16 not in tried
 
 
 def test_a_whole_model_that_is_not_faster_is_not_written(two_layers, times, monkeypatch):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
-    monkeypatch.setattr(whole, "race", lambda models, *_, **__: [[1.0] * 3 for _ in models])
-    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    monkeypatch.setattr(whole, "time_models", lambda models, *_, **__: [[1.0] * 3 for _ in models])
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
     assert found.model is None
     assert found.layers[0].reason == "faster on its own, but not in the whole model"
     assert "whole model" in found.reason
 
 
-def test_a_chain_is_timed_as_one_piece(make_model, sparse_weight, tmp_path, times):
-    """Each convolution alone is slower, both together are faster: only changes of layout cost."""
+def test_a_chain_is_timed_as_a_whole(make_model, sparse_weight, tmp_path, times):
+    """Each convolution alone is slower, both together are faster: conversions cost time."""
     nodes = [
         ("Conv", ["x", "w"], ["a"], {"pads": [1, 1, 1, 1]}),
         ("Conv", ["a", "v"], ["y"], {"pads": [1, 1, 1, 1]}),
@@ -111,14 +111,14 @@ def test_a_chain_is_timed_as_one_piece(make_model, sparse_weight, tmp_path, time
     write_model(model, tmp_path / "model.onnx")
     times(lambda blocks, batch: [2.0, 3.0, 1.0][len(blocks)])
     found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 3, 6, 6), np.float32)}, SETTINGS
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 3, 6, 6), np.float32)}, WORKLOADS
     )
     assert [layer.block for layer in found.layers] == [1, 1]
-    assert {layer.reason for layer in found.layers} == {"saves changes of layout around it"}
+    assert {layer.reason for layer in found.layers} == {"saves layout conversions around it"}
 
 
 def test_multiplications_are_counted_with_and_without_zeros(two_layers, times):
-    found = measure_speed(two_layers, _feeds_of, SETTINGS[1:], kernels=False)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS[1:], kernels=False)
     weights = [t for t in onnx.load(two_layers).graph.initializer if t.name in "wv"]
     kept = [np.count_nonzero(onnx.numpy_helper.to_array(t)) for t in weights]
     assert [layer.macs for layer in found.layers] == [8 * 12 * 8, 8 * 8 * 4]
@@ -136,7 +136,7 @@ def test_transposed_convolutions_are_counted_by_the_pixels_of_their_input(
     )  # fmt: skip
     write_model(model, tmp_path / "m.onnx")
     found = measure_speed(
-        tmp_path / "m.onnx", lambda n: {"x": np.ones((n, 4, 5, 6), np.float32)}, [Setting(7, 1)]
+        tmp_path / "m.onnx", lambda n: {"x": np.ones((n, 4, 5, 6), np.float32)}, [Workload(7, 1)]
     )
     (layer,) = found.layers
     assert layer.macs == 7 * 5 * 6 * weight.size
@@ -146,15 +146,15 @@ def test_transposed_convolutions_are_counted_by_the_pixels_of_their_input(
     assert found.model is None
 
 
-def test_a_watcher_is_told_what_is_timed(two_layers, times):
+def test_progress_reports_what_is_timed(two_layers, times):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
-    told = []
-    measure_speed(two_layers, _feeds_of, SETTINGS, watch=lambda *step: told.append(step))
-    assert told == [("w", 0, 1), ("whole model", 1, 1)]
+    steps = []
+    measure_speed(two_layers, _feeds_of, WORKLOADS, progress=lambda *step: steps.append(step))
+    assert steps == [("w", 0, 1), ("whole model", 1, 1)]
 
 
 @pytest.mark.parametrize(("shape", "asked"), [(["n", 12], {1, 2}), (None, {1, 2}), ([1, 12], {1})])
-def test_shapes_are_looked_at_at_two_batch_sizes_where_the_file_takes_them(
+def test_shapes_are_found_at_two_batch_sizes_if_the_file_takes_them(
     make_model, sparse_weight, tmp_path, shape, asked
 ):
     """At 1, a value that is broadcast over the batch looks like any other."""
@@ -162,7 +162,7 @@ def test_shapes_are_looked_at_at_two_batch_sizes_where_the_file_takes_them(
                        w=sparse_weight(12, 4))  # fmt: skip
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape and [shape[0], 4])
-    # Listed first, as old exporters do, and of no concern: nobody gives it.
+    # Listed first, as old exporters do, and to be ignored: callers do not give it.
     listed = onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [2])
     values = onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [1], [1.0])
     places = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [1])
@@ -177,7 +177,7 @@ def test_shapes_are_looked_at_at_two_batch_sizes_where_the_file_takes_them(
         batches.add(batch)
         return _feeds_of(batch)
 
-    measure_speed(tmp_path / "model.onnx", feeds_of, SETTINGS[:1], kernels=False)
+    measure_speed(tmp_path / "model.onnx", feeds_of, WORKLOADS[:1], kernels=False)
     assert batches == asked
 
 
@@ -187,23 +187,23 @@ def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch
 
     monkeypatch.setattr(speed, "kernel_library", missing)
     with pytest.raises(ValueError, match="must be built"):
-        measure_speed(two_layers, _feeds_of, SETTINGS)
-    found = measure_speed(two_layers, _feeds_of, SETTINGS, kernels=False)
+        measure_speed(two_layers, _feeds_of, WORKLOADS)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS, kernels=False)
     assert found.model is None
     assert found.layers[0].sparsity == pytest.approx(0.8, abs=0.1)
     assert found.layers[0].times == ()
 
 
-def test_a_real_race_ends_with_a_model_or_a_reason(two_layers, kernels):
-    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+def test_a_real_measurement_gives_a_model_or_a_reason(two_layers, kernels):
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
     assert (found.model is None) == bool(found.reason)
 
 
 def test_a_model_whose_outputs_differ_is_not_written(two_layers, times, monkeypatch):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
-    assert measure_speed(two_layers, _feeds_of, SETTINGS).difference < 1e-6
+    assert measure_speed(two_layers, _feeds_of, WORKLOADS).difference < 1e-6
     monkeypatch.setattr(speed, "largest_difference", lambda *_: 0.5)
-    found = measure_speed(two_layers, _feeds_of, SETTINGS)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
     assert found.model is None
     assert found.layers[0].block is None
     assert "differ by 0.5" in found.reason
@@ -223,7 +223,7 @@ def test_differences_are_relative_and_see_what_is_not_finite(make_model):
     ("dtype", "differences"),
     [(onnx.TensorProto.UINT8, [0, 0.1]), (onnx.TensorProto.INT64, [None, None])],
 )
-def test_differences_of_quantised_outputs_count_and_those_of_places_do_not(
+def test_differences_of_quantised_outputs_count_and_those_of_indices_do_not(
     make_model, dtype, differences
 ):
     def rounded(factor):
@@ -240,7 +240,7 @@ def test_differences_of_quantised_outputs_count_and_those_of_places_do_not(
 
 
 def _of_truths(make_model, weight):
-    """A model whose only output is no number."""
+    """A model whose only output is not a number."""
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Greater", ["m", "zero"], ["y"])]
     model = make_model(nodes, {"x": ["n", 12]}, ["y"], w=weight, zero=np.float32(0))
     truths = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, ["n", 8])
@@ -253,14 +253,14 @@ def test_a_model_of_which_nothing_can_be_compared_is_allowed(
 ):
     times(lambda blocks, batch: 1.0 if blocks else 2.0)
     write_model(_of_truths(make_model, sparse_weight(12, 8)), tmp_path / "m.onnx")
-    found = measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+    found = measure_speed(tmp_path / "m.onnx", _feeds_of, WORKLOADS)
     assert found.difference is None
     assert (found.model is not None, found.reason) == (True, "")
 
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_what_rounding_explains_follows_from_the_file_alone(make_model, sparse_weight, quantised):
-    """Also where a layer that is replaced is none of the quantised ones."""
+    """Also if the layer that is replaced is not a quantised one."""
     nodes = [("MatMul", ["x", "w"], ["m"])]
     nodes += [
         ("QuantizeLinear", ["m", "s", "z"], ["q"]),
@@ -269,7 +269,7 @@ def test_what_rounding_explains_follows_from_the_file_alone(make_model, sparse_w
     model = make_model(
         nodes, {"x": ["n", 12]}, ["y"], w=sparse_weight(12, 8), s=np.float32(0.1), z=np.uint8(100)
     )
-    assert most_difference(Graph(model)) == (0.05 if quantised else 1e-3)
+    assert max_difference(Graph(model)) == (0.05 if quantised else 1e-3)
 
 
 @pytest.fixture
@@ -289,27 +289,27 @@ def four_convolutions(make_model, sparse_weight, tmp_path):
     return tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 6, 6), np.float32)}
 
 
-def test_a_chain_that_does_not_pay_is_cut_at_its_dense_layers(four_convolutions, times):
-    """Of all four as one piece nothing is faster; the pieces beside the dense layer are."""
+def test_a_chain_that_is_not_faster_is_split_at_its_dense_layers(four_convolutions, times):
+    """The four as a whole are not faster; the segments beside the dense layer are."""
     times(lambda blocks, batch: {0: 1.0, 1: 0.5, 2: 0.4, 3: 3.0, 4: 3.0}[len(blocks)])
-    found = measure_speed(*four_convolutions, SETTINGS)
-    # The whole model with three is slower as well, with the better piece of two it is faster.
+    found = measure_speed(*four_convolutions, WORKLOADS)
+    # The whole model with three is slower as well, with the better segment of two it is faster.
     assert [layer.block is not None for layer in found.layers] == [True, True, False, False]
     assert found.layers[3].reason == "faster on its own, but not in the whole model"
 
 
 def test_a_file_without_layers_has_nothing_to_replace(make_model, tmp_path, kernels):
     write_model(make_model([("Relu", ["x"], ["y"])], {"x": ["n", 12]}, ["y"]), tmp_path / "m.onnx")
-    found = measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+    found = measure_speed(tmp_path / "m.onnx", _feeds_of, WORKLOADS)
     assert (found.layers, found.model) == ((), None)
 
 
-def test_what_onnx_runtime_can_not_load_is_said_of_the_file(make_model, tmp_path, kernels):
+def test_a_file_that_onnx_runtime_cannot_load_is_reported_by_name(make_model, tmp_path, kernels):
     model = make_model([("Relu", ["x"], ["y"])], {"x": ["n", 12]}, ["y"])
     model.graph.node[0].op_type = "Unheard"
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=r"load .*m\.onnx"):
-        measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS)
+        measure_speed(tmp_path / "m.onnx", _feeds_of, WORKLOADS)
 
 
 def test_a_model_without_inputs_is_measured(make_model, sparse_weight, tmp_path, kernels):
@@ -318,10 +318,10 @@ def test_a_model_without_inputs_is_measured(make_model, sparse_weight, tmp_path,
         w=sparse_weight(12, 8),
     )  # fmt: skip
     write_model(model, tmp_path / "m.onnx")
-    assert len(measure_speed(tmp_path / "m.onnx", lambda _: {}, [Setting(1, 1)]).layers) == 1
+    assert len(measure_speed(tmp_path / "m.onnx", lambda _: {}, [Workload(1, 1)]).layers) == 1
 
 
-def test_the_batch_is_of_any_input_that_is_no_initializer(make_model, sparse_weight):
+def test_the_batch_is_that_of_any_input_but_initializers(make_model, sparse_weight):
     model = make_model(
         [("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"], w=sparse_weight(12, 8)
     )
@@ -348,7 +348,7 @@ def test_a_fixed_input_is_no_residual_where_the_batch_of_another_is_open(
     def feeds_of(batch):
         return {"r": np.ones((1, 8), np.float32), **_feeds_of(batch)}
 
-    found = measure_speed(tmp_path / "m.onnx", feeds_of, SETTINGS[:1]).model
+    found = measure_speed(tmp_path / "m.onnx", feeds_of, WORKLOADS[:1]).model
     assert [node.op_type for node in found.graph.node] == ["SparseLinear", "Add"]
 
 
@@ -359,7 +359,7 @@ def test_an_open_batch_that_can_only_be_one_is_measured(make_model, sparse_weigh
         {"x": ["n", 12]}, ["y"], s=np.array([1, 12]), w=sparse_weight(12, 8),
     )  # fmt: skip
     onnx.save(model, tmp_path / "m.onnx")
-    assert measure_speed(tmp_path / "m.onnx", _feeds_of, SETTINGS[:1]).model is not None
+    assert measure_speed(tmp_path / "m.onnx", _feeds_of, WORKLOADS[:1]).model is not None
 
 
 def test_a_weight_at_the_left_and_two_constants_are_described(
@@ -367,13 +367,13 @@ def test_a_weight_at_the_left_and_two_constants_are_described(
 ):
     nodes = [
         ("MatMul", ["a", "b"], ["w"]),
-        ("MatMul", ["w", "x"], ["h"]),  # computed once, as ONNX Runtime loads the file
+        ("MatMul", ["w", "x"], ["h"]),  # computed once, when ONNX Runtime loads the file
         ("MatMul", ["v", "h"], ["y"]),
     ]
     weights = {"a": sparse_weight(6, 3), "b": sparse_weight(3, 12), "v": sparse_weight(5, 6)}
     write_model(make_model(nodes, {"x": ["n", 12, 4]}, ["y"], **weights), tmp_path / "model.onnx")
     found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 12, 4), np.float32)}, [Setting(2, 1)]
+        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 12, 4), np.float32)}, [Workload(2, 1)]
     )
     two, product, left = found.layers
     assert (two.weight, two.macs) == ("b", None)

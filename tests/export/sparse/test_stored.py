@@ -6,7 +6,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from mfac_compress.export import Setting, measure_speed
+from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
@@ -90,14 +90,14 @@ def test_a_transposed_qgemm_has_a_zero_point_for_each_row():
     assert np.array_equal(found.array, WEIGHT.T)
 
 
-def test_of_packed_weights_nothing_is_said(make_model, tmp_path):
+def test_packed_weights_are_not_described(make_model, tmp_path):
     weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
     model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 64]}, ["y"], opset=21, w=weight)
     quantiser = MatMulNBitsQuantizer(model, block_size=32, is_symmetric=True)
     quantiser.process()
     onnx.save(quantiser.model.model, tmp_path / "q.onnx")
     (layer,) = measure_speed(
-        tmp_path / "q.onnx", lambda n: {"x": np.ones((n, 64), np.float32)}, [Setting(2, 1)],
+        tmp_path / "q.onnx", lambda n: {"x": np.ones((n, 64), np.float32)}, [Workload(2, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert layer.weight is not None
@@ -112,7 +112,7 @@ def test_a_quantised_left_factor_is_a_weight(make_model, tmp_path):
     model = make_model(nodes, {"x": [4, 5]}, ["y"], w=WEIGHT.astype(np.int8), s=np.float32(0.1))
     onnx.save(model, tmp_path / "q.onnx")
     (layer,) = measure_speed(
-        tmp_path / "q.onnx", lambda _: {"x": np.ones((4, 5), np.float32)}, [Setting(1, 1)],
+        tmp_path / "q.onnx", lambda _: {"x": np.ones((4, 5), np.float32)}, [Workload(1, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert "left factor" in layer.reason

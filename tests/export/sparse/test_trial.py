@@ -1,4 +1,4 @@
-"""What a file does to ONNX Runtime, it does to a process of its own."""
+"""A file that breaks ONNX Runtime only breaks a separate process."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def _feeds(*shape):
 
 @pytest.fixture
 def process(monkeypatch, tmp_path):
-    """Have the process do something else."""
+    """Replace the program of the process."""
 
     def be(source):
         (tmp_path / "process.py").write_text(source)
@@ -38,7 +38,7 @@ def process(monkeypatch, tmp_path):
     return be
 
 
-def test_a_file_that_runs_is_taken(file):
+def test_a_file_that_runs_is_accepted(file):
     try_file(file, [_feeds(1, 4), _feeds(3, 4)], seconds=60)
 
 
@@ -48,7 +48,7 @@ def test_inputs_of_any_name(make_model, tmp_path):
         try_file(tmp_path / "m", [{name: np.ones((1, 4), np.float32)}], seconds=60)
 
 
-def test_what_onnx_runtime_says_of_a_file_is_handed_on(file):
+def test_errors_of_onnx_runtime_are_reported(file):
     with pytest.raises(ValueError, match=r"run on inputs of shapes {'x': \[2, 5\]}.*INVALID_ARG"):
         try_file(file, [_feeds(1, 4), _feeds(2, 5)], seconds=60)
     file.write_bytes(file.read_bytes()[:20])
@@ -58,7 +58,7 @@ def test_what_onnx_runtime_says_of_a_file_is_handed_on(file):
 
 def test_a_crash_is_an_error(file, process):
     process("import os; os.abort()")
-    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) when it was to start it"):
+    with pytest.raises(ValueError, match="crashed \\(SIGABRT\\) in the step 'start'"):
         try_file(file, [_feeds(1, 4)], seconds=60)
 
 
@@ -85,9 +85,7 @@ def test_more_memory_than_there_is_is_an_error(file, monkeypatch):
         try_file(file, [_feeds(1, 4)], seconds=60)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only there is a child told of its parent's end"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can end a child with its parent")
 def test_a_trial_ends_with_the_process_that_began_it():
     child = (
         f"import runpy, time; runpy.run_path({str(trial._PROCESS)!r})['_limit'](2**40); "

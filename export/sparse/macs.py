@@ -1,4 +1,4 @@
-"""How many multiplications a layer takes, in theory: what counting FLOPs would promise."""
+"""The number of multiplications of a layer: its theoretical FLOPs."""
 
 from collections.abc import Mapping
 from math import prod
@@ -11,18 +11,18 @@ from mfac_compress.export.sparse.patterns.matmul import has_left_weight
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 
-def multiplications(
+def count_macs(
     graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int] | None:
-    """Count a layer's multiplications in one call: all, and those by weights that are not zero.
+    """Count a layer's multiplications in one call: all, and those with nonzero weights.
 
     Args:
-        graph: Where it stands.
-        layer: Of the main graph.
-        shapes: Of its input and output.
+        graph: The graph of the layer.
+        layer: A layer of the main graph.
+        shapes: Shapes of its input and output.
     Returns:
-        None where a shape or the weight's numbers are not known, and for two constants, which are
-        no work of a call.
+        Both counts. None if a shape or the weight's values are not known, and for the product of
+        two constants, which is not computed in a call.
     """
     node = layer.node
     stored = stored_weight(graph, node)
@@ -35,10 +35,10 @@ def multiplications(
         return None
     is_convolution = "Conv" in node.op_type  # ConvTranspose and ConvInteger, too
     if stored is None:
-        count = prod(y) * x[-1]  # of two activations
+        count = prod(y) * x[-1]  # a product of two activations
         return None if is_convolution else (count, count)
-    # Each weight meets every position once: pixels of images, else rows; of the output, but of the
-    # input where the convolution is transposed.
+    # Each weight is used once for every position (pixel or row) of the output, or of the input if
+    # the convolution is transposed.
     images = x if node.op_type == "ConvTranspose" else y
     positions = images[0] * prod(images[2:]) if is_convolution else prod(y[:-1])
     return positions * stored.array.size, positions * int(np.count_nonzero(stored.array))

@@ -1,4 +1,4 @@
-"""Columns shared by several holders give what one holder of all gives."""
+"""Columns sharded over several processes give the results of a single process."""
 
 import threading
 
@@ -7,14 +7,14 @@ import torch
 
 from mfac_compress.mfac.block_inverse import BlockFisher
 from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.sharing import ALONE, divide
+from mfac_compress.mfac.process_group import SINGLE, shard_columns
 from mfac_compress.mfac.window import GradientWindow
 
 COUNT = 3
 
 
 class _Thread:
-    """A holder whose peers are other threads."""
+    """A process group whose members are threads."""
 
     def __init__(self, rank, table, barrier):
         self.rank, self._table, self._barrier = rank, table, barrier
@@ -33,8 +33,8 @@ class _Thread:
         return torch.cat(self._all(x))
 
 
-def _by_holders(work):
-    """Results of work(holder) of all holders; the first error of any is raised."""
+def _on_all_ranks(work):
+    """Return the results of work(group) on all ranks; raise the first error of any."""
     table, barrier = [None] * COUNT, threading.Barrier(COUNT)
     results, errors = [None] * COUNT, []
 
@@ -61,37 +61,37 @@ def _duplicates(G):
 
 
 def _cancelling(G):
-    G[:, ::7] *= 1e4  # whose leverage comes near 1, in the columns of every holder
+    G[:, ::7] *= 1e4  # whose leverage comes near 1, in the columns of every rank
     return G
 
 
 @pytest.mark.parametrize("form", [lambda G: G, _duplicates, _cancelling])
 @pytest.mark.parametrize("damping", [1e-2, 1e-7])
-def test_a_window_in_parts_equals_the_whole(form, damping):
+def test_a_sharded_window_equals_the_whole(form, damping):
     m, d = 8, 40
     G = form(torch.randn(m, d, generator=torch.Generator().manual_seed(0)))
     partition = BlockPartition.contiguous(d, None)
     w = torch.randn(d, generator=torch.Generator().manual_seed(1))
     mask = w.abs() > 0.5
 
-    def all_of(gradients, part, holders, at):
-        window = GradientWindow(m, part, holders=holders)
+    def all_of(gradients, part, group, at):
+        window = GradientWindow(m, part, group=group)
         window.add(gradients)
         F = window.invert(damping)
         return [
             F.diagonal(),
             F.ihvp(w[at]),
             F.joint_update(w[at], mask[at]),
-            F.kept_ihvp(w[at], mask[at]),
+            F.solve_kept(w[at], mask[at]),
         ]
 
-    def work(holder):
-        shard = divide(partition, COUNT, within_blocks=True)[holder.rank]
+    def work(group):
+        shard = shard_columns(partition, COUNT, within_blocks=True)[group.rank]
         assert shard.coupled
-        return all_of(G[:, shard.columns], shard.partition, holder, shard.columns)
+        return all_of(G[:, shard.columns], shard.partition, group, shard.columns)
 
-    whole = all_of(G, partition, ALONE, slice(None))
-    for expected, *parts in zip(whole, *_by_holders(work), strict=True):
+    whole = all_of(G, partition, SINGLE, slice(None))
+    for expected, *parts in zip(whole, *_on_all_ranks(work), strict=True):
         torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -103,13 +103,13 @@ def test_a_window_in_parts_equals_the_whole(form, damping):
         BlockPartition.of_rows([(3, 10), (5, 8)], 4),
     ],
 )
-def test_blocks_divided_equal_blocks_together(partition):
+def test_sharded_blocks_equal_all_blocks(partition):
     G = torch.randn(12, 70, generator=torch.Generator().manual_seed(0))
     fisher = BlockFisher(partition)
     fisher.add(G)
     expected = fisher.invert(1e-4).diagonal()
 
-    shards = divide(partition, COUNT)
+    shards = shard_columns(partition, COUNT)
 
     parts = []
     for shard in shards:
@@ -121,12 +121,12 @@ def test_blocks_divided_equal_blocks_together(partition):
     assert len(together) == partition.count
 
 
-def test_every_holder_gets_a_fair_share_of_the_work():
-    shards = divide(BlockPartition.contiguous(12_800, 128), 8)
+def test_every_process_gets_a_fair_share_of_the_work():
+    shards = shard_columns(BlockPartition.contiguous(12_800, 128), 8)
     assert {shard.partition.count for shard in shards} == {12, 13}
     assert (shards[0].columns.start, shards[-1].columns.stop) == (0, 12_800)
 
 
-def test_fewer_blocks_than_holders_are_refused():
+def test_fewer_blocks_than_processes_are_refused():
     with pytest.raises(ValueError, match="Got 2 blocks for 3 processes"):
-        divide(BlockPartition.contiguous(16, 8), COUNT)
+        shard_columns(BlockPartition.contiguous(16, 8), COUNT)
