@@ -14,7 +14,7 @@ from mfac_compress.export.latency import (
 )
 from mfac_compress.export.machine import machine_load
 from mfac_compress.export.onnx_file import build_graph, export_onnx, write_graph
-from mfac_compress.export.parity import parity_error
+from mfac_compress.export.parity import largest_difference, parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, file_size
 from mfac_compress.export.sparse.confirm import WHOLE_NOT_FASTER, confirm
@@ -51,6 +51,7 @@ __all__ = [
     "export_onnx",
     "file_size",
     "kernel_library",
+    "largest_difference",
     "lost_zeros",
     "machine_load",
     "measure_speed",

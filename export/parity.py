@@ -32,15 +32,26 @@ def parity_error(
     Raises:
         ValueError: If the outputs differ in shape, or the file cannot be loaded or run.
     """
+    session = open_session(path, library=library)
+    outputs = predict(session, inputs.cpu().numpy(), len(inputs))
+    return largest_difference(model, inputs, outputs)
+
+
+def largest_difference(model: nn.Module, inputs: Tensor, outputs: np.ndarray) -> float:
+    """Compare a model with what its ONNX file returned for one batch.
+
+    Args:
+        model: As for :func:`parity_error`. So is what is returned and raised.
+        inputs: Shape ``[n, ...]``.
+        outputs: Of the file. Shape ``[n, ...]``.
+    """
     with evaluating(model), torch.no_grad():
         expected = model(inputs.to(device_of(model, inputs))).double().cpu().numpy()
-    session = open_session(path, library=library)
-    outputs = predict(session, inputs.cpu().numpy(), len(inputs)).astype(np.float64)
     if outputs.shape != expected.shape:
         raise ValueError(
             f"The ONNX file must return what the model returns: shape {list(expected.shape)}. "
-            f"Got {list(outputs.shape)} from {path}. Export the model again."
+            f"Got {list(outputs.shape)}. Export the model again."
         )
     with np.errstate(invalid="ignore"):  # infinity - infinity
-        error = float(np.abs(outputs - expected).max())
+        error = float(np.abs(outputs.astype(np.float64) - expected).max())
     return error if math.isfinite(error) else math.inf

@@ -97,6 +97,8 @@ class StageCache:
         make: Callable[[Path], Mapping[str, Any]],
         rejected: str,
     ) -> Artefact:
+        if folder.parent.is_file():
+            folder.parent.unlink()  # damage, like what is wrong within an artefact
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
             work = Path(scratch) / "artefact"

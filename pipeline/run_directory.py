@@ -114,13 +114,31 @@ class RunDirectory:
             self.path.rmdir()
 
     def clear(self) -> None:
-        """Remove the results of an earlier run, so that none can pass for this one's."""
+        """Remove the results of an earlier run, so that none can pass for this one's.
+
+        Raises:
+            InputError: If something else stands in the place of a result.
+        """
+        try:
+            self._clear()
+        except OSError as error:
+            raise InputError(
+                f"-o must be a directory in which results can be replaced. Of {self.path}, "
+                f"{error.filename} cannot be removed: {error.strerror}. Take it away, or name "
+                "another directory."
+            ) from error
+
+    def _clear(self) -> None:
+        folders = {Path(name).parent.name for name in RESULTS} - {""}
+        for name in folders:
+            if (self.path / name).is_symlink() or (self.path / name).is_file():
+                (self.path / name).unlink()  # what a link leads to is not ours
         for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
-        for name in {Path(name).parent.name for name in RESULTS} - {""}:
+        for name in folders:
             with suppress(OSError):  # it is not there, or holds what is not ours
                 (self.path / name).rmdir()
-        for left in self.cache.glob(f"{_DRAFT}*"):  # by a run that was killed
+        for left in self.path.glob(f"{_DRAFT}*"):  # by a run that was killed
             shutil.rmtree(left)
 
     def publish(self, artefact: Artefact) -> None:
@@ -143,7 +161,8 @@ class RunDirectory:
     @contextmanager
     def _draft(self, name: str) -> Iterator[Path]:
         """A path to write to; the file takes its place when it is whole, or never."""
-        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.cache) as scratch:
+        # Not in the cache, which may be a link to another disk, from where nothing can be moved.
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.path) as scratch:
             draft, place = Path(scratch) / Path(name).name, self.path / name
             yield draft
             place.parent.mkdir(exist_ok=True)

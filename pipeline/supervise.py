@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 _FAILED = 3
+_SECONDS_TO_END = 10
+"""In which a process that has given its code must end."""
 _KERNEL = 0x80  # si_code of a signal that the terminal sends to all processes of its job
 _SET_PDEATHSIG = 1
 _FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
@@ -58,7 +61,18 @@ def _report_code(command: Callable[[], None], writer: int) -> NoReturn:
         code = end.code
     number = code if isinstance(code, int) else int(code is not None)
     os.write(writer, bytes([number & 0xFF]))
+    _end_soon()
     sys.exit(code)
+
+
+def _end_soon() -> None:
+    """Let the kernel end this process if Python cannot: it waits for threads of the user's code."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            stream.flush()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.alarm(_SECONDS_TO_END)
 
 
 def _die_with(parent: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import source_from_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,7 +89,18 @@ class _Opened:
         written = mode is not None and set(mode) & set("wax+")
         written = written or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
         if not written and isinstance(path, str | bytes):
-            self.paths.add(os.path.abspath(os.fsdecode(path)))
+            self.paths.add(_source_of(os.path.abspath(os.fsdecode(path))))
+
+
+def _source_of(path: str) -> str:
+    """The source of compiled code, where it is there: Python may read the one or the other."""
+    if not path.endswith(".pyc"):
+        return path
+    try:
+        source = source_from_cache(path)
+    except ValueError:  # it lies where no source is looked for
+        return path
+    return source if os.path.isfile(source) else path
 
 
 _opened = _Opened()
@@ -173,9 +185,7 @@ def _file_of(module: ModuleType) -> str | None:
 
 def _counts(path: str) -> bool:
     """Whether a file is the user's: no part of an installed package, of Python, or of ours."""
-    if path.startswith((*_NOT_FILES, *_installed())) or _is_ours(path):
-        return False
-    return not path.endswith(".pyc")  # its source is listed as a module's
+    return not path.startswith((*_NOT_FILES, *_installed())) and not _is_ours(path)
 
 
 def _is_ours(path: str | None) -> bool:

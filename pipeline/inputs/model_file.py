@@ -6,8 +6,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.digest import content_key
@@ -37,8 +38,9 @@ class LoadedModel:
 
     Attributes:
         module: On the CPU, in evaluation mode, float32. Parameters keep their ``requires_grad``.
-        fingerprint: SHA-256 in hex over the file and what the recipe says of it. The factory's code
-            is not in it: see :class:`~mfac_compress.pipeline.inputs.code_sources.CodeSources`.
+        fingerprint: SHA-256 in hex over the file, what the recipe says of it, and all tensors. The
+            factory's code is not in it: see
+            :class:`~mfac_compress.pipeline.inputs.code_sources.CodeSources`.
         weights_key: Where the weights stood in the checkpoint, with dots; None for the whole file.
         prefix: What was taken off the names in the file; with a plus sign, what was put before
             them.
@@ -93,10 +95,11 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
             module = _build(path, section, folder)
             fitted = fit(module, chosen.weights, path, str(section.factory), section.prefix)
             prefix, converted = fitted.prefix, fitted.converted
+    _check_plain(module, path)
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return LoadedModel(module, _fingerprint(content, section), key, prefix, converted)
+    return LoadedModel(module, _fingerprint(content, section, module), key, prefix, converted)
 
 
 def _printable(text: str) -> str:
@@ -217,6 +220,37 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
         )
 
 
-def _fingerprint(content: bytes, section: ModelSection) -> str:
+def _check_plain(module: nn.Module, path: Path) -> None:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    special = [name for name, tensor in tensors if not _is_plain(tensor)]
+    if special:
+        raise InputError(
+            f"The model of {path} must have plain dense tensors with values. These are sparse, "
+            f"nested, quantised or on the meta device: {some(special)}. Let model.factory make "
+            "them dense."
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    special = tensor.is_nested or tensor.is_quantized or tensor.is_meta
+    return tensor.layout == torch.strided and not special
+
+
+def _fingerprint(content: bytes, section: ModelSection, module: nn.Module) -> str:
+    """Of the file, of what the recipe says of it, and of the tensors that came of both.
+
+    A factory may make tensors that no file holds: buffers that are not saved, from a random number
+    or from what it finds on the machine.
+    """
     asked = section.model_dump(mode="json")
-    return content_key({"file": hashlib.sha256(content).hexdigest(), **asked})
+    tensors = hashlib.sha256()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensors.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        tensors.update(_bytes(tensor.detach()))
+    file = hashlib.sha256(content).hexdigest()
+    return content_key({"file": file, "tensors": tensors.hexdigest(), **asked})
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return values.contiguous().flatten().view(torch.uint8).numpy()

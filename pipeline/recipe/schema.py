@@ -364,9 +364,9 @@ class GatesSection(Section):
     max_metric_drop: Number | None = None
     """Most that the metric may get worse from dense to sparse, in the metric's own unit (0.01 of
     accuracy is one point)."""
-    confidence: Annotated[float, Field(gt=0, lt=1), NoSwitch] | Literal["none"] = 0.95
-    """Of the intervals of the metric and its drop: their worse ends must pass at this level; `none`
-    compares the point estimates."""
+    confidence: Annotated[float, Field(ge=0.5, le=0.999999), NoSwitch] | Literal["none"] = 0.95
+    """Of the intervals of the metric and its drop: their worse ends must pass at this level (0.95,
+    not 0.05); `none` compares the point estimates."""
     min_metric: Number | None = None
     """Least that the sparse file's metric may be, where more is better: the lower end of its own
     interval must pass."""

@@ -16,6 +16,8 @@ from mfac_compress.pipeline.verdict.statistics import (
 )
 
 _REPORT_CONFIDENCE = 0.95
+_ROUNDING = 1e-6
+"""Of the largest value: sums of several threads round in another order each time."""
 _SHUFFLES = 19
 """Of which the best is beaten by chance in one of twenty cases."""
 
@@ -43,6 +45,7 @@ def compare_metric(
             f"{task.metric_name!r} returned shape {list(np.shape(before))} for the dense file and "
             f"{list(np.shape(after))} for the sparse one."
         )
+    _check_repeats(task, ((sparse, after), (dense, before)), targets)
     sign = 1 if task.direction == "maximize" else -1
     asked = context.recipe.validate_.gates.confidence
     confidence = _REPORT_CONFIDENCE if asked == "none" else asked
@@ -78,6 +81,44 @@ def compare_metric(
         "chance": chance,
         "better_than_chance": is_better,
     }
+
+
+def _check_repeats(
+    task: Task,
+    measured: tuple[tuple[np.ndarray, np.ndarray | float], ...],
+    targets: np.ndarray,
+) -> None:
+    """Check that the metric returns the same again, whatever it was asked before.
+
+    One that sums up over its calls, as metric objects of libraries do, gives the second file a
+    share in what the first one reached.
+
+    Args:
+        task: Has the metric.
+        measured: Outputs and what the metric returned for them, the last ones first: in another
+            order than at first, so that no state can come out the same by turns.
+        targets: Shape ``[n, ...]``.
+    Raises:
+        InputError: If it does not.
+    """
+    if task.metric_name == "accuracy":
+        return
+    for outputs, values in measured:
+        again = task.evaluate(outputs, targets)
+        if not _are_same(again, values):
+            raise InputError(
+                "task.metric must return the same each time for the same outputs and targets. "
+                f"{task.metric_name!r} returned {np.mean(values):.6g}, and then "
+                f"{np.mean(again):.6g}. Let it keep nothing between calls (a metric object is made "
+                "anew or reset in each), and draw no random numbers, or with a seed of its own."
+            )
+
+
+def _are_same(again: np.ndarray | float, values: np.ndarray | float) -> bool:
+    if np.shape(again) != np.shape(values):
+        return False
+    with np.errstate(all="ignore"):
+        return np.allclose(again, values, rtol=0, atol=_ROUNDING * np.abs(values).max())
 
 
 def _intervals(

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from onnxruntime import InferenceSession
+from torch import nn
 
 from mfac_compress.export import (
     LatencyComparison,
     audit_zeros,
     compare_latency,
     file_size,
+    largest_difference,
     open_session,
     parity_error,
     predict,
@@ -46,8 +47,9 @@ def validate(
     """
     files = [_File(exported / DENSE), *_judged(exported, accelerated)]
     sizes = [asdict(file_size(file.path)) for file in files]
-    metrics = _metrics(context, files)
-    parity = _parity(context, recovered, files[1:])
+    module = load_weights(context.fresh_module(), recovered).cpu()
+    (dense, *sparse), targets, parity = _outputs(context, module, files)
+    metrics = [compare_metric(context, dense, outputs, targets) for outputs in sparse]
     measured = [
         {
             "metric": metric,
@@ -111,38 +113,40 @@ def _judged(exported: Path, accelerated: Path) -> list[_File]:
     return files
 
 
-def _metrics(context: RunContext, files: list[_File]) -> list[dict[str, Any]]:
-    """The metric of each file but the first beside that one's, on the same samples."""
+class _Outputs(NamedTuple):
+    of_files: list[np.ndarray]
+    """Each of shape ``[n, ...]``."""
+    targets: np.ndarray
+    parity: list[float]
+    """Of each file but the first."""
+
+
+def _outputs(context: RunContext, module: nn.Module, files: list[_File]) -> _Outputs:
+    """What each file returns for the whole validation split, and how far that is from PyTorch.
+
+    All samples are compared, since some may lie where rounding is coarse, and one sample by itself.
+
+    Args:
+        context: The run's.
+        module: The sparse model.
+        files: The dense file, then those of the sparse model.
+    """
+    split, batch_size = context.data.validation, context.recipe.validate_.batch_size
     sessions = [open_session(f.path, threads=_threads(), library=f.library) for f in files]
-    *outputs, targets = _outputs(context, sessions, context.recipe.validate_.batch_size)
-    return [compare_metric(context, outputs[0], sparse, targets) for sparse in outputs[1:]]
-
-
-def _outputs(
-    context: RunContext, sessions: list[InferenceSession], batch_size: int
-) -> list[np.ndarray]:
-    """Outputs of each file, and at last the targets, over the whole validation split."""
-    split = context.data.validation
+    first = next(split.batches(1, indices=[0]))[0]
+    parity = [parity_error(module, f.path, first, library=f.library) for f in files[1:]]
 
     def run() -> Iterator[tuple[np.ndarray, ...]]:
         for x, y in split.batches(batch_size):
-            yield (*(predict(session, x.numpy(), batch_size) for session in sessions), y.numpy())
+            outputs = [predict(session, x.numpy(), batch_size) for session in sessions]
+            for at, sparse in enumerate(outputs[1:]):
+                parity[at] = max(parity[at], largest_difference(module, x, sparse))
+            yield (*outputs, y.numpy())
 
     total = -(-len(split) // batch_size)
     parts = list(context.progress.track(run(), "validate", total))
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
-def _parity(context: RunContext, recovered: Path, files: list[_File]) -> list[float]:
-    """Each file's largest difference from PyTorch, at batch 1 and at the configured batch."""
-    module = load_weights(context.fresh_module(), recovered).cpu()
-    split = context.data.validation
-    sizes = {1, min(context.recipe.validate_.batch_size, len(split))}
-    inputs = [next(iter(split.batches(n, indices=torch.arange(n))))[0] for n in sorted(sizes)]
-    return [
-        max(parity_error(module, file.path, x, library=file.library) for x in inputs)
-        for file in files
-    ]
+    *outputs, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Outputs(outputs, targets, parity)
 
 
 def _threads() -> int:

@@ -51,6 +51,12 @@ def test_a_failed_stage_leaves_nothing(tmp_path):
     assert not cache.get("prune", {"a": 1}, _make("x")).reused
 
 
+def test_a_file_in_the_place_of_a_stages_folder_is_damage_too(tmp_path):
+    (tmp_path / "prune").write_text("")
+    assert not StageCache(tmp_path).get("prune", {"a": 1}, _make("x")).reused
+    assert StageCache(tmp_path).get("prune", {"a": 1}, _never).reused
+
+
 def test_a_folder_without_a_manifest_is_not_an_artefact(tmp_path):
     cache = StageCache(tmp_path)
     artefact = cache.get("prune", {"a": 1}, _make("x"))

@@ -41,6 +41,20 @@ def moves(outputs, targets):
     outputs.zero_()
     return right(outputs, targets)
 
+seen = [0, 0]
+
+def sums_up(outputs, targets):
+    seen[0] += float(right(outputs, targets).sum())
+    seen[1] += len(targets)
+    return seen[0] / seen[1]
+
+def by_turns(outputs, targets):
+    seen[0] += 1
+    return right(outputs, targets) * (1 + seen[0] % 2)
+
+def random(outputs, targets):
+    return torch.rand(len(targets))
+
 def sometimes_one(outputs, targets):
     return 1.0 if outputs[0, 0] > 0 else right(outputs, targets)
 """
@@ -105,6 +119,9 @@ def test_values_whose_differences_overflow_are_refused(own):
         ("huge", "a float can hold"),
         ("moves", "wrote into outputs"),
         ("sometimes_one", "for both files"),
+        ("sums_up", "the same each time"),
+        ("by_turns", "the same each time"),
+        ("random", "the same each time"),
     ],
 )
 def test_a_metric_that_cannot_be_judged_is_named(name, part, own):

@@ -1,5 +1,7 @@
 """The run directory: files come whole or not at all, and a place that can not be used is named."""
 
+import os
+
 import pytest
 
 from mfac_compress.pipeline.cache import StageCache
@@ -21,6 +23,33 @@ def test_a_path_below_a_file_is_refused(tmp_path):
     with (
         pytest.raises(InputError, match=r"can be written to.*Not a directory"),
         RunDirectory(tmp_path / "file" / "out").locked(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["file", "link to a folder"])
+def test_what_stands_in_the_place_of_the_librarys_folder_is_removed_alone(tmp_path, kind):
+    elsewhere, directory = tmp_path / "elsewhere", RunDirectory(tmp_path / "out")
+    elsewhere.mkdir()
+    (elsewhere / "libmfac_sparse.so").write_text("not ours")
+    with directory.opened():
+        pass
+    place = directory.path / "kernels"
+    place.write_text("") if kind == "file" else place.symlink_to(elsewhere)
+
+    with directory.opened():
+        assert not os.path.lexists(place)
+
+    assert (elsewhere / "libmfac_sparse.so").read_text() == "not ours"
+
+
+def test_a_folder_in_the_place_of_a_result_is_named(tmp_path):
+    with RunDirectory(tmp_path / "out").opened() as directory:
+        pass
+    (tmp_path / "out" / "report.json").mkdir()
+    with (
+        pytest.raises(InputError, match=r"-o must be.*report\.json cannot be removed"),
+        directory.opened(),
     ):
         pass
 
@@ -55,7 +84,7 @@ def test_a_copy_that_is_not_the_artefact_does_not_take_its_place(
         with pytest.raises(OSError, match=message):
             directory.publish(artefact)
         assert not (directory.path / "model.onnx").exists()
-        assert [file.name for file in directory.cache.iterdir()] == ["run.lock"]
+        assert [file.name for file in directory.path.iterdir()] == [".cache"]
 
 
 def test_results_may_be_read_by_whom_the_umask_lets(tmp_path):
@@ -70,8 +99,23 @@ def test_results_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert taken == written
 
 
+def test_results_are_drafted_where_they_will_stand(tmp_path, monkeypatch):
+    """The cache may be a link to another disk, from where nothing can be moved."""
+    replace = os.replace
+
+    def on_one_disk(source, target):
+        assert str(source).startswith(str(tmp_path / "out"))
+        assert ".cache" not in str(source)
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", on_one_disk)
+    with RunDirectory(tmp_path / "out").locked() as directory:
+        directory.write("report.json", "{}")
+    assert (tmp_path / "out" / "report.json").read_text() == "{}"
+
+
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path):
     with RunDirectory(tmp_path / "out").locked() as directory:
-        (directory.cache / ".draft-killed").mkdir()
+        (directory.path / ".draft-killed").mkdir()
         directory.clear()
-        assert [file.name for file in directory.cache.iterdir()] == ["run.lock"]
+        assert [file.name for file in directory.path.iterdir()] == [".cache"]

@@ -246,6 +246,22 @@ def test_a_metric_in_percent_is_judged_as_one_from_zero_to_one(project):
     assert percent["interval"] == pytest.approx([100 * end for end in share["interval"]])
 
 
+def test_the_parity_gate_looks_at_every_validation_sample(project):
+    """The last ones are large, and so are their rounding errors; the first batch is sound."""
+    path = project.folder / "test.npz"
+    with np.load(path) as arrays:
+        x, y = arrays["x"].copy(), arrays["y"]
+    x[-20:] *= 1e6
+    np.savez(path, x=x, y=y)
+    project.recipe["prune"] = {"method": "magnitude", "sparsity": 0.5}
+    project.recipe["recover"] = {"epochs": 0}
+    project.recipe["validate"] |= {"batch_size": 64, "gates": {"max_parity_error": 1e-3}}
+
+    assert project.run().exit_code == 1
+    report = json.loads((project.output / "report.json").read_text())
+    assert report["parity_error"] > 1e-3
+
+
 def test_a_gate_without_its_measurement_fails(project):
     result = project.run("--set", "validate.gates.max_latency_ratio=100")
 

@@ -64,6 +64,15 @@ def test_what_a_command_leaves_behind_is_not_waited_for():
     assert process.wait(timeout=30) == 1
 
 
+def test_a_thread_that_never_ends_does_not_hold_up_the_code():
+    program = "import threading\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+    program += "import mfac_compress.pipeline.supervise as own\nown._SECONDS_TO_END = 1\n"
+    process = _start(program + "print('said')\nsys.exit(1)")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said == "said\n"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_command(sent):
     waits = "try: print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(3)"

@@ -1,5 +1,7 @@
 """The files that the user's code is made of."""
 
+import importlib.util
+import py_compile
 import sys
 
 import pytest
@@ -58,6 +60,24 @@ def test_files_that_are_read_count_and_those_that_are_written_do_not(project):
         with open(project / "log.txt", "a") as file:
             file.write("x")
     assert _of(project, present_sources().files) == {"config.json"}
+
+
+def test_code_that_is_read_compiled_counts_by_its_source(project):
+    """Python reads either, and a module that is executed by hand is in no list of modules."""
+    path = project / "own_third.py"
+    py_compile.compile(str(path))
+    with user_code():
+        spec = importlib.util.spec_from_file_location("by_hand", path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert _of(project, present_sources().files) == {"own_third.py"}
+
+
+def test_code_that_is_there_compiled_alone_counts(project):
+    source = project / "own_third.py"
+    py_compile.compile(str(source), cfile=str(project / "own_third.pyc"))
+    source.unlink()
+    resolve_callable("own_first:act", key="task.metric", folder=project)()
+    assert "own_third.pyc" in _of(project, present_sources().files)
 
 
 def test_samples_do_not_count(project):

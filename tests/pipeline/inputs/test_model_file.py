@@ -288,6 +288,42 @@ def test_non_finite_weights_are_named(folder, state):
     assert "0.weight" not in message
 
 
+def test_the_fingerprint_follows_tensors_that_no_file_holds(folder, state, monkeypatch):
+    (folder / "net.py").write_text(
+        SOURCE
+        + """
+import os
+
+def net(width=4):
+    net = Net(width)
+    for name, value in (("scale", float(os.environ["SCALE"])), ("turn", 1j)):
+        net.register_buffer(name, torch.tensor(value), persistent=False)
+    return net
+"""
+    )
+    path = saved(state, folder)
+    monkeypatch.setenv("SCALE", "1")
+    first = load(path, folder).fingerprint
+    assert load(path, folder).fingerprint == first
+    monkeypatch.setenv("SCALE", "2")
+    assert load(path, folder).fingerprint != first
+
+
+@pytest.mark.parametrize("made", ["torch.eye(2).to_sparse()", "torch.empty(2, device='meta')"])
+def test_tensors_that_are_not_plain_are_named(folder, state, made):
+    (folder / "net.py").write_text(
+        SOURCE
+        + f"""
+def net(width=4):
+    net = Net(width)
+    net.register_buffer("edges", {made}, persistent=False)
+    return net
+"""
+    )
+    with pytest.raises(InputError, match=r"plain dense tensors.*edges"):
+        load(saved(state, folder), folder)
+
+
 def test_the_fingerprint_follows_file_and_arguments(folder, state):
     path = saved(state, folder, "model.safetensors")
     first = load(path, folder).fingerprint

@@ -82,7 +82,10 @@ BAD = {
     "number or none": (
         "validate:\n  gates:\n    confidence: 95",
         5,
-        ["validate.gates.confidence must be a number above 0 and below 1 or none. Got 95."],
+        [
+            "validate.gates.confidence must be a number of at least 0.5 and at most 0.999999 or "
+            "none. Got 95."
+        ],
     ),
     "number or null": (
         "run: {threads: many}",

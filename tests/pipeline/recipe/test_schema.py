@@ -223,8 +223,8 @@ def test_rules_across_keys(sections, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 95, "nothing"])
-def test_confidence_lies_between_0_and_1(confidence):
+@pytest.mark.parametrize("confidence", [0, 0.05, 1 - 1e-16, 1, 95, "nothing"])
+def test_confidence_lies_between_a_half_and_nearly_1(confidence):
     with pytest.raises(ValidationError):
         recipe(validate={"gates": {"confidence": confidence}})
 
