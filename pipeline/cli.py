@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click_default_group import DefaultGroup
 
-from mfac_compress.pipeline.errors import CompressError, ElsewhereError, InputError, stage_named
+from mfac_compress.pipeline.errors import CompressError, InputError, RankError, stage_named
 from mfac_compress.pipeline.signals import interruptible
 from mfac_compress.pipeline.standard_streams import stdout_kept
 
 if TYPE_CHECKING:
-    from mfac_compress.pipeline.world import World
+    from mfac_compress.pipeline.ranks import Ranks
 
 _PASS, _GATE_FAILED = 0, 1
 
@@ -32,7 +32,7 @@ def _with_exit_code(command: Callable[..., int | None]) -> Callable[..., int]:
             with stage_named("command line"):
                 return command(*args, **kwargs) or _PASS
         except CompressError as error:
-            if not (isinstance(error, ElsewhereError) and error.told):
+            if not (isinstance(error, RankError) and error.reported):
                 click.echo(f"error: {error}", err=True)
             return error.exit_code
 
@@ -71,9 +71,9 @@ def _silence_pytorch() -> None:
 
 
 @contextmanager
-def _heard(heard: bool) -> Iterator[None]:
-    """Let stdout through, or not: of several processes only one is to be heard."""
-    if heard:
+def _only_rank_zero_prints(ranks: "Ranks") -> Iterator[None]:
+    """Discard what every process but the first prints to stdout."""
+    if ranks.is_rank_zero:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -134,14 +134,14 @@ def run(**options: Any) -> int:
     # Imported here, because PyTorch takes seconds and `--help` should not.
     with _announced("loading PyTorch ...", quiet=options["quiet"]):
         from mfac_compress.pipeline import dry_run, runner  # noqa: F401 - they are slow to load
-        from mfac_compress.pipeline.world import open_world
+        from mfac_compress.pipeline.ranks import open_ranks
 
     _silence_pytorch()
     documents: list[str] = []
-    with open_world() as world, _heard(world.is_first), interruptible():
+    with open_ranks() as ranks, _only_rank_zero_prints(ranks), interruptible():
         # What a model or a loss prints must not come between the report and who reads it.
         with stdout_kept() if options["as_json"] else nullcontext():
-            code = _run(world, documents, **options)
+            code = _run(ranks, documents, **options)
         for document in documents:
             _print(document)
     return code
@@ -149,7 +149,7 @@ def run(**options: Any) -> int:
 
 @_with_exit_code
 def _run(
-    world: "World",
+    ranks: "Ranks",
     documents: list[str],
     recipe: Path,
     model: Path,
@@ -172,15 +172,15 @@ def _run(
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
-    terminal = open_terminal(quiet=quiet or not world.is_first, stderr=as_json)
+    terminal = open_terminal(quiet=quiet or not ranks.is_rank_zero, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
     if dry_run:
-        with world.together():
+        with ranks.raise_on_every_rank():
             loaded = load_recipe(recipe, overrides)
-        with stage_named("load"), progress.stage("load"), world.together():
-            context = load_inputs(loaded, model, trust_pickle=trust_pickle, world=world)
+        with stage_named("load"), progress.stage("load"), ranks.raise_on_every_rank():
+            context = load_inputs(loaded, model, trust_pickle=trust_pickle, ranks=ranks)
         show_plan(context, terminal)
-        with world.together():
+        with ranks.raise_on_every_rank():
             check_inputs(context)
             check_artifact(loaded)
         check_sharing(context)
@@ -193,13 +193,13 @@ def _run(
         overrides=overrides,
         trust_pickle=trust_pickle,
         progress=progress,
-        world=world,
+        ranks=ranks,
     )
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
     if as_json:
         documents.append(json.dumps(json.loads(report.model_dump_json()), indent=2))
-    world.agreed = True
+    ranks.agreed = True
     return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
 
 

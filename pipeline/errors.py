@@ -29,20 +29,20 @@ class StageError(CompressError):
         self.stage = stage
 
 
-class ElsewhereError(CompressError):
+class RankError(CompressError):
     """Another process of the run has failed.
 
     Args:
         rank: Which one.
         message: Its error's.
         exit_code: Its error's.
-        told: Whether yet another process says so.
+        reported: Whether yet another process says so.
     """
 
-    def __init__(self, rank: int, message: str, exit_code: int, *, told: bool) -> None:
+    def __init__(self, rank: int, message: str, exit_code: int, *, reported: bool) -> None:
         super().__init__(f"process {rank}: {message}")
         self.exit_code = exit_code
-        self.told = told
+        self.reported = reported
 
 
 def text_of(error: BaseException) -> str:

@@ -65,7 +65,7 @@ class RunDirectory:
         """Keep other runs out of the directory.
 
         Raises:
-            InputError: If another run is writing here, or the directory can not be made.
+            InputError: If another run is writing here, or the directory cannot be made.
         """
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class RunDirectory:
             lock.release()
 
     @contextmanager
-    def opened(self) -> Iterator["RunDirectory"]:
+    def exclusive(self) -> Iterator["RunDirectory"]:
         """Lock the directory and clear it, once more if the run fails: of what is in place then.
 
         A directory that was not there is taken away again, unless a stage has finished.
@@ -130,18 +130,18 @@ class RunDirectory:
             OSError: If a copy is not what the artefact holds: what ships is what was measured.
         """
         for name, digest in artefact.files.items():
-            with self._draft(name) as draft:
+            with self._atomic_write(name) as draft:
                 shutil.copyfile(artefact.folder / name, draft)
                 if file_digest(draft) != digest:
                     raise OSError(f"{name} must be copied as it was made. It changed meanwhile.")
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
-        with self._draft(name) as draft:
+        with self._atomic_write(name) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @contextmanager
-    def _draft(self, name: str) -> Iterator[Path]:
+    def _atomic_write(self, name: str) -> Iterator[Path]:
         """A path to write to; the file takes its place when it is whole, or never."""
         with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.cache) as scratch:
             draft, place = Path(scratch) / Path(name).name, self.path / name

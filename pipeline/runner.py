@@ -19,6 +19,7 @@ from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress, Stage
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run_directory import RunDirectory
@@ -49,7 +50,6 @@ from mfac_compress.pipeline.verdict.results import (
 )
 from mfac_compress.pipeline.verdict.warnings import warnings_of
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
-from mfac_compress.pipeline.world import World
 
 
 def compress(
@@ -60,7 +60,7 @@ def compress(
     overrides: Sequence[str] = (),
     trust_pickle: bool = False,
     progress: Progress | None = None,
-    world: World | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Run a recipe on a model and write the run directory.
 
@@ -73,7 +73,7 @@ def compress(
         overrides: ``key.path=value``, as of ``--set``; for a recipe that is given by its path.
         trust_pickle: Allow the checkpoint to run code while it is read.
         progress: Where progress is shown. Default: nowhere.
-        world: The processes that run this together; the first one writes. Default: this one.
+        ranks: The processes that run this together; the first one writes. Default: this one.
 
     Returns:
         The report. A failed gate does not raise: look at ``report.verdict``.
@@ -82,15 +82,15 @@ def compress(
         InputError: If recipe, model or data is wrong.
         StageError: If a stage fails for another reason.
     """
-    progress, world = progress or Progress(), world or World()
-    directory = world.first(lambda: RunDirectory(Path(output)))
+    progress, ranks = progress or Progress(), ranks or Ranks()
+    directory = ranks.on_rank_zero(lambda: RunDirectory(Path(output)))
     with ExitStack() as stack:
         # Before anything else: however this run ends, an earlier one's results do not stand for it.
-        world.first(lambda: stack.enter_context(directory.opened()))
-        with world.together():
+        ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
+        with ranks.raise_on_every_rank():
             loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         with stage_named("load"), progress.stage("load"):
-            context = _load(loaded, model_path, trust_pickle, progress, world, directory.cache)
+            context = _load(loaded, model_path, trust_pickle, progress, ranks, directory.cache)
         return _Run(context, directory).go()
 
 
@@ -99,20 +99,20 @@ def _load(
     model_path: str | Path,
     trust_pickle: bool,
     progress: Progress,
-    world: World,
+    ranks: Ranks,
     window_folder: Path,
 ) -> RunContext:
     """Load and check everything that the stages start from."""
-    with world.together():
+    with ranks.raise_on_every_rank():
         context = load_inputs(
-            recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
+            recipe, model_path, trust_pickle=trust_pickle, progress=progress, ranks=ranks
         )
         plan = check_inputs(context)
         accelerate.check_artifact(recipe)
     # One for all processes: how much memory is free differs between them.
-    if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
+    if ranks.sum(torch.tensor(int(plan is not None and plan.on_disk))):
         context = replace(context, window_folder=window_folder)
-        progress.remark("gradients on disk, being more than the memory budget")
+        progress.detail("gradients on disk, being more than the memory budget")
     _check_same_inputs(context)
     check_sharing(context)
     return context
@@ -126,13 +126,13 @@ def _check_same_inputs(context: RunContext) -> None:
         "data": context.data.fingerprint,
         "the user's code": context.code.digest,
     }
-    firsts = context.world.first(lambda: own)
-    with context.world.together():
+    firsts = context.ranks.on_rank_zero(lambda: own)
+    with context.ranks.raise_on_every_rank():
         others = [name for name in own if own[name] != firsts[name]]
         if others:
             raise InputError(
                 f"{', '.join(others)} must be the same for all processes. Got another in process "
-                f"{context.world.rank}. Bring the files of its machine up to date."
+                f"{context.ranks.rank}. Bring the files of its machine up to date."
             )
 
 
@@ -152,16 +152,16 @@ class _Run:
         pruned = self._stage(prune, prune.prune, calibrated)
         recovered = self._stage(recover, recover.recover, pruned)
         # From here on there is nothing to share, and the others would only disturb latencies.
-        return context.world.first(lambda: self._judge(calibrated, recovered))
+        return context.ranks.on_rank_zero(lambda: self._judge(calibrated, recovered))
 
     def _judge(self, calibrated: Artefact | None, recovered: Artefact) -> Report:
         """Export, measure, judge and publish, in one process."""
-        context, alone = self.context, World()
-        exported = self._stage(export, export.export, recovered, world=alone)
-        accelerated = self._stage(accelerate, accelerate.accelerate, exported, world=alone)
+        context, alone = self.context, Ranks()
+        exported = self._stage(export, export.export, recovered, ranks=alone)
+        accelerated = self._stage(accelerate, accelerate.accelerate, exported, ranks=alone)
         accelerate.check_written(context.recipe, accelerated.facts)
         validated = self._stage(
-            validate, validate.validate, recovered, exported, accelerated, world=alone
+            validate, validate.validate, recovered, exported, accelerated, ranks=alone
         )
         timed = validate.Latencies()
         candidate = accelerated.facts["state"] == accelerate.CANDIDATE
@@ -182,7 +182,7 @@ class _Run:
         stage: ModuleType,
         make: Callable[..., Mapping[str, Any]],
         *upstream: Artefact | None,
-        world: World | None = None,
+        ranks: Ranks | None = None,
     ) -> Artefact:
         """The artefact of a stage, found or made from those before it; by default by all."""
         name = stage.__name__.rpartition(".")[2]
@@ -198,7 +198,7 @@ class _Run:
         }
         folders = [artefact and artefact.folder for artefact in upstream]
         with self._timed(name) as line:
-            cache = StageCache(self.directory.cache, world or self.context.world, code)
+            cache = StageCache(self.directory.cache, ranks or self.context.ranks, code)
             artefact = cache.get(
                 name, ingredients, lambda folder: make(self.context, *folders, folder)
             )
@@ -304,7 +304,7 @@ class _Run:
             "device": str(context.device),
             "machine": machine_load(),
             "threads": torch.get_num_threads(),
-            "processes": context.world.size,
+            "processes": context.ranks.size,
             "code": report.code.model_dump(mode="json"),
             "seconds": self.seconds,
             "files": dict(sorted(files.items())),

@@ -10,8 +10,8 @@ from typing import Any
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.arrays import ArraySource, DigitsSource
 from mfac_compress.pipeline.inputs.image_folder import FolderSource
-from mfac_compress.pipeline.inputs.own_dataset import DatasetSource
 from mfac_compress.pipeline.inputs.splits import Samples, Split
+from mfac_compress.pipeline.inputs.torch_dataset import DatasetSource
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,

@@ -74,9 +74,9 @@ def memory_plan(context: RunContext) -> MemoryPlan:
     else:
         free, of = free_memory()
         what = f"80% of {of}"
-        if context.world.local_size > 1:
-            free //= context.world.local_size
-            what += f", for each of {context.world.local_size} processes"
+        if context.ranks.local_size > 1:
+            free //= context.ranks.local_size
+            what += f", for each of {context.ranks.local_size} processes"
     return MemoryPlan(inverse, int(_SHARE_OF_FREE * free), what)
 
 

@@ -115,7 +115,7 @@ def _rephrase(found: Any, key: KeyPath, recipe: Any) -> Iterator[Problem]:
         for fault in cause.faults:
             yield Problem((*key, *fault.key), fault.text)
     elif kind == "extra_forbidden":
-        yield Problem(key, keys.not_a_key(key, recipe))
+        yield Problem(key, keys.unknown_key_message(key, recipe))
     elif kind.startswith("union_tag"):
         yield Problem((*key, "source"), _must_be((*key, "source"), recipe))
     else:

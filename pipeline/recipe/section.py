@@ -35,7 +35,7 @@ Share = Annotated[float, Field(ge=0, lt=1), NoSwitch]
 Positive = Annotated[float, Field(gt=0), NoSwitch]
 NonNegative = Annotated[float, Field(ge=0), NoSwitch]
 Count = Annotated[int, Field(ge=1), NoSwitch]
-# Where a thread library can not make as many as it is asked for it ends the process, and the exit
+# Where a thread library cannot make as many as it is asked for it ends the process, and the exit
 # codes with it.
 MOST_THREADS = 1024
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS), NoSwitch]

@@ -28,7 +28,7 @@ from mfac_compress.mfac.sharing import ALONE, Shard, divide
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_generator
+from mfac_compress.pipeline.inputs.draw import draw_samples, sampling_key, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
 
 _METHOD = "method"
@@ -45,12 +45,12 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "model": context.model.fingerprint,
         "samples": context.data.calibration.fingerprint,
         "loss": context.task.loss_name,
-        "draw": draws_on(context),
+        "draw": sampling_key(context),
         "how": [calibrate.labels, calibrate.gradients],
         "fisher": context.recipe.fisher.model_dump(exclude={"damping", "damping_unit"}),
         "tensors": [target.name for target in context.targets.matched],
         "device": str(context.device),
-        "processes": context.world.size,
+        "processes": context.ranks.size,
     }
 
 
@@ -62,7 +62,7 @@ def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
     fisher, facts = compute_fisher(context, context.model.module, step=0)
     metadata = {_METHOD: facts["method"]}
     for number, part in enumerate(fisher.parts()):
-        context.world.collect(
+        context.ranks.gather(
             part,
             lambda rank, own, number=number: save_file(own, folder / _file(rank, number), metadata),
         )
@@ -72,8 +72,8 @@ def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
 def load_fisher(context: RunContext, folder: Path) -> Fisher:
     """Read back what :func:`calibrate` saved, this process' columns."""
     fisher = _empty_fisher(context)
-    for number in range(context.world.first(lambda: len(list(folder.glob(_file(0, "*")))))):
-        part = context.world.hand_out(
+    for number in range(context.ranks.on_rank_zero(lambda: len(list(folder.glob(_file(0, "*")))))):
+        part = context.ranks.scatter(
             lambda rank, number=number: load_file(
                 folder / _file(rank, number), device=str(context.device)
             )
@@ -116,8 +116,8 @@ def compute_fisher(
     if method is None:
         method, batches = _choose_method(context, source, batches, draw)
     start = time.perf_counter()
-    rows = source.rows(_ticking(context, batches, step), method)
-    for own_columns in _dealt_out(context, rows, draw):
+    rows = source.rows(_with_progress(context, batches, step), method)
+    for own_columns in _exchange_rows(context, rows, draw):
         fisher.add(own_columns)
     seconds = time.perf_counter() - start
     assert fisher.num_gradients == context.recipe.calibrate.num_gradients
@@ -128,18 +128,18 @@ def compute_fisher(
     }
 
 
-def _dealt_out(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Iterator[Tensor]:
+def _exchange_rows(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Iterator[Tensor]:
     """Everyone's rows, this process' columns, until nobody has any more."""
-    world = context.world
+    ranks = context.ranks
     columns = [shard.columns for shard in shards_of(context)]
     none = torch.empty(0, context.targets.weights, device=context.device)
     row_bytes = none.shape[1] * none.itemsize
-    at_once = max(1, _SENT_BYTES // row_bytes) if world.size > 1 else 1
+    at_once = max(1, _SENT_BYTES // row_bytes) if ranks.size > 1 else 1
     while True:
-        with world.together(), _samples_named(context, draw):
+        with ranks.raise_on_every_rank(), _naming_bad_samples(context, draw):
             parts = list(_taken(rows, at_once))
         own_rows = parts[0] if len(parts) == 1 else torch.cat([none, *parts])
-        own_columns = world.deal_out(own_rows, columns)
+        own_columns = ranks.all_to_all(own_rows, columns)
         if not len(own_columns):
             return
         yield own_columns
@@ -161,7 +161,7 @@ def shards_of(context: RunContext) -> list[Shard]:
     """
     try:
         return divide(
-            partition_of(context), context.world.size, within_blocks=not kept_as_blocks(context)
+            partition_of(context), context.ranks.size, within_blocks=not uses_block_fisher(context)
         )
     except ValueError as error:
         raise InputError(f"fisher.block_size: {error}") from error
@@ -177,7 +177,7 @@ def partition_of(context: RunContext) -> BlockPartition:
     return BlockPartition.of_tensors(targets.bounds, section.block_size)
 
 
-def kept_as_blocks(context: RunContext) -> bool:
+def uses_block_fisher(context: RunContext) -> bool:
     """Whether the Fisher is kept as B x B blocks; else as a window of gradients."""
     return uses_blocks(partition_of(context), context.recipe.calibrate.num_gradients)
 
@@ -188,11 +188,11 @@ def _empty_fisher(context: RunContext) -> Fisher:
     Raises:
         InputError: If there is no room on disk for gradients that the memory does not hold.
     """
-    m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.world.rank]
-    if kept_as_blocks(context):
+    m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.ranks.rank]
+    if uses_block_fisher(context):
         return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
-    holders = context.world if shard.coupled else ALONE
+    holders = context.ranks if shard.coupled else ALONE
     folder = context.window_folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ def calibration_batches(
         draw: Samples of each gradient of all processes. Shape ``[m, samples]``.
         step: Number of the pruning step.
     """
-    split, own = context.data.calibration, context.world.share(len(draw))
+    split, own = context.data.calibration, context.ranks.shard(len(draw))
     batches = (
         (x.to(context.device), y.to(context.device))
         for x, y in split.batches(draw.shape[1], indices=draw[own].flatten())
@@ -267,17 +267,17 @@ def _choose_method(
     section = context.recipe.calibrate
     if section.gradients != "auto":
         return section.gradients, batches
-    with context.world.together():
+    with context.ranks.raise_on_every_rank():
         first = list(itertools.islice(batches, batches_at_once(section.samples_per_gradient)))
 
     def measured() -> Method:
-        with _samples_named(context, draw):
+        with _naming_bad_samples(context, draw):
             return fastest_method(source, first)
 
-    return context.world.first(measured), itertools.chain(first, batches)
+    return context.ranks.on_rank_zero(measured), itertools.chain(first, batches)
 
 
-def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+def _with_progress(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
     label = "calibrate" if not step else f"calibrate, step {step + 1}"
     return context.progress.track(batches, label, own_gradients(context))
 
@@ -285,16 +285,16 @@ def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterat
 def own_gradients(context: RunContext) -> int:
     """How many of the m gradients of a step this process computes."""
     m = context.recipe.calibrate.num_gradients
-    return len(range(m)[context.world.share(m)])
+    return len(range(m)[context.ranks.shard(m)])
 
 
 @contextmanager
-def _samples_named(context: RunContext, draw: Tensor) -> Iterator[None]:
+def _naming_bad_samples(context: RunContext, draw: Tensor) -> Iterator[None]:
     """Name the samples of a gradient that is not finite."""
     try:
         yield
     except NonFiniteGradientError as error:
-        samples = draw[context.world.share(len(draw))][error.index].tolist()
+        samples = draw[context.ranks.shard(len(draw))][error.index].tolist()
         raise InputError(
             f"Gradients must be finite. Got NaN or infinity in {error.tensor} for the calibration "
             f"samples {samples} (loss {error.loss:g}). Look at these samples in "

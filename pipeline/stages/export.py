@@ -31,7 +31,7 @@ def export(context: RunContext, recovered: Path, folder: Path) -> dict[str, Any]
     """Write ``dense.onnx`` and ``model.onnx`` to ``folder``; returns facts.
 
     Raises:
-        InputError: If the model can not be exported as the recipe says.
+        InputError: If the model cannot be exported as the recipe says.
     """
     sparse = load_weights(context.fresh_module(), recovered)
     facts = {
