@@ -322,7 +322,7 @@ def schema(of: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; who closed it has read enough, which is no fault of the run's."""
+    """Print to stdout; who closed it has read enough, which is no error of the run's."""
     try:
         click.echo(text)
     except BrokenPipeError:

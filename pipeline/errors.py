@@ -11,7 +11,7 @@ class CompressError(Exception):
 
 
 class InputError(CompressError):
-    """The recipe, the model or the data is wrong: the user can mend it."""
+    """The recipe, the model or the data is wrong: the user can fix it."""
 
     exit_code = 2
 

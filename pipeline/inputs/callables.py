@@ -26,7 +26,7 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.code_sources import USER_FILE, files_watched
 
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
-"""Whose lines do not help who looks for a fault in their own: the pipeline's, and PyTorch's."""
+"""Whose lines do not help who looks for an error in their own: the pipeline's, and PyTorch's."""
 
 
 class EscapeError(RuntimeError):
@@ -192,7 +192,7 @@ def _import_module(name: str, spec: str, key: str) -> ModuleType:
 
 
 def _failed_import(error: BaseException, spec: str, key: str) -> str:
-    hint = "Mend it, or guard what should not run on import with `if __name__ == '__main__':`."
+    hint = "Fix it, or guard what should not run on import with `if __name__ == '__main__':`."
     if isinstance(error, ImportError):
         hint = "Install what is missing, or put its folder on PYTHONPATH."
         if "relative import" in str(error):

@@ -265,7 +265,7 @@ def _check_classes(targets: Tensor, classes: int, what: str) -> None:
     if bool(wrong.any()):
         raise InputError(
             f"{what} needs classes 0..{classes - 1}, the model has {classes} outputs. "
-            f"Got class {int(targets[wrong][0])}. Renumber the targets or mend the model."
+            f"Got class {int(targets[wrong][0])}. Renumber the targets or fix the model."
         )
 
 

@@ -40,8 +40,8 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
         raise ValueError(
             f"must have a YAML value after '='. Got {shortened(written)!r}: {error}."
         ) from error
-    if document.problems:
-        raise ValueError(f"must have a plain value: it {document.problems[0].text}")
+    if document.issues:
+        raise ValueError(f"must have a plain value: it {document.issues[0].text}")
     return key, document.value
 
 

@@ -32,7 +32,6 @@ from mfac_compress.pipeline.recipe.section import (
     Bytes,
     CallableName,
     Count,
-    Fault,
     Index,
     NonNegative,
     NoSwitch,
@@ -46,7 +45,13 @@ from mfac_compress.pipeline.recipe.section import (
     Threads,
     duplicates,
 )
-from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name, shortened
+from mfac_compress.pipeline.recipe.source import (
+    KeyPath,
+    RecipeIssue,
+    RecipeSource,
+    key_name,
+    shortened,
+)
 
 __all__ = [
     "ArraySplits",
@@ -123,22 +128,22 @@ class TaskSection(Section):
     values per sample. The interval of its drop rests on it; without it, on the values met, which
     show nothing of rarer and larger ones. Accuracy's is [0, 1]."""
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         if self.metric == "accuracy" and self.direction == "minimize":
-            yield Fault(
+            yield RecipeIssue(
                 ("direction",), "must be maximize where task.metric is accuracy. Got minimize."
             )
         if self.range is None:
             return
         low, high = self.range
         if self.metric == "accuracy":
-            yield Fault(
+            yield RecipeIssue(
                 ("range",),
                 "must be left out where task.metric is accuracy, whose range is [0, 1]. "
                 f"Got [{low:g}, {high:g}].",
             )
         elif not 0 < high - low < inf:
-            yield Fault(
+            yield RecipeIssue(
                 ("range",),
                 "must be [low, high] with low below high, and a finite distance. "
                 f"Got [{low:g}, {high:g}].",
@@ -225,21 +230,21 @@ class PruneSection(Section):
             given = {"first_order": False} | given
         return given
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         if self.method == "magnitude" and self.update != "none":
-            yield Fault(
+            yield RecipeIssue(
                 ("update",),
                 "must be none where prune.method is magnitude, which computes no curvature. "
                 f"Got {self.update}.",
             )
         if self.update == "none" and self.first_order:
-            yield Fault(
+            yield RecipeIssue(
                 ("first_order",),
                 "must be false where prune.update is none, which leaves the weights as they are. "
                 "Got true.",
             )
         if self.method == "magnitude" and self.selection == "sequential":
-            yield Fault(
+            yield RecipeIssue(
                 ("selection",),
                 "must be independent, or left out, where prune.method is magnitude: sizes do not "
                 "change as others go. Got sequential.",
@@ -249,7 +254,7 @@ class PruneSection(Section):
         for position, pattern in enumerate(self.exclude):
             if pattern in self.include or pattern in self.overrides:
                 other = "include" if pattern in self.include else "overrides"
-                yield Fault(
+                yield RecipeIssue(
                     ("exclude", position),
                     f"must not repeat a pattern of prune.{other}. Got {pattern!r} in both.",
                 )
@@ -262,13 +267,15 @@ class PruneSection(Section):
             yield from _unreadable(key, pattern)
 
 
-def _unreadable(key: KeyPath, pattern: str) -> Iterator[Fault]:
+def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])
         except (re.error, OverflowError, RecursionError) as error:
             got = shortened(pattern)
-            yield Fault(key, f"must hold a regular expression after re:. Got {got!r}: {error}.")
+            yield RecipeIssue(
+                key, f"must hold a regular expression after re:. Got {got!r}: {error}."
+            )
 
 
 class SlidingWindowSection(Section):
@@ -326,16 +333,16 @@ class ExportSection(Section):
     """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
     them, too. The plain `model.onnx` is always written."""
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         newest = onnx_opset_version()
         if self.opset > newest:
-            yield Fault(
+            yield RecipeIssue(
                 ("opset",),
                 f"must be at most {newest}, the newest that the installed onnx knows. "
                 f"Got {self.opset}.",
             )
         if self.input_name == self.output_name:
-            yield Fault(
+            yield RecipeIssue(
                 ("output_name",),
                 f"must differ from export.input_name. Got {self.output_name!r} for both.",
             )
@@ -353,7 +360,7 @@ class LatencySection(Section):
     runs: Annotated[int, Field(ge=6), NoSwitch] = 40
     """Timed runs of each file. Six is the fewest that give a 95% interval of the median."""
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from duplicates("batch_sizes", self.batch_sizes)
         yield from duplicates("threads", self.threads)
 
@@ -437,22 +444,22 @@ class Recipe(Section):
             return name
         return place if place == f"--set {name}" else f"{place} ({name})"
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         splits = getattr(self.data, "splits", None)
         if self.recover.epochs and splits is not None and splits.recovery is None:
-            yield Fault(
+            yield RecipeIssue(
                 ("data", "splits", "recovery"),
                 "must be given where recover.epochs > 0. "
                 f"Got recover.epochs = {self.recover.epochs} and no recovery split.",
             )
         if self.recover.label_smoothing and self.task.loss != "cross_entropy":
-            yield Fault(
+            yield RecipeIssue(
                 ("recover", "label_smoothing"),
                 "must be 0 unless task.loss is cross_entropy. "
                 f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
             )
         if self.validate_.artifact != "model.onnx" and self.export.sparse_kernels == "off":
-            yield Fault(
+            yield RecipeIssue(
                 ("validate", "artifact"),
                 "must be model.onnx where export.sparse_kernels is off, which writes no other. "
                 f"Got {self.validate_.artifact}.",
@@ -460,14 +467,14 @@ class Recipe(Section):
         useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
         if getattr(self.validate_.gates, useless) is not None:
             other = "min_metric" if useless == "max_metric" else "max_metric"
-            yield Fault(
+            yield RecipeIssue(
                 ("validate", "gates", useless),
                 f"must be left out where task.direction is {self.task.direction}: it would stop "
                 f"good models. Got {getattr(self.validate_.gates, useless):g}. Set {other}.",
             )
         latency, batch = self.validate_.latency, self.validate_.batch_size
         if not self.export.dynamic_batch and latency and set(latency.batch_sizes) != {batch}:
-            yield Fault(
+            yield RecipeIssue(
                 ("validate", "latency", "batch_sizes"),
                 f"must be [{batch}] (validate.batch_size) where export.dynamic_batch is false: the "
                 f"file takes no other. Got {list(latency.batch_sizes)}.",

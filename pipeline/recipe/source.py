@@ -95,11 +95,12 @@ class RecipeSource:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing to mend.
+class RecipeIssue:
+    """One thing that is wrong with a recipe.
 
     Attributes:
-        key: The key to mend; empty for the recipe as a whole.
+        key: The key to fix: relative to the section where a section finds it, else from the top;
+            empty for the whole.
         text: What must hold, what came, what to do; a sentence whose subject is the key.
         line: Where, if it is not where the key is.
         place: Where, in words, if it is not in the file.
