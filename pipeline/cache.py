@@ -64,18 +64,18 @@ class StageCache:
     def get(
         self,
         stage: str,
-        ingredients: Mapping[str, Any],
+        depends_on: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any]],
     ) -> Artefact:
-        """The stage's artefact for these ingredients: found, or made now.
+        """The stage's artefact for what it depends on: found, or made now.
 
         Args:
             stage: Name of the stage.
-            ingredients: All that the result depends on, as plain JSON.
+            depends_on: All that the result depends on, as plain JSON.
             make: Fills an empty folder and returns the facts, as plain JSON. Called in all
                 processes; the first one alone has a folder.
         """
-        key = content_key({"stage": stage, **ingredients})
+        key = content_key({"stage": stage, **depends_on})
         folder = self._root / stage / key[:16]
         found = self._ranks.on_rank_zero(lambda: _find(folder, key))
         if isinstance(found, Artefact):

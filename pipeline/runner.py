@@ -131,8 +131,8 @@ def _check_same_inputs(context: RunContext) -> None:
         others = [name for name in own if own[name] != firsts[name]]
         if others:
             raise InputError(
-                f"{', '.join(others)} must be the same for all processes. Got another in process "
-                f"{context.ranks.rank}. Bring the files of its machine up to date."
+                f"{', '.join(others)} must be the same for all processes. They differ on rank "
+                f"{context.ranks.rank}. Let all of them read the same files."
             )
 
 
@@ -187,7 +187,7 @@ class _Run:
         """The artefact of a stage, found or made from those before it; by default by all."""
         name = stage.__name__.rpartition(".")[2]
         code = self.context.code
-        ingredients = {
+        depends_on = {
             "package": package_digest(),
             "libraries": library_versions(),
             "code": code.digest,
@@ -200,7 +200,7 @@ class _Run:
         with self._timed(name) as line:
             cache = StageCache(self.directory.cache, ranks or self.context.ranks, code)
             artefact = cache.get(
-                name, ingredients, lambda folder: make(self.context, *folders, folder)
+                name, depends_on, lambda folder: make(self.context, *folders, folder)
             )
             line.reused = artefact.reused
         if artefact.rejected:
