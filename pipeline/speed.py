@@ -23,6 +23,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.quoting import printable
 from mfac_compress.pipeline.recipe.schema import LatencySection
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
@@ -173,9 +174,7 @@ def _show(measured: FileSpeed, settings: Sequence[Setting], console: Console) ->
         zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
         shape = " x ".join(map(str, layer.shape))
         cells = times or [""] * len(settings)
-        add_row(
-            table, _printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer)
-        )
+        add_row(table, printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer))
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
     _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {settings[0]}")
@@ -214,12 +213,6 @@ def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
 
 def _verdict(layer: LayerSpeed) -> str:
     return f"yes, blocks of {layer.block}: {layer.reason}" if layer.block else f"no: {layer.reason}"
-
-
-def _printable(name: str) -> str:
-    """A name from a file, without what would move the cursor or change the terminal."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return "".join(shown)
 
 
 def _say(console: Console, line: str) -> None:

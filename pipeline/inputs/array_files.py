@@ -18,7 +18,8 @@ import psutil
 from numpy.lib import format as npy
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_exists, check_regular, shown
+from mfac_compress.pipeline.inputs.files import check_exists, check_regular
+from mfac_compress.pipeline.quoting import shown
 
 _HEADER = 12 + 10_000
 """Bytes that a header may take: its prefix, and the most that NumPy parses."""

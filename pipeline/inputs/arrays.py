@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.array_files import has_array, read_array
-from mfac_compress.pipeline.inputs.files import resolved, shown
+from mfac_compress.pipeline.inputs.files import resolved
 from mfac_compress.pipeline.inputs.splits import (
     Extremes,
     as_target,
@@ -20,6 +20,7 @@ from mfac_compress.pipeline.inputs.splits import (
     check_channels,
     check_unchanged,
 )
+from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.recipe.schema import ArraysData, FileRows, Rows
 
 _CHUNK = 1 << 26

@@ -1,13 +1,11 @@
-"""Files that a recipe names: where they are, that they are files, and how messages show them."""
+"""Files that a recipe names: where they are, and that they are files."""
 
 import os
 import stat
 from pathlib import Path
 
 from mfac_compress.pipeline.errors import InputError
-
-_SHOWN = 200
-"""Characters of a name that a message shows."""
+from mfac_compress.pipeline.quoting import shown
 
 
 def resolved(given: str, folder: Path) -> Path:
@@ -61,18 +59,6 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
             "content to a file."
         )
     return found.st_size
-
-
-def shown(name: object) -> str:
-    """Write a name that others chose as a message can show it, on one line and not too long.
-
-    >>> shown("a\\x1b[31m\\udcff.npz")
-    'a\\\\x1b[31m\\\\udcff.npz'
-    """
-    text = str(name)
-    if len(text) > _SHOWN:
-        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kind(mode: int) -> str:

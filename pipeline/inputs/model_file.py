@@ -23,8 +23,9 @@ from mfac_compress.pipeline.inputs.exported_program import (
     is_exported_program,
     read_exported_program,
 )
-from mfac_compress.pipeline.inputs.fit import fit, some
+from mfac_compress.pipeline.inputs.fit import fit
 from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.quoting import listed, printable
 from mfac_compress.pipeline.recipe.schema import ModelSection
 from mfac_compress.pipeline.weights import not_finite
 
@@ -71,7 +72,9 @@ def load_model(
     try:
         return _load(Path(path), section, folder, trust_pickle)
     except InputError as error:
-        raise InputError(_printable(str(error))) from error
+        # Names in a file may hold what a terminal obeys.
+        text = str(error).replace("\n", " ").replace("\t", " ")
+        raise InputError(printable(text)) from error
 
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> LoadedModel:
@@ -97,12 +100,6 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
     set_training(module, False)
     _check_tensors(module, path)
     return LoadedModel(module, _fingerprint(content, section), key, prefix, converted)
-
-
-def _printable(text: str) -> str:
-    """Text on one line: names in a file may hold what a terminal obeys."""
-    text = text.replace("\n", " ").replace("\t", " ")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def set_training(module: nn.Module, training: bool) -> None:
@@ -192,17 +189,15 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
     if empty:
         raise InputError(
             f"The model of {path} must have parameters of known shapes. These are lazy, and the "
-            f"file does not have them: {some(empty)}."
+            f"file does not have them: {listed(empty)}."
         )
     other = {name: p for name, p in parameters.items() if p.dtype != torch.float32}
     if other:
-        listed = some([f"{name} ({parameter.dtype})" for name, parameter in other.items()])
+        found = listed([f"{name} ({parameter.dtype})" for name, parameter in other.items()])
         advice = "Call .float() on the model."
         if not all(parameter.is_floating_point() for parameter in other.values()):
             advice = "What is not trained is no parameter: register it as a buffer."
-        raise InputError(
-            f"The model of {path} must have float32 parameters. Got {listed}. {advice}"
-        )
+        raise InputError(f"The model of {path} must have float32 parameters. Got {found}. {advice}")
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(
             f"The model of {path} must have parameters that can be trained. All "
@@ -212,7 +207,7 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
     broken = not_finite(module)
     if broken:
         raise InputError(
-            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {some(broken)}. "
+            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {listed(broken)}. "
             "Take an earlier checkpoint."
         )
 

@@ -25,6 +25,7 @@ from torch._export.serde.union import _Union
 
 from mfac_compress.pipeline.inputs.expressions import SYMBOL, ExpressionError, checked_expression
 from mfac_compress.pipeline.inputs.operators import grows_without_bound, is_allowed
+from mfac_compress.pipeline.quoting import first_line, shortened
 
 _MOST_DEPTH = 100
 _NAME = re.compile(r"[A-Za-z_]\w{0,255}", re.ASCII)
@@ -86,7 +87,7 @@ def _checked(content: bytes, kind: Any) -> dict[str, Any]:
         raise
     except Exception as error:
         # Wrong JSON and wrong shapes of it show as anything from KeyError to RecursionError.
-        raise SchemaError(f"{type(error).__name__}: {str(error)[:200]}") from error
+        raise SchemaError(first_line(f"{type(error).__name__}: {error}")) from error
 
 
 def _value(value: Any, kind: Any, place: str, depth: int) -> Any:
@@ -135,7 +136,7 @@ def _union(value: Any, kind: type, place: str, depth: int) -> dict[str, Any]:
 def _record(value: Any, kind: type, place: str, depth: int) -> dict[str, Any]:
     _expect(isinstance(value, dict), value, place, kind.__name__)
     if kind is schema.CustomObjArgument:
-        raise RefusedError(f"an object of {str(value.get('class_fqn'))[:80]}")
+        raise RefusedError(f"an object of {shortened(str(value.get('class_fqn')))}")
     hints = _hints(kind)
     checked = {}
     for field in fields(kind):
@@ -183,7 +184,7 @@ def _unknown_text(place: str) -> str:
 def _expect(holds: bool, value: Any, place: str, what: str) -> None:
     if not holds:
         shown = repr(value) if isinstance(value, str | int | float) else type(value).__name__
-        raise SchemaError(f"{place} must be {what}, and is {shown[:80]}")
+        raise SchemaError(f"{place} must be {what}, and is {shortened(shown)}")
 
 
 def _is_name(text: str) -> bool:
@@ -208,7 +209,7 @@ def _text_rule(holds: Callable[[str], bool], what: str) -> Callable[[str, str], 
 
 def _operator(text: str, place: str) -> str:
     if not is_allowed(text):
-        raise RefusedError(f"the operator {text[:80]!r}")
+        raise RefusedError(f"the operator {shortened(text)!r}")
     return text
 
 
@@ -221,7 +222,7 @@ def _expression(text: str, place: str) -> str:
 
 def _payload(text: str, place: str) -> str:
     if not _PAYLOAD.fullmatch(text):
-        raise RefusedError(f"the record {text[:80]!r}")
+        raise RefusedError(f"the record {shortened(text)!r}")
     return text
 
 
@@ -240,7 +241,7 @@ def _branch(tree: Any, place: str, depth: int) -> dict[str, Any]:
         _expect(not children, children, place, "a leaf")
         return {"type": None, "context": None, "children_spec": []}
     if kind not in _TYPES_OF_TREES:
-        raise RefusedError(f"a value of the type {str(kind)[:80]}")
+        raise RefusedError(f"a value of the type {shortened(str(kind))}")
     context = json.loads(tree.get("context"))
     if kind == "builtins.dict":
         named = isinstance(context, list) and all(

@@ -19,6 +19,7 @@ from mfac_compress.pipeline.inputs.callables import (
     user_code,
 )
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
+from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.recipe.schema import TaskSection
 
 LOSSES = ("cross_entropy", "mse")
@@ -97,7 +98,7 @@ class Task:
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise InputError(
                 f"task.loss must return the batch's mean loss, a tensor of shape []. "
-                f"{self.loss_name!r} returned {_what(value)}. Take its mean()."
+                f"{self.loss_name!r} returned {type_and_shape(value)}. Take its mean()."
             )
         return value
 
@@ -197,7 +198,7 @@ def _call(
     error_class: type[InputError] = InputError,
 ) -> Any:
     assert function is not None
-    given = f"outputs {_what(outputs)} and targets {_what(targets)}"
+    given = f"outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}"
     try:
         with user_code():
             return function(outputs, targets)
@@ -230,12 +231,12 @@ def _check_outputs(outputs: Any) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim == 0:
         raise InputError(
             "The model must return one tensor of shape [n, ...]. "
-            f"Got {_what(outputs)}. Wrap the model in model.factory so that it does."
+            f"Got {type_and_shape(outputs)}. Wrap the model in model.factory so that it does."
         )
 
 
 def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
-    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
+    shapes = f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
     if outputs.ndim < 2:
         raise InputError(f"task.loss cross_entropy needs outputs [n, classes, ...]. {shapes}")
     if targets.is_floating_point():
@@ -273,7 +274,8 @@ def _check_mse(outputs: Tensor, targets: Tensor) -> None:
     if outputs.shape != targets.shape:
         raise InputError(
             "task.loss mse needs outputs and targets of one shape. "
-            f"Got outputs {_what(outputs)} and targets {_what(targets)}. Reshape the targets."
+            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}. Reshape "
+            "the targets."
         )
 
 
@@ -289,7 +291,7 @@ def _check_finite(outputs: Tensor) -> None:
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
-    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
+    shapes = f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise InputError(
             f"task.metric accuracy needs outputs [n, classes] of two classes or more. {shapes} "
@@ -301,10 +303,3 @@ def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
         )
     _check_classes(targets, outputs.shape[1], "task.metric accuracy")
     return (outputs.argmax(1) == targets).double().cpu().numpy()
-
-
-def _what(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {list(shape)}"

@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, user_code
-from mfac_compress.pipeline.inputs.files import shown
 from mfac_compress.pipeline.inputs.splits import Extremes, as_target, check_unchanged
+from mfac_compress.pipeline.quoting import dtype_name, shown
 from mfac_compress.pipeline.recipe.schema import FactoryData
 
 _KEY = "data.factory"
@@ -109,7 +109,7 @@ class DatasetSamples:
         dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
         small = values.numel() > 0 and values.ndim <= _MOST_AXES
         if not dense or values.dtype not in _REAL or not small:
-            kind = str(values.dtype).removeprefix("torch.") if dense else str(values.layout)
+            kind = dtype_name(values.dtype) if dense else str(values.layout)
             raise InputError(
                 f"{_KEY} must give dense tensors of real numbers, of {_MOST_AXES} axes at most and "
                 f"none of them empty. {self._name!r} gives {what} of {kind} {list(values.shape)}."

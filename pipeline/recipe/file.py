@@ -16,11 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.keys import file_schema
 from mfac_compress.pipeline.recipe.messages import issues_of, report, show
 from mfac_compress.pipeline.recipe.overrides import apply_override, parse_override
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource, shortened
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
 from mfac_compress.pipeline.recipe.variables import Variables
 from mfac_compress.pipeline.recipe.yaml_lines import (
     Document,

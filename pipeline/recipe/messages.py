@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe import keys
 from mfac_compress.pipeline.recipe.section import SectionError
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource, key_name
@@ -165,4 +166,4 @@ def show(value: Any, *, quotes: bool = True) -> str:
         text = f"[{', '.join(items)}]"
     else:
         text = repr(value) if quotes else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text, 60)

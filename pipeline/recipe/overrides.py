@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from mfac_compress.pipeline.recipe.source import KeyPath, shortened
+from mfac_compress.pipeline.quoting import shortened
+from mfac_compress.pipeline.recipe.source import KeyPath
 from mfac_compress.pipeline.recipe.yaml_lines import MAX_DEPTH, YamlError, parse_yaml
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")

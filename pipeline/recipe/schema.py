@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from onnx.defs import onnx_opset_version
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.data_schema import (
     ArraysData,
     ArraySplits,
@@ -50,7 +51,6 @@ from mfac_compress.pipeline.recipe.source import (
     RecipeIssue,
     RecipeSource,
     key_name,
-    shortened,
 )
 
 __all__ = [

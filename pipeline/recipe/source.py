@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mfac_compress.pipeline.quoting import shortened
+
 KeyPath = tuple[str | int, ...]
 """The way to a value of a recipe: ``("prune", "include", 0)``."""
 
@@ -30,11 +32,6 @@ def key_name(key: KeyPath) -> str:
         else:
             name += f"[{shortened(part) if isinstance(part, str) else part!r}]"
     return name
-
-
-def shortened(text: str) -> str:
-    """Cut text that a message quotes to at most 80 characters."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)

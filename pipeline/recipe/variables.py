@@ -23,7 +23,7 @@ class Variables:
 
     Attributes:
         issues: What could not be filled, collected over all calls.
-        unfilled: Keys whose value still holds a reference that has a issue.
+        unfilled: Keys whose value still holds a reference that has an error.
         used: Names that were asked for.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue
 
 MAX_VALUES = 20_000
@@ -221,7 +222,7 @@ class _Reader:
         if refusal is None and isinstance(value, int) and not -(2**63) <= value < 2**63:
             refusal = "must be a whole number of at most 64 bits."
         if refusal:
-            got = written if len(written) <= 40 else f"{written[:37]}..."
+            got = shortened(written, 40)
             self._note(path, node, f"{refusal} Got {got!r}.")
             return None
         return value
@@ -279,6 +280,6 @@ def _refusal(kind: str, written: str) -> str | None:
 
 def _key_text(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        value = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+        value = shortened(node.value, 40)
         return f"{value}, which YAML does not read as text. Write '{value}' in quotes"
     return "a list or mapping as a key"
