@@ -12,19 +12,15 @@ from filelock import FileLock, Timeout
 from mfac_compress.pipeline.cache import Artefact
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
 
 RESULTS = (
     "report.json",
     "report.md",
     "manifest.json",
     "recipe.resolved.yaml",
-    "model.onnx",
-    "model.onnx.data",
-    "model.sparse.onnx",
-    "model.sparse.onnx.data",
-    "kernels/libmfac_sparse.so",
-    "dense.onnx",
-    "dense.onnx.data",
+    *(f"{name}{data}" for name in (SPARSE, ACCELERATED, DENSE) for data in ("", ".data")),
+    LIBRARY.as_posix(),
     "model.safetensors",
     "masks.safetensors",
 )

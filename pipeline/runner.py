@@ -16,6 +16,7 @@ from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
+from mfac_compress.pipeline.file_names import ACCELERATED
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress, Stage
@@ -233,7 +234,7 @@ class _Run:
             accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
         )
         data = data_result(self.context.data)
-        judged = kernels if recipe.validate_.artifact == accelerate.ACCELERATED else plain
+        judged = kernels if recipe.validate_.artifact == ACCELERATED else plain
         gates = judge(
             recipe.validate_.gates,
             metric=judged.metric,

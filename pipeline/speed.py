@@ -22,6 +22,7 @@ from mfac_compress.export import (
     write_model,
 )
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.quoting import printable
 from mfac_compress.pipeline.recipe.schema import LatencySection
@@ -61,8 +62,8 @@ def speed(
             were not built.
     """
     missing = _missing_kernels()
-    if model.exists() and not model.is_file():  # a pipe could be waited for without end
-        raise InputError(f"MODEL must be an ONNX file. {model} is a device, a pipe or the like.")
+    if model.exists():
+        check_regular(model, "MODEL")
     if max(threads) > MOST_THREADS:
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.lib import format as npy
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_exists, check_regular
+from mfac_compress.pipeline.files import check_exists, check_regular
+from mfac_compress.pipeline.inputs.free_memory import SHARE_OF_FREE, free_memory
 from mfac_compress.pipeline.quoting import shown
 
 _HEADER = 12 + 10_000
@@ -29,7 +29,6 @@ _LARGE = 1 << 28
 _MOST_PACKED = 100
 """A large array may be compressed so many times, and no more: a file of 9 MB can claim 9 GB."""
 
-_SHARE_OF_FREE = 0.8
 _SHOWN = 10
 
 
@@ -148,8 +147,8 @@ def _read(content: IO[bytes], size: int) -> np.ndarray:
     start = content.read(_HEADER)
     header = _parse(start)
     _check_size(header, size)
-    free = psutil.virtual_memory().available
-    if header.nbytes > _SHARE_OF_FREE * free:
+    free, _ = free_memory()
+    if header.nbytes > SHARE_OF_FREE * free:
         raise _UnfitError(
             f"it takes {header.nbytes:,} bytes, and {free:,} are free; save it as a folder of .npy "
             "files, which stay on disk"

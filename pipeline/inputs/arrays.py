@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import resolved
 from mfac_compress.pipeline.inputs.array_files import has_array, read_array
-from mfac_compress.pipeline.inputs.files import resolved
 from mfac_compress.pipeline.inputs.splits import (
     Extremes,
     as_target,

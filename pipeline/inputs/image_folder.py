@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_exists, resolved
+from mfac_compress.pipeline.files import check_exists, resolved
 from mfac_compress.pipeline.inputs.image_files import FORMATS, check_pixels, open_image
 from mfac_compress.pipeline.inputs.splits import channelwise, check_unchanged
 from mfac_compress.pipeline.quoting import shown

@@ -1,8 +1,6 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
 from mfac_compress.pipeline.inputs.callables import (
     describe,
     resolve_callable,
@@ -119,12 +118,7 @@ def set_training(module: nn.Module, training: bool) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            raise InputError(f"The model must be a file. Got the folder {path}.")
-        # A pipe or a device may never end.
-        if not stat.S_ISREG(kind):
-            raise InputError(f"The model must be a regular file. Got {path}, which is none.")
+        check_regular(path, "The model")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"The model must be a file that exists. Got {path}.") from error

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import difflib
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.keys import file_schema
 from mfac_compress.pipeline.recipe.messages import issues_of, report, show
@@ -110,15 +110,11 @@ def recipe_schema() -> dict[str, Any]:
 def _read(path: Path) -> Document:
     """Read the file as far as one mapping of YAML."""
     try:
-        _check_regular(path)
+        check_regular(path, "The recipe")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise InputError(_no_such_file(path)) from error
-    except IsADirectoryError as error:
-        raise InputError(
-            f"The recipe must be a YAML file. Got the folder {path}. Name the file in it."
-        ) from error
     except OSError as error:
         raise InputError(f"The recipe must be readable. Got {path}: {error.strerror}.") from error
     except ValueError as error:
@@ -146,16 +142,6 @@ def _read(path: Path) -> Document:
             f"{path} holds {type(document.value).__name__} {show(document.value)}. {hint}"
         )
     return document
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse a pipe, which could be waited for without end, and a device, which may never end."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(
-            f"The recipe must be a YAML file. Got {path}, which is a pipe, a device or the like. "
-            "Write the recipe to a file first."
-        )
 
 
 def _no_such_file(path: Path) -> str:

@@ -1,11 +1,11 @@
 """Where a recipe came from: its file, the line of each key, the folder its paths start at; and
 what is wrong there."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mfac_compress.pipeline.files import resolved
 from mfac_compress.pipeline.quoting import shortened
 
 KeyPath = tuple[str | int, ...]
@@ -52,8 +52,7 @@ class RecipeSource:
 
     def resolve(self, path: str) -> Path:
         """Give the absolute path of a path written in the recipe (``~`` is the home folder)."""
-        # Path.resolve() raises where symbolic links run in a circle.
-        return Path(os.path.realpath(self.folder / os.path.expanduser(path)))
+        return resolved(path, self.folder)
 
     def line(self, key: KeyPath) -> int | None:
         """Give the line of a key, or of the nearest section around it that the file writes.

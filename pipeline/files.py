@@ -1,4 +1,4 @@
-"""Files that a recipe names: where they are, and that they are files."""
+"""Files that a user names: where they are, and that they are files."""
 
 import os
 import stat
@@ -45,7 +45,7 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
 
     Args:
         path: Of the file, or of a link to it.
-        what: What it is for, for the message: a recipe key, ``"an image"``.
+        what: What it is for, for the message: a recipe key, ``"an image"``, ``"The model"``.
     Returns:
         Its size in bytes.
     Raises:
@@ -54,9 +54,10 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
+        is_folder = stat.S_ISDIR(found.st_mode)
+        advice = "Name a file in it." if is_folder else "Write its content to a file."
         raise InputError(
-            f"{what} must be an ordinary file. {shown(path)} is {_kind(found.st_mode)}. Write its "
-            "content to a file."
+            f"{what} must be an ordinary file. {shown(path)} is {_kind(found.st_mode)}. {advice}"
         )
     return found.st_size
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_regular, resolved
+from mfac_compress.pipeline.files import check_regular, resolved
 
 
 def test_a_circle_of_links_is_a_path_at_which_there_is_nothing(tmp_path):
