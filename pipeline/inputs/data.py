@@ -63,7 +63,7 @@ class DataSplits:
     @property
     def unstable(self) -> list[str]:
         """Splits whose samples are not the same at every reading: overlaps cannot be seen."""
-        return [split.name for split in self if not getattr(split.samples, "stable", True)]
+        return [split.name for split in self if not split.samples.stable]
 
 
 def load_data(

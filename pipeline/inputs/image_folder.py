@@ -41,6 +41,8 @@ class FolderSamples:
         key: The split's key in the recipe.
     """
 
+    stable = True  # or check_unchanged refuses them
+
     def __init__(self, folder: Path, recipe: ImageFolderData, key: str) -> None:
         self._folder, self._recipe = folder, recipe
         self.classes = _classes(folder, key)

@@ -125,8 +125,8 @@ def test_a_fault_is_placed_in_the_users_lines_or_nowhere(tmp_path):
 
 
 def test_an_error_of_several_arguments_is_described_whole(tmp_path):
-    with pytest.raises(OSError) as error:
-        open(tmp_path / "missing.txt")
+    with pytest.raises(FileNotFoundError) as error:
+        (tmp_path / "missing.txt").read_text()
     assert "No such file or directory" in describe(error.value)
     assert "missing.txt" in describe(error.value)
 
