@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click_default_group import DefaultGroup
 
-from mfac_compress.pipeline.errors import CompressError, InputError, RankError, stage_named
+from mfac_compress.pipeline.cli_types import Numbers, Shape, by_input
+from mfac_compress.pipeline.errors import CompressError, RankError, stage_named
 from mfac_compress.pipeline.signals import interruptible
 from mfac_compress.pipeline.standard_streams import stdout_kept
 
@@ -203,49 +204,14 @@ def _run(
     return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
 
 
-class _Numbers(click.ParamType):
-    """Whole numbers from 1, with commas."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) < 1:
-            self.fail(f"must be whole numbers from 1, like 1,16. Got {value!r}.", param, ctx)
-        return numbers
-
-
-class _Shape(click.ParamType):
-    """An input's name and its shape."""
-
-    name = "INPUT=N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, numbers = value.rpartition("=")
-        if not (name and equals):
-            self.fail(f"must be like ids=1,128. Got {value!r}.", param, ctx)
-        return name, _Numbers().convert(numbers, param, ctx)
-
-
 @main.command(short_help="Time an ONNX file with sparse operators.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--batch", type=_Numbers(), help="Batch sizes. [1, or the one that MODEL takes]")
-@click.option("--threads", type=_Numbers(), default="1", help="Threads of ONNX Runtime. [1]")
+@click.option("--batch", type=Numbers(), help="Batch sizes. [1, or the one that MODEL takes]")
+@click.option("--threads", type=Numbers(), default="1", help="Threads of ONNX Runtime. [1]")
 @click.option(
     "--shape",
     "shapes",
-    type=_Shape(),
+    type=Shape(),
     multiple=True,
     help="Shape of an input with open axes beside the batch; may be given several times.",
 )
@@ -290,20 +256,12 @@ def speed(
             open_terminal(quiet=False, stderr=False),
             batch_sizes=batch and tuple(dict.fromkeys(batch)),
             threads=tuple(dict.fromkeys(threads)),
-            shapes=_by_input(shapes),
+            shapes=by_input(shapes),
             output=output,
             timeout=timeout,
             progress=Progress(open_terminal(quiet=False, stderr=True)),
         )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
-
-
-def _by_input(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tuple[int, ...]]:
-    names = [name for name, _ in shapes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"--shape must be given once for an input. {', '.join(twice)} has more.")
-    return dict(shapes)
 
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")

@@ -17,12 +17,12 @@ from mfac_compress.pipeline.inputs.layers import match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
+from mfac_compress.pipeline.inputs.sharding import shards_of, uses_block_fisher
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.stages.calibrate import shards_of, uses_block_fisher
 
 
 def load_inputs(
@@ -67,7 +67,7 @@ def load_inputs(
     unused = smoke_test(context)
     if unused:
         context = replace(context, targets=targets.without(unused))
-    _check_input_name(context)
+    _check_graph_names(context)
     context = check_export(context)
     return replace(context, code=present_sources(_modules_of(context)))
 
@@ -155,11 +155,11 @@ def _check_batchnorm(context: RunContext) -> None:
         )
 
 
-def _check_input_name(context: RunContext) -> None:
-    """Check that the graph's input does not take the name of one of its initializers.
+def _check_graph_names(context: RunContext) -> None:
+    """Check that the graph's input and output do not take the names of its initializers.
 
     Raises:
-        InputError: If it does.
+        InputError: If one does.
     """
     recipe = context.recipe
     for key, name in (

@@ -7,7 +7,7 @@ import torch
 from mfac_compress.mfac.plan import InversePlan, plan_inverse
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.free_memory import SHARE_OF_FREE, free_memory
-from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
+from mfac_compress.pipeline.inputs.sharding import partition_of, shards_of
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from mfac_compress.mfac.gradients import (
     fastest_method,
 )
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
-from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.plan import uses_blocks
-from mfac_compress.mfac.sharing import ALONE, Shard, divide
+from mfac_compress.mfac.sharing import ALONE
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.draw import draw_samples, sampling_key, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.inputs.sharding import own_gradients, shards_of, uses_block_fisher
 
 _METHOD = "method"
 # Each exchange between processes takes a millisecond or two, so short rows travel together.
@@ -153,35 +152,6 @@ def _taken(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         yield part
 
 
-def shards_of(context: RunContext) -> list[Shard]:
-    """The Fisher's columns of each process.
-
-    Raises:
-        InputError: If there are not enough blocks for all.
-    """
-    try:
-        return divide(
-            partition_of(context), context.ranks.size, within_blocks=not uses_block_fisher(context)
-        )
-    except ValueError as error:
-        raise InputError(f"fisher.block_size: {error}") from error
-
-
-def partition_of(context: RunContext) -> BlockPartition:
-    """The Fisher's blocks for this recipe and model."""
-    section, targets = context.recipe.fisher, context.targets
-    if section.block_size == "full":
-        return BlockPartition.contiguous(targets.weights, None)
-    if section.blocks == "row":
-        return BlockPartition.of_rows([t.shape for t in targets.matched], section.block_size)
-    return BlockPartition.of_tensors(targets.bounds, section.block_size)
-
-
-def uses_block_fisher(context: RunContext) -> bool:
-    """Whether the Fisher is kept as B x B blocks; else as a window of gradients."""
-    return uses_blocks(partition_of(context), context.recipe.calibrate.num_gradients)
-
-
 def _empty_fisher(context: RunContext) -> Fisher:
     """A Fisher of this process' columns.
 
@@ -280,12 +250,6 @@ def _choose_method(
 def _with_progress(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
     label = "calibrate" if not step else f"calibrate, step {step + 1}"
     return context.progress.track(batches, label, own_gradients(context))
-
-
-def own_gradients(context: RunContext) -> int:
-    """How many of the m gradients of a step this process computes."""
-    m = context.recipe.calibrate.num_gradients
-    return len(range(m)[context.ranks.shard(m)])
 
 
 @contextmanager

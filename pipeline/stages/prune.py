@@ -17,13 +17,12 @@ from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency
 from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.sharding import own_gradients, shards_of
 from mfac_compress.pipeline.stages.calibrate import (
     Fisher,
     compute_fisher,
     load_fisher,
     load_method,
-    own_gradients,
-    shards_of,
 )
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
