@@ -48,7 +48,9 @@ class RankError(CompressError):
 def text_of(error: BaseException) -> str:
     """What an exception says; its own ``__str__`` may fail, and what it returns may be no text."""
     try:
-        return str(error)
+        # KeyError quotes its one argument, a sentence as well.
+        is_quoted = isinstance(error, KeyError) and len(error.args) == 1
+        return str(error.args[0] if is_quoted else error)
     except Exception as failure:
         return f"(its text cannot be shown: {type(failure).__name__})"
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
-from mfac_compress.pipeline.file_names import ACCELERATED
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
+from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
 from mfac_compress.pipeline.progress import Progress, Stage
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
@@ -33,24 +32,9 @@ from mfac_compress.pipeline.stages import (
     validate,
 )
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
-from mfac_compress.pipeline.verdict.gates import judge, verdict_of
-from mfac_compress.pipeline.verdict.report import (
-    MachineResult,
-    Report,
-    TensorAuditResult,
-)
+from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.report_text import markdown
-from mfac_compress.pipeline.verdict.results import (
-    code_result,
-    data_result,
-    flops_result,
-    latency_result,
-    measured_result,
-    sparse_kernels_result,
-    sparsity_result,
-)
-from mfac_compress.pipeline.verdict.warnings import warnings_of
-from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
+from mfac_compress.pipeline.versions import library_versions, recipe_hash
 
 
 def compress(
@@ -172,8 +156,8 @@ class _Run:
         decided = accelerate.decided(accelerated.facts, timed.accelerated)
         accelerate.check_written(context.recipe, decided)
         with stage_named("report", resumable=True):
-            report = self._report(validated, timed, recovered, decided)
-            resolved = self._resolved(calibrated, decided)
+            report = make_report(context, validated.facts, timed, recovered.facts, decided)
+            resolved = resolved_recipe(context.recipe, calibrated and calibrated.facts, decided)
             used = [accelerated] if decided["state"] == "used" else []
             self._publish(report, resolved, recovered, exported, *used)
         return report
@@ -217,96 +201,13 @@ class _Run:
             yield line
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
-    def _report(
-        self,
-        validated: Artefact,
-        timed: validate.Latencies,
-        recovered: Artefact,
-        accelerated: Mapping[str, Any],
-    ) -> Report:
-        measured = validated.facts
-        recipe, targets = self.context.recipe, self.context.targets
-        audit = tuple(self._in_model_order(measured["audit"]))
-        parameters = self.context.model.module.named_parameters()
-        sparsity = sparsity_result(targets, {name: p.numel() for name, p in parameters}, audit)
-        plain = measured_result(measured, tuple(map(latency_result, timed.plain)))
-        kernels = sparse_kernels_result(
-            accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
-        )
-        data = data_result(self.context.data)
-        judged = kernels if recipe.validate_.artifact == ACCELERATED else plain
-        gates = judge(
-            recipe.validate_.gates,
-            metric=judged.metric,
-            sparsity=sparsity,
-            size_ratio=judged.size_bytes.ratio,
-            latency=judged.latency,
-            parity_error=judged.parity_error,
-        )
-        return Report(
-            verdict=verdict_of(gates),
-            gates=gates,
-            warnings=warnings_of(recipe, judged.metric, sparsity, data),
-            artifact=recipe.validate_.artifact,
-            metric=plain.metric,
-            sparsity=sparsity,
-            latency=plain.latency,
-            flops=flops_result(accelerated),
-            sparse_kernels=kernels,
-            machine=MachineResult(**machine_load()),
-            size_bytes=plain.size_bytes,
-            parity_error=plain.parity_error,
-            audit=audit,
-            recovery=recovered.facts,
-            data=data,
-            code=code_result(self.context.code),
-        )
-
-    def _in_model_order(self, audit: list[dict[str, Any]]) -> Iterator[TensorAuditResult]:
-        """The masks' file orders them by name: ``10.weight`` before ``2.weight``."""
-        order = [target.name for target in self.context.targets.matched]
-        for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
-            yield TensorAuditResult(**tensor)
-
-    def _resolved(self, calibrated: Artefact | None, accelerated: Mapping[str, Any]) -> Recipe:
-        """The recipe with what the run measured and chose, so that it gives the same run again."""
-        recipe = self.context.recipe
-        used = "off" if accelerated["state"] in ("off", "not built") else "auto"
-        update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
-        if calibrated is not None:
-            chosen = {"gradients": calibrated.facts["method"]}
-            update["calibrate"] = recipe.calibrate.model_copy(update=chosen)
-        return recipe.model_copy(update=update)
-
     def _publish(self, report: Report, resolved: Recipe, *artefacts: Artefact) -> None:
         """Put the results in place, the report last: where it is, everything is."""
         for artefact in artefacts:
             self.directory.publish(artefact)
         files = {name: digest for each in artefacts for name, digest in each.files.items()}
         self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
-        self.directory.write(
-            "manifest.json", json.dumps(self._manifest(report, files), indent=2) + "\n"
-        )
+        manifest = make_manifest(self.context, report, self.seconds, files)
+        self.directory.write("manifest.json", json.dumps(manifest, indent=2) + "\n")
         self.directory.write("report.md", markdown(report, self.seconds))
         self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")
-
-    def _manifest(self, report: Report, files: Mapping[str, str]) -> dict[str, Any]:
-        """Where the results came from, and the SHA-256 of each file."""
-        context = self.context
-        return {
-            "tool": tool_version(),
-            "versions": library_versions(),
-            "recipe_sha256": recipe_hash(context.recipe),
-            "model_sha256": context.model.fingerprint,
-            "model_weights": context.model.weights_key,
-            "model_prefix": context.model.prefix,
-            "data_sha256": context.data.fingerprint,
-            "seed": context.recipe.run.seed,
-            "device": str(context.device),
-            "machine": machine_load(),
-            "threads": torch.get_num_threads(),
-            "processes": context.ranks.size,
-            "code": report.code.model_dump(mode="json"),
-            "seconds": self.seconds,
-            "files": dict(sorted(files.items())),
-        }
