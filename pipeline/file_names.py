@@ -7,4 +7,6 @@ SPARSE = "model.onnx"
 """The plain sparse file."""
 ACCELERATED = "model.sparse.onnx"
 """The sparse file with sparse operators; it needs :data:`LIBRARY`."""
+WEIGHTS = "model.safetensors"
+MASKS = "masks.safetensors"
 LIBRARY = Path("kernels", "libmfac_sparse.so")

@@ -135,11 +135,11 @@ class Progress:
             self._stage.step(label, done, total)
 
     def warn(self, text: str) -> None:
-        """Say something that everyone should read."""
+        """Print a line that everyone should read."""
         self._console.print(f"  {text}", style="yellow", markup=False, highlight=False)
 
     def detail(self, text: str) -> None:
-        """Say something that only the curious want to read."""
+        """Print a line with `--verbose` only."""
         if self._verbose:
             self._console.print(f"  {text}", style="dim", markup=False, highlight=False)
 

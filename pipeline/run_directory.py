@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from mfac_compress.pipeline.cache import Artefact
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
+from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, MASKS, SPARSE, WEIGHTS
 
 RESULTS = (
     "report.json",
@@ -21,8 +21,8 @@ RESULTS = (
     "recipe.resolved.yaml",
     *(f"{name}{data}" for name in (SPARSE, ACCELERATED, DENSE) for data in ("", ".data")),
     LIBRARY.as_posix(),
-    "model.safetensors",
-    "masks.safetensors",
+    WEIGHTS,
+    MASKS,
 )
 _CACHE = ".cache"
 _LOCK = "run.lock"

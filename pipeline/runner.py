@@ -111,9 +111,9 @@ def _check_same_inputs(context: RunContext) -> None:
         "data": context.data.fingerprint,
         "the user's code": context.code.digest,
     }
-    firsts = context.ranks.on_rank_zero(lambda: own)
+    expected = context.ranks.on_rank_zero(lambda: own)
     with context.ranks.raise_on_every_rank():
-        others = [name for name in own if own[name] != firsts[name]]
+        others = [name for name in own if own[name] != expected[name]]
         if others:
             raise InputError(
                 f"{', '.join(others)} must be the same for all processes. They differ on rank "

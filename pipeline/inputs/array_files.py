@@ -155,12 +155,12 @@ def _read(content: IO[bytes], size: int) -> np.ndarray:
         )
     numbers = np.empty(header.nbytes, np.uint8)
     view = memoryview(numbers)
-    piece = start[header.size :]
-    while piece:
-        view[: len(piece)] = piece
-        view = view[len(piece) :]
+    chunk = start[header.size :]
+    while chunk:
+        view[: len(chunk)] = chunk
+        view = view[len(chunk) :]
         # To the end: only there is the checksum compared.
-        piece = content.read(_CHUNK)
+        chunk = content.read(_CHUNK)
     if len(view):
         raise _UnfitError("it is cut off")
     return header.array(numbers)

@@ -198,7 +198,7 @@ def test_no_process_holds_all_columns(shared, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_is_everyones_and_told_once(shared, name):
+def test_a_refusal_is_everyones_and_reported_once(shared, name):
     first, second = (
         json.loads((shared.folder / f"refusals-{rank}.json").read_text())[name] for rank in (0, 1)
     )

@@ -435,7 +435,7 @@ def test_an_integer_parameter_is_to_be_a_buffer(folder, state):
     assert "register it as a buffer" in message
 
 
-def test_the_chosen_weights_and_what_was_done_to_them_are_told(folder, state):
+def test_the_chosen_weights_and_what_was_done_to_them_are_reported(folder, state):
     half = {f"net.{n}": v.half() if v.is_floating_point() else v for n, v in state.items()}
     path = saved({"model": state, "ema": {"module": half}}, folder)
     assert "model.weights" in refusal(path, folder)

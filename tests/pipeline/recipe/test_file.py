@@ -372,7 +372,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(write):
     assert all(line.startswith("- ") for line in lines)
 
 
-def test_a_broken_variable_is_told_once(write):
+def test_a_broken_variable_is_reported_once(write):
     path = write(SOUND + "vars: {a: '${b}', c: '${a}'}\nrun: {seed: '${c}', threads: '${a}'}")
     message = refusal(path)
     assert "\n" not in message
