@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -68,7 +69,7 @@ def speed(
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:
         raise InputError(f"-o needs the sparse kernels. {missing}")
-    try:
+    with _as_input_errors():
         feeds_of = RandomInputs(model, shapes)
         if output is not None:
             _check_output(output, model)
@@ -87,6 +88,20 @@ def speed(
         _show(measured, settings, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
+    if output is not None and measured.model is not None:
+        _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
+    elif output is not None:
+        _say(console, f"not written: {output}.")
+    if missing:
+        _say(console, f"Nothing was timed. {missing}")
+    return measured
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    """Name the option that is wrong in what export/ says of a file and its inputs."""
+    try:
+        yield
     except ShapeError as error:
         raise InputError(f"--shape: {error}") from error
     except ValueError as error:
@@ -96,13 +111,6 @@ def speed(
             "The model must fit into memory several times. It does not. Give smaller numbers for "
             "--batch or --shape."
         ) from error
-    if output is not None and measured.model is not None:
-        _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
-    elif output is not None:
-        _say(console, f"not written: {output}.")
-    if missing:
-        _say(console, f"Nothing was timed. {missing}")
-    return measured
 
 
 def _check_output(output: Path, model: Path) -> None:

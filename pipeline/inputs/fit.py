@@ -198,13 +198,12 @@ def _load(
         raise InputError(
             f"{subject} "
             + "; ".join(found)
-            + _advice(weights, expected, missing, result.unexpected_keys, taken_off)
+            + _advice(weights, missing, result.unexpected_keys, taken_off)
         )
 
 
 def _advice(
     weights: Mapping[str, Any],
-    expected: Mapping[str, Any],
     missing: list[str],
     unknown: Sequence[str],
     taken_off: str,
