@@ -393,11 +393,11 @@ def rewrite(path, change):
             archive.writestr(name, data)
 
 
-def test_what_else_is_no_regular_file_is_refused(folder):
+def test_what_else_is_no_ordinary_file_is_refused(folder):
     os.mkfifo(folder / "pipe.pt")
     (folder / "loop.pt").symlink_to("loop.pt")
     for name in ("pipe.pt", "/dev/zero"):
-        assert "regular file" in refusal(folder / name, folder)
+        assert "ordinary file" in refusal(folder / name, folder)
     for name in ("loop.pt", "n" * 300 + ".pt", "a\0b.pt"):
         assert "can be read" in refusal(folder / name, folder)
 
