@@ -22,7 +22,7 @@ from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.stages.calibrate import compute_fisher
 from mfac_compress.pipeline.stages.prune import Pruner
-from mfac_compress.pipeline.stages.recover import settle_batchnorm
+from mfac_compress.pipeline.stages.recover import recalibrate_batchnorm
 
 STEPS = {0.5: 3, 0.6: 3, 0.7: 3, 0.8: 3, 0.9: 4}
 SEQUENTIAL, FIRST_ORDER = "prune.selection=sequential", "prune.first_order=true"
@@ -88,7 +88,7 @@ def one_step(pruner: Pruner, sparsity: float, step: int) -> None:
 def accuracy(context: RunContext, pruned: torch.nn.Module) -> float:
     """Return the accuracy on the validation split, batch-norm statistics chosen as in a run."""
     module = copy.deepcopy(pruned)
-    settle_batchnorm(context, module)
+    recalibrate_batchnorm(context, module)
     parts = [
         (module(x.to(context.device)).cpu(), y) for x, y in context.data.validation.batches(250)
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from mfac_compress.pipeline.digest import content_key, file_digest
 from mfac_compress.pipeline.inputs.code_sources import CodeSources, unchanged
-from mfac_compress.pipeline.world import World
+from mfac_compress.pipeline.ranks import Ranks
 
 MANIFEST = "manifest.json"
 _DIGEST = "digest"
@@ -49,43 +49,43 @@ class StageCache:
 
     Args:
         root: Folder of the cache; made when first needed. Only the first process looks at it.
-        world: The processes that ask for artefacts together. Default: this one.
+        ranks: The processes that ask for artefacts together. Default: this one.
         code: The user's code as it was loaded before the stages. Files of it that only a stage
             loads are noted in the artefact, and looked at before it is reused.
     """
 
     def __init__(
-        self, root: Path, world: World | None = None, code: CodeSources | None = None
+        self, root: Path, ranks: Ranks | None = None, code: CodeSources | None = None
     ) -> None:
         self._root = root
-        self._world = world or World()
+        self._ranks = ranks or Ranks()
         self._code = code or CodeSources()
 
     def get(
         self,
         stage: str,
-        ingredients: Mapping[str, Any],
+        depends_on: Mapping[str, Any],
         make: Callable[[Path], Mapping[str, Any]],
     ) -> Artefact:
-        """The stage's artefact for these ingredients: found, or made now.
+        """The stage's artefact for what it depends on: found, or made now.
 
         Args:
             stage: Name of the stage.
-            ingredients: All that the result depends on, as plain JSON.
+            depends_on: All that the result depends on, as plain JSON.
             make: Fills an empty folder and returns the facts, as plain JSON. Called in all
                 processes; the first one alone has a folder.
         """
-        key = content_key({"stage": stage, **ingredients})
+        key = content_key({"stage": stage, **depends_on})
         folder = self._root / stage / key[:16]
-        found = self._world.first(lambda: _find(folder, key))
+        found = self._ranks.on_rank_zero(lambda: _find(folder, key))
         if isinstance(found, Artefact):
             return found
         made = None
-        if self._world.is_first:
+        if self._ranks.is_rank_zero:
             made = self._make(stage, folder, key, make, rejected=found)
         else:
             make(Path(os.devnull))
-        artefact = self._world.first(lambda: made)
+        artefact = self._ranks.on_rank_zero(lambda: made)
         assert artefact is not None
         return artefact
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click_default_group import DefaultGroup
 
-from mfac_compress.pipeline.errors import CompressError, ElsewhereError, InputError, stage_named
+from mfac_compress.pipeline.cli_types import Numbers, Shape, by_input
+from mfac_compress.pipeline.errors import CompressError, RankError, stage_named
 from mfac_compress.pipeline.signals import interruptible
 from mfac_compress.pipeline.standard_streams import stdout_kept
 
 if TYPE_CHECKING:
-    from mfac_compress.pipeline.world import World
+    from mfac_compress.pipeline.ranks import Ranks
 
 _PASS, _GATE_FAILED = 0, 1
 
@@ -32,7 +33,7 @@ def _with_exit_code(command: Callable[..., int | None]) -> Callable[..., int]:
             with stage_named("command line"):
                 return command(*args, **kwargs) or _PASS
         except CompressError as error:
-            if not (isinstance(error, ElsewhereError) and error.told):
+            if not (isinstance(error, RankError) and error.reported):
                 click.echo(f"error: {error}", err=True)
             return error.exit_code
 
@@ -71,9 +72,9 @@ def _silence_pytorch() -> None:
 
 
 @contextmanager
-def _heard(heard: bool) -> Iterator[None]:
-    """Let stdout through, or not: of several processes only one is to be heard."""
-    if heard:
+def _only_rank_zero_prints(ranks: "Ranks") -> Iterator[None]:
+    """Discard what every process but the first prints to stdout."""
+    if ranks.is_rank_zero:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
@@ -134,14 +135,14 @@ def run(**options: Any) -> int:
     # Imported here, because PyTorch takes seconds and `--help` should not.
     with _announced("loading PyTorch ...", quiet=options["quiet"]):
         from mfac_compress.pipeline import dry_run, runner  # noqa: F401 - they are slow to load
-        from mfac_compress.pipeline.world import open_world
+        from mfac_compress.pipeline.ranks import open_ranks
 
     _silence_pytorch()
     documents: list[str] = []
-    with open_world() as world, _heard(world.is_first), interruptible():
+    with open_ranks() as ranks, _only_rank_zero_prints(ranks), interruptible():
         # What a model or a loss prints must not come between the report and who reads it.
         with stdout_kept() if options["as_json"] else nullcontext():
-            code = _run(world, documents, **options)
+            code = _run(ranks, documents, **options)
         for document in documents:
             _print(document)
     return code
@@ -149,7 +150,7 @@ def run(**options: Any) -> int:
 
 @_with_exit_code
 def _run(
-    world: "World",
+    ranks: "Ranks",
     documents: list[str],
     recipe: Path,
     model: Path,
@@ -172,15 +173,15 @@ def _run(
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
-    terminal = open_terminal(quiet=quiet or not world.is_first, stderr=as_json)
+    terminal = open_terminal(quiet=quiet or not ranks.is_rank_zero, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
     if dry_run:
-        with world.together():
+        with ranks.raise_on_every_rank():
             loaded = load_recipe(recipe, overrides)
-        with stage_named("load"), progress.stage("load"), world.together():
-            context = load_inputs(loaded, model, trust_pickle=trust_pickle, world=world)
+        with stage_named("load"), progress.stage("load"), ranks.raise_on_every_rank():
+            context = load_inputs(loaded, model, trust_pickle=trust_pickle, ranks=ranks)
         show_plan(context, terminal)
-        with world.together():
+        with ranks.raise_on_every_rank():
             check_inputs(context)
             check_artifact(loaded)
         check_sharing(context)
@@ -193,59 +194,24 @@ def _run(
         overrides=overrides,
         trust_pickle=trust_pickle,
         progress=progress,
-        world=world,
+        ranks=ranks,
     )
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
     if as_json:
         documents.append(json.dumps(json.loads(report.model_dump_json()), indent=2))
-    world.agreed = True
+    ranks.agreed = True
     return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
-
-
-class _Numbers(click.ParamType):
-    """Whole numbers from 1, with commas."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or min(numbers) < 1:
-            self.fail(f"must be whole numbers from 1, like 1,16. Got {value!r}.", param, ctx)
-        return numbers
-
-
-class _Shape(click.ParamType):
-    """An input's name and its shape."""
-
-    name = "INPUT=N,N,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, numbers = value.rpartition("=")
-        if not (name and equals):
-            self.fail(f"must be like ids=1,128. Got {value!r}.", param, ctx)
-        return name, _Numbers().convert(numbers, param, ctx)
 
 
 @main.command(short_help="Time an ONNX file with sparse operators.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--batch", type=_Numbers(), help="Batch sizes. [1, or the one that MODEL takes]")
-@click.option("--threads", type=_Numbers(), default="1", help="Threads of ONNX Runtime. [1]")
+@click.option("--batch", type=Numbers(), help="Batch sizes. [1, or the one that MODEL takes]")
+@click.option("--threads", type=Numbers(), default="1", help="Threads of ONNX Runtime. [1]")
 @click.option(
     "--shape",
     "shapes",
-    type=_Shape(),
+    type=Shape(),
     multiple=True,
     help="Shape of an input with open axes beside the batch; may be given several times.",
 )
@@ -290,20 +256,12 @@ def speed(
             open_terminal(quiet=False, stderr=False),
             batch_sizes=batch and tuple(dict.fromkeys(batch)),
             threads=tuple(dict.fromkeys(threads)),
-            shapes=_by_input(shapes),
+            shapes=by_input(shapes),
             output=output,
             timeout=timeout,
             progress=Progress(open_terminal(quiet=False, stderr=True)),
         )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
-
-
-def _by_input(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tuple[int, ...]]:
-    names = [name for name, _ in shapes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"--shape must be given once for an input. {', '.join(twice)} has more.")
-    return dict(shapes)
 
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")
@@ -322,7 +280,7 @@ def schema(of: str) -> None:
 
 
 def _print(text: str) -> None:
-    """Print to stdout; who closed it has read enough, which is no fault of the run's."""
+    """Print to stdout; who closed it has read enough, which is no error of the run's."""
     try:
         click.echo(text)
     except BrokenPipeError:

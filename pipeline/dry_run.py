@@ -3,13 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
+from mfac_compress.pipeline.file_names import ACCELERATED, SPARSE
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan, readable_bytes
-from mfac_compress.pipeline.stages.accelerate import ACCELERATED, built_library
+from mfac_compress.pipeline.stages.accelerate import built_library
 from mfac_compress.pipeline.terminal import add_row, plain_table
-
-_LITTLE = 0.2
-"""Share of a model's parameters below which pruning them changes little."""
+from mfac_compress.pipeline.verdict.warnings import LITTLE
 
 
 def show_plan(context: RunContext, console: Console) -> None:
@@ -63,10 +62,10 @@ def _facts(context: RunContext) -> list[str]:
 
 def _warning(context: RunContext) -> list[str]:
     """Say where little of the model can be pruned: its sparsity is that of a small part."""
-    if context.targets.share >= _LITTLE:
+    if context.targets.share >= LITTLE:
         return []
     return [
-        f"warning: less than {_LITTLE:.0%} of the model can be pruned, so it stays almost as "
+        f"warning: less than {LITTLE:.0%} of the model can be pruned, so it stays almost as "
         "large as it is. See above for what is left out, and why."
     ]
 
@@ -76,7 +75,7 @@ def _kernels(context: RunContext) -> str:
         return "off (export.sparse_kernels)"
     library = built_library()
     if library is None:
-        return "not built: there was no C++ compiler. Only model.onnx will be written"
+        return f"not built: there was no C++ compiler. Only {SPARSE} will be written"
     return f"{ACCELERATED} will be written where that is faster, with {library}"
 
 

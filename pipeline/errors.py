@@ -11,7 +11,7 @@ class CompressError(Exception):
 
 
 class InputError(CompressError):
-    """The recipe, the model or the data is wrong: the user can mend it."""
+    """The recipe, the model or the data is wrong: the user can fix it."""
 
     exit_code = 2
 
@@ -29,26 +29,28 @@ class StageError(CompressError):
         self.stage = stage
 
 
-class ElsewhereError(CompressError):
+class RankError(CompressError):
     """Another process of the run has failed.
 
     Args:
         rank: Which one.
         message: Its error's.
         exit_code: Its error's.
-        told: Whether yet another process says so.
+        reported: Whether yet another process says so.
     """
 
-    def __init__(self, rank: int, message: str, exit_code: int, *, told: bool) -> None:
+    def __init__(self, rank: int, message: str, exit_code: int, *, reported: bool) -> None:
         super().__init__(f"process {rank}: {message}")
         self.exit_code = exit_code
-        self.told = told
+        self.reported = reported
 
 
 def text_of(error: BaseException) -> str:
     """What an exception says; its own ``__str__`` may fail, and what it returns may be no text."""
     try:
-        return str(error)
+        # KeyError quotes its one argument, a sentence as well.
+        is_quoted = isinstance(error, KeyError) and len(error.args) == 1
+        return str(error.args[0] if is_quoted else error)
     except Exception as failure:
         return f"(its text cannot be shown: {type(failure).__name__})"
 

@@ -130,16 +130,16 @@ class Progress:
 
     def step(self, label: str, done: int, total: int) -> None:
         """Show what the stage is at, and how far."""
-        self.remark(f"{label} ({done}/{total})")
+        self.detail(f"{label} ({done}/{total})")
         if self._stage is not None:
             self._stage.step(label, done, total)
 
     def warn(self, text: str) -> None:
-        """Say something that everyone should read."""
+        """Print a line that everyone should read."""
         self._console.print(f"  {text}", style="yellow", markup=False, highlight=False)
 
-    def remark(self, text: str) -> None:
-        """Say something that only the curious want to read."""
+    def detail(self, text: str) -> None:
+        """Print a line with `--verbose` only."""
         if self._verbose:
             self._console.print(f"  {text}", style="dim", markup=False, highlight=False)
 

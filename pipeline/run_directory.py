@@ -12,21 +12,17 @@ from filelock import FileLock, Timeout
 from mfac_compress.pipeline.cache import Artefact
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, MASKS, SPARSE, WEIGHTS
 
 RESULTS = (
     "report.json",
     "report.md",
     "manifest.json",
     "recipe.resolved.yaml",
-    "model.onnx",
-    "model.onnx.data",
-    "model.sparse.onnx",
-    "model.sparse.onnx.data",
-    "kernels/libmfac_sparse.so",
-    "dense.onnx",
-    "dense.onnx.data",
-    "model.safetensors",
-    "masks.safetensors",
+    *(f"{name}{data}" for name in (SPARSE, ACCELERATED, DENSE) for data in ("", ".data")),
+    LIBRARY.as_posix(),
+    WEIGHTS,
+    MASKS,
 )
 _CACHE = ".cache"
 _LOCK = "run.lock"
@@ -65,7 +61,7 @@ class RunDirectory:
         """Keep other runs out of the directory.
 
         Raises:
-            InputError: If another run is writing here, or the directory can not be made.
+            InputError: If another run is writing here, or the directory cannot be made.
         """
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -84,7 +80,7 @@ class RunDirectory:
             lock.release()
 
     @contextmanager
-    def opened(self) -> Iterator["RunDirectory"]:
+    def exclusive(self) -> Iterator["RunDirectory"]:
         """Lock the directory and clear it, once more if the run fails: of what is in place then.
 
         A directory that was not there is taken away again, unless a stage has finished.
@@ -148,18 +144,18 @@ class RunDirectory:
             OSError: If a copy is not what the artefact holds: what ships is what was measured.
         """
         for name, digest in artefact.files.items():
-            with self._draft(name) as draft:
+            with self._atomic_write(name) as draft:
                 shutil.copyfile(artefact.folder / name, draft)
                 if file_digest(draft) != digest:
                     raise OSError(f"{name} must be copied as it was made. It changed meanwhile.")
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""
-        with self._draft(name) as draft:
+        with self._atomic_write(name) as draft:
             draft.write_text(text, encoding="utf-8")
 
     @contextmanager
-    def _draft(self, name: str) -> Iterator[Path]:
+    def _atomic_write(self, name: str) -> Iterator[Path]:
         """A path to write to; the file takes its place when it is whole, or never."""
         # Not in the cache, which may be a link to another disk, from where nothing can be moved.
         with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.path) as scratch:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from mfac_compress.export import machine_load
 from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
+from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
 from mfac_compress.pipeline.progress import Progress, Stage
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run_directory import RunDirectory
@@ -31,25 +32,9 @@ from mfac_compress.pipeline.stages import (
     validate,
 )
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
-from mfac_compress.pipeline.verdict.gates import judge, verdict_of
-from mfac_compress.pipeline.verdict.report import (
-    MachineResult,
-    Report,
-    TensorAuditResult,
-)
+from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.report_text import markdown
-from mfac_compress.pipeline.verdict.results import (
-    code_result,
-    data_result,
-    flops_result,
-    latency_result,
-    measured_result,
-    sparse_kernels_result,
-    sparsity_result,
-)
-from mfac_compress.pipeline.verdict.warnings import warnings_of
-from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
-from mfac_compress.pipeline.world import World
+from mfac_compress.pipeline.versions import library_versions, recipe_hash
 
 
 def compress(
@@ -60,7 +45,7 @@ def compress(
     overrides: Sequence[str] = (),
     trust_pickle: bool = False,
     progress: Progress | None = None,
-    world: World | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Run a recipe on a model and write the run directory.
 
@@ -73,7 +58,7 @@ def compress(
         overrides: ``key.path=value``, as of ``--set``; for a recipe that is given by its path.
         trust_pickle: Allow the checkpoint to run code while it is read.
         progress: Where progress is shown. Default: nowhere.
-        world: The processes that run this together; the first one writes. Default: this one.
+        ranks: The processes that run this together; the first one writes. Default: this one.
 
     Returns:
         The report. A failed gate does not raise: look at ``report.verdict``.
@@ -82,15 +67,15 @@ def compress(
         InputError: If recipe, model or data is wrong.
         StageError: If a stage fails for another reason.
     """
-    progress, world = progress or Progress(), world or World()
-    directory = world.first(lambda: RunDirectory(Path(output)))
+    progress, ranks = progress or Progress(), ranks or Ranks()
+    directory = ranks.on_rank_zero(lambda: RunDirectory(Path(output)))
     with ExitStack() as stack:
         # Before anything else: however this run ends, an earlier one's results do not stand for it.
-        world.first(lambda: stack.enter_context(directory.opened()))
-        with world.together():
+        ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
+        with ranks.raise_on_every_rank():
             loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         with stage_named("load"), progress.stage("load"):
-            context = _load(loaded, model_path, trust_pickle, progress, world, directory.cache)
+            context = _load(loaded, model_path, trust_pickle, progress, ranks, directory.cache)
         return _Run(context, directory).go()
 
 
@@ -99,20 +84,20 @@ def _load(
     model_path: str | Path,
     trust_pickle: bool,
     progress: Progress,
-    world: World,
+    ranks: Ranks,
     window_folder: Path,
 ) -> RunContext:
     """Load and check everything that the stages start from."""
-    with world.together():
+    with ranks.raise_on_every_rank():
         context = load_inputs(
-            recipe, model_path, trust_pickle=trust_pickle, progress=progress, world=world
+            recipe, model_path, trust_pickle=trust_pickle, progress=progress, ranks=ranks
         )
         plan = check_inputs(context)
         accelerate.check_artifact(recipe)
     # One for all processes: how much memory is free differs between them.
-    if world.sum(torch.tensor(int(plan is not None and plan.on_disk))):
+    if ranks.sum(torch.tensor(int(plan is not None and plan.on_disk))):
         context = replace(context, window_folder=window_folder)
-        progress.remark("gradients on disk, being more than the memory budget")
+        progress.detail("gradients on disk, being more than the memory budget")
     _check_same_inputs(context)
     check_sharing(context)
     return context
@@ -126,13 +111,13 @@ def _check_same_inputs(context: RunContext) -> None:
         "data": context.data.fingerprint,
         "the user's code": context.code.digest,
     }
-    firsts = context.world.first(lambda: own)
-    with context.world.together():
-        others = [name for name in own if own[name] != firsts[name]]
+    expected = context.ranks.on_rank_zero(lambda: own)
+    with context.ranks.raise_on_every_rank():
+        others = [name for name in own if own[name] != expected[name]]
         if others:
             raise InputError(
-                f"{', '.join(others)} must be the same for all processes. Got another in process "
-                f"{context.world.rank}. Bring the files of its machine up to date."
+                f"{', '.join(others)} must be the same for all processes. They differ on rank "
+                f"{context.ranks.rank}. Let all of them read the same files."
             )
 
 
@@ -152,16 +137,16 @@ class _Run:
         pruned = self._stage(prune, prune.prune, calibrated)
         recovered = self._stage(recover, recover.recover, pruned)
         # From here on there is nothing to share, and the others would only disturb latencies.
-        return context.world.first(lambda: self._judge(calibrated, recovered))
+        return context.ranks.on_rank_zero(lambda: self._judge(calibrated, recovered))
 
     def _judge(self, calibrated: Artefact | None, recovered: Artefact) -> Report:
         """Export, measure, judge and publish, in one process."""
-        context, alone = self.context, World()
-        exported = self._stage(export, export.export, recovered, world=alone)
-        accelerated = self._stage(accelerate, accelerate.accelerate, exported, world=alone)
+        context, alone = self.context, Ranks()
+        exported = self._stage(export, export.export, recovered, ranks=alone)
+        accelerated = self._stage(accelerate, accelerate.accelerate, exported, ranks=alone)
         accelerate.check_written(context.recipe, accelerated.facts)
         validated = self._stage(
-            validate, validate.validate, recovered, exported, accelerated, world=alone
+            validate, validate.validate, recovered, exported, accelerated, ranks=alone
         )
         timed = validate.Latencies()
         candidate = accelerated.facts["state"] == accelerate.CANDIDATE
@@ -171,8 +156,8 @@ class _Run:
         decided = accelerate.decided(accelerated.facts, timed.accelerated)
         accelerate.check_written(context.recipe, decided)
         with stage_named("report", resumable=True):
-            report = self._report(validated, timed, recovered, decided)
-            resolved = self._resolved(calibrated, decided)
+            report = make_report(context, validated.facts, timed, recovered.facts, decided)
+            resolved = resolved_recipe(context.recipe, calibrated and calibrated.facts, decided)
             used = [accelerated] if decided["state"] == "used" else []
             self._publish(report, resolved, recovered, exported, *used)
         return report
@@ -182,12 +167,12 @@ class _Run:
         stage: ModuleType,
         make: Callable[..., Mapping[str, Any]],
         *upstream: Artefact | None,
-        world: World | None = None,
+        ranks: Ranks | None = None,
     ) -> Artefact:
         """The artefact of a stage, found or made from those before it; by default by all."""
         name = stage.__name__.rpartition(".")[2]
         code = self.context.code
-        ingredients = {
+        depends_on = {
             "package": package_digest(),
             "libraries": library_versions(),
             "code": code.digest,
@@ -198,9 +183,9 @@ class _Run:
         }
         folders = [artefact and artefact.folder for artefact in upstream]
         with self._timed(name) as line:
-            cache = StageCache(self.directory.cache, world or self.context.world, code)
+            cache = StageCache(self.directory.cache, ranks or self.context.ranks, code)
             artefact = cache.get(
-                name, ingredients, lambda folder: make(self.context, *folders, folder)
+                name, depends_on, lambda folder: make(self.context, *folders, folder)
             )
             line.reused = artefact.reused
         if artefact.rejected:
@@ -216,96 +201,13 @@ class _Run:
             yield line
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
-    def _report(
-        self,
-        validated: Artefact,
-        timed: validate.Latencies,
-        recovered: Artefact,
-        accelerated: Mapping[str, Any],
-    ) -> Report:
-        measured = validated.facts
-        recipe, targets = self.context.recipe, self.context.targets
-        audit = tuple(self._in_model_order(measured["audit"]))
-        parameters = self.context.model.module.named_parameters()
-        sparsity = sparsity_result(targets, {name: p.numel() for name, p in parameters}, audit)
-        plain = measured_result(measured, tuple(map(latency_result, timed.plain)))
-        kernels = sparse_kernels_result(
-            accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
-        )
-        data = data_result(self.context.data)
-        judged = kernels if recipe.validate_.artifact == accelerate.ACCELERATED else plain
-        gates = judge(
-            recipe.validate_.gates,
-            metric=judged.metric,
-            sparsity=sparsity,
-            size_ratio=judged.size_bytes.ratio,
-            latency=judged.latency,
-            parity_error=judged.parity_error,
-        )
-        return Report(
-            verdict=verdict_of(gates),
-            gates=gates,
-            warnings=warnings_of(recipe, judged.metric, sparsity, data),
-            artifact=recipe.validate_.artifact,
-            metric=plain.metric,
-            sparsity=sparsity,
-            latency=plain.latency,
-            flops=flops_result(accelerated),
-            sparse_kernels=kernels,
-            machine=MachineResult(**machine_load()),
-            size_bytes=plain.size_bytes,
-            parity_error=plain.parity_error,
-            audit=audit,
-            recovery=recovered.facts,
-            data=data,
-            code=code_result(self.context.code),
-        )
-
-    def _in_model_order(self, audit: list[dict[str, Any]]) -> Iterator[TensorAuditResult]:
-        """The masks' file orders them by name: ``10.weight`` before ``2.weight``."""
-        order = [target.name for target in self.context.targets.matched]
-        for tensor in sorted(audit, key=lambda tensor: order.index(tensor["name"])):
-            yield TensorAuditResult(**tensor)
-
-    def _resolved(self, calibrated: Artefact | None, accelerated: Mapping[str, Any]) -> Recipe:
-        """The recipe with what the run measured and chose, so that it gives the same run again."""
-        recipe = self.context.recipe
-        used = "off" if accelerated["state"] in ("off", "not built") else "auto"
-        update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
-        if calibrated is not None:
-            chosen = {"gradients": calibrated.facts["method"]}
-            update["calibrate"] = recipe.calibrate.model_copy(update=chosen)
-        return recipe.model_copy(update=update)
-
     def _publish(self, report: Report, resolved: Recipe, *artefacts: Artefact) -> None:
         """Put the results in place, the report last: where it is, everything is."""
         for artefact in artefacts:
             self.directory.publish(artefact)
         files = {name: digest for each in artefacts for name, digest in each.files.items()}
         self.directory.write("recipe.resolved.yaml", dump_recipe(resolved))
-        self.directory.write(
-            "manifest.json", json.dumps(self._manifest(report, files), indent=2) + "\n"
-        )
+        manifest = make_manifest(self.context, report, self.seconds, files)
+        self.directory.write("manifest.json", json.dumps(manifest, indent=2) + "\n")
         self.directory.write("report.md", markdown(report, self.seconds))
         self.directory.write("report.json", report.model_dump_json(indent=2) + "\n")
-
-    def _manifest(self, report: Report, files: Mapping[str, str]) -> dict[str, Any]:
-        """Where the results came from, and the SHA-256 of each file."""
-        context = self.context
-        return {
-            "tool": tool_version(),
-            "versions": library_versions(),
-            "recipe_sha256": recipe_hash(context.recipe),
-            "model_sha256": context.model.fingerprint,
-            "model_weights": context.model.weights_key,
-            "model_prefix": context.model.prefix,
-            "data_sha256": context.data.fingerprint,
-            "seed": context.recipe.run.seed,
-            "device": str(context.device),
-            "machine": machine_load(),
-            "threads": torch.get_num_threads(),
-            "processes": context.world.size,
-            "code": report.code.model_dump(mode="json"),
-            "seconds": self.seconds,
-            "files": dict(sorted(files.items())),
-        }

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,9 @@ from mfac_compress.export import (
     write_model,
 )
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.quoting import printable
 from mfac_compress.pipeline.recipe.schema import LatencySection
 from mfac_compress.pipeline.recipe.section import MOST_THREADS
 from mfac_compress.pipeline.terminal import add_row, plain_table
@@ -60,13 +63,13 @@ def speed(
             were not built.
     """
     missing = _missing_kernels()
-    if model.exists() and not model.is_file():  # a pipe could be waited for without end
-        raise InputError(f"MODEL must be an ONNX file. {model} is a device, a pipe or the like.")
+    if model.exists():
+        check_regular(model, "MODEL")
     if max(threads) > MOST_THREADS:
         raise InputError(f"--threads must be at most {MOST_THREADS}. Got {max(threads)}.")
     if output is not None and missing:
         raise InputError(f"-o needs the sparse kernels. {missing}")
-    try:
+    with _as_input_errors():
         feeds_of = RandomInputs(model, shapes)
         if output is not None:
             _check_output(output, model)
@@ -90,6 +93,20 @@ def speed(
         _show(measured, workloads, console)
         if output is not None and measured.model is not None:
             write_model(measured.model, output)
+    if output is not None and measured.model is not None:
+        _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
+    elif output is not None:
+        _say(console, f"not written: {output}.")
+    if missing:
+        _say(console, f"Nothing was timed. {missing}")
+    return measured
+
+
+@contextmanager
+def _as_input_errors() -> Iterator[None]:
+    """Name the option that is wrong in what export/ says of a file and its inputs."""
+    try:
+        yield
     except ShapeError as error:
         raise InputError(f"--shape: {error}") from error
     except ValueError as error:
@@ -99,13 +116,6 @@ def speed(
             "The model must fit into memory several times. It does not. Give smaller numbers for "
             "--batch or --shape."
         ) from error
-    if output is not None and measured.model is not None:
-        _say(console, f"written: {output}. It needs {kernel_library()}; see docs/deploying.md.")
-    elif output is not None:
-        _say(console, f"not written: {output}.")
-    if missing:
-        _say(console, f"Nothing was timed. {missing}")
-    return measured
 
 
 def _check_output(output: Path, model: Path) -> None:
@@ -178,9 +188,7 @@ def _show(measured: FileSpeed, workloads: Sequence[Workload], console: Console) 
         zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
         shape = " x ".join(map(str, layer.shape))
         cells = times or [""] * len(workloads)
-        add_row(
-            table, _printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer)
-        )
+        add_row(table, printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer))
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
     _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {workloads[0]}")
@@ -219,12 +227,6 @@ def _macs(measured: FileSpeed) -> list[tuple[int | None, int | None]]:
 
 def _verdict(layer: LayerSpeed) -> str:
     return f"yes, blocks of {layer.block}: {layer.reason}" if layer.block else f"no: {layer.reason}"
-
-
-def _printable(name: str) -> str:
-    """A name from a file, without what would move the cursor or change the terminal."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-    return "".join(shown)
 
 
 def _say(console: Console, line: str) -> None:

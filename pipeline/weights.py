@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WEIGHTS = "model.safetensors"
-MASKS = "masks.safetensors"
+from mfac_compress.pipeline.file_names import MASKS, WEIGHTS
+
 _STATISTICS = {"running_mean", "running_var"}
 """Buffers that PyTorch's normalisation layers estimate."""
 

@@ -10,6 +10,8 @@ import re
 import zipfile
 from dataclasses import dataclass
 
+from mfac_compress.pipeline.quoting import first_line, shortened
+
 _MOST_RECORDS = 200_000
 _NAME = re.compile(r"[\w./+ -]{1,512}", re.ASCII)
 _ENCRYPTED = 0x1
@@ -48,7 +50,7 @@ class Archive:
             raise ArchiveError(f"it has no record {error}") from error
         except Exception as error:
             # Damaged headers show as struct.error, EOFError, NotImplementedError and others.
-            raise ArchiveError(_said(error)) from error
+            raise ArchiveError(first_line(f"{type(error).__name__}: {error}")) from error
 
 
 def is_archive(content: bytes) -> bool:
@@ -101,7 +103,7 @@ def _entries(content: bytes) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except Exception as error:
         # Damaged directories show as struct.error, NotImplementedError and others.
-        raise ArchiveError(_said(error)) from error
+        raise ArchiveError(first_line(f"{type(error).__name__}: {error}")) from error
 
 
 def _by_name(entries: list[zipfile.ZipInfo]) -> dict[str, str]:
@@ -110,21 +112,18 @@ def _by_name(entries: list[zipfile.ZipInfo]) -> dict[str, str]:
         name = entry.filename.partition("/")[2]
         # Two readers could disagree about which of two records of a name counts.
         if name in records:
-            raise ArchiveError(f"it has two records {name[:80]!r}")
+            raise ArchiveError(f"it has two records {shortened(name)!r}")
         if not _NAME.fullmatch(name) or ".." in name.split("/"):
-            raise ArchiveError(f"it has a record of the name {entry.filename[:80]!r}")
+            raise ArchiveError(f"it has a record of the name {shortened(entry.filename)!r}")
         records[name] = entry.filename
     return records
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     if entry.flag_bits & _ENCRYPTED:
-        raise ArchiveError(f"the record {entry.filename[:80]!r} is encrypted")
+        raise ArchiveError(f"the record {shortened(entry.filename)!r} is encrypted")
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise ArchiveError(
-            f"the record {entry.filename[:80]!r} is compressed, PyTorch stores them as they are"
+            f"the record {shortened(entry.filename)!r} is compressed, PyTorch stores them as they "
+            "are"
         )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:200]

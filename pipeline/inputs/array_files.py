@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.lib import format as npy
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_exists, check_regular, shown
+from mfac_compress.pipeline.files import check_exists, check_regular
+from mfac_compress.pipeline.inputs.free_memory import SHARE_OF_FREE, free_memory
+from mfac_compress.pipeline.quoting import shown
 
 _HEADER = 12 + 10_000
 """Bytes that a header may take: its prefix, and the most that NumPy parses."""
@@ -28,7 +29,6 @@ _LARGE = 1 << 28
 _MOST_PACKED = 100
 """A large array may be compressed so many times, and no more: a file of 9 MB can claim 9 GB."""
 
-_SHARE_OF_FREE = 0.8
 _SHOWN = 10
 
 
@@ -147,20 +147,20 @@ def _read(content: IO[bytes], size: int) -> np.ndarray:
     start = content.read(_HEADER)
     header = _parse(start)
     _check_size(header, size)
-    free = psutil.virtual_memory().available
-    if header.nbytes > _SHARE_OF_FREE * free:
+    free, _ = free_memory()
+    if header.nbytes > SHARE_OF_FREE * free:
         raise _UnfitError(
             f"it takes {header.nbytes:,} bytes, and {free:,} are free; save it as a folder of .npy "
             "files, which stay on disk"
         )
     numbers = np.empty(header.nbytes, np.uint8)
     view = memoryview(numbers)
-    piece = start[header.size :]
-    while piece:
-        view[: len(piece)] = piece
-        view = view[len(piece) :]
+    chunk = start[header.size :]
+    while chunk:
+        view[: len(chunk)] = chunk
+        view = view[len(chunk) :]
         # To the end: only there is the checksum compared.
-        piece = content.read(_CHUNK)
+        chunk = content.read(_CHUNK)
     if len(view):
         raise _UnfitError("it is cut off")
     return header.array(numbers)

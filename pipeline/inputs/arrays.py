@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import resolved
 from mfac_compress.pipeline.inputs.array_files import has_array, read_array
-from mfac_compress.pipeline.inputs.files import resolved, shown
 from mfac_compress.pipeline.inputs.splits import (
     Extremes,
     as_target,
     channelwise,
     check_channels,
     check_unchanged,
+    sample_digests,
 )
+from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.recipe.schema import ArraysData, FileRows, Rows
 
 _CHUNK = 1 << 26
@@ -56,6 +58,8 @@ class ArraySamples:
         key: The split's key in the recipe.
     """
 
+    stable = True  # or check_unchanged refuses them
+
     def __init__(
         self,
         x: np.ndarray,
@@ -76,7 +80,7 @@ class ArraySamples:
         x = _native(self._x[positions])
         if isinstance(self._x, np.memmap):
             # It is read from the disk as often as it is asked for, and may change meanwhile.
-            check_unchanged(_digests(x), self.digests, positions, self.describe)
+            check_unchanged(sample_digests(x), self.digests, positions, self.describe)
         y = as_target(torch.from_numpy(_native(self._y[positions])))
         x = torch.from_numpy(x)
         if self._preparation.layout == "NHWC":
@@ -122,7 +126,7 @@ class ArraySamples:
                     finite = np.isfinite(part.reshape(len(part), -1)).all(axis=1)
                     broken[what] += (self._start + start + np.flatnonzero(~finite)).tolist()
             x, y = parts.values()
-            self.digests += _digests(x)
+            self.digests += sample_digests(x)
             total.update(np.ascontiguousarray(y))
             if self._preparation.dtype == "int64":
                 inputs.add(x, start)
@@ -252,13 +256,6 @@ def _check_rows(
             f"{origin}. Got [{start}, {stop}]."
         )
     return start, stop
-
-
-def _digests(x: np.ndarray) -> list[bytes]:
-    """Hash each sample of :func:`_native`; equal where the numbers are."""
-    if x.dtype.kind == "f":
-        x = x + np.float32(0)  # -0.0 becomes 0.0
-    return [hashlib.sha256(sample).digest() for sample in np.ascontiguousarray(x)]
 
 
 def _native(array: np.ndarray) -> np.ndarray:

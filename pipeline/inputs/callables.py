@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.errors import InputError, text_of
 from mfac_compress.pipeline.inputs.code_sources import USER_FILE, files_watched
+from mfac_compress.pipeline.quoting import with_article
 
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
-"""Whose lines do not help who looks for a fault in their own: the pipeline's, and PyTorch's."""
+"""Whose lines do not help who looks for an error in their own: the pipeline's, and PyTorch's."""
 
 
 class EscapeError(RuntimeError):
@@ -37,7 +38,7 @@ class EscapeError(RuntimeError):
     """
 
     def __init__(self, escape: BaseException) -> None:
-        super().__init__(f"{type(escape).__name__}: {escape}")
+        super().__init__(f"{type(escape).__name__}: {text_of(escape)}")
         self.escape = escape
 
 
@@ -93,7 +94,7 @@ def resolve_callable(spec: str, *, key: str, folder: Path) -> Callable[..., Any]
     if not callable(found):
         raise InputError(
             f"{key} must name a function or a class. Got {spec!r}, which is "
-            f"{_article(type(found).__name__)}."
+            f"{with_article(type(found).__name__)}."
         )
     return found
 
@@ -192,7 +193,7 @@ def _import_module(name: str, spec: str, key: str) -> ModuleType:
 
 
 def _failed_import(error: BaseException, spec: str, key: str) -> str:
-    hint = "Mend it, or guard what should not run on import with `if __name__ == '__main__':`."
+    hint = "Fix it, or guard what should not run on import with `if __name__ == '__main__':`."
     if isinstance(error, ImportError):
         hint = "Install what is missing, or put its folder on PYTHONPATH."
         if "relative import" in str(error):
@@ -210,7 +211,7 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, EscapeError):
         error = error.escape
-    text = f"{type(error).__name__}: {_text_of(error)}"
+    text = f"{type(error).__name__}: {text_of(error)}"
     if isinstance(error, SyntaxError):
         return f"{text} ({Path(error.filename or '?').name}, line {error.lineno})"
     frames = [
@@ -224,14 +225,6 @@ def describe(error: BaseException) -> str:
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
-def _text_of(error: BaseException) -> str:
-    """What an exception says; its own ``__str__`` may fail."""
-    try:
-        return str(error.args[0] if error.args else error)
-    except Exception as failure:
-        return f"(its text cannot be shown: {type(failure).__name__})"
-
-
 def _missing(owner: Any, name: str, spec: str) -> str:
     public = [
         other
@@ -241,7 +234,3 @@ def _missing(owner: Any, name: str, spec: str) -> str:
     near = get_close_matches(name, public, n=3)
     advice = f" Did you mean {', '.join(near)}?" if near else ""
     return f"Got {spec!r}, and it has no {name!r}.{advice}"
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"

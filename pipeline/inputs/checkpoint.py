@@ -23,6 +23,7 @@ from mfac_compress.pipeline.inputs.archive import (
 )
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.quiet import quiet_torch
+from mfac_compress.pipeline.quoting import first_line
 
 WAYS_OUT = (
     "Save the weights alone, with torch.save(model.state_dict(), 'model.pt') or "
@@ -54,7 +55,7 @@ def read_checkpoint(path: Path, content: bytes, *, trust_pickle: bool) -> Any:
             # Beside its own exceptions, KeyError and others for kinds of numbers it has no name of.
             raise InputError(
                 f"{path} must be a safetensors file. It cannot be read "
-                f"({type(error).__name__}: {str(error)[:200]}). "
+                f"({first_line(f'{type(error).__name__}: {error}')}). "
                 "It may be cut off: copy or save it again."
             ) from error
     if is_archive(content):
@@ -130,8 +131,7 @@ def _unsafe_globals(content: bytes) -> set[str]:
 
 
 def _corrupt(path: Path, reason: str) -> str:
-    reason = (reason.splitlines() or [""])[0][:300].rstrip(".: ")
     return (
-        f"{path} must be a checkpoint that torch.load reads. It cannot be read ({reason}). "
-        "It may be cut off or of another format: copy or save it again."
+        f"{path} must be a checkpoint that torch.load reads. It cannot be read "
+        f"({first_line(reason)}). It may be cut off or of another format: copy or save it again."
     )

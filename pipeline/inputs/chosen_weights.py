@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.quoting import listed, shortened, with_article
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts keep the weights in a checkpoint."""
@@ -68,7 +69,8 @@ def _entry(loaded: Any, wanted: str, path: Path) -> tuple[Any, tuple[str, ...]]:
     keys: tuple[str, ...] = ()
     rest = wanted
     while rest:
-        names = [name for name in loaded if isinstance(name, str)] if _is_mapping(loaded) else []
+        here = loaded if isinstance(loaded, Mapping) else ()
+        names = [name for name in here if isinstance(name, str)]
         # A key may hold dots itself: the longest that fits.
         fitting = [name for name in names if rest == name or rest.startswith(name + ".")]
         if not fitting:
@@ -81,15 +83,15 @@ def _entry(loaded: Any, wanted: str, path: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _what_there_is(loaded: Any) -> str:
-    if not _is_mapping(loaded):
-        return f"There is {_article(type(loaded).__name__)}, without keys."
-    found = ", ".join(dict(_candidates(loaded))) or _some(loaded)
+    if not isinstance(loaded, Mapping):
+        return f"There is {with_article(type(loaded).__name__)}, without keys."
+    found = ", ".join(dict(_candidates(loaded))) or _keys(loaded)
     return f"There is {found}."
 
 
 def _descend(loaded: Any, keys: tuple[str, ...], path: Path) -> Chosen:
     seen: set[int] = set()
-    while _is_mapping(loaded) and not is_state_dict(loaded):
+    while isinstance(loaded, Mapping) and not is_state_dict(loaded):
         inner = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping | nn.Module)]
         if len(inner) != 1 or id(loaded) in seen:
             raise InputError(_not_one(loaded, keys, path))
@@ -97,7 +99,7 @@ def _descend(loaded: Any, keys: tuple[str, ...], path: Path) -> Chosen:
         loaded, keys = loaded[inner[0]], (*keys, inner[0])
     if not isinstance(loaded, Mapping | nn.Module):
         raise InputError(
-            f"{path} must hold a state_dict. Got {_article(type(loaded).__name__)}"
+            f"{path} must hold a state_dict. Got {with_article(type(loaded).__name__)}"
             f"{' under ' + '.'.join(keys) if keys else ''}. Save model.state_dict()."
         )
     return Chosen(loaded, ".".join(keys) or None)
@@ -110,7 +112,7 @@ def _not_one(loaded: Mapping[Any, Any], keys: tuple[str, ...], path: Path) -> st
         advice = f"Set {_KEY} to the one that is meant: {', '.join(candidates[:_LISTED])}."
     return (
         f"{path} must hold one state_dict, at the top or under one of {', '.join(WRAPPERS)}. "
-        f"Got a dict with {_some(loaded)}. {advice}"
+        f"Got a dict with {_keys(loaded)}. {advice}"
     )
 
 
@@ -120,7 +122,7 @@ def _check_only_one(loaded: Any, chosen: Chosen, path: Path) -> None:
     Raises:
         InputError: If there is a second set of the same tensors, or of averages.
     """
-    if chosen.key is None or not _is_mapping(loaded):
+    if chosen.key is None or not isinstance(loaded, Mapping):
         return
     own = _sizes(chosen.weights)
     others = [
@@ -199,13 +201,9 @@ def _candidates(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Weights]]:
                 continue
             if isinstance(entry, nn.Module) or is_state_dict(entry):
                 yield ".".join((*keys, key)), entry
-            elif _is_mapping(entry) and len(keys) < _MOST_DEPTH:
+            elif isinstance(entry, Mapping) and len(keys) < _MOST_DEPTH:
                 seen.add(id(entry))
                 waiting.append(((*keys, key), entry))
-
-
-def _is_mapping(loaded: Any) -> bool:
-    return isinstance(loaded, Mapping)
 
 
 def is_state_dict(loaded: Any) -> bool:
@@ -221,9 +219,5 @@ def is_state_dict(loaded: Any) -> bool:
     )
 
 
-def _some(loaded: Mapping[Any, Any]) -> str:
-    return ", ".join(str(key)[:80] for key in list(loaded)[:_LISTED]) or "nothing"
-
-
-def _article(noun: str) -> str:
-    return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
+def _keys(loaded: Mapping[Any, Any]) -> str:
+    return listed([shortened(str(key)) for key in loaded]) or "nothing"

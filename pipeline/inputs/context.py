@@ -16,8 +16,8 @@ from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.world import World
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunContext:
     targets: PruneTargets
     device: torch.device
     progress: Progress
-    world: World = field(default_factory=World)
+    ranks: Ranks = field(default_factory=Ranks)
     code: CodeSources = field(default_factory=CodeSources)
     """The user's code, as it was loaded before the first stage."""
     window_folder: Path | None = None

@@ -10,8 +10,9 @@ from typing import Any
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.arrays import ArraySource, DigitsSource
 from mfac_compress.pipeline.inputs.image_folder import FolderSource
-from mfac_compress.pipeline.inputs.own_dataset import DatasetSource
 from mfac_compress.pipeline.inputs.splits import Samples, Split
+from mfac_compress.pipeline.inputs.torch_dataset import DatasetSource
+from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,
@@ -62,7 +63,7 @@ class DataSplits:
     @property
     def unstable(self) -> list[str]:
         """Splits whose samples are not the same at every reading: overlaps cannot be seen."""
-        return [split.name for split in self if not getattr(split.samples, "stable", True)]
+        return [split.name for split in self if not split.samples.stable]
 
 
 def load_data(
@@ -135,10 +136,7 @@ def _check_same_form(splits: DataSplits, labelled: bool) -> None:
 def _form(split: Split, with_targets: bool) -> str:
     x, y = split.samples.fetch([0])
     parts = {"x": x, "y": y} if with_targets else {"x": x}
-    return ", ".join(
-        f"{name} {str(part.dtype).removeprefix('torch.')} {list(part.shape[1:])}"
-        for name, part in parts.items()
-    )
+    return ", ".join(f"{name} {type_and_shape(part[0])}" for name, part in parts.items())
 
 
 def _shared_samples(first: Split, second: Split, allowed: int) -> int:

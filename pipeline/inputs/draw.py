@@ -9,7 +9,7 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 
 
-def draws_on(context: RunContext) -> dict[str, Any]:
+def sampling_key(context: RunContext) -> dict[str, Any]:
     """What the draws depend on, for cache keys."""
     keys = {"num_gradients", "samples_per_gradient", "holdout", "labels"}
     return context.recipe.calibrate.model_dump(include=keys) | {"seed": context.seed}

@@ -30,6 +30,7 @@ from mfac_compress.pipeline.inputs.program_schema import (
     checked_program,
 )
 from mfac_compress.pipeline.inputs.quiet import quiet_torch
+from mfac_compress.pipeline.quoting import first_line, shortened
 
 _MODEL = "models/model.json"
 _TENSORS = {
@@ -132,7 +133,7 @@ def _check_records(archive: Archive) -> None:
     for name in archive.records:
         is_known = name in known or name.startswith(_IGNORED) or _TENSOR.fullmatch(name)
         if not is_known:
-            raise RefusedError(f"the record {name[:80]!r}")
+            raise RefusedError(f"the record {shortened(name)!r}")
 
 
 def _read_json(archive: Archive, name: str) -> bytes:
@@ -147,7 +148,7 @@ def _payloads(archive: Archive, folder: str, described: dict[str, Any]) -> dict[
     payloads = described["config"]
     for name, payload in payloads.items():
         if payload["use_pickle"] or payload["tensor_meta"] is None:
-            raise RefusedError(f"the pickled {name[:80]!r}")
+            raise RefusedError(f"the pickled {shortened(name)!r}")
     records = archive.read(*{folder + payload["path_name"] for payload in payloads.values()})
     expanded = sum(
         _expanded_bytes(name, payload["tensor_meta"], len(records[folder + payload["path_name"]]))
@@ -163,11 +164,11 @@ def _expanded_bytes(name: str, meta: dict[str, Any], stored: int) -> int:
     sizes, strides = list(_integers(meta["sizes"])), list(_integers(meta["strides"]))
     (offset,) = _integers([meta["storage_offset"]])
     if meta["layout"] != _STRIDED or len(sizes) != len(strides) or min([*sizes, *strides, 0]) < 0:
-        raise SchemaError(f"{name[:80]} must be a dense tensor")
+        raise SchemaError(f"{shortened(name)} must be a dense tensor")
     width = deserialize_scalar_type(meta["dtype"]).itemsize
     last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     if prod(sizes) and not 0 <= offset <= last < stored // width:
-        raise SchemaError(f"{name[:80]} must lie within its record of {stored:,} bytes")
+        raise SchemaError(f"{shortened(name)} must lie within its record of {stored:,} bytes")
     return max(prod(sizes) * width - stored, 0)
 
 
@@ -230,8 +231,7 @@ def _refused(path: Path, what: str) -> str:
 
 
 def _unreadable(path: Path, reason: str) -> str:
-    reason = (reason.splitlines() or [""])[0][:300].rstrip(".: ")
     return (
-        f"{path} must be a program saved by torch.export.save. It cannot be read ({reason}). "
-        "It may be cut off or of another PyTorch version: export it again."
+        f"{path} must be a program saved by torch.export.save. It cannot be read "
+        f"({first_line(reason)}). It may be cut off or of another PyTorch version: export it again."
     )

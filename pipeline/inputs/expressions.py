@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
+from mfac_compress.pipeline.quoting import shortened
+
 _MOST_CHARACTERS = 50_000
 _MOST_TERMS = 256
 _MOST_DEGREE = 64
@@ -68,7 +70,7 @@ def checked_expression(text: str) -> str:
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ExpressionError(f"no expression: {_shown(text)}") from error
+        raise ExpressionError(f"no expression: {shortened(text)}") from error
     _check(tree.body, depth=0)
     return ast.unparse(tree)
 
@@ -79,18 +81,18 @@ def _check(node: ast.expr, depth: int) -> _Growth:
     if isinstance(node, ast.Name) and node.id in _CONSTANTS:
         return _Growth()
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-        raise ExpressionError(_shown(ast.unparse(node)))
+        raise ExpressionError(shortened(ast.unparse(node)))
     name = node.func.id
     leaf = _LEAVES.get(name)
     if leaf is not None:
         if not leaf(node):
-            raise ExpressionError(_shown(ast.unparse(node)))
+            raise ExpressionError(shortened(ast.unparse(node)))
         return _Growth()
     if name not in _FUNCTIONS | _POWERS | _SHIFTS or node.keywords or not node.args:
-        raise ExpressionError(_shown(ast.unparse(node)))
+        raise ExpressionError(shortened(ast.unparse(node)))
     grown = _grow(name, node, [_check(argument, depth + 1) for argument in node.args])
     if grown.terms > _MOST_TERMS or grown.degree > _MOST_DEGREE:
-        raise ExpressionError(f"too large when multiplied out: {_shown(ast.unparse(node))}")
+        raise ExpressionError(f"too large when multiplied out: {shortened(ast.unparse(node))}")
     return grown
 
 
@@ -103,7 +105,7 @@ def _grow(name: str, node: ast.Call, parts: list[_Growth]) -> _Growth:
         exponent = _exponent(node)
         return _Growth(parts[0].terms ** max(exponent, 1), parts[0].degree * max(exponent, 1))
     if name in _SHIFTS and not 0 <= _second_integer(node) <= _MOST_SHIFT:
-        raise ExpressionError(f"shift: {_shown(ast.unparse(node))}")
+        raise ExpressionError(f"shift: {shortened(ast.unparse(node))}")
     return _Growth(1, max(part.degree for part in parts))
 
 
@@ -112,14 +114,14 @@ def _exponent(node: ast.Call) -> int:
         return 1
     exponent = _second_integer(node)
     if not -1 <= exponent <= _MOST_EXPONENT:
-        raise ExpressionError(f"exponent: {_shown(ast.unparse(node))}")
+        raise ExpressionError(f"exponent: {shortened(ast.unparse(node))}")
     return exponent
 
 
 def _second_integer(node: ast.Call) -> int:
     second = node.args[1] if len(node.args) == 2 else None
     if not (isinstance(second, ast.Call) and ast.unparse(second.func) == "Integer"):
-        raise ExpressionError(f"no number: {_shown(ast.unparse(node))}")
+        raise ExpressionError(f"no number: {shortened(ast.unparse(node))}")
     return ast.literal_eval(second.args[0])
 
 
@@ -172,7 +174,3 @@ _LEAVES: dict[str, Callable[[ast.Call], bool]] = {
     "Rational": _is_integers(2),
     "Float": _is_float,
 }
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

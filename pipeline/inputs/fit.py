@@ -11,11 +11,10 @@ from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.quoting import dtype_name, listed
 
-_LISTED = 10
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_EXTRA_STATE = "_extra_state"
 _COUNTER_OF_AVERAGES = "n_averaged"
 """What ``torch.optim.swa_utils.AveragedModel`` keeps beside the model."""
 
@@ -72,7 +71,7 @@ def _renamed(
         if not taken:
             raise InputError(
                 f"model.prefix must be what names in {path} begin with. Got {prefix!r}; they are "
-                f"{some(list(weights))}."
+                f"{listed(list(weights))}."
             )
         return taken, prefix
     names = [name for name in weights if name != _COUNTER_OF_AVERAGES]
@@ -108,7 +107,7 @@ def _check_kinds(weights: Mapping[str, Any], path: Path) -> None:
     other = [f"{name} ({kind})" for name, kind in kinds.items() if kind]
     if other:
         raise InputError(
-            f"{path} must hold plain dense tensors. Got {some(other)}. "
+            f"{path} must hold plain dense tensors. Got {listed(other)}. "
             "Convert them, with to_dense() or dequantize(), and save the file again."
         )
 
@@ -120,7 +119,7 @@ def _kind(tensor: Tensor) -> str | None:
     if tensor.is_quantized:
         return "quantised"
     if tensor.layout != torch.strided:
-        return str(tensor.layout).removeprefix("torch.")
+        return dtype_name(tensor.layout)
     if tensor.is_meta:
         return "without values"
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
@@ -146,10 +145,10 @@ def _converted(
         if {value.dtype, wanted} <= _FLOATS or _keeps_values(value, wanted):
             converted[name] = value.to(wanted)
         else:
-            misfits.append(f"{name} (file {_dtype(value.dtype)}, model {_dtype(wanted)})")
+            misfits.append(f"{name} (file {dtype_name(value.dtype)}, model {dtype_name(wanted)})")
     if misfits:
         raise InputError(
-            f"{subject} {len(misfits)} of another kind of numbers: {some(misfits)}. Save them "
+            f"{subject} {len(misfits)} of another kind of numbers: {listed(misfits)}. Save them "
             "as the model has them: a cast would lose what they say."
         )
     return converted
@@ -188,24 +187,23 @@ def _load(
     missing = [name for name in result.missing_keys if name not in misfits]
     # safetensors keeps one of the names under which a model has the same tensor.
     missing = [name for name in missing if not ties.get(name, set()) & fitting.keys()]
-    problems = {
+    by_kind = {
         "missing in the file": missing,
         "unknown to the model": list(result.unexpected_keys),
         "of another shape": list(misfits.values()),
         "tied in the model, but not the same in the file": list(_torn(fitting, ties)),
     }
-    listed = [f"{len(found)} {what}: {some(found)}" for what, found in problems.items() if found]
-    if listed:
+    found = [f"{len(names)} {what}: {listed(names)}" for what, names in by_kind.items() if names]
+    if found:
         raise InputError(
             f"{subject} "
-            + "; ".join(listed)
-            + _advice(weights, expected, missing, result.unexpected_keys, taken_off)
+            + "; ".join(found)
+            + _advice(weights, missing, result.unexpected_keys, taken_off)
         )
 
 
 def _advice(
     weights: Mapping[str, Any],
-    expected: Mapping[str, Any],
     missing: list[str],
     unknown: Sequence[str],
     taken_off: str,
@@ -239,13 +237,3 @@ def _torn(weights: Mapping[str, Any], ties: Mapping[str, set[str]]) -> list[str]
         for other in others & weights.keys()
         if name in weights and not torch.equal(weights[name], weights[other])
     ]
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names, with a count of the others."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.quoting import type_and_shape
 
 
 @torch.no_grad()
@@ -30,11 +31,10 @@ def run_model(context: RunContext, module: nn.Module, x: Tensor) -> Tensor:
         with user_code():
             return module(x.to(context.device))
     except Exception as error:
-        given = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         raise InputError(
             "The model must take one tensor, a batch of the data of any size. For an input of "
-            f"{given} it raised {describe(error)}. {_dtype_advice(context, x)}Check data.layout "
-            "and the shapes in the files, or wrap the model in model.factory."
+            f"{type_and_shape(x)} it raised {describe(error)}. {_dtype_advice(context, x)}Check "
+            "data.layout and the shapes in the files, or wrap the model in model.factory."
         ) from error
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import psutil
 
+SHARE_OF_FREE = 0.8
+"""What one thing may take of it; the rest is for all else."""
+
 _ROOT = Path("/")
 # Of version 2 and of version 1: the most that may be used, what is used, and how much of that is a
 # cache of files, which the kernel gives back.

@@ -12,8 +12,8 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.draw import step_generator
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.stages.calibrate import calibration_batches, calibration_loss
-from mfac_compress.pipeline.world import World
 
 _GRADIENTS = 64
 """How many gradients are taken for a tensor that takes no part in the first ones."""
@@ -61,7 +61,7 @@ def _batches(context: RunContext, calibrates: bool) -> Iterator[Batch]:
     """The first batches that calibration takes, or the like; the same in all processes."""
     module = context.model.module
     if calibrates:
-        alone = replace(context, world=World())
+        alone = replace(context, ranks=Ranks())
         each = context.recipe.calibrate.samples_per_gradient
         draw = (torch.arange(_GRADIENTS * each) % len(context.data.calibration)).view(-1, each)
         return calibration_batches(alone, module, draw, 0)

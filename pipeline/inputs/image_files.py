@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_regular, shown
+from mfac_compress.pipeline.files import check_regular
+from mfac_compress.pipeline.quoting import shown
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg"),

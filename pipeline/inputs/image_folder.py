@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_exists, resolved, shown
+from mfac_compress.pipeline.files import check_exists, resolved
 from mfac_compress.pipeline.inputs.image_files import FORMATS, check_pixels, open_image
 from mfac_compress.pipeline.inputs.splits import channelwise, check_unchanged
+from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.recipe.schema import Folder, ImageFolderData
 
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -39,6 +40,8 @@ class FolderSamples:
         recipe: Size, mean and std.
         key: The split's key in the recipe.
     """
+
+    stable = True  # or check_unchanged refuses them
 
     def __init__(self, folder: Path, recipe: ImageFolderData, key: str) -> None:
         self._folder, self._recipe = folder, recipe

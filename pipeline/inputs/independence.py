@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.forward import run_model
+from mfac_compress.pipeline.quoting import listed
 
 _MUST = "The model's outputs for a sample must not depend on the other samples of the batch."
 _SAMPLES = 8
@@ -91,8 +92,7 @@ def _cause(module: nn.Module) -> str | None:
     ]
     if not norms:
         return None
-    more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
     return (
-        f"{norms[0]}{more} is a batch norm without running statistics, which takes those of the "
-        "batch. Train it with track_running_stats=True, or use GroupNorm."
+        f"{listed(norms, most=1)} is a batch norm without running statistics, which takes those of "
+        "the batch. Train it with track_running_stats=True, or use GroupNorm."
     )

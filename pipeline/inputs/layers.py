@@ -11,9 +11,8 @@ from mfac_compress.mfac.saliency import Budget
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.patterns import SlowPatternError, match_all
 from mfac_compress.pipeline.inputs.prunable import why_not_prunable
+from mfac_compress.pipeline.quoting import listed
 from mfac_compress.pipeline.recipe.schema import Recipe
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,4 @@ def _nothing(
 
 def _listed(names: Iterable[str], reasons: Mapping[str, str]) -> str:
     """The first of some tensors, each with its reason."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return "; ".join(f"{name} ({reasons[name]})" for name in names[:_SHOWN]) + more
+    return listed([f"{name} ({reasons[name]})" for name in names], most=3, separator="; ")

@@ -17,12 +17,12 @@ from mfac_compress.pipeline.inputs.layers import match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
+from mfac_compress.pipeline.inputs.sharding import shards_of, uses_block_fisher
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.stages.calibrate import kept_as_blocks, shards_of
-from mfac_compress.pipeline.world import World
 
 
 def load_inputs(
@@ -31,7 +31,7 @@ def load_inputs(
     *,
     trust_pickle: bool = False,
     progress: Progress | None = None,
-    world: World | None = None,
+    ranks: Ranks | None = None,
 ) -> RunContext:
     """Load model, data and task, match the layers, and try whether they fit.
 
@@ -42,9 +42,9 @@ def load_inputs(
     Raises:
         InputError: If any of them is wrong.
     """
-    world = world or World()
+    ranks = ranks or Ranks()
     forget_opened()
-    device = _device(recipe, world)
+    device = _device(recipe, ranks)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     torch.manual_seed(recipe.run.seed)
@@ -61,13 +61,13 @@ def load_inputs(
     )
     model.module.to(device)
     context = RunContext(
-        recipe, model, data, task, targets, device, progress or Progress(), world, folded=folded
+        recipe, model, data, task, targets, device, progress or Progress(), ranks, folded=folded
     )
     _check_batchnorm(context)
     unused = smoke_test(context)
     if unused:
         context = replace(context, targets=targets.without(unused))
-    _check_input_name(context)
+    _check_graph_names(context)
     context = check_export(context)
     return replace(context, code=present_sources(_modules_of(context)))
 
@@ -109,7 +109,7 @@ def _check_shares(context: RunContext) -> None:
     Raises:
         InputError: If not.
     """
-    m, processes = context.recipe.calibrate.num_gradients, context.world.size
+    m, processes = context.recipe.calibrate.num_gradients, context.ranks.size
     if m < processes:
         raise InputError(
             f"{context.recipe.where('calibrate.num_gradients')}: must be at least 1 for each of "
@@ -125,7 +125,7 @@ def _check_selection(context: RunContext) -> None:
         InputError: If not.
     """
     recipe = context.recipe
-    if recipe.prune.selection == "sequential" and not kept_as_blocks(context):
+    if recipe.prune.selection == "sequential" and not uses_block_fisher(context):
         raise InputError(
             f"{recipe.where('prune.selection')}: sequential needs fisher.block_size below "
             f"calibrate.num_gradients. Got {recipe.fisher.block_size} and "
@@ -155,11 +155,11 @@ def _check_batchnorm(context: RunContext) -> None:
         )
 
 
-def _check_input_name(context: RunContext) -> None:
-    """Check that the graph's input does not take the name of one of its initializers.
+def _check_graph_names(context: RunContext) -> None:
+    """Check that the graph's input and output do not take the names of its initializers.
 
     Raises:
-        InputError: If it does.
+        InputError: If one does.
     """
     recipe = context.recipe
     for key, name in (
@@ -173,7 +173,7 @@ def _check_input_name(context: RunContext) -> None:
             )
 
 
-def _device(recipe: Recipe, world: World) -> torch.device:
+def _device(recipe: Recipe, ranks: Ranks) -> torch.device:
     """The device that the recipe asks for; of several GPUs, this process' own.
 
     Raises:
@@ -187,13 +187,13 @@ def _device(recipe: Recipe, world: World) -> torch.device:
         )
     if not has_gpu or recipe.run.device == "cpu":
         return torch.device("cpu")
-    if world.size == 1:
+    if ranks.size == 1:
         return torch.device("cuda")
-    if torch.cuda.device_count() < world.local_size:
+    if torch.cuda.device_count() < ranks.local_size:
         raise InputError(
             f"{recipe.where('run.device')}: each process of a machine needs a GPU of its own. Got "
-            f"{torch.cuda.device_count()} for {world.local_size} processes. Start fewer, or use "
+            f"{torch.cuda.device_count()} for {ranks.local_size} processes. Start fewer, or use "
             "cpu."
         )
-    torch.cuda.set_device(world.local_rank)
-    return torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(ranks.local_rank)
+    return torch.device("cuda", ranks.local_rank)

@@ -6,10 +6,8 @@ import torch
 
 from mfac_compress.mfac.plan import InversePlan, plan_inverse
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.free_memory import free_memory
-from mfac_compress.pipeline.stages.calibrate import partition_of, shards_of
-
-_SHARE_OF_FREE = 0.8
+from mfac_compress.pipeline.inputs.free_memory import SHARE_OF_FREE, free_memory
+from mfac_compress.pipeline.inputs.sharding import partition_of, shards_of
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,10 @@ def memory_plan(context: RunContext) -> MemoryPlan:
     else:
         free, of = free_memory()
         what = f"80% of {of}"
-        if context.world.local_size > 1:
-            free //= context.world.local_size
-            what += f", for each of {context.world.local_size} processes"
-    return MemoryPlan(inverse, int(_SHARE_OF_FREE * free), what)
+        if context.ranks.local_size > 1:
+            free //= context.ranks.local_size
+            what += f", for each of {context.ranks.local_size} processes"
+    return MemoryPlan(inverse, int(SHARE_OF_FREE * free), what)
 
 
 def readable_bytes(count: int) -> str:

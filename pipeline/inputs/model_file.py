@@ -1,8 +1,6 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
 from mfac_compress.pipeline.inputs.callables import (
     describe,
     resolve_callable,
@@ -24,8 +23,9 @@ from mfac_compress.pipeline.inputs.exported_program import (
     is_exported_program,
     read_exported_program,
 )
-from mfac_compress.pipeline.inputs.fit import fit, some
+from mfac_compress.pipeline.inputs.fit import fit
 from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.quoting import listed, printable
 from mfac_compress.pipeline.recipe.schema import ModelSection
 from mfac_compress.pipeline.weights import not_finite
 
@@ -73,7 +73,9 @@ def load_model(
     try:
         return _load(Path(path), section, folder, trust_pickle)
     except InputError as error:
-        raise InputError(_printable(str(error))) from error
+        # Names in a file may hold what a terminal obeys.
+        text = str(error).replace("\n", " ").replace("\t", " ")
+        raise InputError(printable(text)) from error
 
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> LoadedModel:
@@ -102,12 +104,6 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
     return LoadedModel(module, _fingerprint(content, section, module), key, prefix, converted)
 
 
-def _printable(text: str) -> str:
-    """Text on one line: names in a file may hold what a terminal obeys."""
-    text = text.replace("\n", " ").replace("\t", " ")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def set_training(module: nn.Module, training: bool) -> None:
     """Switch a module to training or evaluation mode, where it can be switched.
 
@@ -125,12 +121,7 @@ def set_training(module: nn.Module, training: bool) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISDIR(kind):
-            raise InputError(f"The model must be a file. Got the folder {path}.")
-        # A pipe or a device may never end.
-        if not stat.S_ISREG(kind):
-            raise InputError(f"The model must be a regular file. Got {path}, which is none.")
+        check_regular(path, "The model")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"The model must be a file that exists. Got {path}.") from error
@@ -195,17 +186,15 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
     if empty:
         raise InputError(
             f"The model of {path} must have parameters of known shapes. These are lazy, and the "
-            f"file does not have them: {some(empty)}."
+            f"file does not have them: {listed(empty)}."
         )
     other = {name: p for name, p in parameters.items() if p.dtype != torch.float32}
     if other:
-        listed = some([f"{name} ({parameter.dtype})" for name, parameter in other.items()])
+        found = listed([f"{name} ({parameter.dtype})" for name, parameter in other.items()])
         advice = "Call .float() on the model."
         if not all(parameter.is_floating_point() for parameter in other.values()):
             advice = "What is not trained is no parameter: register it as a buffer."
-        raise InputError(
-            f"The model of {path} must have float32 parameters. Got {listed}. {advice}"
-        )
+        raise InputError(f"The model of {path} must have float32 parameters. Got {found}. {advice}")
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(
             f"The model of {path} must have parameters that can be trained. All "
@@ -215,7 +204,7 @@ def _check_tensors(module: nn.Module, path: Path) -> None:
     broken = not_finite(module)
     if broken:
         raise InputError(
-            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {some(broken)}. "
+            f"{path} must hold finite weights. NaN or Inf in {len(broken)}: {listed(broken)}. "
             "Take an earlier checkpoint."
         )
 
@@ -226,7 +215,7 @@ def _check_plain(module: nn.Module, path: Path) -> None:
     if special:
         raise InputError(
             f"The model of {path} must have plain dense tensors with values. These are sparse, "
-            f"nested, quantised or on the meta device: {some(special)}. Let model.factory make "
+            f"nested, quantised or on the meta device: {listed(special)}. Let model.factory make "
             "them dense."
         )
 

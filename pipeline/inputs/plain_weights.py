@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.callables import describe, user_code
 
 
 class _Computed(NamedTuple):
@@ -75,12 +76,13 @@ def _computed(part: nn.Module) -> list[_Computed]:
 def _fold(part: nn.Module, weight: _Computed, name: str) -> None:
     was_trained = any(source.requires_grad for source in _sources(part, weight.name))
     try:
-        weight.fold()
-        value = getattr(part, weight.name)
+        with user_code():  # a parametrization may be of the user's own
+            weight.fold()
+            value = getattr(part, weight.name)
     except Exception as error:
         raise InputError(
             f"The model's {name} is computed by {weight.by}, and must be one that PyTorch can "
-            f"replace by its value. It raised {type(error).__name__}: {error}. Do so in "
+            f"replace by its value. It raised {describe(error)}. Do so in "
             "model.factory, after the weights are loaded, or build the layer without it."
         ) from error
     if not bool(value.isfinite().all()):

@@ -50,6 +50,17 @@ class Extremes:
         return [position for _, position in self._found.values()]
 
 
+def sample_digests(x: np.ndarray) -> list[bytes]:
+    """Hash each sample; equal where the numbers are.
+
+    Args:
+        x: Of one type throughout a split. Shape ``[n, ...]``.
+    """
+    if x.dtype.kind == "f":
+        x = x + x.dtype.type(0)  # -0.0 becomes 0.0
+    return [hashlib.sha256(sample).digest() for sample in np.ascontiguousarray(x)]
+
+
 def check_unchanged(
     found: Sequence[bytes],
     expected: Sequence[bytes],
@@ -84,6 +95,8 @@ class Samples(Protocol):
     """Hash of all inputs, targets, and what is done to them."""
     extremes: Sequence[int]
     """Positions of the samples with the smallest and largest class and whole-number input."""
+    stable: bool
+    """Whether they were the same at a second reading; otherwise overlaps cannot be seen."""
 
     def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Raw samples, `x` before :meth:`normalise`."""

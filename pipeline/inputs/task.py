@@ -19,6 +19,15 @@ from mfac_compress.pipeline.inputs.callables import (
     user_code,
 )
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
+from mfac_compress.pipeline.inputs.task_checks import (
+    check_accuracy,
+    check_arguments,
+    check_cross_entropy,
+    check_finite,
+    check_mse,
+    check_outputs,
+)
+from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.recipe.schema import TaskSection
 
 LOSSES = ("cross_entropy", "mse")
@@ -68,8 +77,8 @@ class Task:
             return self.unchecked_loss(outputs, targets)
         before, given = outputs.detach().clone(), targets.clone()
         value = self._own_loss_of(outputs, given)
-        _check_unchanged("task.loss", self.loss_name, outputs=(before, outputs))
-        _check_unchanged("task.loss", self.loss_name, targets=(targets, given))
+        check_arguments("task.loss", self.loss_name, outputs=(before, outputs))
+        check_arguments("task.loss", self.loss_name, targets=(targets, given))
         return value
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
@@ -78,11 +87,11 @@ class Task:
         Raises:
             InputError: If they do not.
         """
-        _check_outputs(outputs)
+        check_outputs(outputs)
         if self.loss_name == "cross_entropy":
-            _check_cross_entropy(outputs, targets)
+            check_cross_entropy(outputs, targets)
         elif self.loss_name == "mse":
-            _check_mse(outputs, targets)
+            check_mse(outputs, targets)
 
     def unchecked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """:meth:`loss` without checks, which read values and so cannot be vectorised."""
@@ -97,7 +106,7 @@ class Task:
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise InputError(
                 f"task.loss must return the batch's mean loss, a tensor of shape []. "
-                f"{self.loss_name!r} returned {_what(value)}. Take its mean()."
+                f"{self.loss_name!r} returned {type_and_shape(value)}. Take its mean()."
             )
         return value
 
@@ -122,13 +131,13 @@ class Task:
                 no numbers within ``task.range``.
         """
         outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
-        _check_outputs(outputs)
-        _check_finite(outputs)
+        check_outputs(outputs)
+        check_finite(outputs)
         if self.metric_name == "accuracy":
             return _accuracy(outputs, targets)
         copies = outputs.clone(), targets.clone()
         values = self.evaluate_rows(*copies)
-        _check_unchanged(
+        check_arguments(
             "task.metric",
             self.metric_name,
             outputs=(outputs, copies[0]),
@@ -197,7 +206,7 @@ def _call(
     error_class: type[InputError] = InputError,
 ) -> Any:
     assert function is not None
-    given = f"outputs {_what(outputs)} and targets {_what(targets)}"
+    given = f"outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}"
     try:
         with user_code():
             return function(outputs, targets)
@@ -209,102 +218,6 @@ def _call(
         ) from error
 
 
-def _check_unchanged(key: str, name: str, **arguments: tuple[Tensor, Tensor]) -> None:
-    for argument, (before, after) in arguments.items():
-        if not _is_same(before, after):
-            raise InputError(
-                f"{key} must not change its arguments. {name!r} wrote into {argument}. Work on a "
-                f"copy: {argument} = {argument}.clone()."
-            )
-
-
-def _is_same(before: Tensor, after: Tensor) -> bool:
-    """Whether two tensors hold the same bytes; NaN, which some targets hold, is equal to itself."""
-    if before.shape != after.shape or before.dtype != after.dtype:
-        return False
-    first, second = (t.detach().contiguous().flatten().view(torch.uint8) for t in (before, after))
-    return torch.equal(first, second)
-
-
-def _check_outputs(outputs: Any) -> None:
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
-        raise InputError(
-            "The model must return one tensor of shape [n, ...]. "
-            f"Got {_what(outputs)}. Wrap the model in model.factory so that it does."
-        )
-
-
-def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
-    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
-    if outputs.ndim < 2:
-        raise InputError(f"task.loss cross_entropy needs outputs [n, classes, ...]. {shapes}")
-    if targets.is_floating_point():
-        if targets.shape != outputs.shape:
-            raise InputError(
-                "task.loss cross_entropy needs float targets (probabilities) of the outputs' own "
-                f"shape, or class numbers as integers. {shapes}{_whole(targets)}"
-            )
-        return
-    if targets.shape != (outputs.shape[0], *outputs.shape[2:]):
-        raise InputError(
-            f"task.loss cross_entropy needs integer targets [n, ...] for outputs [n, classes, ...]."
-            f" {shapes}"
-        )
-    _check_classes(targets, outputs.shape[1], "task.loss cross_entropy")
-
-
-def _whole(targets: Tensor) -> str:
-    if not bool((targets == targets.round()).all()):
-        return ""
-    return " They are whole numbers: save them as integers, with y.astype('int64')."
-
-
-def _check_classes(targets: Tensor, classes: int, what: str) -> None:
-    # On a GPU an out-of-range class would end the process with a device assertion.
-    wrong = (targets < 0) | (targets >= classes)
-    if bool(wrong.any()):
-        raise InputError(
-            f"{what} needs classes 0..{classes - 1}, the model has {classes} outputs. "
-            f"Got class {int(targets[wrong][0])}. Renumber the targets or mend the model."
-        )
-
-
-def _check_mse(outputs: Tensor, targets: Tensor) -> None:
-    if outputs.shape != targets.shape:
-        raise InputError(
-            "task.loss mse needs outputs and targets of one shape. "
-            f"Got outputs {_what(outputs)} and targets {_what(targets)}. Reshape the targets."
-        )
-
-
-def _check_finite(outputs: Tensor) -> None:
-    finite = torch.isfinite(outputs).flatten(1).all(1) if outputs.ndim > 1 else outputs.isfinite()
-    if not bool(finite.all()):
-        bad = torch.nonzero(~finite).flatten().tolist()
-        raise InputError(
-            f"task.metric needs finite outputs of the model. {len(bad)} of {len(finite)} samples "
-            f"have NaN or Inf, the first at positions {bad[:5]}. Look at those samples, or at the "
-            "weights: a lower prune.sparsity or a larger fisher.damping changes them less."
-        )
-
-
 def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
-    shapes = f"Got outputs {_what(outputs)} and targets {_what(targets)}."
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise InputError(
-            f"task.metric accuracy needs outputs [n, classes] of two classes or more. {shapes} "
-            "Give task.metric your own module:callable."
-        )
-    if targets.shape != outputs.shape[:1] or targets.is_floating_point():
-        raise InputError(
-            f"task.metric accuracy needs integer targets [n], one class number each. {shapes}"
-        )
-    _check_classes(targets, outputs.shape[1], "task.metric accuracy")
+    check_accuracy(outputs, targets)
     return (outputs.argmax(1) == targets).double().cpu().numpy()
-
-
-def _what(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {list(shape)}"

@@ -10,14 +10,13 @@ from mfac_compress.pipeline.recipe.section import (
     Arguments,
     CallableName,
     Count,
-    Fault,
     Index,
     Number,
     Positive,
     Section,
     Text,
 )
-from mfac_compress.pipeline.recipe.source import RecipeSource
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
 DIGITS = 1797
 """Samples of the bundled digits."""
@@ -26,13 +25,15 @@ RowRange = tuple[Index, Index]
 """Half-open range `[start, stop]`."""
 
 
-def _backwards(rows: RowRange) -> Iterator[Fault]:
+def _backwards(rows: RowRange) -> Iterator[RecipeIssue]:
     start, stop = rows
     if start >= stop:
-        yield Fault(("rows",), f"must be [start, stop] with start below stop. Got {list(rows)}.")
+        yield RecipeIssue(
+            ("rows",), f"must be [start, stop] with start below stop. Got {list(rows)}."
+        )
 
 
-def _row_overlaps(ranges: dict[str, RowRange | None], allowed: int) -> Iterator[Fault]:
+def _row_overlaps(ranges: dict[str, RowRange | None], allowed: int) -> Iterator[RecipeIssue]:
     """Find pairs of splits of one file that share more than ``allowed`` samples."""
     everything = (0, float("inf"))
     for (first, one), (second, other) in itertools.combinations(ranges.items(), 2):
@@ -40,7 +41,7 @@ def _row_overlaps(ranges: dict[str, RowRange | None], allowed: int) -> Iterator[
         start, stop = max(a[0], b[0]), min(a[1], b[1])
         if stop - start > allowed:
             shared = f"rows {start} to {stop}" if stop < float("inf") else f"rows from {start} on"
-            yield Fault(
+            yield RecipeIssue(
                 ("splits", second, "rows"),
                 f"must not share samples with data.splits.{first}. Got {_rows(other)} against "
                 f"{_rows(one)}: {shared} are in both. Move one of the two ranges.",
@@ -51,9 +52,9 @@ def _rows(rows: RowRange | None) -> str:
     return "all rows" if rows is None else str(list(rows))
 
 
-def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[Fault]:
+def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[RecipeIssue]:
     if len(mean) > 1 and len(std) > 1 and len(mean) != len(std):
-        yield Fault(
+        yield RecipeIssue(
             ("std",),
             f"must hold one number or as many as data.mean, which has {len(mean)}. Got {len(std)}.",
         )
@@ -74,7 +75,7 @@ class Rows(Section):
     rows: RowRange
     """Half-open range `[start, stop]` of samples."""
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from _backwards(self.rows)
 
 
@@ -86,7 +87,7 @@ class FileRows(Section):
     rows: RowRange | None = None
     """Half-open range `[start, stop]` of samples. Default: all."""
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         if self.rows is not None:
             yield from _backwards(self.rows)
 
@@ -120,11 +121,11 @@ class DigitsData(DataSection):
     source: Literal["digits"]
     splits: DigitsSplits = DigitsSplits()
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         ranges = {name: split.rows for name, split in self.splits}
         for name, (_, stop) in ranges.items():
             if stop > DIGITS:
-                yield Fault(
+                yield RecipeIssue(
                     ("splits", name, "rows"),
                     f"must end at {DIGITS}, the number of digits, or before. Got {stop}.",
                 )
@@ -171,11 +172,13 @@ class ArraysData(DataSection):
         numbers = self.divide_by != 1 or self.mean or self.std
         return bool(numbers or self.layout != "as_is" or self.augment != Augment())
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         if self.x == self.y:
-            yield Fault(("y",), f"must name another array than data.x. Got {self.y!r} for both.")
+            yield RecipeIssue(
+                ("y",), f"must name another array than data.x. Got {self.y!r} for both."
+            )
         if self.dtype == "int64" and self.prepares:
-            yield Fault(
+            yield RecipeIssue(
                 ("dtype",),
                 "must be float32 or auto where layout, divide_by, mean, std or augment are set: "
                 "int64 inputs are left as they are. Got int64. Take one of the two away.",
@@ -216,19 +219,21 @@ class ImageFolderData(DataSection):
     augment: Augment = Augment()
     splits: FolderSplits
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         if self.resize and self.crop and self.crop > self.resize:
-            yield Fault(("crop",), f"must be at most data.resize = {self.resize}. Got {self.crop}.")
+            yield RecipeIssue(
+                ("crop",), f"must be at most data.resize = {self.resize}. Got {self.crop}."
+            )
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, 1, 3):
-                yield Fault(
+                yield RecipeIssue(
                     (key,),
                     f"must hold one number or three: images are read as RGB. Got {len(values)}.",
                 )
         folders = [(n, source.resolve(split.path)) for n, split in self.splits if split]
         for (first, one), (second, other) in itertools.combinations(folders, 2):
             if one == other:
-                yield Fault(
+                yield RecipeIssue(
                     ("splits", second, "path"),
                     f"must be another folder than that of data.splits.{first}. Got {one} for both.",
                 )

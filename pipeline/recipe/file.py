@@ -1,14 +1,13 @@
 """Reading a recipe's file, writing a resolved one, and the JSON Schema for editors.
 
 A file is read in this order: YAML, ``--set``, variables, the schema of
-:mod:`mfac_compress.pipeline.recipe.schema`. All that is wrong is told at once.
+:mod:`mfac_compress.pipeline.recipe.schema`. All that is wrong is reported at once.
 """
 
 import copy
 import dataclasses
 import difflib
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import check_regular
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.keys import file_schema
+from mfac_compress.pipeline.recipe.messages import issues_of, report, show
 from mfac_compress.pipeline.recipe.overrides import apply_override, parse_override
-from mfac_compress.pipeline.recipe.problems import problems_of, report, show
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource, shortened
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
 from mfac_compress.pipeline.recipe.variables import Variables
 from mfac_compress.pipeline.recipe.yaml_lines import (
     Document,
@@ -47,25 +48,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         The recipe; ``recipe.source`` and ``recipe.where(key)`` know its folder and lines.
     Raises:
         InputError: If the file cannot be read or anything in it is wrong. The message has one line
-            for each thing to mend, in the order of the file.
+            for each thing to fix, in the order of the file.
     """
     path = Path(path)
     document = _read(path)
     source = RecipeSource(folder=path.parent.resolve(), path=path, lines=document.lines)
-    written, source, problems = _override(document.value, source, overrides)
-    problems = [*document.problems, *problems]
+    written, source, issues = _override(document.value, source, overrides)
+    issues = [*document.issues, *issues]
     declared = document.value.get("vars")
     declared = set(declared) if isinstance(declared, dict) else set()
-    values, unfilled = _fill(written, declared, problems)
-    source = _find_folder(values.pop("folder", None), source, problems)
+    values, unfilled = _fill(written, declared, issues)
+    source = _find_folder(values.pop("folder", None), source, issues)
     try:
         recipe = Recipe.model_validate(values, context=source)
     except ValidationError as error:
-        # What a variable left open is told already, and as the user wrote it.
-        found = problems_of(error, values)
-        problems += [problem for problem in found if problem.key not in unfilled]
-    if problems:
-        raise InputError(report(problems, source))
+        # What a variable left open is reported already, and as the user wrote it.
+        found = issues_of(error, values)
+        issues += [issue for issue in found if issue.key not in unfilled]
+    if issues:
+        raise InputError(report(issues, source))
     return recipe
 
 
@@ -109,15 +110,11 @@ def recipe_schema() -> dict[str, Any]:
 def _read(path: Path) -> Document:
     """Read the file as far as one mapping of YAML."""
     try:
-        _check_regular(path)
+        check_regular(path, "The recipe")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise InputError(_no_such_file(path)) from error
-    except IsADirectoryError as error:
-        raise InputError(
-            f"The recipe must be a YAML file. Got the folder {path}. Name the file in it."
-        ) from error
     except OSError as error:
         raise InputError(f"The recipe must be readable. Got {path}: {error.strerror}.") from error
     except ValueError as error:
@@ -137,7 +134,7 @@ def _read(path: Path) -> Document:
     except YamlError as error:
         place = f"{path}:{error.line}" if error.line else str(path)
         raise InputError(f"The recipe must be YAML: {error}. ({place})") from error
-    if document.value is None and not document.problems:
+    if document.value is None and not document.issues:
         raise InputError(f"The recipe must say at least data and prune. {path} is empty.")
     if not isinstance(document.value, dict):
         raise InputError(
@@ -145,16 +142,6 @@ def _read(path: Path) -> Document:
             f"{path} holds {type(document.value).__name__} {show(document.value)}. {hint}"
         )
     return document
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse a pipe, which could be waited for without end, and a device, which may never end."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(
-            f"The recipe must be a YAML file. Got {path}, which is a pipe, a device or the like. "
-            "Write the recipe to a file first."
-        )
 
 
 def _no_such_file(path: Path) -> str:
@@ -168,31 +155,31 @@ def _no_such_file(path: Path) -> str:
 
 def _override(
     recipe: dict[str, Any], source: RecipeSource, overrides: Sequence[str]
-) -> tuple[dict[str, Any], RecipeSource, list[Problem]]:
+) -> tuple[dict[str, Any], RecipeSource, list[RecipeIssue]]:
     """Put in what ``--set`` gives; its keys lose their lines in the file."""
-    lines, overridden, problems = dict(source.lines), set[KeyPath](), []
+    lines, overridden, issues = dict(source.lines), set[KeyPath](), []
     for text in overrides:
         try:
             key, value = parse_override(text)
             recipe, key = apply_override(recipe, key, value)
         except ValueError as error:
-            problems.append(Problem(("--set",), str(error), place=f"--set {shortened(text)}"))
+            issues.append(RecipeIssue(("--set",), str(error), place=f"--set {shortened(text)}"))
             continue
         lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
         overridden = {known for known in overridden if known[: len(key)] != key} | {key}
     source = dataclasses.replace(source, lines=lines, overridden=frozenset(overridden))
-    return recipe, source, problems
+    return recipe, source, issues
 
 
 def _fill(
-    recipe: dict[str, Any], declared: set[str], problems: list[Problem]
+    recipe: dict[str, Any], declared: set[str], issues: list[RecipeIssue]
 ) -> tuple[dict[str, Any], set[KeyPath]]:
     """Take ``vars`` out and fill the rest with them.
 
     Args:
         recipe: Plain values.
         declared: Variables of the file; ``--set`` may give others, if the file uses them.
-        problems: Gets what is wrong.
+        issues: Gets what is wrong.
     Returns:
         The values without ``vars``, and the keys that could not be filled.
     """
@@ -200,16 +187,16 @@ def _fill(
     definitions = values.pop("vars", None) or {}
     if not isinstance(definitions, dict):
         text = f"must be a mapping of names to values. Got {show(definitions)}."
-        problems.append(Problem(("vars",), text))
+        issues.append(RecipeIssue(("vars",), text))
         definitions = {}
     variables = Variables(definitions)
     values = variables.fill(values, ())
     for name in definitions.keys() - declared - variables.used:
         known = ", ".join(sorted(declared | variables.used)) or "none"
         text = f"must be a variable that the recipe uses. It uses: {known}."
-        problems.append(Problem(("vars", name), text))
+        issues.append(RecipeIssue(("vars", name), text))
     variables.check_all()
-    problems += variables.problems
+    issues += variables.issues
     try:
         check_size(values)
     except YamlError as error:
@@ -217,7 +204,7 @@ def _fill(
     return values, variables.unfilled
 
 
-def _find_folder(folder: Any, source: RecipeSource, problems: list[Problem]) -> RecipeSource:
+def _find_folder(folder: Any, source: RecipeSource, issues: list[RecipeIssue]) -> RecipeSource:
     if folder is None:
         return source
     try:
@@ -226,7 +213,7 @@ def _find_folder(folder: Any, source: RecipeSource, problems: list[Problem]) -> 
         found = None
     if found is None or not os.path.isdir(found):  # unlike Path's, False for a name too long
         text = f"must be a folder that exists: relative paths start there. Got {show(folder)}."
-        problems.append(Problem(("folder",), text))
+        issues.append(RecipeIssue(("folder",), text))
         return source
     return dataclasses.replace(source, folder=found)
 

@@ -215,7 +215,7 @@ def nearest(name: str | int, known: Iterable[str | int], cutoff: float = 0.7) ->
     return near[0] if near else None
 
 
-def not_a_key(key: KeyPath, recipe: Any) -> str:
+def unknown_key_message(key: KeyPath, recipe: Any) -> str:
     """Say that a key is not known, and which one may be meant.
 
     Args:

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from mfac_compress.pipeline.recipe.source import KeyPath, shortened
+from mfac_compress.pipeline.quoting import shortened
+from mfac_compress.pipeline.recipe.source import KeyPath
 from mfac_compress.pipeline.recipe.yaml_lines import MAX_DEPTH, YamlError, parse_yaml
 
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
@@ -40,8 +41,8 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
         raise ValueError(
             f"must have a YAML value after '='. Got {shortened(written)!r}: {error}."
         ) from error
-    if document.problems:
-        raise ValueError(f"must have a plain value: it {document.problems[0].text}")
+    if document.issues:
+        raise ValueError(f"must have a plain value: it {document.issues[0].text}")
     return key, document.value
 
 

@@ -2,7 +2,6 @@
 of values."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from mfac_compress.pipeline.recipe.source import KeyPath, RecipeSource, key_name
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource, key_name
 
 
 def _not_a_switch(value: Any) -> Any:
@@ -35,7 +34,7 @@ Share = Annotated[float, Field(ge=0, lt=1), NoSwitch]
 Positive = Annotated[float, Field(gt=0), NoSwitch]
 NonNegative = Annotated[float, Field(ge=0), NoSwitch]
 Count = Annotated[int, Field(ge=1), NoSwitch]
-# Where a thread library can not make as many as it is asked for it ends the process, and the exit
+# Where a thread library cannot make as many as it is asked for it ends the process, and the exit
 # codes with it.
 MOST_THREADS = 1024
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS), NoSwitch]
@@ -58,31 +57,20 @@ Arguments = dict[str, JsonValue]
 """What YAML and JSON can say, so that a run can be written down and repeated."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A rule across keys that a section breaks.
-
-    Attributes:
-        key: The key to mend, relative to the section.
-        text: What must hold, what came, what to do; a sentence whose subject is the key.
-    """
-
-    key: KeyPath
-    text: str
-
-
-class Faults(ValueError):
+class SectionError(ValueError):
     """The rules that a section breaks, all of them."""
 
-    def __init__(self, faults: tuple[Fault, ...]) -> None:
-        super().__init__(" ".join(f"{key_name(fault.key)} {fault.text}" for fault in faults))
-        self.faults = faults
+    def __init__(self, issues: tuple[RecipeIssue, ...]) -> None:
+        super().__init__(" ".join(f"{key_name(issue.key)} {issue.text}" for issue in issues))
+        self.issues = issues
 
 
 def _without_nul(text: str) -> str:
     # The one character that no path may hold: the system's own error for it names no key.
     if "\0" in text:
-        raise Faults((Fault((), f"must be text without NUL characters. Got {text[:40]!r}."),))
+        raise SectionError(
+            (RecipeIssue((), f"must be text without NUL characters. Got {text[:40]!r}."),)
+        )
     return text
 
 
@@ -106,13 +94,13 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    def faults(self, source: RecipeSource) -> Iterator[Fault]:
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         """Find the rules across keys that this section breaks.
 
         Args:
             source: Origin of the recipe; says where relative paths start.
         Returns:
-            The faults, none for a sound section.
+            The issues, none for a sound section.
         """
         del source
         return iter(())
@@ -120,21 +108,21 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _is_sound(self, info: ValidationInfo) -> "Section":
         source = info.context if isinstance(info.context, RecipeSource) else RecipeSource()
-        found = tuple(self.faults(source))
+        found = tuple(self.issues(source))
         if found:
-            raise Faults(found)
+            raise SectionError(found)
         return self
 
 
-def duplicates(key: str, values: tuple[Any, ...]) -> Iterator[Fault]:
+def duplicates(key: str, values: tuple[Any, ...]) -> Iterator[RecipeIssue]:
     """Find values that a list names twice.
 
     Args:
         key: The list's key in its section.
         values: The list.
     Returns:
-        One fault for each repetition.
+        One issue for each repetition.
     """
     for position, value in enumerate(values):
         if value in values[:position]:
-            yield Fault((key, position), f"must not repeat {value!r}. Leave it out.")
+            yield RecipeIssue((key, position), f"must not repeat {value!r}. Leave it out.")

@@ -1,10 +1,12 @@
 """Where a recipe came from: its file, the line of each key, the folder its paths start at; and
 what is wrong there."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mfac_compress.pipeline.files import resolved
+from mfac_compress.pipeline.quoting import shortened
 
 KeyPath = tuple[str | int, ...]
 """The way to a value of a recipe: ``("prune", "include", 0)``."""
@@ -32,11 +34,6 @@ def key_name(key: KeyPath) -> str:
     return name
 
 
-def shortened(text: str) -> str:
-    """Cut text that a message quotes to at most 80 characters."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 @dataclass(frozen=True)
 class RecipeSource:
     """Origin of a recipe. Two are equal where relative paths start at the same folder.
@@ -55,8 +52,7 @@ class RecipeSource:
 
     def resolve(self, path: str) -> Path:
         """Give the absolute path of a path written in the recipe (``~`` is the home folder)."""
-        # Path.resolve() raises where symbolic links run in a circle.
-        return Path(os.path.realpath(self.folder / os.path.expanduser(path)))
+        return resolved(path, self.folder)
 
     def line(self, key: KeyPath) -> int | None:
         """Give the line of a key, or of the nearest section around it that the file writes.
@@ -95,11 +91,12 @@ class RecipeSource:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing to mend.
+class RecipeIssue:
+    """One thing that is wrong with a recipe.
 
     Attributes:
-        key: The key to mend; empty for the recipe as a whole.
+        key: The key to fix: relative to the section where a section finds it, else from the top;
+            empty for the whole.
         text: What must hold, what came, what to do; a sentence whose subject is the key.
         line: Where, if it is not where the key is.
         place: Where, in words, if it is not in the file.

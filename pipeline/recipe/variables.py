@@ -5,14 +5,14 @@ import difflib
 import re
 from typing import Any
 
-from mfac_compress.pipeline.recipe.source import KeyPath, Problem
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue
 from mfac_compress.pipeline.recipe.yaml_lines import MAX_DEPTH, MAX_TEXT
 
 _REFERENCE = re.compile(r"\$(?P<escaped>\$)?\{((?P<name>[^${}]*)\})?")
 
 
 class _Broken(Exception):
-    """A reference that cannot be filled; without text where that is told elsewhere."""
+    """A reference that cannot be filled; without text where that is reported elsewhere."""
 
 
 class Variables:
@@ -22,13 +22,13 @@ class Variables:
         definitions: The recipe's ``vars``, as written; they may refer to one another.
 
     Attributes:
-        problems: What could not be filled, collected over all calls.
-        unfilled: Keys whose value still holds a reference that has a problem.
+        issues: What could not be filled, collected over all calls.
+        unfilled: Keys whose value still holds a reference that has an error.
         used: Names that were asked for.
     """
 
     def __init__(self, definitions: dict[str, Any]) -> None:
-        self.problems: list[Problem] = []
+        self.issues: list[RecipeIssue] = []
         self.unfilled: set[KeyPath] = set()
         self.used: set[str] = set()
         self._definitions = definitions
@@ -57,11 +57,11 @@ class Variables:
         except _Broken as broken:
             self.unfilled.add(key)
             if str(broken):
-                self.problems.append(Problem(key, str(broken)))
+                self.issues.append(RecipeIssue(key, str(broken)))
             return value
 
     def check_all(self) -> None:
-        """Fill the variables that nothing has asked for yet, for their problems."""
+        """Fill the variables that nothing has asked for yet, for their issues."""
         for name in self._definitions:
             with contextlib.suppress(_Broken):
                 self._value(name)

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from mfac_compress.pipeline.recipe.source import KeyPath, Problem
+from mfac_compress.pipeline.quoting import shortened
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue
 
 MAX_VALUES = 20_000
 """Most values of a document, aliases written out."""
@@ -89,12 +90,12 @@ class Document:
     Attributes:
         value: Plain values, a tree: no object stands in it twice.
         lines: Line of every key and list item, counted from 1.
-        problems: Repeated keys, keys that are not text, tags.
+        issues: Repeated keys, keys that are not text, tags.
     """
 
     value: Any = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    issues: list[RecipeIssue] = field(default_factory=list)
 
 
 def parse_yaml(text: str) -> Document:
@@ -103,7 +104,7 @@ def parse_yaml(text: str) -> Document:
     Args:
         text: One YAML document; anchors, aliases and merge keys work.
     Returns:
-        Values, lines and problems. An empty text is None.
+        Values, lines and issues. An empty text is None.
     Raises:
         YamlError: If the text is not one YAML document, or is too large or deep written out.
     """
@@ -186,7 +187,7 @@ def _hold_size(root: yaml.Node) -> None:
 
 
 class _Reader:
-    """Build the plain values of a node tree, noting lines and problems in the document."""
+    """Build the plain values of a node tree, noting lines and issues in the document."""
 
     def __init__(self, document: Document) -> None:
         self._loader = _Loader("")
@@ -221,7 +222,7 @@ class _Reader:
         if refusal is None and isinstance(value, int) and not -(2**63) <= value < 2**63:
             refusal = "must be a whole number of at most 64 bits."
         if refusal:
-            got = written if len(written) <= 40 else f"{written[:37]}..."
+            got = shortened(written, 40)
             self._note(path, node, f"{refusal} Got {got!r}.")
             return None
         return value
@@ -262,7 +263,7 @@ class _Reader:
         line = node.start_mark.line + 1
         if line not in self._noted:
             self._noted.add(line)
-            self._document.problems.append(Problem(path, text, line))
+            self._document.issues.append(RecipeIssue(path, text, line))
 
 
 def _refusal(kind: str, written: str) -> str | None:
@@ -279,6 +280,6 @@ def _refusal(kind: str, written: str) -> str | None:
 
 def _key_text(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        value = node.value if len(node.value) <= 40 else f"{node.value[:37]}..."
+        value = shortened(node.value, 40)
         return f"{value}, which YAML does not read as text. Write '{value}' in quotes"
     return "a list or mapping as a key"

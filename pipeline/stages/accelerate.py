@@ -4,7 +4,6 @@ What this stage chooses is a candidate, and it is cached. Whether it is faster i
 latencies that the report prints, which every run measures anew: see :func:`decided`.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -26,13 +25,12 @@ from mfac_compress.export import (
     why_not_faster,
     write_model,
 )
+from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.file_names import ACCELERATED, LIBRARY, SPARSE
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.recipe.schema import LatencySection, Recipe
-from mfac_compress.pipeline.stages.export import SPARSE
 
-ACCELERATED = "model.sparse.onnx"
-LIBRARY = Path("kernels", "libmfac_sparse.so")
 CANDIDATE = "candidate"
 """State of a file that was chosen and is not compared yet."""
 _USED = "faster at every batch size and number of threads of validate.latency"
@@ -115,7 +113,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
     library = built_library()
     return {
         "sparse_kernels": context.recipe.export.sparse_kernels,
-        "library": library and hashlib.sha256(library.read_bytes()).hexdigest(),
+        "library": library and file_digest(library),
         "settings": [asdict(setting) for setting in settings_of(context.recipe)],
         "cpu": machine_load()["cpu"],
         "samples": context.data.validation.fingerprint,

@@ -22,14 +22,13 @@ from mfac_compress.mfac.gradients import (
     fastest_method,
 )
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
-from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.plan import uses_blocks
-from mfac_compress.mfac.process_group import SINGLE, Shard, shard_columns
+from mfac_compress.mfac.process_group import SINGLE
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.draw import draw_samples, draws_on, step_generator
+from mfac_compress.pipeline.inputs.draw import draw_samples, sampling_key, step_generator
 from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.inputs.sharding import own_gradients, shards_of, uses_block_fisher
 
 _METHOD = "method"
 # Each exchange between processes takes a millisecond or two, so short rows travel together.
@@ -45,12 +44,12 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "model": context.model.fingerprint,
         "samples": context.data.calibration.fingerprint,
         "loss": context.task.loss_name,
-        "draw": draws_on(context),
+        "draw": sampling_key(context),
         "how": [calibrate.labels, calibrate.gradients],
         "fisher": context.recipe.fisher.model_dump(exclude={"damping", "damping_unit"}),
         "tensors": [target.name for target in context.targets.matched],
         "device": str(context.device),
-        "processes": context.world.size,
+        "processes": context.ranks.size,
     }
 
 
@@ -62,7 +61,7 @@ def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
     fisher, facts = compute_fisher(context, context.model.module, step=0)
     metadata = {_METHOD: facts["method"]}
     for number, part in enumerate(fisher.parts()):
-        context.world.collect(
+        context.ranks.gather(
             part,
             lambda rank, own, number=number: save_file(own, folder / _file(rank, number), metadata),
         )
@@ -72,8 +71,8 @@ def calibrate(context: RunContext, folder: Path) -> dict[str, Any]:
 def load_fisher(context: RunContext, folder: Path) -> Fisher:
     """Read back what :func:`calibrate` saved, this process' columns."""
     fisher = _empty_fisher(context)
-    for number in range(context.world.first(lambda: len(list(folder.glob(_file(0, "*")))))):
-        part = context.world.hand_out(
+    for number in range(context.ranks.on_rank_zero(lambda: len(list(folder.glob(_file(0, "*")))))):
+        part = context.ranks.scatter(
             lambda rank, number=number: load_file(
                 folder / _file(rank, number), device=str(context.device)
             )
@@ -116,8 +115,8 @@ def compute_fisher(
     if method is None:
         method, batches = _choose_method(context, source, batches, draw)
     start = time.perf_counter()
-    rows = source.rows(_ticking(context, batches, step), method)
-    for own_columns in _dealt_out(context, rows, draw):
+    rows = source.rows(_with_progress(context, batches, step), method)
+    for own_columns in _exchange_rows(context, rows, draw):
         fisher.add(own_columns)
     seconds = time.perf_counter() - start
     assert fisher.num_gradients == context.recipe.calibrate.num_gradients
@@ -128,18 +127,18 @@ def compute_fisher(
     }
 
 
-def _dealt_out(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Iterator[Tensor]:
+def _exchange_rows(context: RunContext, rows: Iterator[Tensor], draw: Tensor) -> Iterator[Tensor]:
     """Everyone's rows, this process' columns, until nobody has any more."""
-    world = context.world
+    ranks = context.ranks
     columns = [shard.columns for shard in shards_of(context)]
     none = torch.empty(0, context.targets.weights, device=context.device)
     row_bytes = none.shape[1] * none.itemsize
-    at_once = max(1, _SENT_BYTES // row_bytes) if world.size > 1 else 1
+    at_once = max(1, _SENT_BYTES // row_bytes) if ranks.size > 1 else 1
     while True:
-        with world.together(), _samples_named(context, draw):
+        with ranks.raise_on_every_rank(), _naming_bad_samples(context, draw):
             parts = list(_taken(rows, at_once))
         own_rows = parts[0] if len(parts) == 1 else torch.cat([none, *parts])
-        own_columns = world.deal_out(own_rows, columns)
+        own_columns = ranks.all_to_all(own_rows, columns)
         if not len(own_columns):
             return
         yield own_columns
@@ -153,51 +152,22 @@ def _taken(parts: Iterator[Tensor], count: int) -> Iterator[Tensor]:
         yield part
 
 
-def shards_of(context: RunContext) -> list[Shard]:
-    """The Fisher's columns of each process.
-
-    Raises:
-        InputError: If there are not enough blocks for all.
-    """
-    try:
-        return shard_columns(
-            partition_of(context), context.world.size, within_blocks=not kept_as_blocks(context)
-        )
-    except ValueError as error:
-        raise InputError(f"fisher.block_size: {error}") from error
-
-
-def partition_of(context: RunContext) -> BlockPartition:
-    """The Fisher's blocks for this recipe and model."""
-    section, targets = context.recipe.fisher, context.targets
-    if section.block_size == "full":
-        return BlockPartition.contiguous(targets.weights, None)
-    if section.blocks == "row":
-        return BlockPartition.of_rows([t.shape for t in targets.matched], section.block_size)
-    return BlockPartition.of_tensors(targets.bounds, section.block_size)
-
-
-def kept_as_blocks(context: RunContext) -> bool:
-    """Whether the Fisher is kept as B x B blocks; else as a window of gradients."""
-    return uses_blocks(partition_of(context), context.recipe.calibrate.num_gradients)
-
-
 def _empty_fisher(context: RunContext) -> Fisher:
     """A Fisher of this process' columns.
 
     Raises:
         InputError: If there is no room on disk for gradients that the memory does not hold.
     """
-    m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.world.rank]
-    if kept_as_blocks(context):
+    m, shard = context.recipe.calibrate.num_gradients, shards_of(context)[context.ranks.rank]
+    if uses_block_fisher(context):
         return BlockFisher(shard.partition, context.device)
     dtype = getattr(torch, context.recipe.fisher.window_dtype)
-    holders = context.world if shard.coupled else SINGLE
+    group = context.ranks if shard.coupled else SINGLE
     folder = context.window_folder
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        return GradientWindow(m, shard.partition, dtype, context.device, folder, holders)
+        return GradientWindow(m, shard.partition, dtype, context.device, folder, group)
     except ValueError as error:
         raise InputError(f"run.memory_budget is exceeded, and {error}") from error
 
@@ -228,7 +198,7 @@ def calibration_batches(
         draw: Samples of each gradient of all processes. Shape ``[m, samples]``.
         step: Number of the pruning step.
     """
-    split, own = context.data.calibration, context.world.share(len(draw))
+    split, own = context.data.calibration, context.ranks.shard(len(draw))
     batches = (
         (x.to(context.device), y.to(context.device))
         for x, y in split.batches(draw.shape[1], indices=draw[own].flatten())
@@ -267,34 +237,28 @@ def _choose_method(
     section = context.recipe.calibrate
     if section.gradients != "auto":
         return section.gradients, batches
-    with context.world.together():
+    with context.ranks.raise_on_every_rank():
         first = list(itertools.islice(batches, batches_at_once(section.samples_per_gradient)))
 
     def measured() -> Method:
-        with _samples_named(context, draw):
+        with _naming_bad_samples(context, draw):
             return fastest_method(source, first)
 
-    return context.world.first(measured), itertools.chain(first, batches)
+    return context.ranks.on_rank_zero(measured), itertools.chain(first, batches)
 
 
-def _ticking(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+def _with_progress(context: RunContext, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
     label = "calibrate" if not step else f"calibrate, step {step + 1}"
     return context.progress.track(batches, label, own_gradients(context))
 
 
-def own_gradients(context: RunContext) -> int:
-    """How many of the m gradients of a step this process computes."""
-    m = context.recipe.calibrate.num_gradients
-    return len(range(m)[context.world.share(m)])
-
-
 @contextmanager
-def _samples_named(context: RunContext, draw: Tensor) -> Iterator[None]:
+def _naming_bad_samples(context: RunContext, draw: Tensor) -> Iterator[None]:
     """Name the samples of a gradient that is not finite."""
     try:
         yield
     except NonFiniteGradientError as error:
-        samples = draw[context.world.share(len(draw))][error.index].tolist()
+        samples = draw[context.ranks.shard(len(draw))][error.index].tolist()
         raise InputError(
             f"Gradients must be finite. Got NaN or infinity in {error.tensor} for the calibration "
             f"samples {samples} (loss {error.loss:g}). Look at these samples in "

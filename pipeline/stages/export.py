@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from mfac_compress.export import build_graph, write_graph
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.file_names import DENSE, SPARSE
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
-
-DENSE = "dense.onnx"
-SPARSE = "model.onnx"
 
 
 def depends_on(context: RunContext) -> dict[str, Any]:
@@ -23,7 +21,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "export": context.recipe.export.model_dump(exclude={"sparse_kernels"}),
         "batch_size": context.recipe.validate_.batch_size,
         "recipe": recipe_hash(context.recipe),
-        "versions": [tool_version(), library_versions()],
+        "tool": tool_version(),
     }
 
 
@@ -31,7 +29,7 @@ def export(context: RunContext, recovered: Path, folder: Path) -> dict[str, Any]
     """Write ``dense.onnx`` and ``model.onnx`` to ``folder``; returns facts.
 
     Raises:
-        InputError: If the model can not be exported as the recipe says.
+        InputError: If the model cannot be exported as the recipe says.
     """
     sparse = load_weights(context.fresh_module(), recovered)
     facts = {

@@ -25,7 +25,7 @@ def invert(context: RunContext, fisher: Fisher) -> InverseFisher:
     except ValueError as error:
         refusal = InputError(f"fisher.damping: {error}")
     # Processes that share a block refuse as one. With blocks of their own one may do so alone.
-    with context.world.together():
+    with context.ranks.raise_on_every_rank():
         if refusal is not None:
             raise refusal
     assert inverse is not None
@@ -35,4 +35,4 @@ def invert(context: RunContext, fisher: Fisher) -> InverseFisher:
 def _mean_diagonal(context: RunContext, fisher: Fisher) -> float:
     """Mean of the undamped Fisher's diagonal, over the columns of all processes."""
     trace = torch.tensor(fisher.mean_diagonal * fisher.partition.size, dtype=torch.float64)
-    return context.world.sum(trace).item() / context.targets.weights
+    return context.ranks.sum(trace).item() / context.targets.weights

@@ -17,13 +17,12 @@ from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency
 from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.sharding import own_gradients, shards_of
 from mfac_compress.pipeline.stages.calibrate import (
     Fisher,
     compute_fisher,
     load_fisher,
     load_method,
-    own_gradients,
-    shards_of,
 )
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import invert
@@ -60,7 +59,7 @@ def prune(context: RunContext, calibrated: Path | None, folder: Path) -> dict[st
         else:
             fisher = pruner.fisher(calibrated, step)
             steps.append(pruner.remove_least_salient(fisher, budgets, step))
-    context.world.first(lambda: pruner.save(folder))
+    context.ranks.on_rank_zero(lambda: pruner.save(folder))
     return {"steps": steps}
 
 
@@ -90,7 +89,7 @@ class Pruner:
     @cached_property
     def own(self) -> slice:
         """This process' columns."""
-        return shards_of(self.context)[self.context.world.rank].columns
+        return shards_of(self.context)[self.context.ranks.rank].columns
 
     @property
     def sparsity(self) -> float:
@@ -100,7 +99,7 @@ class Pruner:
         """The Fisher at the present weights; the first step's comes from the cache."""
         if step == 0:
             return load_fisher(self.context, calibrated)
-        method = self.context.world.first(lambda: load_method(calibrated))
+        method = self.context.ranks.on_rank_zero(lambda: load_method(calibrated))
         return compute_fisher(self.context, self.module, step, method)[0]
 
     def save(self, folder: Path) -> None:
@@ -118,18 +117,18 @@ class Pruner:
     ) -> dict[str, Any]:
         """One step by curvature; returns facts."""
         section = self.context.recipe.prune
-        world, own = self.context.world, self.own
+        ranks, own = self.context.ranks, self.own
         inverse = invert(self.context, fisher)
         # All select from the same saliencies, so their masks are the same.
-        with world.together():
+        with ranks.raise_on_every_rank():
             own_saliency = self._saliency(inverse)
-        self.mask = select_mask(world.join(own_saliency), budgets, self.mask)
+        self.mask = select_mask(ranks.join(own_saliency), budgets, self.mask)
         updated = remove_weights(self.weights[own], self.mask[own], inverse, section.update)
-        self._set(world.join(updated))
+        self._set(ranks.join(updated))
         facts: dict[str, Any] = {"sparsity": self.sparsity, "damping": inverse.damping}
         if section.first_order:
             facts |= self._follow_gradient(fisher, inverse)
-        self.context.progress.remark(f"step {step + 1}: sparsity {self.sparsity:.4f}")
+        self.context.progress.detail(f"step {step + 1}: sparsity {self.sparsity:.4f}")
         return facts
 
     def _saliency(self, inverse: InverseFisher) -> Tensor:
@@ -141,16 +140,16 @@ class Pruner:
         return sequential_saliency(self.weights[own], self.mask[own], inverse)
 
     def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:
-        world, own = self.context.world, self.own
+        ranks, own = self.context.ranks, self.own
         gradient = fisher.mean_gradient.to(self.weights)
-        direction = -world.join(inverse.solve_kept(gradient, self.mask[own]))
+        direction = -ranks.join(inverse.solve_kept(gradient, self.mask[own]))
         weights = self.weights
 
         def loss_at(step_size: float) -> float:
             self._set(weights + step_size * direction)
             return holdout_loss(self.context, self.module)
 
-        step_size, loss = world.first(lambda: line_search(loss_at))
+        step_size, loss = ranks.on_rank_zero(lambda: line_search(loss_at))
         self._set(weights + step_size * direction)
         return {"step_size": step_size, "holdout_loss": loss}
 

@@ -18,7 +18,7 @@ from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.draw import draws_on, gradient_pool
+from mfac_compress.pipeline.inputs.draw import gradient_pool, sampling_key
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
@@ -43,7 +43,7 @@ def depends_on(context: RunContext) -> dict[str, Any]:
         "recover": context.recipe.recover.model_dump(),
         "seed": context.recipe.run.seed,
         "samples": recovery and recovery.fingerprint,
-        "batchnorm_samples": [context.data.calibration.fingerprint, draws_on(context)],
+        "batchnorm_samples": [context.data.calibration.fingerprint, sampling_key(context)],
         "loss": context.task.loss_name,
         "device": str(context.device),
     }
@@ -51,12 +51,12 @@ def depends_on(context: RunContext) -> dict[str, Any]:
 
 def recover(context: RunContext, pruned: Path, folder: Path) -> dict[str, Any]:
     """Fine-tune the pruned model; saves weights and masks to ``folder``, returns facts."""
-    world, module = context.world, context.fresh_module()
-    state, masks = world.first(lambda: (load_state(pruned), load_masks(pruned)))
+    ranks, module = context.ranks, context.fresh_module()
+    state, masks = ranks.on_rank_zero(lambda: (load_state(pruned), load_masks(pruned)))
     restore(module, state)
     losses = list(train(context, module, masks)) if context.recipe.recover.epochs else []
-    batchnorm = world.first(lambda: settle_batchnorm(context, module))
-    world.first(lambda: (save_weights(module, folder), save_masks(masks, folder)))
+    batchnorm = ranks.on_rank_zero(lambda: recalibrate_batchnorm(context, module))
+    ranks.on_rank_zero(lambda: (save_weights(module, folder), save_masks(masks, folder)))
     return {"loss_by_epoch": losses, "batchnorm": batchnorm}
 
 
@@ -81,10 +81,10 @@ def train(context: RunContext, module: nn.Module, masks: dict[str, Tensor]) -> I
                 if len(x) == 1 < section.batch_size:
                     continue  # the odd one out has no variance for batch norm
                 optimizer.zero_grad(set_to_none=True)
-                total += backward(context, module, x, y, context.world) * len(x)
+                total += backward(context, module, x, y, context.ranks) * len(x)
                 optimizer.step()
                 scheduler.step()
-            with context.world.together():
+            with context.ranks.raise_on_every_rank():
                 hooks.check()
                 _check_finite(module, epoch)
                 loss = _finite(total / len(split), epoch)
@@ -144,7 +144,7 @@ def _lr_curve(section: RecoverSection, steps: int) -> Callable[[int], float]:
     return curves[section.schedule]
 
 
-def settle_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
+def recalibrate_batchnorm(context: RunContext, module: nn.Module) -> dict[str, Any]:
     """Re-estimate batch-norm statistics if the recipe says so, or if it helps.
 
     It hurts at low sparsity and is worth much at high: `auto` measures the loss on calibration

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.stages.training_mode import train_mode
-from mfac_compress.pipeline.world import World
 
 _TOLERANCE = 1e-3
 
 
-def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, world: World) -> float:
+def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, ranks: Ranks) -> float:
     """Set the gradients of a batch's loss, the same in all processes.
 
     Args:
@@ -26,24 +26,24 @@ def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, world
         module: In training mode; the same in all processes.
         x: The whole batch, in all processes. One smaller than their number is not shared.
         y: Its targets.
-        world: Who share it.
+        ranks: Who share it.
 
     Returns:
         The loss of the whole batch.
     """
     device, section = context.device, context.recipe.recover
-    shared = 1 < world.size <= len(x)
-    own = world.share(len(x)) if shared else slice(None)
-    with shared_batchnorm(module, world.sum) if shared else nullcontext():
+    shared = 1 < ranks.size <= len(x)
+    own = ranks.shard(len(x)) if shared else slice(None)
+    with shared_batchnorm(module, ranks.sum) if shared else nullcontext():
         outputs = module(x[own].to(device))
         if shared:
-            everyone = world.join(outputs.detach())
+            everyone = ranks.join(outputs.detach())
             everyone[own] = outputs
             outputs = everyone
         loss = context.task.loss(outputs, y.to(device), label_smoothing=section.label_smoothing)
         loss.backward()
     if shared:
-        _set_gradient(module, world.sum(_gradient(module)))
+        _set_gradient(module, ranks.sum(_gradient(module)))
     return loss.item()
 
 
@@ -53,17 +53,17 @@ def check_sharing(context: RunContext) -> None:
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
     """
-    world, split = context.world, context.data.recovery
-    if world.size == 1 or not context.recipe.recover.epochs or len(split) < world.size:
+    ranks, split = context.ranks, context.data.recovery
+    if ranks.size == 1 or not context.recipe.recover.epochs or len(split) < ranks.size:
         return
-    x, y = next(split.batches(2 * world.size))
+    x, y = next(split.batches(2 * ranks.size))
     gradients, drawn = [], _random_state(context)
-    for who in (World(), world):
+    for who in (Ranks(), ranks):
         module = context.fresh_module()
         train_mode(module)
         backward(context, module, x, y, who)
         gradients.append(_gradient(module))
-    with world.together():
+    with ranks.raise_on_every_rank():
         _compare(context, *gradients, draws=not torch.equal(drawn, _random_state(context)))
 
 

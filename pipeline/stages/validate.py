@@ -19,10 +19,10 @@ from mfac_compress.export import (
     parity_error,
     predict,
 )
+from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
 from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.recipe.schema import LatencySection
-from mfac_compress.pipeline.stages.accelerate import ACCELERATED, LIBRARY, feeds_of, settings_of
-from mfac_compress.pipeline.stages.export import DENSE, SPARSE
+from mfac_compress.pipeline.stages.accelerate import feeds_of, settings_of
 from mfac_compress.pipeline.stages.metric import compare_metric
 from mfac_compress.pipeline.weights import load_masks, load_weights
 

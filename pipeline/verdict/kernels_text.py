@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mfac_compress.pipeline.file_names import ACCELERATED
 from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.verdict.report import LayerSpeedResult, SparseKernelsResult
 
@@ -9,11 +10,11 @@ from mfac_compress.pipeline.verdict.report import LayerSpeedResult, SparseKernel
 def kernels_summary(kernels: SparseKernelsResult) -> str:
     """Whether there is such a file, what it needs, and how it compares."""
     if kernels.metric is None or kernels.size_bytes is None:
-        return f"There is no model.sparse.onnx: {kernels.reason}."
+        return f"There is no {ACCELERATED}: {kernels.reason}."
     parity = kernels.parity_error
     replaced = sum(layer.block is not None for layer in kernels.layers)
     return (
-        f"model.sparse.onnx computes {replaced} of {len(kernels.layers)} layers with sparse "
+        f"{ACCELERATED} computes {replaced} of {len(kernels.layers)} layers with sparse "
         f"operators and needs the library in kernels/ ({readable_bytes(kernels.library_bytes)}). "
         f"{kernels.metric.name} {kernels.metric.sparse:.4f} (drop {kernels.metric.drop:.4f}); "
         f"parity error {'not finite' if parity is None else f'{parity:.2g}'}; "

@@ -6,6 +6,7 @@ from textwrap import wrap
 from rich.console import Console
 from rich.text import Text
 
+from mfac_compress.pipeline.file_names import ACCELERATED, SPARSE
 from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict.kernels_text import LAYER_HEAD, kernels_summary, layer_rows
@@ -19,7 +20,6 @@ from mfac_compress.pipeline.verdict.report import (
 )
 
 Rows = list[Sequence[str]]
-PLAIN, ACCELERATED = "model.onnx", "model.sparse.onnx"
 _NAME_WIDTH = 30
 
 
@@ -88,7 +88,7 @@ def _headline(report: Report) -> str:
     """The verdict, and how much of the model was removed."""
     failed = sum(not gate.passed for gate in report.gates)
     of = f"{len(report.gates)} gate{'s' * (len(report.gates) != 1)}"
-    if report.artifact != PLAIN:
+    if report.artifact != SPARSE:
         of += f" of {report.artifact}"
     verdict = {
         "none": "NOT JUDGED: no gates set",
@@ -100,7 +100,7 @@ def _headline(report: Report) -> str:
 
 def _zeros(sparsity: SparsityResult) -> str:
     if sparsity.onnx is None or sparsity.model is None:
-        return f"not found in {PLAIN}"
+        return f"not found in {SPARSE}"
     return (
         f"{sparsity.onnx:.1%} of matched, {sparsity.model:.1%} of all {sparsity.parameters:,} "
         "parameters"
@@ -207,7 +207,7 @@ def _latency_text(report: Report) -> str:
         return f"Not measured.\n\n{theory}"
     rows = []
     for name, latency in (
-        (f"{PLAIN}, stock ONNX Runtime", report.latency),
+        (f"{SPARSE}, stock ONNX Runtime", report.latency),
         (f"{ACCELERATED}, with the sparse kernels", report.sparse_kernels.latency),
     ):
         for one in latency:

@@ -51,7 +51,7 @@ def whole_set_intervals(
         confidence: For example 0.95, two-sided.
     """
     with warnings.catch_warnings():
-        # A library's remark that a resample has one class only, 2,000 times.
+        # A library's warning that a resample has one class only, 2,000 times.
         warnings.simplefilter("ignore")
         values = np.array(
             [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mfac_compress.pipeline.file_names import DENSE
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.verdict.report import DataResult, MetricResult, SparsityResult
 
@@ -33,7 +34,7 @@ def _warnings(recipe: Recipe, metric: MetricResult, sparsity: SparsityResult) ->
             else "with the targets shuffled"
         )
         yield (
-            f"dense.onnx is not shown to be better than chance: {metric.name} is "
+            f"{DENSE} is not shown to be better than chance: {metric.name} is "
             f"{metric.dense:.4g}, and up to {metric.chance:.4g} {by}. A model that knows nothing "
             "has nothing to lose: check the labels and the preparation of the validation data."
         )

@@ -5,9 +5,9 @@ import pytest
 from mfac_compress.pipeline.errors import InputError, StageError, stage_named
 
 
-class _Speechless(Exception):
+class _TextFails(Exception):
     def __str__(self):
-        raise ValueError("no words")
+        raise ValueError("no text")
 
 
 def _raised(error, **options):
@@ -16,9 +16,9 @@ def _raised(error, **options):
     return str(caught.value)
 
 
-def test_an_exception_whose_text_fails_is_told_by_its_type():
-    assert _raised(_Speechless()) == (
-        "stage prune: _Speechless: (its text cannot be shown: ValueError)"
+def test_an_exception_whose_text_fails_is_named_by_its_type():
+    assert _raised(_TextFails()) == (
+        "stage prune: _TextFails: (its text cannot be shown: ValueError)"
     )
 
 

@@ -1,4 +1,4 @@
-"""One line a stage, bars while they run, nothing garbled where lines can not be written over."""
+"""One line a stage, bars while they run, nothing garbled where lines cannot be written over."""
 
 import io
 
@@ -16,7 +16,7 @@ def _shown(*, terminal, verbose=False, **console):
     with progress.stage("prune"):
         for step in (1, 2):
             list(progress.track(range(3), f"calibrate, step {step}", 3))
-            progress.remark(f"after step {step}")
+            progress.detail(f"after step {step}")
     with progress.stage("recover") as line:
         line.reused = True
     return output.getvalue()

@@ -1,4 +1,4 @@
-"""The run directory: files come whole or not at all, and a place that can not be used is named."""
+"""The run directory: files come whole or not at all, and a place that cannot be used is named."""
 
 import os
 

@@ -124,6 +124,13 @@ def test_a_fault_is_placed_in_the_users_lines_or_nowhere(tmp_path):
         assert describe(error.value).endswith(place)
 
 
+def test_an_error_of_several_arguments_is_described_whole(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        (tmp_path / "missing.txt").read_text()
+    assert "No such file or directory" in describe(error.value)
+    assert "missing.txt" in describe(error.value)
+
+
 def test_a_call_that_does_not_fit_names_no_line_of_ours(net, tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pt")
     section = ModelSection(factory="models/net.py:build_net", kwargs={"width": 3})

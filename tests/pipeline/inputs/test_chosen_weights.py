@@ -47,7 +47,7 @@ def test_two_sets_of_the_same_weights_are_asked_about(one, other, wrap):
     assert choose_weights(loaded, one, PATH).weights is raw
 
 
-def test_the_named_weights_are_taken_and_their_key_is_told():
+def test_the_named_weights_are_taken_and_their_key_is_given():
     raw, averaged = weights(0), weights(1)
     loaded = {"model": {"state_dict": raw, "state_dict_ema": averaged}}
     for key, expected in (("model.state_dict", raw), ("model.state_dict_ema", averaged)):
@@ -89,7 +89,7 @@ def test_weights_at_the_top_have_no_key():
     assert choose_weights(weights(), None, PATH).key is None
 
 
-def test_a_key_that_is_not_there_is_told_with_those_that_are():
+def test_a_key_that_is_not_there_is_named_with_those_that_are():
     loaded = {"model": weights(), "other": {"ema": weights(1)}}
     message = refusal(loaded, "emma")
     assert "'emma'" in message

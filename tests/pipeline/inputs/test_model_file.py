@@ -429,11 +429,11 @@ def rewrite(path, change):
             archive.writestr(name, data)
 
 
-def test_what_else_is_no_regular_file_is_refused(folder):
+def test_what_else_is_no_ordinary_file_is_refused(folder):
     os.mkfifo(folder / "pipe.pt")
     (folder / "loop.pt").symlink_to("loop.pt")
     for name in ("pipe.pt", "/dev/zero"):
-        assert "regular file" in refusal(folder / name, folder)
+        assert "ordinary file" in refusal(folder / name, folder)
     for name in ("loop.pt", "n" * 300 + ".pt", "a\0b.pt"):
         assert "can be read" in refusal(folder / name, folder)
 
@@ -471,7 +471,7 @@ def test_an_integer_parameter_is_to_be_a_buffer(folder, state):
     assert "register it as a buffer" in message
 
 
-def test_the_chosen_weights_and_what_was_done_to_them_are_told(folder, state):
+def test_the_chosen_weights_and_what_was_done_to_them_are_reported(folder, state):
     half = {f"net.{n}": v.half() if v.is_floating_point() else v for n, v in state.items()}
     path = saved({"model": state, "ema": {"module": half}}, folder)
     assert "model.weights" in refusal(path, folder)

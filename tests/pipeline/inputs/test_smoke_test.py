@@ -1,4 +1,4 @@
-"""What does not fit together is told before anything is computed or written."""
+"""What does not fit together is reported before anything is computed or written."""
 
 import pytest
 

@@ -229,7 +229,7 @@ def test_confidence_lies_between_a_half_and_nearly_1(confidence):
         recipe(validate={"gates": {"confidence": confidence}})
 
 
-def test_a_section_reports_all_of_its_faults():
+def test_a_section_reports_all_of_its_errors():
     with pytest.raises(ValidationError) as caught:
         recipe(prune={"sparsity": 0.5, "include": ["a", "a"], "exclude": ["re:["]})
     assert "include[1]" in str(caught.value)

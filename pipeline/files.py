@@ -1,13 +1,11 @@
-"""Files that a recipe names: where they are, that they are files, and how messages show them."""
+"""Files that a user names: where they are, and that they are files."""
 
 import os
 import stat
 from pathlib import Path
 
 from mfac_compress.pipeline.errors import InputError
-
-_SHOWN = 200
-"""Characters of a name that a message shows."""
+from mfac_compress.pipeline.quoting import shown
 
 
 def resolved(given: str, folder: Path) -> Path:
@@ -47,7 +45,7 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
 
     Args:
         path: Of the file, or of a link to it.
-        what: What it is for, for the message: a recipe key, ``"an image"``.
+        what: What it is for, for the message: a recipe key, ``"an image"``, ``"The model"``.
     Returns:
         Its size in bytes.
     Raises:
@@ -56,23 +54,12 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
+        is_folder = stat.S_ISDIR(found.st_mode)
+        advice = "Name a file in it." if is_folder else "Write its content to a file."
         raise InputError(
-            f"{what} must be an ordinary file. {shown(path)} is {_kind(found.st_mode)}. Write its "
-            "content to a file."
+            f"{what} must be an ordinary file. {shown(path)} is {_kind(found.st_mode)}. {advice}"
         )
     return found.st_size
-
-
-def shown(name: object) -> str:
-    """Write a name that others chose as a message can show it, on one line and not too long.
-
-    >>> shown("a\\x1b[31m\\udcff.npz")
-    'a\\\\x1b[31m\\\\udcff.npz'
-    """
-    text = str(name)
-    if len(text) > _SHOWN:
-        text = f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _kind(mode: int) -> str:

@@ -1,24 +1,17 @@
-"""Paths of a recipe: found wherever they lead, and shown on one line."""
+"""Files of a recipe: found wherever they lead, and refused where they are no files."""
 
 import os
 
 import pytest
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.files import check_regular, resolved, shown
+from mfac_compress.pipeline.files import check_regular, resolved
 
 
 def test_a_circle_of_links_is_a_path_at_which_there_is_nothing(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     assert not os.path.exists(resolved("a", tmp_path))
-
-
-@pytest.mark.parametrize("name", ["x\n\x1b[31m", "\udcff", "é" * 5000, ""])
-def test_any_name_is_shown_on_one_short_line(name):
-    assert shown(name).isprintable()
-    assert len(shown(name)) < 2000
-    shown(name).encode()
 
 
 def test_what_is_no_ordinary_file_is_refused_without_opening_it(tmp_path):

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from mfac_compress.pipeline.errors import CompressError
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
+from mfac_compress.pipeline.ranks import Ranks, open_ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.run_directory import RESULTS
 from mfac_compress.pipeline.stages.calibrate import calibrate
 from mfac_compress.pipeline.stages.prune import prune
 from mfac_compress.pipeline.stages.recover import recover
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
-from mfac_compress.pipeline.world import World, open_world
 
 RECIPES = {
     "sequential": {
@@ -93,15 +93,16 @@ def deadly(outputs, targets):
 """
 
 
-def _go_through(recipe: Path, world: World) -> Path:
+def _go_through(recipe: Path, ranks: Ranks) -> Path:
     """The stages that processes share; returns the folder of their artefacts."""
-    with world.together():
-        context = load_inputs(load_recipe(recipe), recipe.with_suffix(".safetensors"), world=world)
+    with ranks.raise_on_every_rank():
+        context = load_inputs(load_recipe(recipe), recipe.with_suffix(".safetensors"), ranks=ranks)
         check_inputs(context)
     check_sharing(context)
-    folder = recipe.parent / f"{recipe.stem}-{world.size}"
-    calibrated, pruned, recovered = (folder / name for name in ("fisher", "pruned", "recovered"))
-    world.first(lambda: [place.mkdir(parents=True) for place in (calibrated, pruned, recovered)])
+    folder = recipe.parent / f"{recipe.stem}-{ranks.size}"
+    places = [folder / name for name in ("fisher", "pruned", "recovered")]
+    calibrated, pruned, recovered = places
+    ranks.on_rank_zero(lambda: [place.mkdir(parents=True) for place in places])
     calibrate(context, calibrated)
     prune(context, calibrated, pruned)
     recover(context, pruned, recovered)
@@ -110,16 +111,16 @@ def _go_through(recipe: Path, world: World) -> Path:
 
 def _main(folder: Path) -> None:
     """What torchrun starts: all recipes, and what became of those that are to be refused."""
-    with open_world() as world:
+    with open_ranks() as ranks:
         for name in RECIPES:
-            _go_through(folder / f"{name}.yaml", world)
+            _go_through(folder / f"{name}.yaml", ranks)
         refusals = {}
         for name in REFUSED:
             try:
-                _go_through(folder / f"{name}.yaml", world)
+                _go_through(folder / f"{name}.yaml", ranks)
             except CompressError as error:
-                refusals[name] = [str(error), error.exit_code, getattr(error, "told", False)]
-        (folder / f"refusals-{world.rank}.json").write_text(json.dumps(refusals))
+                refusals[name] = [str(error), error.exit_code, getattr(error, "reported", False)]
+        (folder / f"refusals-{ranks.rank}.json").write_text(json.dumps(refusals))
 
 
 def _torchrun(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -174,7 +175,7 @@ def shared(module_project):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_two_processes_give_the_masks_and_weights_of_one(shared, name):
-    alone = _go_through(shared.folder / f"{name}.yaml", World())
+    alone = _go_through(shared.folder / f"{name}.yaml", Ranks())
     together = shared.folder / f"{name}-2"
 
     for stage in ("pruned", "recovered"):
@@ -197,7 +198,7 @@ def test_no_process_holds_all_columns(shared, name):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_is_everyones_and_told_once(shared, name):
+def test_a_refusal_is_everyones_and_reported_once(shared, name):
     first, second = (
         json.loads((shared.folder / f"refusals-{rank}.json").read_text())[name] for rank in (0, 1)
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: one problem a key, all of them in one message."""
+"""What is wrong with a recipe, in words: one issue a key, all of them in one message."""
 
 import difflib
 import functools
@@ -7,77 +7,78 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe import keys
-from mfac_compress.pipeline.recipe.section import Faults
-from mfac_compress.pipeline.recipe.source import KeyPath, Problem, RecipeSource, key_name
+from mfac_compress.pipeline.recipe.section import SectionError
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource, key_name
 
-_MOST_TOLD = 50  # problems that one message tells
-_MOST_READ = 500  # of pydantic's errors, several of which may be one problem
+_MOST_REPORTED = 50  # issues that one message lists
+_MOST_READ = 500  # of pydantic's errors, several of which may be one issue
 
 
-def report(problems: Iterable[Problem], source: RecipeSource) -> str:
-    """Write problems as one message, in the order of their lines.
+def report(issues: Iterable[RecipeIssue], source: RecipeSource) -> str:
+    """Write issues as one message, in the order of their lines.
 
     Args:
-        problems: At least one. Of several of one key, the first is told.
+        issues: At least one. Of several of one key, the first is reported.
         source: Says where each key is.
     Returns:
-        One line for one problem; else a head line and one line each. Problems without a line come
+        One line for one issue; else a head line and one line each. Issues without a line come
         after those with one, those of ``--set`` last.
     """
-    first_of_key: dict[Any, Problem] = {}
-    for problem in problems:
-        # Problems with a place of their own are not about a key of the file.
-        first_of_key.setdefault(problem.place or problem.key, problem)
-    told = sorted(first_of_key.values(), key=lambda problem: _order(problem, source))
-    sentences = [_sentence(problem, source) for problem in told[:_MOST_TOLD]]
+    first_of_key: dict[Any, RecipeIssue] = {}
+    for issue in issues:
+        # Issues with a place of their own are not about a key of the file.
+        first_of_key.setdefault(issue.place or issue.key, issue)
+    reported = sorted(first_of_key.values(), key=lambda issue: _order(issue, source))
+    sentences = [_sentence(issue, source) for issue in reported[:_MOST_REPORTED]]
     if len(sentences) == 1:
         return sentences[0]
-    count = str(len(told)) if len(told) <= _MOST_TOLD else f"more than {_MOST_TOLD}"
-    head = f"{source.path or 'The recipe'}: {count} things to fix:"
+    count = str(len(reported)) if len(reported) <= _MOST_REPORTED else f"more than {_MOST_REPORTED}"
+    head = f"{source.path or 'The recipe'}: {count} errors:"
     return "\n".join([head, *(f"- {sentence}" for sentence in sentences)])
 
 
-def _order(problem: Problem, source: RecipeSource) -> tuple[int, int]:
-    line = problem.line or source.line(problem.key)
-    from_outside = problem.place or source.place(problem.key).startswith("--set ")
-    if line is not None and not problem.place:
+def _order(issue: RecipeIssue, source: RecipeSource) -> tuple[int, int]:
+    line = issue.line or source.line(issue.key)
+    from_outside = issue.place or source.place(issue.key).startswith("--set ")
+    if line is not None and not issue.place:
         return (0, line)
     return (2 if from_outside else 1, 0)
 
 
-def _sentence(problem: Problem, source: RecipeSource) -> str:
-    place = problem.place or source.place(problem.key)
-    if problem.line and source.path:
-        place = f"{source.path}:{problem.line}"
-    name = key_name(problem.key) or "The recipe"
-    return f"{name} {problem.text} ({place})" if place else f"{name} {problem.text}"
+def _sentence(issue: RecipeIssue, source: RecipeSource) -> str:
+    place = issue.place or source.place(issue.key)
+    if issue.line and source.path:
+        place = f"{source.path}:{issue.line}"
+    name = key_name(issue.key) or "The recipe"
+    return f"{name} {issue.text} ({place})" if place else f"{name} {issue.text}"
 
 
-def problems_of(error: ValidationError, recipe: Any) -> list[Problem]:
+def issues_of(error: ValidationError, recipe: Any) -> list[RecipeIssue]:
     """Rephrase what pydantic found.
 
     Args:
         error: Of validating ``recipe``.
         recipe: The plain values that were validated.
     Returns:
-        Problems; where pydantic tells one for each way a value could be meant, several have the
+        Issues; where pydantic gives one for each way a value could be meant, several have the
         same key and the same text.
     """
     errors = error.errors(include_url=False)[:_MOST_READ]
     located = [(found, _key_path(found, recipe)) for found in errors]
     return [
-        problem
+        issue
         for found, key in located
         # A list whose items are wrong counts as too short as well: the items say it better.
         if not (found["type"] == "too_short" and any(_is_below(other, key) for _, other in located))
         if not (found["type"] == "missing" and _is_misspelt(key, located))
-        for problem in _rephrase(found, key, recipe)
+        for issue in _rephrase(found, key, recipe)
     ]
 
 
 def _is_misspelt(missing: KeyPath, located: list[tuple[Any, KeyPath]]) -> bool:
-    """Whether a key beside the missing one, not known, is meant as it: one fault, not two."""
+    """Whether a key beside the missing one, not known, is meant as it: one issue, not two."""
     return any(
         found["type"] == "extra_forbidden"
         and key[:-1] == missing[:-1]
@@ -101,25 +102,25 @@ def _key_path(found: Any, recipe: Any) -> KeyPath:
         value = keys.child(value, part)
         absent = value is keys.ABSENT
         missing = found["type"] == "missing" and position == len(parts) - 1
-        # In a list that is too short, the list is the key to mend.
+        # In a list that is too short, the list is the key to fix.
         if absent and (not missing or isinstance(part, int)):
             break
         key = (*key, part)
     return key
 
 
-def _rephrase(found: Any, key: KeyPath, recipe: Any) -> Iterator[Problem]:
+def _rephrase(found: Any, key: KeyPath, recipe: Any) -> Iterator[RecipeIssue]:
     kind = found["type"]
     cause = found.get("ctx", {}).get("error")
-    if isinstance(cause, Faults):
-        for fault in cause.faults:
-            yield Problem((*key, *fault.key), fault.text)
+    if isinstance(cause, SectionError):
+        for issue in cause.issues:
+            yield RecipeIssue((*key, *issue.key), issue.text)
     elif kind == "extra_forbidden":
-        yield Problem(key, keys.not_a_key(key, recipe))
+        yield RecipeIssue(key, keys.unknown_key_message(key, recipe))
     elif kind.startswith("union_tag"):
-        yield Problem((*key, "source"), _must_be((*key, "source"), recipe))
+        yield RecipeIssue((*key, "source"), _must_be((*key, "source"), recipe))
     else:
-        yield Problem(key, _must_be(key, recipe))
+        yield RecipeIssue(key, _must_be(key, recipe))
 
 
 def _must_be(key: KeyPath, recipe: Any) -> str:
@@ -165,4 +166,4 @@ def show(value: Any, *, quotes: bool = True) -> str:
         text = f"[{', '.join(items)}]"
     else:
         text = repr(value) if quotes else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(text, 60)

@@ -1,8 +1,8 @@
 """The processes of one run, and what goes between them.
 
-A single process is a world of one, in which everything that goes between processes is the
-identity. So stages are written once. All processes make the same calls in the same order; what
-only one may do (write, print, judge) the first one does, in :meth:`World.first`.
+For a single process every exchange is the identity, so stages are written once. All processes
+make the same calls in the same order; what only one may do (write, print, judge) rank 0 does, in
+:meth:`Ranks.on_rank_zero`.
 """
 
 import os
@@ -17,18 +17,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mfac_compress.pipeline.errors import CompressError, ElsewhereError, StageError
+from mfac_compress.pipeline.errors import CompressError, RankError, StageError
 
 T = TypeVar("T")
 State = dict[str, Tensor]
 
 # The others wait while the first one exports and measures. A process that dies ends the wait.
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 
 
 @dataclass
-class World:
-    """This process among those of the run.
+class Ranks:
+    """The processes of one run, as this one of them sees it.
 
     Args:
         rank: Of this process.
@@ -47,19 +47,19 @@ class World:
     agreed: bool = field(default=False, init=False)
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """This process' part of ``count`` rows. The parts of all, in order, are the whole."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_on_every_rank(self) -> Iterator[None]:
         """Let an error of any process be raised by all; for work in which they do not talk.
 
         Raises:
-            ElsewhereError: If another process has failed.
+            RankError: If another process has failed.
         """
         if self.size == 1:
             yield
@@ -76,19 +76,19 @@ class World:
         if not failures:
             return
         self.agreed = True
-        if self.is_first and error is not None:
+        if self.is_rank_zero and error is not None:
             raise error
-        raise ElsewhereError(*failures[0], told=not self.is_first) from error
+        raise RankError(*failures[0], reported=not self.is_rank_zero) from error
 
-    def first(self, work: Callable[[], T]) -> T:
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
         """Let the first process do something; all get its result, or its error.
 
         Args:
             work: Its result is pickled. No other method of this object may be called in it.
         """
         result: list[Any] = [None]
-        with self.together():
-            if self.is_first:
+        with self.raise_on_every_rank():
+            if self.is_rank_zero:
                 result = [work()]
         if self.size > 1:
             with _connected():
@@ -114,7 +114,7 @@ class World:
             dist.all_gather(received, sent)
         return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
-    def deal_out(self, rows: Tensor, columns: Sequence[slice]) -> Tensor:
+    def all_to_all(self, rows: Tensor, columns: Sequence[slice]) -> Tensor:
         """Send each process its columns of these rows.
 
         Args:
@@ -139,7 +139,7 @@ class World:
             )
         return received.view(-1, width)
 
-    def collect(self, own: State, take: Callable[[int, State], None]) -> None:
+    def gather(self, own: State, take: Callable[[int, State], None]) -> None:
         """Hand everyone's tensors to the first process, so that it never holds those of all.
 
         Args:
@@ -148,10 +148,10 @@ class World:
         """
         for rank in range(self.size):
             tensors = self._move(own, rank, 0)
-            self.first(lambda rank=rank, tensors=tensors: take(rank, tensors))
+            self.on_rank_zero(lambda rank=rank, tensors=tensors: take(rank, tensors))
 
-    def hand_out(self, give: Callable[[int], State]) -> State:
-        """The reverse of :meth:`collect`.
+    def scatter(self, give: Callable[[int], State]) -> State:
+        """The reverse of :meth:`gather`.
 
         Args:
             give: Called in the first process with each rank. Its tensors are on the run's device.
@@ -161,8 +161,8 @@ class World:
         """
         own: State = {}
         for rank in reversed(range(self.size)):
-            with self.together():
-                tensors = give(rank) if self.is_first else {}
+            with self.raise_on_every_rank():
+                tensors = give(rank) if self.is_rank_zero else {}
             own |= self._move(tensors, 0, rank)
         return own
 
@@ -192,7 +192,7 @@ class World:
 
 
 @contextmanager
-def open_world() -> Iterator[World]:
+def open_ranks() -> Iterator[Ranks]:
     """The processes that ``torchrun`` has started; this one alone where it has not.
 
     When one ends with an error, torchrun ends the others. So those that have agreed on how to end
@@ -200,24 +200,24 @@ def open_world() -> Iterator[World]:
     """
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     if size == 1:
-        yield World()
+        yield Ranks()
         return
     # Imported while there is a process group it would keep it, and with it threads that abort
     # the process when they outlive the interpreter.
     import torch._dynamo
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    world = World(*(int(os.environ[name]) for name in names))
+    ranks = Ranks(*(int(os.environ[name]) for name in names))
     # Tensors on the CPU go by gloo also where there are GPUs; waiting there costs no cycles.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        yield world
+        yield ranks
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is said
-        if world.agreed:
+        if ranks.agreed:
             with suppress(StageError):
-                world.sum(torch.zeros(1))
+                ranks.sum(torch.zeros(1))
         dist.destroy_process_group()
 
 
@@ -232,12 +232,12 @@ def _connected(cause: Exception | None = None) -> Iterator[None]:
         raise StageError(
             "processes",
             "all must go on to the end. The connection to another was lost, which has ended or "
-            f"can not be reached: its own message says why. Start again. ({error})",
+            f"cannot be reached: its own message says why. Start again. ({error})",
         ) from error
 
 
 def _described(error: Exception) -> tuple[str, int]:
-    """Message and exit code, for those who can not unpickle the error."""
+    """Message and exit code, for those who cannot unpickle the error."""
     if isinstance(error, CompressError):
         return str(error), error.exit_code
     return f"{type(error).__name__}: {error}", StageError.exit_code

@@ -11,8 +11,13 @@ from torch.utils.data import default_collate
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, user_code
-from mfac_compress.pipeline.inputs.files import shown
-from mfac_compress.pipeline.inputs.splits import Extremes, as_target, check_unchanged
+from mfac_compress.pipeline.inputs.splits import (
+    Extremes,
+    as_target,
+    check_unchanged,
+    sample_digests,
+)
+from mfac_compress.pipeline.quoting import dtype_name, shown
 from mfac_compress.pipeline.recipe.schema import FactoryData
 
 _KEY = "data.factory"
@@ -50,7 +55,7 @@ class DatasetSamples:
             x, y = self._read(range(start, min(start + _SCAN_BATCH, count)))
             self._check_finite(x, start, "inputs")
             self._check_finite(y, start, "targets")
-            self.digests += _digests(x)
+            self.digests += sample_digests(x.numpy())
             self._pairs += _pair_digests(x, y)
             inputs.add(x.numpy(), start)
             targets.add(y.numpy(), start)
@@ -109,7 +114,7 @@ class DatasetSamples:
         dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
         small = values.numel() > 0 and values.ndim <= _MOST_AXES
         if not dense or values.dtype not in _REAL or not small:
-            kind = str(values.dtype).removeprefix("torch.") if dense else str(values.layout)
+            kind = dtype_name(values.dtype) if dense else str(values.layout)
             raise InputError(
                 f"{_KEY} must give dense tensors of real numbers, of {_MOST_AXES} axes at most and "
                 f"none of them empty. {self._name!r} gives {what} of {kind} {list(values.shape)}."
@@ -158,17 +163,10 @@ class DatasetSamples:
             )
 
 
-def _digests(x: Tensor) -> list[bytes]:
-    """Hash each sample; equal where the numbers are."""
-    if x.is_floating_point():
-        x = x + 0.0  # -0.0 becomes 0.0
-    return [hashlib.sha256(sample.contiguous().numpy()).digest() for sample in x]
-
-
 def _pair_digests(x: Tensor, y: Tensor) -> list[bytes]:
     return [
         hashlib.sha256(b"".join(pair)).digest()
-        for pair in zip(_digests(x), _digests(y), strict=True)
+        for pair in zip(sample_digests(x.numpy()), sample_digests(y.numpy()), strict=True)
     ]
 
 

@@ -1,0 +1,185 @@
+"""The sections of a recipe that say how the weights change: calibrate, fisher, prune, recover."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mfac_compress.pipeline.quoting import shortened
+from mfac_compress.pipeline.recipe.section import (
+    Count,
+    Index,
+    NonNegative,
+    Pattern,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    duplicates,
+)
+from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
+
+
+class CalibrateSection(Section):
+    """The gradients that the Fisher is made of."""
+
+    num_gradients: Count = 512
+    """m. Exactly this many, or the run ends with an error."""
+    samples_per_gradient: Count = 8
+    """Samples whose mean loss makes one gradient."""
+    labels: Literal[True, "model"] = True
+    """`true`: the data's. `model`: drawn from the model's own prediction, or random projections of
+    outputs that are no classes; the calibration data then needs no labels."""
+    gradients: Literal["loop", "vmap", "auto"] = "loop"
+    """How gradients are computed. `auto` times both on the first batches and takes the faster one.
+    They differ in rounding, so two runs with `auto` may; the resolved recipe says what it was."""
+    seed: Seed | None = None
+    """Seed of the draw. Default: `run.seed`."""
+    holdout: Share = 0.2
+    """Share of the calibration split kept out of the gradients, for choices such as
+    `recover.batchnorm: auto`."""
+
+
+class FisherSection(Section):
+    """The damped empirical Fisher and its inverse."""
+
+    damping: Positive = 1e-5
+    """λ of F = λI + 1/m Σ gᵢgᵢᵀ, in the unit of `damping_unit`."""
+    damping_unit: Literal["absolute", "mean_diagonal"] = "absolute"
+    """`mean_diagonal`: the damping is a multiple of the mean of the undamped Fisher's diagonal, so
+    that it fits models and losses of any scale."""
+    block_size: Count | Literal["full"] = 128
+    """Side of the diagonal blocks, which never straddle two tensors; `full`: one block of all."""
+    blocks: Literal["tensor", "row"] = "tensor"
+    """`tensor`: each tensor is cut every `block_size` weights. `row`: blocks follow its rows
+    (output channels), cut or put together to come near `block_size`."""
+    window_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Storage of the gradients. Sums run in float32 or more."""
+
+
+class PruneSection(Section):
+    """Which weights go, and how the others make up for them."""
+
+    method: Literal["mfac", "magnitude"] = "mfac"
+    """What a weight is worth: the loss that its removal costs, or its size."""
+    sparsity: Share
+    """Share of the matched weights to remove."""
+    scope: Literal["global", "layerwise"] = "global"
+    """Compare weights across all tensors, or give each tensor the same sparsity."""
+    include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
+    """Modules or parameters to prune: exact names, globs, or `re:` patterns. Only the weights of
+    convolutions, linear and recurrent layers are ever pruned; the dry run lists the others."""
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=1000)] = ()
+    """Taken away from `include`."""
+    overrides: Annotated[dict[Pattern, Share], Field(max_length=1000)] = Field(default_factory=dict)
+    """Pattern -> sparsity of those tensors, each on its own; `sparsity` is for the others."""
+    steps: Count = 1
+    """Times that gradients and inverse are computed anew on the way."""
+    schedule: Literal["geometric", "linear"] = "geometric"
+    """How the density (geometric) or the sparsity (linear) moves over the steps."""
+    selection: Literal["independent", "sequential"] | None = None
+    """`independent`: what each weight's removal costs on its own. `sequential`: within a block, one
+    weight is removed at a time, and the others are judged anew. Default: `sequential` where the
+    Fisher is kept as blocks, else `independent`."""
+    first_order: bool = True
+    """Also follow the gradient that the pruned model has, as far as it lowers the loss on held-out
+    calibration samples. Default: true where `update` is `joint`."""
+    update: Literal["joint", "single", "none"] = "joint"
+    """`joint`: exact for the whole removed set. `single`: the paper's sum of single-weight
+    corrections. `none`: the others stay as they are; the only choice with `magnitude`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_others(cls, given: Any) -> Any:
+        """Magnitude knows no update, and weights that are not to move follow no gradient."""
+        if not isinstance(given, dict):
+            return given
+        if given.get("method") == "magnitude":
+            given = {"update": "none"} | given
+        if given.get("update", "joint") != "joint":
+            given = {"first_order": False} | given
+        return given
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.method == "magnitude" and self.update != "none":
+            yield RecipeIssue(
+                ("update",),
+                "must be none where prune.method is magnitude, which computes no curvature. "
+                f"Got {self.update}.",
+            )
+        if self.update == "none" and self.first_order:
+            yield RecipeIssue(
+                ("first_order",),
+                "must be false where prune.update is none, which leaves the weights as they are. "
+                "Got true.",
+            )
+        if self.method == "magnitude" and self.selection == "sequential":
+            yield RecipeIssue(
+                ("selection",),
+                "must be independent, or left out, where prune.method is magnitude: sizes do not "
+                "change as others go. Got sequential.",
+            )
+        yield from duplicates("include", self.include)
+        yield from duplicates("exclude", self.exclude)
+        for position, pattern in enumerate(self.exclude):
+            if pattern in self.include or pattern in self.overrides:
+                other = "include" if pattern in self.include else "overrides"
+                yield RecipeIssue(
+                    ("exclude", position),
+                    f"must not repeat a pattern of prune.{other}. Got {pattern!r} in both.",
+                )
+        patterns: dict[KeyPath, str] = {
+            **{("include", i): pattern for i, pattern in enumerate(self.include)},
+            **{("exclude", i): pattern for i, pattern in enumerate(self.exclude)},
+            **{("overrides", pattern): pattern for pattern in self.overrides},
+        }
+        for key, pattern in patterns.items():
+            yield from _unreadable(key, pattern)
+
+
+def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except (re.error, OverflowError, RecursionError) as error:
+            got = shortened(pattern)
+            yield RecipeIssue(
+                key, f"must hold a regular expression after re:. Got {got!r}: {error}."
+            )
+
+
+class SlidingWindowSection(Section):
+    """The Fisher of the optimizer `mfac`."""
+
+    num_gradients: Count = 128
+    """The newest gradients, of which it is made."""
+    damping: Positive = 1e-5
+    """λ."""
+
+
+class RecoverSection(Section):
+    """Short fine-tuning in which no removed weight comes back."""
+
+    epochs: Index = 0
+    """Passes over the recovery split. 0: no recovery."""
+    optimizer: Literal["sgd", "adamw", "mfac"] = "sgd"
+    """What turns gradients into steps. `mfac` preconditions them by the Fisher of a sliding window
+    of gradients, which needs `window.num_gradients` times the model's memory."""
+    lr: Positive = 0.01
+    """Learning rate at the start."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate moves from `lr` to the end."""
+    momentum: Share = 0.9
+    """Of `sgd` and `mfac`."""
+    window: SlidingWindowSection = SlidingWindowSection()
+    """Of `mfac`."""
+    weight_decay: NonNegative = 1e-4
+    """Pull of every weight towards zero."""
+    batch_size: Count = 128
+    """Samples of one step."""
+    label_smoothing: Share = 0.0
+    """Of the loss `cross_entropy`."""
+    batchnorm: Literal["auto", "always", "never"] = "auto"
+    """Re-estimate batch-norm statistics after pruning. `auto`: where it lowers the loss on the
+    held-out calibration samples."""

@@ -1,0 +1,113 @@
+"""The sections of a recipe on the files that ship, what is measured of them, and the gates."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from onnx.defs import onnx_opset_version
+from pydantic import BeforeValidator, Field
+
+from mfac_compress.pipeline.recipe.section import (
+    Count,
+    Index,
+    NoSwitch,
+    Number,
+    Positive,
+    Section,
+    Share,
+    Text,
+    Threads,
+    duplicates,
+)
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+# YAML reads `off` as false.
+_OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+class ExportSection(Section):
+    """The ONNX files."""
+
+    opset: Annotated[int, Field(ge=18), NoSwitch] = 18
+    """Version of the ONNX operators."""
+    dynamic_batch: bool = True
+    """Leave the batch size open. Otherwise it is `validate.batch_size`."""
+    input_name: Text = "input"
+    """Name of the graph's input."""
+    output_name: Text = "output"
+    """Name of the graph's output."""
+    sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
+    """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
+    them, too. The plain `model.onnx` is always written."""
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        newest = onnx_opset_version()
+        if self.opset > newest:
+            yield RecipeIssue(
+                ("opset",),
+                f"must be at most {newest}, the newest that the installed onnx knows. "
+                f"Got {self.opset}.",
+            )
+        if self.input_name == self.output_name:
+            yield RecipeIssue(
+                ("output_name",),
+                f"must differ from export.input_name. Got {self.output_name!r} for both.",
+            )
+
+
+class LatencySection(Section):
+    """How latency is measured: dense and sparse in turn, both opened anew up to 20 times."""
+
+    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 16)
+    """Samples of one call."""
+    threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
+    """Threads of ONNX Runtime."""
+    warmup: Index = 2
+    """Calls of each file that are not timed, each time it is opened; at least one."""
+    runs: Annotated[int, Field(ge=6), NoSwitch] = 40
+    """Timed runs of each file. Six is the fewest that give a 95% interval of the median."""
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        yield from duplicates("batch_sizes", self.batch_sizes)
+        yield from duplicates("threads", self.threads)
+
+
+class GatesSection(Section):
+    """What the release must meet. A gate that is not set is not applied."""
+
+    max_metric_drop: Number | None = None
+    """Most that the metric may get worse from dense to sparse, in the metric's own unit (0.01 of
+    accuracy is one point)."""
+    confidence: Annotated[float, Field(ge=0.5, le=0.999999), NoSwitch] | Literal["none"] = 0.95
+    """Of the intervals of the metric and its drop: their worse ends must pass at this level (0.95,
+    not 0.05); `none` compares the point estimates."""
+    min_metric: Number | None = None
+    """Least that the sparse file's metric may be, where more is better: the lower end of its own
+    interval must pass."""
+    max_metric: Number | None = None
+    """Most that the sparse file's metric may be, where less is better: the upper end of its own
+    interval must pass."""
+    min_sparsity: Share | None = None
+    """Of the matched weights, counted in the ONNX file."""
+    min_model_sparsity: Share | None = None
+    """Of all parameters of the model: the removed weights, counted in the ONNX file."""
+    max_size_ratio: Positive | None = None
+    """Compressed size of the sparse file / of the dense file. The kernels' library is not
+    counted."""
+    max_latency_ratio: Positive | None = None
+    """Latency of the sparse file / of the dense file, upper end of the interval, worst of all
+    batch sizes and threads."""
+    max_parity_error: Positive | None = None
+    """Largest absolute difference between the outputs of PyTorch and ONNX Runtime."""
+
+
+class ValidateSection(Section):
+    """What is measured in ONNX Runtime on the file that ships."""
+
+    artifact: Literal["model.onnx", "model.sparse.onnx"] = "model.onnx"
+    """The file that ships: the gates apply to it. `model.sparse.onnx` needs the sparse kernels
+    wherever it runs; the run ends with an error if it was not written."""
+    batch_size: Count = 256
+    """Samples of one call when the metric is measured."""
+    latency: LatencySection | None = LatencySection()
+    """`null`: not measured."""
+    gates: GatesSection = GatesSection()
