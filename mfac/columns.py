@@ -80,7 +80,7 @@ class Columns:
                 torch.mm(G[rows], G[before].T, out=product[rows, before])
             total += product
             squares += product.diagonal().double().square()
-        total, squares = self.group.sum(total), self.group.sum(squares)
+        total, squares = self.group.all_reduce(total), self.group.all_reduce(squares)
         share = (squares.sqrt() / total.diagonal().clamp_min(1e-300)).max().item()
         return total, share * sum_error(min(self.width, self.stop - self.start), dtype)
 
@@ -105,12 +105,12 @@ class Columns:
     def product(self, x: Tensor) -> Tensor:
         """Gx over the columns of the whole group. Shape ``[d]`` -> ``[m]``, float64."""
         parts = (G @ x[at].to(G) for G, at in self.slices(torch.float64))
-        return self.group.sum(sum(parts))
+        return self.group.all_reduce(sum(parts))
 
     def all_reduce_max(self, value: float) -> float:
         """Return the maximum over the group, so that all processes take the same branch."""
         own = torch.tensor([value], dtype=torch.float64, device=self.device)
-        return self.group.join(own).max().item()
+        return self.group.all_gather(own).max().item()
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:
         m = self.gradients.shape[0]

@@ -161,7 +161,7 @@ def _schur_diagonal(columns: Columns, doubtful: Tensor, shift: float, damping: f
     keep = torch.ones(columns.gradients.shape[1], dtype=torch.bool, device=columns.device)
     keep[columns.start + doubtful] = False
     factor = _exact_factor(columns, shift, damping, keep)
-    V = group.join((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
+    V = group.all_gather((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
     block = V.mT @ V
     block.diagonal().add_(1)
     L, info = torch.linalg.cholesky_ex(block)
@@ -176,5 +176,5 @@ def _schur_diagonal(columns: Columns, doubtful: Tensor, shift: float, damping: f
     error = rounding * own.sum(dim=0) + factor.error * gram.sum(dim=0)
     if columns.all_reduce_max(not (error <= TOLERANCE * diagonal).all()):
         raise damping_error(damping, "float64 to invert the Fisher")
-    counts = group.join(torch.tensor([len(doubtful)], device=columns.device)).tolist()
+    counts = group.all_gather(torch.tensor([len(doubtful)], device=columns.device)).tolist()
     return diagonal.split(counts)[group.rank] / damping

@@ -24,10 +24,10 @@ class ProcessGroup(Protocol):
 
     rank: int
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Sum ``x`` over all processes, bit-identical on each. May overwrite ``x``."""
 
-    def join(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate every process's ``x`` by rank along the first dimension, which may vary."""
 
 
@@ -36,10 +36,10 @@ class SingleProcess:
 
     rank = 0
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         return x
 
-    def join(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         return x
 
 

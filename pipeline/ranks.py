@@ -95,14 +95,14 @@ class Ranks:
                 dist.broadcast_object_list(result)
         return result[0]
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of everyone's ``x``, the same to the last bit for all. May overwrite ``x``."""
         if self.size > 1:
             with _connected():
                 dist.all_reduce(x)
         return x
 
-    def join(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """Everyone's ``x`` in order, along the first dimension, in which they may differ."""
         if self.size == 1:
             return x
@@ -217,7 +217,7 @@ def open_ranks() -> Iterator[Ranks]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is said
         if ranks.agreed:
             with suppress(StageError):
-                ranks.sum(torch.zeros(1))
+                ranks.all_reduce(torch.zeros(1))
         dist.destroy_process_group()
 
 

@@ -95,7 +95,7 @@ def _load(
         plan = check_inputs(context)
         accelerate.check_artifact(recipe)
     # One for all processes: how much memory is free differs between them.
-    if ranks.sum(torch.tensor(int(plan is not None and plan.on_disk))):
+    if ranks.all_reduce(torch.tensor(int(plan is not None and plan.on_disk))):
         context = replace(context, window_folder=window_folder)
         progress.detail("gradients on disk, being more than the memory budget")
     _check_same_inputs(context)

@@ -35,4 +35,4 @@ def invert(context: RunContext, fisher: Fisher) -> InverseFisher:
 def _mean_diagonal(context: RunContext, fisher: Fisher) -> float:
     """Mean of the undamped Fisher's diagonal, over the columns of all processes."""
     trace = torch.tensor(fisher.mean_diagonal * fisher.partition.size, dtype=torch.float64)
-    return context.ranks.sum(trace).item() / context.targets.weights
+    return context.ranks.all_reduce(trace).item() / context.targets.weights

@@ -122,9 +122,9 @@ class Pruner:
         # All select from the same saliencies, so their masks are the same.
         with ranks.raise_on_every_rank():
             own_saliency = self._saliency(inverse)
-        self.mask = select_mask(ranks.join(own_saliency), budgets, self.mask)
+        self.mask = select_mask(ranks.all_gather(own_saliency), budgets, self.mask)
         updated = remove_weights(self.weights[own], self.mask[own], inverse, section.update)
-        self._set(ranks.join(updated))
+        self._set(ranks.all_gather(updated))
         facts: dict[str, Any] = {"sparsity": self.sparsity, "damping": inverse.damping}
         if section.first_order:
             facts |= self._follow_gradient(fisher, inverse)
@@ -142,7 +142,7 @@ class Pruner:
     def _follow_gradient(self, fisher: Fisher, inverse: InverseFisher) -> dict[str, Any]:
         ranks, own = self.context.ranks, self.own
         gradient = fisher.mean_gradient.to(self.weights)
-        direction = -ranks.join(inverse.solve_kept(gradient, self.mask[own]))
+        direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
         weights = self.weights
 
         def loss_at(step_size: float) -> float:

@@ -34,16 +34,16 @@ def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, ranks
     device, section = context.device, context.recipe.recover
     shared = 1 < ranks.size <= len(x)
     own = ranks.shard(len(x)) if shared else slice(None)
-    with shared_batchnorm(module, ranks.sum) if shared else nullcontext():
+    with shared_batchnorm(module, ranks.all_reduce) if shared else nullcontext():
         outputs = module(x[own].to(device))
         if shared:
-            everyone = ranks.join(outputs.detach())
+            everyone = ranks.all_gather(outputs.detach())
             everyone[own] = outputs
             outputs = everyone
         loss = context.task.loss(outputs, y.to(device), label_smoothing=section.label_smoothing)
         loss.backward()
     if shared:
-        _set_gradient(module, ranks.sum(_gradient(module)))
+        _set_gradient(module, ranks.all_reduce(_gradient(module)))
     return loss.item()
 
 
