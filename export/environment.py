@@ -7,20 +7,20 @@ empty unless something is compiled.
 
 import atexit
 import os
+import tempfile
 from contextlib import suppress
 
 # See docs/Privacy.md of ONNX Runtime. A value set by the user is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-_COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-
 
 def _remove_if_empty() -> None:
     """Remove the folder of compiled code if PyTorch chose it and it is empty."""
-    if folder := os.environ.get(_COMPILED):  # PyTorch writes its choice to this variable
+    # PyTorch writes its choice to this variable, perhaps before this module is imported.
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "")
+    if os.path.dirname(folder) == tempfile.gettempdir() and "torchinductor_" in folder:
         with suppress(OSError):
             os.rmdir(folder)
 
 
-if _COMPILED not in os.environ:
-    atexit.register(_remove_if_empty)
+atexit.register(_remove_if_empty)

@@ -32,24 +32,24 @@ def test_what_stands_in_the_place_of_the_librarys_folder_is_removed_alone(tmp_pa
     elsewhere, directory = tmp_path / "elsewhere", RunDirectory(tmp_path / "out")
     elsewhere.mkdir()
     (elsewhere / "libmfac_sparse.so").write_text("not ours")
-    with directory.opened():
+    with directory.exclusive():
         pass
     place = directory.path / "kernels"
     place.write_text("") if kind == "file" else place.symlink_to(elsewhere)
 
-    with directory.opened():
+    with directory.exclusive():
         assert not os.path.lexists(place)
 
     assert (elsewhere / "libmfac_sparse.so").read_text() == "not ours"
 
 
 def test_a_folder_in_the_place_of_a_result_is_named(tmp_path):
-    with RunDirectory(tmp_path / "out").opened() as directory:
+    with RunDirectory(tmp_path / "out").exclusive() as directory:
         pass
     (tmp_path / "out" / "report.json").mkdir()
     with (
         pytest.raises(InputError, match=r"-o must be.*report\.json cannot be removed"),
-        directory.opened(),
+        directory.exclusive(),
     ):
         pass
 
