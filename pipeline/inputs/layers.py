@@ -218,7 +218,7 @@ def _nothing(
         return f"{must}, which matches only what cannot be pruned: {_listed(others, reasons)}."
     known = {*prunable, *(name.rpartition(".")[0] for name in prunable)}
     near = difflib.get_close_matches(pattern, sorted(known), n=3)
-    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(prunable[:8])}."
+    hint = f"Did you mean {', '.join(near)}?" if near else f"There are {listed(prunable)}."
     return f"{must}, which matches nothing. {hint}"
 
 

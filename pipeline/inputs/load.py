@@ -24,6 +24,10 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 
+_MAX_REPEATED = 0.5
+"""Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
+report warns."""
+
 
 def load_inputs(
     recipe: Recipe,
@@ -90,8 +94,10 @@ def check_inputs(context: RunContext) -> MemoryPlan | None:
         What the inverse needs; None where the method makes none.
 
     Raises:
-        InputError: If the calibration split or the memory does not suffice.
+        InputError: If the calibration split or the memory does not suffice, or if most validation
+            samples repeat others.
     """
+    _check_repeats(context)
     if context.recipe.prune.method != "mfac":
         return None
     draw_samples(context, step=0)
@@ -101,6 +107,24 @@ def check_inputs(context: RunContext) -> MemoryPlan | None:
     if not plan.fits:
         raise InputError(plan.advice)
     return plan
+
+
+def _check_repeats(context: RunContext) -> None:
+    """Check that intervals of the metric would not count the same few samples many times.
+
+    Raises:
+        InputError: If most validation samples repeat the input of another.
+    """
+    gates, total = context.recipe.validate_.gates, len(context.data.validation)
+    judged = (gates.max_metric_drop, gates.min_metric, gates.max_metric) != (None, None, None)
+    repeated = context.data.repeats.get("validation", 0)
+    if judged and gates.confidence != "none" and repeated > _MAX_REPEATED * total:
+        raise InputError(
+            f"{context.recipe.where('data.splits.validation')}: at least half of the inputs must "
+            "be distinct, since intervals count samples as independent. Got "
+            f"{total - repeated:,} distinct ones of {total:,}. Remove the repeats, or set "
+            "validate.gates.confidence: none."
+        )
 
 
 def _check_shares(context: RunContext) -> None:

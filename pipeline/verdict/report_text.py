@@ -50,7 +50,7 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
             _audit_rows(report),
         ),
         _left_out_text(report.sparsity),
-        "## What reuse of earlier stages rests on",
+        "## Your code that these results depend on",
         _code_text(report.code),
         "## Time",
         _table(("stage", "seconds"), [(stage, f"{s:.1f}") for stage, s in seconds.items()]),

@@ -36,7 +36,8 @@ def _warnings(recipe: Recipe, metric: MetricResult, sparsity: SparsityResult) ->
         yield (
             f"{DENSE} is not shown to be better than chance: {metric.name} is "
             f"{metric.dense:.4g}, and up to {metric.chance:.4g} {by}. A model that knows nothing "
-            "has nothing to lose: check the labels and the preparation of the validation data."
+            "has nothing to lose: check the labels and the preparation of the validation data, and "
+            "task.direction; validate.gates.min_metric (or max_metric) stops such a model."
         )
     if metric.assumed_range is not None and recipe.validate_.gates.confidence != "none":
         low, high = metric.assumed_range

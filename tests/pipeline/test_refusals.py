@@ -101,3 +101,18 @@ def test_what_is_wrong_is_said_and_leaves_nothing(project, wrong, before):
         assert fragment in result.output
     left = {path: content for path, content in files().items() if "__pycache__" not in path.parts}
     assert left == {path: content for path, content in there.items() if path not in results}
+
+
+def test_a_few_samples_many_times_do_not_judge(project):
+    with np.load(project.folder / "test.npz") as data:
+        rows = np.arange(20).repeat(50)
+        np.savez(project.folder / "few.npz", x=data["x"][rows], y=data["y"][rows])
+    project.recipe["data"]["splits"]["validation"]["path"] = "few.npz"
+
+    result = project.run("--dry-run")
+
+    assert result.exit_code == 2
+    assert "data.splits.validation" in result.output
+    assert "20 distinct ones of 1,000" in result.output
+    points = project.run("--dry-run", "--set", "validate.gates.confidence=none")
+    assert points.exit_code == 0, points.output
