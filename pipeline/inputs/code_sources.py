@@ -135,31 +135,35 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
     """
     named = frozenset(modules)
     packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
-    files = {path for path in _opened.paths if _counts(path)}
+    digests = {path: _digest(path) for path in _opened.paths if _counts(path)}
     for name, module in list(sys.modules.items()):
         path = _file_of(module)
         if path is None or (name == "__main__" and name not in named):
             continue  # __main__: the command line, or a script of the user's that starts runs
         if _counts(path) or (name.partition(".")[0] in packages and not _is_ours(path)):
-            files.add(path)
-            _check_as_loaded(module, path)
-    digests = {path: digest for path in sorted(files) if (digest := _digest(path)) is not None}
+            if path not in digests:
+                digests[path] = _digest(path)
+            _check_as_loaded(module, path, digests[path])
+    files = {path: digest for path, digest in sorted(digests.items()) if digest is not None}
     unseen: list[str] = []
     notebook = sys.modules["__main__"]
     if "__main__" in named and _file_of(notebook) is None:
-        digests["__main__"], unseen = definitions_digest(notebook)
-    return CodeSources(digests, tuple(unseen), named)
+        files["__main__"], unseen = definitions_digest(notebook)
+    return CodeSources(files, tuple(unseen), named)
 
 
-def _check_as_loaded(module: ModuleType, path: str) -> None:
+def _check_as_loaded(module: ModuleType, path: str, now: str | None) -> None:
     """Check that a module is what its file says, as far as it has been seen before.
 
+    Args:
+        module: As it is loaded.
+        path: Its file.
+        now: Digest of the file.
     Raises:
         InputError: If the file was edited since, and so the edit would not take part in the run.
     """
     if module.__name__.startswith(USER_FILE):
         return  # loaded anew where its file has changed
-    now = _digest(path)
     if _seen.setdefault(module, now) != now:
         raise InputError(
             f"The user's code must be loaded as it is on disk. {path} was edited after this Python "
