@@ -89,18 +89,16 @@ class RunDirectory:
             InputError: As :meth:`locked` does.
         """
         was_there = self.path.is_dir()
-        try:
-            with self.locked():
+        with self.locked():
+            self.clear()
+            try:
+                yield self
+            except BaseException:
                 self.clear()
-                try:
-                    yield self
-                except BaseException:
-                    self.clear()
-                    raise
-        except BaseException:
-            if not was_there:
-                self._remove_unused()
-            raise
+                if not was_there:
+                    # While it is locked: a run that starts meanwhile must not lose its directory.
+                    self._remove_unused()
+                raise
 
     def _remove_unused(self) -> None:
         """Remove the directory if it holds nothing but the lock."""
