@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mfac_compress.pipeline.cache import Artefact, StageCache
 from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.inputs.context import RunContext
@@ -22,7 +21,8 @@ from mfac_compress.pipeline.progress import Progress, Stage
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.run_directory import RunDirectory
+from mfac_compress.pipeline.run.cache import Artefact, StageCache
+from mfac_compress.pipeline.run.directory import RunDirectory
 from mfac_compress.pipeline.stages import (
     accelerate,
     calibrate,

@@ -16,7 +16,7 @@ from mfac_compress.pipeline.errors import CompressError
 from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
 from mfac_compress.pipeline.ranks import Ranks, open_ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
-from mfac_compress.pipeline.run_directory import RESULTS
+from mfac_compress.pipeline.run.directory import RESULTS
 from mfac_compress.pipeline.stages.calibrate import calibrate
 from mfac_compress.pipeline.stages.prune import prune
 from mfac_compress.pipeline.stages.recover import recover

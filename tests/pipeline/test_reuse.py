@@ -11,7 +11,7 @@ import textwrap
 import onnxruntime
 import pytest
 
-from mfac_compress.pipeline.run_directory import RESULTS
+from mfac_compress.pipeline.run.directory import RESULTS
 
 CHEAP = {"method": "magnitude", "sparsity": 0.5}
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from mfac_compress.pipeline import compress, load_recipe
-from mfac_compress.pipeline.run_directory import RESULTS
+from mfac_compress.pipeline.run.directory import RESULTS
 from mfac_compress.pipeline.stages import calibrate, export, prune, recover, validate
 from mfac_compress.pipeline.verdict.report import Report
 
@@ -472,7 +472,7 @@ def test_a_foreign_directory_is_refused_and_left_alone(project):
 
 
 def test_two_runs_in_one_directory_are_refused(project):
-    from mfac_compress.pipeline.run_directory import RunDirectory
+    from mfac_compress.pipeline.run.directory import RunDirectory
 
     with RunDirectory(project.output).locked():
         result = project.run()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mfac_compress.pipeline.cache import StageCache
+from mfac_compress.pipeline.run.cache import StageCache
 
 
 def _make(text):

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from mfac_compress.pipeline.cache import StageCache
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.run_directory import RunDirectory
+from mfac_compress.pipeline.run.cache import StageCache
+from mfac_compress.pipeline.run.directory import RunDirectory
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b"], ids=["too long", "not a name"])

@@ -1,0 +1,1 @@
+"""The mechanism of a run: stages' artefacts, their cache, the run directory."""
