@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.files import resolved
 from mfac_compress.pipeline.inputs.array_files import has_array, read_array
 from mfac_compress.pipeline.inputs.splits import (
     Extremes,
@@ -179,7 +178,7 @@ class ArraySource:
         Raises:
             InputError: If the file or an array in it is missing or does not fit the recipe.
         """
-        recipe, path = self._recipe, resolved(split.path, self._folder)
+        recipe, path = self._recipe, self._recipe.resolve(split.path, self._folder)
         given = shown(split.path)
         x = self._read(path, recipe.x, split.path, key)
         if labelled or has_array(path, recipe.y):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.files import check_exists, resolved
+from mfac_compress.pipeline.files import check_exists
 from mfac_compress.pipeline.inputs.image_files import FORMATS, check_pixels, open_image
 from mfac_compress.pipeline.inputs.splits import channelwise, check_unchanged
 from mfac_compress.pipeline.quoting import shown
@@ -150,7 +150,7 @@ class FolderSource:
             InputError: If the folder is missing, an image is broken or of another size, or the
                 classes are not those of the splits before.
         """
-        path = resolved(split.path, self._folder)
+        path = self._recipe.resolve(split.path, self._folder)
         check_exists(path, split.path, f"{key}.path", "folder")
         samples = FolderSamples(path, self._recipe, key)
         if self._first is None:

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mfac_compress.pipeline.files import resolved
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     CallableName,
@@ -83,7 +85,7 @@ class FileRows(Section):
     """A file, or a part of it."""
 
     path: Text
-    """Relative to the recipe's folder."""
+    """Relative to `data.folder`."""
     rows: RowRange | None = None
     """Half-open range `[start, stop]` of samples. Default: all."""
 
@@ -96,7 +98,7 @@ class Folder(Section):
     """A folder with one sub-folder of images per class."""
 
     path: Text
-    """Relative to the recipe's folder."""
+    """Relative to `data.folder`."""
 
 
 class DataSection(Section):
@@ -105,6 +107,18 @@ class DataSection(Section):
     max_overlap: Index = 0
     """Samples that two splits may share (natural duplicates). More is an error; the report says how
     many there are."""
+
+
+class FilesSection(DataSection):
+    """What the sources have that read files."""
+
+    folder: Text = "."
+    """Where the paths of `splits` start, seen from the recipe's folder. For data that is elsewhere
+    on another machine: `--set data.folder=PATH`."""
+
+    def resolve(self, path: str, recipe_folder: Path) -> Path:
+        """Give the absolute path of a path written in `splits`."""
+        return resolved(path, resolved(self.folder, recipe_folder))
 
 
 class DigitsSplits(Section):
@@ -140,7 +154,7 @@ class ArraySplits(Section):
     validation: FileRows
 
 
-class ArraysData(DataSection):
+class ArraysData(FilesSection):
     """Arrays `x` `[n, ...]` and `y` `[n, ...]` in an .npz file or a folder of .npy files.
 
     The model sees `(x / divide_by - mean) / std` as float32, or integers as they are.
@@ -187,7 +201,7 @@ class ArraysData(DataSection):
         by_file: dict[Any, dict[str, RowRange | None]] = {}
         for name, split in self.splits:
             if split is not None:
-                by_file.setdefault(source.resolve(split.path), {})[name] = split.rows
+                by_file.setdefault(self.resolve(split.path, source.folder), {})[name] = split.rows
         for ranges in by_file.values():
             yield from _row_overlaps(ranges, self.max_overlap)
 
@@ -200,7 +214,7 @@ class FolderSplits(Section):
     validation: Folder
 
 
-class ImageFolderData(DataSection):
+class ImageFolderData(FilesSection):
     """Images in `path/class/*.png|jpg|...`, classes numbered in alphabetical order.
 
     They become RGB as in torchvision: transparency is dropped, the orientation that a camera notes
@@ -230,7 +244,9 @@ class ImageFolderData(DataSection):
                     (key,),
                     f"must hold one number or three: images are read as RGB. Got {len(values)}.",
                 )
-        folders = [(n, source.resolve(split.path)) for n, split in self.splits if split]
+        folders = [
+            (name, self.resolve(split.path, source.folder)) for name, split in self.splits if split
+        ]
         for (first, one), (second, other) in itertools.combinations(folders, 2):
             if one == other:
                 yield RecipeIssue(

@@ -1,6 +1,6 @@
 """Reading a recipe's file, writing a resolved one, and the JSON Schema for editors.
 
-A file is read in this order: YAML, ``--set``, variables, the schema of
+A file is read in this order: YAML, ``--set``, the schema of
 :mod:`mfac_compress.pipeline.recipe.schema`. All that is wrong is reported at once.
 """
 
@@ -22,11 +22,9 @@ from mfac_compress.pipeline.recipe.messages import issues_of, report, show
 from mfac_compress.pipeline.recipe.overrides import apply_override, parse_override
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
-from mfac_compress.pipeline.recipe.variables import Variables
 from mfac_compress.pipeline.recipe.yaml_lines import (
     Document,
     YamlError,
-    check_size,
     parse_yaml,
     write_yaml,
 )
@@ -39,11 +37,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: YAML file in UTF-8. Beside the sections of :class:`Recipe` it may hold ``vars``, for
-            ``${name}`` in values, and ``folder``, where relative paths start (default: the file's
-            own folder).
-        overrides: ``key.path=value`` each, with a YAML value; the last counts. They come before
-            variables are filled, so ``vars.data=/elsewhere`` works.
+        path: YAML file in UTF-8. Beside the sections of :class:`Recipe` it may hold ``folder``,
+            where relative paths start (default: the file's own folder).
+        overrides: ``key.path=value`` each, with a YAML value; the last counts.
     Returns:
         The recipe; ``recipe.source`` and ``recipe.where(key)`` know its folder and lines.
     Raises:
@@ -55,23 +51,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     source = RecipeSource(folder=path.parent.resolve(), path=path, lines=document.lines)
     written, source, issues = _override(document.value, source, overrides)
     issues = [*document.issues, *issues]
-    declared = document.value.get("vars")
-    declared = set(declared) if isinstance(declared, dict) else set()
-    values, unfilled = _fill(written, declared, issues)
+    values = dict(written)
     source = _find_folder(values.pop("folder", None), source, issues)
     try:
         recipe = Recipe.model_validate(values, context=source)
     except ValidationError as error:
-        # What a variable left open is reported already, and as the user wrote it.
-        found = issues_of(error, values)
-        issues += [issue for issue in found if issue.key not in unfilled]
+        issues += issues_of(error, values)
     if issues:
         raise InputError(report(issues, source))
     return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Write a recipe with every default filled in and every variable replaced.
+    """Write a recipe with every default filled in.
 
     Paths stay as they were written, and ``folder`` says in absolute terms where they start: so the
     text means the same wherever it is put, and a moved data set is one line to change.
@@ -82,29 +74,21 @@ def dump_recipe(recipe: Recipe) -> str:
         YAML text; read again from any folder it gives an equal recipe.
     """
     values = recipe.model_dump(mode="json", by_alias=True)
-    return write_yaml(_escape({"folder": str(recipe.source.folder), **values}))
+    return write_yaml({"folder": str(recipe.source.folder), **values})
 
 
 def recipe_schema() -> dict[str, Any]:
     """Make the JSON Schema of a recipe's file, for editors.
 
     Returns:
-        Draft 2020-12 schema with titles, descriptions, defaults and bounds, in which ``vars`` and
-        ``folder`` are keys and ``${name}`` may stand for any value.
+        Draft 2020-12 schema with titles, descriptions, defaults and bounds, in which ``folder`` is
+        a key.
     """
-    schema = copy.deepcopy(file_schema())
-    for section in (schema, *schema["$defs"].values()):
-        _allow_variables(section)
-    schema["$defs"]["Variable"] = {
-        "type": "string",
-        "pattern": r"\$\{[^${}]*\}",
-        "description": "A variable of `vars`.",
-    }
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mfac-compress recipe",
     }
-    return {**schema, **head}
+    return {**copy.deepcopy(file_schema()), **head}
 
 
 def _read(path: Path) -> Document:
@@ -171,39 +155,6 @@ def _override(
     return recipe, source, issues
 
 
-def _fill(
-    recipe: dict[str, Any], declared: set[str], issues: list[RecipeIssue]
-) -> tuple[dict[str, Any], set[KeyPath]]:
-    """Take ``vars`` out and fill the rest with them.
-
-    Args:
-        recipe: Plain values.
-        declared: Variables of the file; ``--set`` may give others, if the file uses them.
-        issues: Gets what is wrong.
-    Returns:
-        The values without ``vars``, and the keys that could not be filled.
-    """
-    values = dict(recipe)
-    definitions = values.pop("vars", None) or {}
-    if not isinstance(definitions, dict):
-        text = f"must be a mapping of names to values. Got {show(definitions)}."
-        issues.append(RecipeIssue(("vars",), text))
-        definitions = {}
-    variables = Variables(definitions)
-    values = variables.fill(values, ())
-    for name in definitions.keys() - declared - variables.used:
-        known = ", ".join(sorted(declared | variables.used)) or "none"
-        text = f"must be a variable that the recipe uses. It uses: {known}."
-        issues.append(RecipeIssue(("vars", name), text))
-    variables.check_all()
-    issues += variables.issues
-    try:
-        check_size(values)
-    except YamlError as error:
-        raise InputError(f"The recipe is too large once variables are filled: {error}.") from error
-    return values, variables.unfilled
-
-
 def _find_folder(folder: Any, source: RecipeSource, issues: list[RecipeIssue]) -> RecipeSource:
     if folder is None:
         return source
@@ -216,38 +167,3 @@ def _find_folder(folder: Any, source: RecipeSource, issues: list[RecipeIssue]) -
         issues.append(RecipeIssue(("folder",), text))
         return source
     return dataclasses.replace(source, folder=found)
-
-
-def _escape(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escape(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_escape(inner) for inner in value]
-    return value.replace("${", "$${") if isinstance(value, str) else value
-
-
-_VARIABLE = {"$ref": "#/$defs/Variable"}
-_NOTES = ("title", "description", "default")
-
-
-def _allow_variables(schema: dict[str, Any]) -> None:
-    """Let ``${name}`` stand for each value that a section or a list holds."""
-    for holder in [schema.get("properties", {}), schema]:
-        names = list(holder) if holder is not schema else ["items", "additionalProperties"]
-        for name in names:
-            if isinstance(holder.get(name), dict):
-                holder[name] = _or_variable(holder[name])
-    if "prefixItems" in schema:
-        schema["prefixItems"] = [_or_variable(item) for item in schema["prefixItems"]]
-
-
-def _or_variable(schema: dict[str, Any]) -> dict[str, Any]:
-    for branch in (schema, *schema.get("anyOf", [])):
-        _allow_variables(branch)
-    free_text = schema.get("type") == "string" and not schema.keys() & {"pattern", "enum"}
-    # A constant tells the sources of data apart.
-    if free_text or "const" in schema or not schema or schema == {"$ref": "#/$defs/JsonValue"}:
-        return schema
-    notes = {name: schema[name] for name in _NOTES if name in schema}
-    rest = {name: value for name, value in schema.items() if name not in _NOTES}
-    return {"anyOf": [rest, _VARIABLE], **notes}

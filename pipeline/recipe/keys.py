@@ -14,12 +14,6 @@ from mfac_compress.pipeline.recipe.source import KeyPath, key_name
 Schema = dict[str, Any]
 
 FILE_KEYS: Schema = {
-    "vars": {
-        "type": "object",
-        "title": "Vars",
-        "description": "Values that `${name}` stands for anywhere below. `$${` is a plain `${`.",
-        "default": {},
-    },
     "folder": {
         "type": "string",
         "minLength": 1,
@@ -34,7 +28,7 @@ FILE_KEYS: Schema = {
 
 @cache
 def file_schema() -> Schema:
-    """The JSON Schema of a recipe's file, variables aside: pydantic's, with ``FILE_KEYS``."""
+    """The JSON Schema of a recipe's file: pydantic's, with ``FILE_KEYS``."""
     schema = Recipe.model_json_schema()
     return {**schema, "properties": {**FILE_KEYS, **schema["properties"]}}
 
@@ -215,6 +209,13 @@ def nearest(name: str | int, known: Iterable[str | int], cutoff: float = 0.7) ->
     return near[0] if near else None
 
 
+_VARS_ARE_GONE = (
+    "is not a key of a recipe any more, and ${name} stands for nothing. Write each value where it "
+    "is used, or use YAML's anchors (&name, *name). data.folder says where the data is; "
+    "--set data.folder=PATH gives another place."
+)
+
+
 def unknown_key_message(key: KeyPath, recipe: Any) -> str:
     """Say that a key is not known, and which one may be meant.
 
@@ -224,6 +225,8 @@ def unknown_key_message(key: KeyPath, recipe: Any) -> str:
     Returns:
         A sentence whose subject is the key.
     """
+    if key == ("vars",):
+        return _VARS_ARE_GONE
     *section, name = key
     name = str(name)
     own = list(schema_at(tuple(section), recipe).get("properties", {}))

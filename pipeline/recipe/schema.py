@@ -1,7 +1,7 @@
 """The recipe's schema: one frozen model per section. This file has the general ones.
 
 Every key, default and bound of a recipe is said once, here and in the schemas imported below.
-Reading a file (YAML, variables, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.file`.
+Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.file`.
 """
 
 from collections.abc import Iterator

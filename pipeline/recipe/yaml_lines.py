@@ -18,8 +18,6 @@ from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue
 
 MAX_VALUES = 20_000
 """Most values of a document, aliases written out."""
-MAX_TEXT = 100_000
-"""Most characters of a text, variables written out."""
 MAX_DEPTH = 40
 """Most levels of a document."""
 
@@ -132,28 +130,6 @@ def write_yaml(value: Any) -> str:
         YAML text; keys in the order of the dicts.
     """
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def check_size(value: Any) -> None:
-    """Check that a tree of values is no larger and no deeper than a document may be.
-
-    Args:
-        value: Plain values, in which one object may stand many times; each time counts.
-    Raises:
-        YamlError: If it is.
-    """
-    waiting, count = [(value, 1)], 0
-    while waiting:
-        current, depth = waiting.pop()
-        count += 1
-        if count > MAX_VALUES:
-            raise YamlError(f"it must hold at most {MAX_VALUES:,} values")
-        if depth > MAX_DEPTH:
-            raise YamlError(f"it must have at most {MAX_DEPTH} levels")
-        if isinstance(current, dict):
-            waiting.extend((inner, depth + 1) for inner in current.values())
-        elif isinstance(current, list):
-            waiting.extend((inner, depth + 1) for inner in current)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

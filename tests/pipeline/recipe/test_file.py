@@ -1,4 +1,4 @@
-"""Reading recipe files: every way to get one wrong, variables, overrides, the way back."""
+"""Reading recipe files: every way to get one wrong, overrides, the way back."""
 
 import json
 import os
@@ -49,7 +49,7 @@ BAD = {
     ),
     "key of a deeper section": ("gates: {}", 3, ["Did you mean validate.gates?"]),
     "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, damping_unit"]),
-    "far key of the top": ("zzz: 1", 3, ["A recipe has vars, folder, run, model, data"]),
+    "far key of the top": ("zzz: 1", 3, ["A recipe has folder, run, model, data"]),
     "NUL in a path": (
         'model: {factory: "a\\0.py:net"}',
         3,
@@ -115,29 +115,15 @@ BAD = {
     "tag": ("run: {seed: !!python/name:os.system x}", 3, ["run.seed", "without a YAML tag"]),
     "wrong tag": ("run: {seed: !!int x}", 3, ["run.seed must be a decimal number", "Got 'x'"]),
     "key from an anchor": (
-        "vars:\n  base: &base\n    seed: -1\nrun: {<<: *base, device: cpu}",
+        "model:\n  kwargs: &base\n    seed: -1\nrun: {<<: *base, device: cpu}",
         5,
         ["run.seed must be a whole number of at least 0"],
     ),
     "merge of a scalar": ("run: {<<: 3}", 3, ["must merge (<<) a mapping"]),
-    "unknown variable": (
-        "vars: {seed: 1}\nrun: {seed: '${sed}'}",
-        4,
-        ["run.seed must use variables that vars defines. Got ${sed}. Did you mean ${seed}?"],
-    ),
-    "no variables": ("run: {seed: '${a}'}", 3, ["Got ${a}. vars is empty"]),
-    "open reference": ("export: {input_name: 'a${b'}", 3, ["close what ${ opens"]),
-    "list within text": (
-        "vars: {a: [1]}\nexport: {input_name: 'a ${a}'}",
-        4,
-        ["text around text or numbers only. Got ${a}, which is list."],
-    ),
-    "circle": ("vars:\n  a: ${b}\n  b: ${a}\nrun: {seed: '${a}'}", 5, ["vars.b", "a -> b -> a"]),
-    "unused circle": ("vars: {a: '${a}'}", 3, ["vars.a must not refer to itself. Got a -> a."]),
-    "doubling text": (
-        "vars:\n  v0: xxxxxxxx\n" + "".join(f"  v{i + 1}: ${{v{i}}}${{v{i}}}\n" for i in range(40)),
-        18,
-        ["vars.v14 must be at most 100,000 characters"],
+    "variables of an older recipe": (
+        "vars: {data: /a}",
+        3,
+        ["vars is not a key of a recipe any more", "--set data.folder=PATH"],
     ),
     "whole number of many digits": (
         f"run: {{seed: {'1' * 100_000}}}",
@@ -175,15 +161,6 @@ BAD = {
     ),
     "folder with NUL": ('folder: "a\\0"', 3, ["folder must be a folder that exists"]),
     "folder of a long name": (f"folder: {'a' * 5000}", 3, ["folder must be a folder that exists"]),
-    "variables that are a number": ("vars: 3", 3, ["vars must be a mapping"]),
-    "long chain of variables": (
-        "run: {seed: '${v0}'}\nvars:\n"
-        + "".join(f"  v{i}: ${{v{i + 1}}}\n" for i in range(40))
-        + "  v40: 1",
-        44,
-        ["vars.v39 must not lead through more than 40 variables."],
-    ),
-    "vars that are no mapping": ("vars: [1]", 3, ["vars must be a mapping"]),
     "no such folder": ("folder: nowhere", 3, ["folder must be a folder that exists"]),
 }
 
@@ -338,14 +315,6 @@ def test_a_set_of_very_many_names_is_refused(write):
     assert len(message) < 500
 
 
-def test_variables_that_multiply_are_refused(write):
-    lists = "".join(f"  v{i + 1}: ['${{v{i}}}', '${{v{i}}}']\n" for i in range(30))
-    text = f"{SOUND}vars:\n  v0: 1\n{lists}model: {{kwargs: {{a: '${{v30}}'}}}}"
-    assert "too large once variables are filled: it must hold at most 20,000 values" in refusal(
-        write(text)
-    )
-
-
 def test_a_missing_file_names_a_near_one(write, tmp_path):
     write(SOUND, "digits.yaml")
     assert f"Did you mean {tmp_path / 'digits.yaml'}?" in refusal(tmp_path / "digit.yaml")
@@ -365,7 +334,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(write):
           damping: 0
           damping: -1
         prune: {sparsity: 2, include: [a, a]}
-        recover: {lr: '${x}'}
+        recover: {lr: -1}
         """
     )
     head, *lines = refusal(path, ["prune.steps=0", "run.seed=-1"]).splitlines()
@@ -373,13 +342,6 @@ def test_all_errors_are_reported_in_the_order_of_the_file(write):
     places = [line.rpartition("(")[2].rstrip(")").removeprefix(str(path)) for line in lines]
     assert places == [":1", ":2", ":5", ":6", ":7", "--set run.seed", "--set prune.steps"]
     assert all(line.startswith("- ") for line in lines)
-
-
-def test_a_broken_variable_is_reported_once(write):
-    path = write(SOUND + "vars: {a: '${b}', c: '${a}'}\nrun: {seed: '${c}', threads: '${a}'}")
-    message = refusal(path)
-    assert "\n" not in message
-    assert message.startswith("vars.a must use variables")
 
 
 def test_scientific_numbers_are_numbers_everywhere(write):
@@ -405,9 +367,7 @@ def test_anchors_and_merge_keys_work(write):
     recipe = load_recipe(
         write(
             """\
-            vars:
-              common: &common {seed: 3, device: cpu}
-              more: &more {seed: 4, threads: 2}
+            model: {kwargs: {a: &common {seed: 3, device: cpu}, b: &more {seed: 4, threads: 2}}}
             run: {<<: [*common, *more], device: auto}
             calibrate: {seed: 9}
             data: {source: digits}
@@ -419,7 +379,7 @@ def test_anchors_and_merge_keys_work(write):
 
 
 def test_overriding_a_shared_mapping_changes_one_place(write):
-    text = SOUND + "vars: {rows: &r {crop: 1}}\nmodel: {kwargs: {a: *r, b: *r}}"
+    text = SOUND + "model: {kwargs: {a: &r {crop: 1}, b: *r}}"
     recipe = load_recipe(write(text), ["model.kwargs.a.crop=2"])
     assert recipe.model.kwargs == {"a": {"crop": 2}, "b": {"crop": 1}}
 
@@ -428,43 +388,6 @@ def test_off_needs_no_quotes(write):
     recipe = load_recipe(write(SOUND + "export: {sparse_kernels: off}"))
     assert recipe.export.sparse_kernels == "off"
     assert load_recipe(write(dump_recipe(recipe))).export.sparse_kernels == "off"
-
-
-def test_a_whole_variable_keeps_its_type_and_an_embedded_one_is_text(write):
-    recipe = load_recipe(
-        write(
-            SOUND
-            + """\
-vars:
-  path: ${root}/images
-  root: /data
-  n: 3
-  x: 0.5
-  flag: true
-  list: [1, '${n}']
-model:
-  kwargs:
-    whole: [$PLAIN, '${n}', '${x}', '${flag}', '${list}', '${path}']
-    embedded: '${root}:${n}:${x}:${flag}'
-    escaped: '$${n} $$${n} $n $'
-    '${n}': key
-"""
-        )
-    )
-    assert recipe.model.kwargs == {
-        "whole": ["$PLAIN", 3, 0.5, True, [1, 3], "/data/images"],
-        "embedded": "/data:3:0.5:true",
-        "escaped": "${n} $${n} $n $",
-        "${n}": "key",
-    }
-
-
-def test_overrides_come_before_variables(write):
-    path = write(SOUND + "vars: {s: 0.1}\nrecover: {momentum: '${s}'}")
-    assert load_recipe(path, ["vars.s=0.2"]).recover.momentum == 0.2
-    assert load_recipe(path, ["recover.lr=${s}"]).recover.lr == 0.1
-    message = refusal(path, ["vars.t=1"])
-    assert message == "vars.t must be a variable that the recipe uses. It uses: s. (--set vars.t)"
 
 
 def test_overrides_take_yaml_and_the_last_counts(write):
@@ -558,12 +481,11 @@ ROUND_TRIPS = {
         run: {memory_budget: 1.5GB, seed: 7}
         """,
     "factory": """\
-        vars: {root: data sets}
         model:
           factory: nets/my.py:Net.small
-          kwargs: {a: '1e-5', b: 1e-5, c: 'yes', d: '$${x}', e: '$$${', f: "é\\n\\t #", g: null,
-                   h: [[1, {}], []], i: '2024-01-31', j: '=', k: '0x1F', l: 1_000, m: '${root}/x'}
-        data: {factory: 'package.data:make', kwargs: {path: '${root}'}}
+          kwargs: {a: '1e-5', b: 1e-5, c: 'yes', d: '${x}', e: '$${', f: "é\\n\\t #", g: null,
+                   h: [[1, {}], []], i: '2024-01-31', j: '=', k: '0x1F', l: 1_000}
+        data: {factory: 'package.data:make', kwargs: {path: data sets}}
         prune: {sparsity: 0.9, method: magnitude}
         validate: {latency: null, gates: {confidence: none, max_metric_drop: 0.01}}
         fisher: {block_size: full}
@@ -598,6 +520,22 @@ def test_paths_start_at_the_recipes_folder_or_at_folder(write, tmp_path):
     assert recipe.source.resolve("~") == Path.home().resolve()
 
 
+def test_the_data_may_have_a_folder_of_its_own(write, tmp_path):
+    text = """\
+        data:
+          source: arrays
+          folder: ../data
+          splits: {calibration: {path: a.npz}, validation: {path: /b.npz}}
+        prune: {sparsity: 0.5}
+        """
+    recipe = load_recipe(write(text, "in/recipe.yaml"))
+    found = recipe.data.resolve("a.npz", recipe.source.folder)
+    assert found == tmp_path / "data" / "a.npz"
+    assert recipe.data.resolve("/b.npz", recipe.source.folder) == Path("/b.npz")
+    moved = load_recipe(recipe.source.path, ["data.folder=/elsewhere"])
+    assert moved.data.resolve("a.npz", recipe.source.folder) == Path("/elsewhere/a.npz")
+
+
 def test_a_recipe_made_in_python_can_be_written(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.5}})
@@ -615,18 +553,16 @@ def test_the_schema_serves_editors():
     assert json.loads(json.dumps(schema)) == schema
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"data", "prune"}
-    assert list(schema["properties"])[:3] == ["vars", "folder", "run"]
+    assert list(schema["properties"])[:2] == ["folder", "run"]
     assert "validate" in schema["properties"]
     sparsity = schema["$defs"]["PruneSection"]["properties"]["sparsity"]
     assert sparsity["description"]
     assert sparsity["title"]
-    number, variable = sparsity["anyOf"]
-    assert (number["minimum"], number["exclusiveMaximum"]) == (0, 1)
-    assert variable == {"$ref": "#/$defs/Variable"}
+    assert (sparsity["minimum"], sparsity["exclusiveMaximum"]) == (0, 1)
     for section in schema["$defs"].values():
         for name, value in section.get("properties", {}).items():
             # A section says itself what it is, and a constant needs no more.
-            sections = json.dumps(value).replace("#/$defs/Variable", "").count("#/$defs/")
+            sections = json.dumps(value).count("#/$defs/")
             assert "description" in value or "const" in value or sections, name
 
 
