@@ -11,104 +11,163 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mfac_compress.export.axes import BATCH_AXIS, Axes, is_fixed, name_axes, open_axes, torch_shapes
 from mfac_compress.export.evaluation import device_of, evaluating
-
-BATCH_AXIS = "batch"
+from mfac_compress.export.names import input_names, output_names
+from mfac_compress.mfac.batch import Tree, call, concatenate, map_tensors, named_tensors, size
 
 
 def capture(
     model: nn.Module,
-    example: Tensor,
+    example: Tree,
     *,
     opset: int,
     dynamic_batch: bool,
     input_name: str,
     output_name: str,
+    dynamic_axes: Axes | None = None,
 ) -> ir.Model:
-    """Trace a model of one input and one output tensor into an ONNX graph.
+    """Trace a model into an ONNX graph.
 
     Args:
-        model: Any module, also the module of an exported program. Not changed.
-        example: Input with which the model is traced. Shape ``[n, ...]``.
+        model: Any module, also the module of an exported program, that returns a tree of tensors.
+            Not changed.
+        example: Inputs with which the model is traced. Each of shape ``[n, ...]``.
         opset: Version of the ONNX operators.
         dynamic_batch: Make the first axis dynamic, under the name ``batch``. Otherwise it is n.
-        input_name: Name of the graph's input.
-        output_name: Name of the graph's output.
+        input_name: Name of a lone input; others: :func:`~mfac_compress.export.names.input_names`.
+        output_name: Name of a lone output; others likewise.
+        dynamic_axes: Names of further dynamic axes. Those of the same name have the same length.
     Returns:
         The graph. Its tensors may share memory with the model's parameters.
     Raises:
         ValueError: If a name is taken, the model cannot be run, traced or translated, it returns
-            anything other than one tensor ``[n, ...]``, or it fixes the batch size although
-            ``dynamic_batch`` is set.
+            anything other than tensors ``[n, ...]``, or it fixes the length of a dynamic axis.
     """
-    _check_names(model, input_name, output_name)
     # Cloned for its strides: an axis of size one may have any stride, and with some of them the
     # tracer takes images of one channel for channels-last and adds index arithmetic to the graph.
-    example = example.to(device_of(model, example)).clone(memory_format=torch.contiguous_format)
+    example = map_tensors(
+        lambda tensor: tensor.to(device_of(model, tensor)).clone(
+            memory_format=torch.contiguous_format
+        ),
+        example,
+    )
     with evaluating(model):
-        _check_forward(model, example)
-        if dynamic_batch and len(example) == 1:
+        inputs = dict(zip(input_names(model, example, input_name), _leaves(example), strict=True))
+        outputs = output_names(_outputs(model, example), output_name)
+        _check_names(model, [*inputs], outputs)
+        axes = open_axes(inputs, dynamic_axes or {}, dynamic_batch=dynamic_batch)
+        if dynamic_batch and size(example) == 1:
             # The tracer treats an axis of size one as a constant.
-            example = torch.cat([example, example])
-        axes = ({0: torch.export.Dim(BATCH_AXIS)},) if dynamic_batch else None
+            example = concatenate([example, example])
         try:
             # The exporter can translate the plain form of attention. The kernels that PyTorch would
             # choose on this machine, and for gradients, order axes differently in memory, and the
             # exporter fails on views of them.
-            with _silence(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            with _silence(), _open_recurrences(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(
-                    model,
-                    (example,),
+                    _Flat(model, example),
+                    _leaves(example),
                     dynamo=True,
                     opset_version=opset,
-                    input_names=[input_name],
-                    output_names=[output_name],
-                    dynamic_shapes=axes,
+                    dynamic_shapes=torch_shapes(axes),
                     verbose=False,
                 )
         except torch.onnx.OnnxExporterError as error:
-            raise _explain(error) from error
-    _check_opset(program.model, opset)
-    if dynamic_batch:
-        _check_batch_is_open(program.model)
-    return program.model
+            raise _explain(error, axes) from error
+    graph = program.model
+    _check_opset(graph, opset)
+    _name(graph, [*inputs], outputs)
+    name_axes(graph, axes)
+    return graph
 
 
-def _check_names(model: nn.Module, input_name: str, output_name: str) -> None:
+class _Flat(nn.Module):
+    """A model as ``forward(*inputs)`` that returns its outputs as a tuple.
+
+    Inputs and outputs of the graph then have the order of the trees, whatever their form.
+    """
+
+    def __init__(self, model: nn.Module, example: Tree) -> None:
+        super().__init__()
+        self.training = False
+        self.wrapped = model
+        self._form = map_tensors(lambda _: None, example)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(tensors)
+        inputs = map_tensors(lambda _: next(remaining), self._form)
+        return _leaves(call(self.wrapped, inputs))
+
+
+def _leaves(tree: Tree) -> tuple[Tensor, ...]:
+    return tuple(tensor for _, tensor in named_tensors(tree))
+
+
+def _outputs(model: nn.Module, example: Tree) -> Tree:
+    """Run the model once: the tracer's own errors are hard to read, Python's are not."""
+    rows, shapes = size(example), _shapes(example)
+    try:
+        with torch.no_grad():
+            outputs = call(model, example)
+    except Exception as error:
+        raise ValueError(
+            f"The model must run on its example input of {shapes}. It raised "
+            f"{type(error).__name__}: {error}. Check that the data has the shape and dtype that "
+            "the model expects."
+        ) from error
+    returned = _leaves(outputs)
+    other = [type(leaf).__name__ for leaf in returned if not isinstance(leaf, Tensor)]
+    if other or not returned:
+        raise ValueError(
+            "The model must return one tensor, or a tuple or dict of tensors. Got "
+            f"{other[0] if other else 'no tensor'}. Wrap it in a module whose forward returns the "
+            "tensors to be exported."
+        )
+    if any(tensor.shape[:1] != (rows,) for tensor in returned):
+        raise ValueError(
+            f"The model must return one row per sample. Got an output of {_shapes(outputs)} for an "
+            f"input of {shapes}. "
+            "Wrap it in a module whose forward keeps the batch as the first axis."
+        )
+    return outputs
+
+
+def _shapes(tree: Tree) -> str:
+    named = [(name, list(tensor.shape)) for name, tensor in named_tensors(tree)]
+    if len(named) == 1 and not named[0][0]:
+        return f"shape {named[0][1]}"
+    return f"shapes {', '.join(f'{name} {shape}' for name, shape in named)}"
+
+
+def _check_names(model: nn.Module, inputs: list[str], outputs: list[str]) -> None:
     """Refuse names in use: an input with the name of a weight would replace it."""
     taken = {"", *(name for name, _ in (*model.named_parameters(), *model.named_buffers()))}
-    for key, name in (("export.input_name", input_name), ("export.output_name", output_name)):
+    of_inputs = [("export.input_name", "input", name) for name in inputs]
+    of_outputs = [("export.output_name", "output", name) for name in outputs]
+    for key, kind, name in (*of_inputs, *of_outputs):
         if name in taken:
             raise ValueError(
-                f"{key} must be a name that no parameter of the model and no other input or output "
-                f"of the graph has. Got {name!r}. Choose another."
+                f"The name of an {kind} ({key}, or the key of a dict) must be one that no "
+                "parameter of the model and no other input or output has. "
+                f"Got {name!r}. Choose another."
             )
         taken.add(name)
 
 
-def _check_forward(model: nn.Module, example: Tensor) -> None:
-    """Run the model once: the tracer's own errors are hard to read, Python's are not."""
-    shape = list(example.shape)
-    try:
-        with torch.no_grad():
-            output = model(example)
-    except Exception as error:
-        raise ValueError(
-            f"The model must run on its example input of shape {shape}. It raised "
-            f"{type(error).__name__}: {error}. Check that the data has the shape and dtype that "
-            "the model expects."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"The model must return one tensor. Got {type(output).__name__}. "
-            "Wrap it in a module whose forward returns the tensor to be exported."
-        )
-    if output.shape[:1] != example.shape[:1]:
-        raise ValueError(
-            f"The model must return one row per sample. Got an output of shape "
-            f"{list(output.shape)} for an input of shape {shape}. "
-            "Wrap it in a module whose forward keeps the batch as the first axis."
-        )
+def _name(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
+    """Name a graph's inputs, outputs and initializers, and free these names of other values."""
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        value.name = value.name.removeprefix("wrapped.")
+    own = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    taken = {*inputs, *outputs, *graph.initializers}
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value not in own and value.name in taken:
+                value.name = f"{value.name}.internal"
+    for value, name in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
+        value.name = name
 
 
 @contextlib.contextmanager
@@ -131,14 +190,32 @@ def _silence() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _explain(error: Exception) -> ValueError:
+@contextlib.contextmanager
+def _open_recurrences() -> Iterator[None]:
+    """Let the exporter's own LSTM and GRU take effect, which leave the sequence's length open.
+
+    It registers them for the time of an export. But PyTorch looks an operator's implementation up
+    only once, so these would be missing in every export but the first.
+    """
+    operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    try:
+        for operator in operators:
+            operator._dispatch_cache.clear()
+        yield
+    finally:
+        for operator in operators:
+            operator._dispatch_cache.clear()
+
+
+def _explain(error: Exception, axes: Axes) -> ValueError:
     """Return an error with the innermost cause, which the exporter wraps in general advice."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     reason = str(cause).strip().split("\n\n")[0]
     if "Guard failed" in reason:  # an exported program's module checks its own shapes
-        return _batch_is_fixed(reason)
+        labels = {label for by_axis in axes.values() for label in by_axis.values()}
+        return is_fixed(reason, BATCH_AXIS if labels == {BATCH_AXIS} else None)
     return ValueError(
         "The model must be exportable to ONNX. PyTorch's exporter failed with "
         f"{type(cause).__name__}: {reason}\n{_way_out(type(cause).__name__)}"
@@ -158,22 +235,6 @@ def _way_out(kind: str) -> str:
         "Run torch.onnx.export(model, (inputs,), dynamo=True) on the model by itself to see the "
         "whole error, and change the code that it names."
     )
-
-
-def _batch_is_fixed(reason: str) -> ValueError:
-    return ValueError(
-        f"dynamic batch not possible: the model specialises the batch size ({reason}). "
-        "Set export.dynamic_batch: false, or remove the constant from the model's forward "
-        "(to the exporter len(x) is a constant, x.shape[0] is not)."
-    )
-
-
-def _check_batch_is_open(model: ir.Model) -> None:
-    """Refuse a batch axis that the exporter fixed: it does so silently."""
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        size = value.shape[0] if value.shape else None
-        if isinstance(size, int):
-            raise _batch_is_fixed(f"the batch axis of {value.name!r} came out as {size}")
 
 
 def _check_opset(model: ir.Model, opset: int) -> None:

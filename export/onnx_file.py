@@ -7,8 +7,9 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from torch import Tensor, nn
+from torch import nn
 
+from mfac_compress.export.axes import Axes
 from mfac_compress.export.capture import capture
 from mfac_compress.export.external_data import MAX_BYTES_IN_ONE_FILE
 from mfac_compress.export.passes import (
@@ -18,17 +19,19 @@ from mfac_compress.export.passes import (
     name_transposed,
 )
 from mfac_compress.export.replace import replace_model
+from mfac_compress.mfac.batch import Tree
 
 
 def export_onnx(
     model: nn.Module,
-    example: Tensor,
+    example: Tree,
     path: str | os.PathLike[str],
     *,
     opset: int = 18,
     dynamic_batch: bool = True,
     input_name: str = "input",
     output_name: str = "output",
+    dynamic_axes: Axes | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Export a model in evaluation mode to ONNX.
@@ -39,15 +42,18 @@ def export_onnx(
     Tensors go to ``path`` + ``.data`` only if one file would exceed 2 GB.
 
     Args:
-        model: Takes and returns one tensor ``[n, ...]``. Any module, also the module of an
+        model: Takes and returns a tree of tensors ``[n, ...]``. Any module, also the module of an
             exported program. Neither its mode nor its weights change.
-        example: Input with which the model is traced. Shape ``[n, ...]``.
+        example: Inputs with which the model is traced. Each of shape ``[n, ...]``.
         path: File to write, in a folder that exists. Replaced only by a file that passed the
             ONNX checker; on failure it is not changed.
         opset: Version of the ONNX operators.
-        dynamic_batch: Make the first axis, and no other, dynamic. Otherwise it is n.
-        input_name: Name of the graph's input.
-        output_name: Name of the graph's output.
+        dynamic_batch: Make the first axis dynamic, under the name ``batch``. Otherwise it is n.
+        input_name: Name of a lone input. Several have the keys of the dict or the names of
+            forward's parameters.
+        output_name: Name of a lone output, numbered for a tuple. Several have the keys of a dict.
+        dynamic_axes: Names of further dynamic axes, by input and axis. Axes of the same name have
+            the same length.
         metadata: Metadata to write into the file.
     Raises:
         ValueError: If the model cannot be exported with these options, or ``path`` + ``.data``
@@ -60,18 +66,20 @@ def export_onnx(
         dynamic_batch=dynamic_batch,
         input_name=input_name,
         output_name=output_name,
+        dynamic_axes=dynamic_axes,
     )
     write_graph(graph, path, metadata=metadata)
 
 
 def build_graph(
     model: nn.Module,
-    example: Tensor,
+    example: Tree,
     *,
     opset: int = 18,
     dynamic_batch: bool = True,
     input_name: str = "input",
     output_name: str = "output",
+    dynamic_axes: Axes | None = None,
 ) -> ir.Model:
     """Do all of :func:`export_onnx` except writing the file.
 
@@ -90,6 +98,7 @@ def build_graph(
         dynamic_batch=dynamic_batch,
         input_name=input_name,
         output_name=output_name,
+        dynamic_axes=dynamic_axes,
     )
     clear_traces(graph)
     parameters = dict(model.named_parameters())

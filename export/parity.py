@@ -3,55 +3,76 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mfac_compress.export.evaluation import device_of, evaluating
 from mfac_compress.export.session import open_session, predict
+from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors, size
 
 
 def parity_error(
     model: nn.Module,
     path: str | os.PathLike[str],
-    inputs: Tensor,
+    inputs: Tree,
     *,
     library: Path | None = None,
 ) -> float:
     """Compare a model with its ONNX file on one batch.
 
     Args:
-        model: Returns one tensor. It is run in evaluation mode, and its modes are restored.
+        model: Returns a tree of tensors. It is run in evaluation mode, and its modes are restored.
         path: The model's ONNX file.
-        inputs: Shape ``[n, ...]``.
+        inputs: Each of shape ``[n, ...]``.
         library: Shared library of custom operators that the file needs.
     Returns:
-        Largest absolute difference, in float64. Infinity if any output of either is NaN or
-        infinite: such outputs cannot be compared, so they count as a failure.
+        Largest absolute difference of all outputs, in float64. Infinity if any output of either
+        is NaN or infinite: such outputs cannot be compared, so they count as a failure.
     Raises:
-        ValueError: If the outputs differ in shape, or the file cannot be loaded or run.
+        ValueError: If the outputs differ in form or shape, or the file cannot be loaded or run.
     """
     session = open_session(path, library=library)
-    outputs = predict(session, inputs.cpu().numpy(), len(inputs))
-    return largest_difference(model, inputs, outputs)
+    expected = model_outputs(model, inputs)
+    return _largest(expected, predict(session, inputs, size(inputs), expected))
 
 
-def largest_difference(model: nn.Module, inputs: Tensor, outputs: np.ndarray) -> float:
+def largest_difference(model: nn.Module, inputs: Tree, outputs: Any) -> float:
     """Compare a model with what its ONNX file returned for one batch.
 
     Args:
         model: As for :func:`parity_error`. So is what is returned and raised.
-        inputs: Shape ``[n, ...]``.
-        outputs: Of the file. Shape ``[n, ...]``.
+        inputs: Each of shape ``[n, ...]``.
+        outputs: Of the file, as :func:`predict` returns them in the form of the model's.
+    """
+    return _largest(model_outputs(model, inputs), outputs)
+
+
+def model_outputs(model: nn.Module, inputs: Tree) -> Any:
+    """Outputs of a model in evaluation mode: a tree of arrays in float64.
+
+    Args:
+        model: As for :func:`parity_error`.
+        inputs: Each of shape ``[n, ...]``.
     """
     with evaluating(model), torch.no_grad():
-        expected = model(inputs.to(device_of(model, inputs))).double().cpu().numpy()
-    if outputs.shape != expected.shape:
+        outputs = call(model, map_tensors(lambda x: x.to(device_of(model, x)), inputs))
+    return map_tensors(lambda output: output.double().cpu().numpy(), outputs)
+
+
+def _largest(expected: Any, outputs: Any) -> float:
+    errors = map_tensors(_difference, expected, outputs)
+    return max(error for _, error in named_tensors(errors))
+
+
+def _difference(expected: np.ndarray, output: np.ndarray) -> float:
+    if output.shape != expected.shape:
         raise ValueError(
             f"The ONNX file must return what the model returns: shape {list(expected.shape)}. "
-            f"Got {list(outputs.shape)}. Export the model again."
+            f"Got {list(output.shape)}. Export the model again."
         )
     with np.errstate(invalid="ignore"):  # infinity - infinity
-        error = float(np.abs(outputs.astype(np.float64) - expected).max())
+        error = float(np.abs(output.astype(np.float64) - expected).max())
     return error if math.isfinite(error) else math.inf

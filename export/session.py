@@ -1,13 +1,16 @@
 """Open ONNX files in ONNX Runtime and run them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from mfac_compress.export.names import Feeds, feeds
+from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 
 _ERRORS_ONLY = 3
 
@@ -65,45 +68,61 @@ def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
 
 
 def predict(
-    session: onnxruntime.InferenceSession, inputs: np.ndarray, batch_size: int
-) -> np.ndarray:
+    session: onnxruntime.InferenceSession, inputs: Tree, batch_size: int, form: Any = None
+) -> Any:
     """Run inputs through a session, batch by batch.
 
     Args:
-        session: Takes and returns one tensor.
-        inputs: Shape ``[n, ...]``.
+        session: Takes and returns tensors whose first axis is the batch.
+        inputs: A tree of tensors or arrays ``[n, ...]``, as for :func:`~names.feeds`.
         batch_size: Rows per call. A file exported for one batch size is run with that size; its
             last batch is padded with copies, whose outputs are dropped.
+        form: Outputs of the model from which the file was made. None if they are one tensor, or
+            for a dict by the file's names.
     Returns:
-        Outputs in the order of the inputs. Shape ``[n, ...]``.
+        Arrays ``[n, ...]`` in the form of the model's outputs, in the order of the inputs.
     Raises:
-        ValueError: If there are no rows, or the file does not take their shape or dtype.
+        ValueError: If there are no rows, or the file does not take the inputs' names, shapes or
+            dtypes, or returns something else than the model.
     """
-    if len(inputs) == 0:
+    arrays = feeds(inputs, [one.name for one in session.get_inputs()])
+    rows = size(arrays)
+    if rows == 0:
         raise ValueError("inputs must have at least one row. Got none.")
     fixed = fixed_batch(session)
-    size = fixed or batch_size
-    outputs = []
-    for start in range(0, len(inputs), size):
-        rows = inputs[start : start + size]
-        outputs.append(run(session, _fill(rows, fixed))[: len(rows)])
-    return np.concatenate(outputs)
+    at_once = fixed or batch_size
+    parts = []
+    for start in range(0, rows, at_once):
+        batch = {name: array[start : start + at_once] for name, array in arrays.items()}
+        count = size(batch)
+        filled = {name: _fill(array, fixed) for name, array in batch.items()}
+        parts.append([output[:count] for output in call(session, filled)])
+    outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return _in_form(outputs, [one.name for one in session.get_outputs()], form)
 
 
-def run(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
-    """Run one batch ``[n, ...]``. Raises ValueError if the file does not take it."""
-    return call(session, {session.get_inputs()[0].name: batch})[0]
+def _in_form(outputs: list[np.ndarray], names: list[str], form: Any) -> Any:
+    if form is None:
+        return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
+    expected = sum(1 for _ in named_tensors(form))
+    if expected != len(outputs):
+        raise ValueError(
+            f"The ONNX file must return what the model returns: {expected} tensors. Got "
+            f"{len(outputs)}. Export the model again."
+        )
+    remaining = iter(outputs)
+    return map_tensors(lambda _: next(remaining), form)
 
 
-def call(session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+def call(session: onnxruntime.InferenceSession, arrays: Feeds) -> list[Any]:
     """Return all outputs for some inputs. Raises ValueError if the file does not take them."""
     try:
-        return session.run(None, dict(feeds))
+        return session.run(None, dict(arrays))
     except InvalidArgument as error:
         taken = ", ".join(
             f"{one.name} {one.type} of shape {one.shape}" for one in session.get_inputs()
         )
-        got = ", ".join(f"{name} {x.dtype} of shape {list(x.shape)}" for name, x in feeds.items())
+        got = ", ".join(f"{name} {x.dtype} of shape {list(x.shape)}" for name, x in arrays.items())
         raise ValueError(
             f"Inputs must match those of the ONNX file: {taken}. Got {got}. "
             "Convert the inputs, or export with an example of that shape and dtype."

@@ -7,8 +7,11 @@ layer on a constant input: the file then contains another tensor, in which nothi
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +19,8 @@ from mfac_compress.export.audit import TensorAudit, audit_zeros
 from mfac_compress.export.evaluation import evaluating
 from mfac_compress.export.onnx_file import write_graph
 from mfac_compress.export.passes import TRANSPOSED
-from mfac_compress.export.session import open_session, predict
+from mfac_compress.export.session import fixed_batch, open_session, predict
+from mfac_compress.mfac.batch import Tree, call, map_tensors, size
 
 _ROWS = 8
 _LARGEST_DIFFERENCE = 0.02
@@ -27,7 +31,7 @@ _ROUNDING = 1e-4
 def lost_zeros(
     copied: nn.Module,
     graph: ir.Model,
-    example: Tensor,
+    example: Tree,
     names: Iterable[str],
     *,
     build: Callable[[nn.Module], ir.Model],
@@ -40,7 +44,7 @@ def lost_zeros(
     Args:
         copied: A copy of the model, on the CPU. Weights are removed from it.
         graph: The graph that ``build`` made of the model. Restored afterwards.
-        example: Inputs that the graph takes. Shape ``[n, ...]``.
+        example: Inputs that the graph takes. Each of shape ``[n, ...]``.
         names: The parameters to be pruned.
         build: Exports a model.
     Returns:
@@ -104,7 +108,7 @@ def _swaps(
 
 
 def _audit(
-    graph: ir.Model, pruned: nn.Module, example: Tensor, masks: Mapping[str, Tensor]
+    graph: ir.Model, pruned: nn.Module, example: Tree, masks: Mapping[str, Tensor]
 ) -> list[TensorAudit]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.onnx"
@@ -113,15 +117,18 @@ def _audit(
         return audit_zeros(path, masks)
 
 
-def _check_outputs(path: Path, model: nn.Module, example: Tensor) -> None:
+def _check_outputs(path: Path, model: nn.Module, example: Tree) -> None:
     """Check that a file computes what the model does: some operators are exported wrongly."""
     session = open_session(path)
-    rows = session.get_inputs()[0].shape[0]
-    inputs = example if isinstance(rows, int) else example[:_ROWS]
+    inputs = example if fixed_batch(session) else map_tensors(lambda x: x[:_ROWS], example)
     with evaluating(model), torch.no_grad():
-        expected = model(inputs).double()
+        expected = call(model, inputs)
+    map_tensors(_check_output, expected, _run(session, inputs, expected))
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Tree, form: Tree) -> Any:
     try:
-        outputs = torch.from_numpy(predict(session, inputs.numpy(), len(inputs))).double()
+        return predict(session, inputs, size(inputs), form)
     except ValueError:
         raise
     except Exception as error:  # ONNX Runtime has exception types of its own
@@ -129,13 +136,17 @@ def _check_outputs(path: Path, model: nn.Module, example: Tensor) -> None:
             "ONNX Runtime must be able to run the exported file. PyTorch's exporter wrote one for "
             f"which it raised {error}. Replace the operator that is exported wrongly."
         ) from error
-    if outputs.shape != expected.shape:
+
+
+def _check_output(expected: Tensor, output: np.ndarray) -> None:
+    if output.shape != expected.shape:
         raise ValueError(
             "The exported file must return what the model returns: shape "
-            f"{list(expected.shape)}. Got {list(outputs.shape)}. Change the model's forward so "
+            f"{list(expected.shape)}. Got {list(output.shape)}. Change the model's forward so "
             "that PyTorch's exporter translates it correctly."
         )
-    scale, difference = expected.norm(), (outputs - expected).norm()
+    expected = expected.double()
+    scale, difference = expected.norm(), (torch.from_numpy(output).double() - expected).norm()
     if bool(scale.isfinite()) and not difference <= _LARGEST_DIFFERENCE * scale + _ROUNDING:
         raise ValueError(
             "The exported file must compute what the model computes. PyTorch's exporter wrote one "

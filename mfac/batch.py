@@ -47,11 +47,15 @@ def call(model: nn.Module, inputs: Tree) -> Any:
         >>> call(pick, (torch.ones(4, 2), torch.ones(4, 3))).shape
         torch.Size([4, 1])
     """
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def arguments(inputs: Tree) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
+    """Positional and keyword arguments of :func:`call`."""
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    return model(inputs)
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:

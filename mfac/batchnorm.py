@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mfac_compress.mfac.batch import Tree, call
+
 
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether the model has running batch-norm statistics that are not frozen."""
@@ -33,7 +35,7 @@ def batchnorm_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tree]) -> None:
     """Replace the running statistics by the plain average over the batches.
 
     Every other layer stays in evaluation mode, and so does a frozen batch norm. The model is left
@@ -41,7 +43,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         model: Changed in place.
-        batches: Inputs ``x``; the larger the batches, the more accurate the variance.
+        batches: Inputs; the larger the batches, the more accurate the variance.
     """
     model.eval()
     norms = _batchnorms(model).values()
@@ -51,8 +53,8 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
             norm.reset_running_stats()
             norm.momentum = None  # PyTorch's cumulative average
             norm.train()
-        for x in batches:
-            model(x)
+        for inputs in batches:
+            call(model, inputs)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

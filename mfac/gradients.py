@@ -9,16 +9,16 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from mfac_compress.mfac.batch import Batch, Tree, arguments, call, named_tensors, size, stack
 from mfac_compress.mfac.layout import TensorLayout
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tree, Tree], Tensor]
 Method = Literal["loop", "vmap"]
 
 # Samples that go through the model at once with vmap: enough to fill the machine's vector units,
@@ -35,7 +35,7 @@ class GradientSource:
     gradient of one sample depend on the others, and dropout makes it random.
 
     Args:
-        model: Called as ``model(x)``.
+        model: Called with a batch's inputs, as :func:`~mfac_compress.mfac.batch.call` does.
         loss: ``(outputs, targets)`` -> scalar mean loss.
         parameters: The weights of interest, in the order of the flat vector.
     """
@@ -48,7 +48,8 @@ class GradientSource:
         """Yield the gradients of the batches' mean losses, a few rows at a time.
 
         Args:
-            batches: ``(x, y)``, one for each gradient. For ``vmap`` all must have the same size.
+            batches: One for each gradient. With ``vmap`` only successive batches whose tensors
+                have the same shapes are computed at once.
             method: How the gradients are computed.
 
         Yields:
@@ -92,23 +93,24 @@ class GradientSource:
 
     def _parts(self, batch: Batch) -> Sequence[Tensor | None]:
         """The gradient of a batch by tensor; None where the loss does not depend on it."""
-        x, y = batch
+        inputs, targets = batch
         tensors = list(self.parameters.values())
-        value = self.loss(self.model(x), y)
+        value = self.loss(call(self.model, inputs), targets)
         if not value.requires_grad:
             return [None] * len(tensors)
         return torch.autograd.grad(value, tensors, allow_unused=True)
 
     def _vmap(self, group: Sequence[Batch]) -> Tensor:
-        x, y = (torch.stack(column) for column in zip(*group, strict=True))
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         state = {name: value.detach() for name, value in state.items()}
         chosen = {name: state.pop(name) for name in self.parameters}
 
-        def mean_loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return self.loss(functional_call(self.model, {**state, **weights}, (x,)), y)
+        def mean_loss(weights: dict[str, Tensor], inputs: Tree, targets: Tree) -> Tensor:
+            outputs = functional_call(self.model, {**state, **weights}, *arguments(inputs))
+            return self.loss(outputs, targets)
 
-        parts = vmap(grad(mean_loss), in_dims=(None, 0, 0))(chosen, x, y)
+        inputs, targets = stack([Batch(*batch) for batch in group])
+        parts = vmap(grad(mean_loss), in_dims=(None, 0, 0))(chosen, inputs, targets)
         return torch.cat([parts[name].reshape(len(group), -1) for name in chosen], dim=1)
 
     def _check(self, rows: Tensor, group: Sequence[Batch], done: int) -> None:
@@ -116,9 +118,9 @@ class GradientSource:
         if finite.all():
             return
         row, column = (~finite).nonzero()[0].tolist()
-        x, y = group[row]
+        inputs, targets = group[row]
         with torch.no_grad():
-            value = self.loss(self.model(x), y).item()
+            value = self.loss(call(self.model, inputs), targets).item()
         tensor = TensorLayout.of(self.parameters).name_at(column)
         raise NonFiniteGradientError(done + row, tensor, value)
 
@@ -183,8 +185,17 @@ def _seconds(source: GradientSource, batches: Sequence[Batch], method: Method) -
     return seconds
 
 
-def _groups(batches: Iterable[Batch], size: int | None) -> Iterator[list[Batch]]:
-    remaining = iter(batches)
-    for first in remaining:
-        wanted = size or batches_at_once(len(first[0]))
-        yield [first, *itertools.islice(remaining, wanted - 1)]
+def _groups(batches: Iterable[Batch], at_once: int | None) -> Iterator[list[Batch]]:
+    """Successive batches of the same shapes; padded ones may differ in length."""
+    for _, alike in itertools.groupby(batches, key=_shapes):
+        yield from _split(alike, at_once)
+
+
+def _split(batches: Iterator[Batch], at_once: int | None) -> Iterator[list[Batch]]:
+    for first in batches:
+        wanted = at_once or batches_at_once(size(first[0]))
+        yield [first, *itertools.islice(batches, wanted - 1)]
+
+
+def _shapes(batch: Batch) -> list[tuple[str, Any]]:
+    return [(name, tensor.shape) for name, tensor in named_tensors(batch)]

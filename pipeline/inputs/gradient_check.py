@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from mfac_compress.mfac.gradients import Batch, GradientSource
+from mfac_compress.mfac.batch import Batch
+from mfac_compress.mfac.gradients import GradientSource
 from mfac_compress.mfac.labels import projection_loss, random_projections
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code

@@ -23,9 +23,9 @@ class Eigenvalues(nn.Module):
         return torch.linalg.eigvals(x).real
 
 
-class Pair(nn.Module):
+class Number(nn.Module):
     def forward(self, x):
-        return x, x
+        return x, {"rows": len(x)}
 
 
 class Total(nn.Module):
@@ -164,7 +164,7 @@ def test_a_graph_that_fails_the_checker_does_not_replace_the_file(tmp_path, monk
 @pytest.mark.parametrize(
     ("model", "shape", "options", "message"),
     [
-        (Pair(), (2, 6), {}, "must return one tensor. Got tuple"),
+        (Number(), (2, 6), {}, "a tuple or dict of tensors. Got int"),
         (Total(), (2, 6), {}, r"one row per sample. Got an output of shape \[\]"),
         (nn.Linear(4, 2), (2, 6), {}, r"shape \[2, 6\]. It raised RuntimeError"),
         (Fixed(), (2, 6), {}, "dynamic batch not possible.*export.dynamic_batch: false"),

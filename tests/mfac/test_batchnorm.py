@@ -84,3 +84,18 @@ def test_only_frozen_batch_norms_are_put_into_evaluation_mode():
     freeze_batchnorm(model)
     assert model[0].training
     assert model[1].training
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x, scale):
+        return self.norm(x * scale)
+
+
+def test_batches_may_be_trees():
+    model, x = Scaled(), torch.randn(9, 3)
+    reestimate_batchnorm(model, [{"x": x, "scale": 2 * torch.ones(9, 1)}])
+    torch.testing.assert_close(model.norm.running_mean, 2 * x.mean(0))

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.gradients import (
     GradientSource,
     NonFiniteGradientError,
@@ -47,6 +48,59 @@ def test_rows_are_the_gradients_of_the_mean_losses(method):
         cross_entropy(model(x), y).backward()
         expected = torch.cat([p.grad.flatten() for p in source.parameters.values()])
         torch.testing.assert_close(row, expected)
+
+
+class Tokens(nn.Module):
+    """Reads padded tokens, and returns a dict."""
+
+    def __init__(self, recurrent=None):
+        super().__init__()
+        self.embedding, self.recurrent = nn.Embedding(9, 4), recurrent
+        self.head, self.length = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, ids, mask):
+        x = self.embedding(ids)
+        if self.recurrent is not None:
+            x = self.recurrent(x)[0]
+        x = (x * mask[..., None]).sum(1)
+        return {"logits": self.head(x), "length": (self.length(x)[:, 0],)}
+
+
+def _tokens(lengths, size=2):
+    generator = torch.Generator().manual_seed(1)
+    for length in lengths:
+        ids = torch.randint(9, (size, length), generator=generator)
+        mask = torch.ones(size, length).tril(length - 2)
+        yield Batch({"ids": ids, "mask": mask}, (ids[:, 0] % 3, ids.sum(1)))
+
+
+def _two_losses(outputs, targets):
+    labels, lengths = targets
+    difference = outputs["length"][0] - lengths
+    return cross_entropy(outputs["logits"], labels) + difference.square().mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_trees_keep_the_order_of_batches_of_different_lengths(method):
+    torch.manual_seed(0)
+    source = _source(Tokens(), ["head.weight", "embedding.weight"], _two_losses)
+    lengths = [5, 5, 3, 5, 5, 5, 4]
+
+    rows = list(source.rows(_tokens(lengths), method))
+
+    sizes = {"loop": [1] * 7, "vmap": [2, 1, 3, 1]}
+    assert [len(each) for each in rows] == sizes[method]
+    for row, (inputs, targets) in zip(torch.cat(rows), _tokens(lengths), strict=True):
+        value = _two_losses(source.model(**inputs), targets)
+        parts = torch.autograd.grad(value, [*source.parameters.values()])
+        torch.testing.assert_close(row, torch.cat([part.flatten() for part in parts]))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_loop_is_used_for_recurrent_models(kind):
+    """vmap cannot run a GRU, and an LSTM only one sample after the other."""
+    source = _source(Tokens(kind(4, 4, batch_first=True)), ["head.weight"], _two_losses)
+    assert fastest_method(source, list(_tokens([5] * 4))) == "loop"
 
 
 def test_a_row_agrees_with_finite_differences():

@@ -1,5 +1,6 @@
 """Targets without labels: their averages are the true Fisher and the Gauss-Newton matrix."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -55,3 +56,43 @@ def test_the_same_seed_gives_the_same_targets():
     ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return {"a": self.a(x), "b": (self.b(x), x.argmax(1))}
+
+
+def test_projections_have_the_form_of_the_outputs():
+    model, x = Heads(), torch.randn(4, 2)
+    ((_, directions),) = random_projections(model, [(x, None)], torch.Generator().manual_seed(0))
+
+    value = projection_loss(model(x), directions)
+
+    a, (b, positions) = directions["a"], directions["b"]
+    assert not positions.any()
+    expected = ((model(x)["a"] * a).sum() + (model(x)["b"][0] * b).sum()) / 4
+    torch.testing.assert_close(value, expected)
+    rows = _rows(model, projection_loss, [(x, directions)])
+    torch.testing.assert_close(rows[0, :6], (a.T @ x).flatten() / 4)
+
+
+def test_labels_need_one_tensor_of_logits():
+    with pytest.raises(ValueError, match=r"one tensor of logits .*Got a dict.*model.output"):
+        next(sampled_labels(Heads(), [(torch.ones(1, 2), None)], torch.Generator()))
+    classes = nn.Module()
+    classes.forward = lambda x: x.argmax(1)
+    with pytest.raises(ValueError, match=r"torch.int64 and shape \[1\]"):
+        next(sampled_labels(classes, [(torch.ones(1, 2), None)], torch.Generator()))
+
+
+def test_ignored_positions_remain_so():
+    model = nn.Conv1d(2, 4, 1)
+    targets = torch.tensor([[1, -100, 2], [-100, -100, 0]])
+    batch = (torch.randn(2, 2, 3), targets)
+    ((_, y),) = sampled_labels(model, [batch], torch.Generator().manual_seed(0))
+    assert torch.equal(y == -100, targets == -100)
