@@ -15,6 +15,7 @@ import time
 
 import torch
 
+from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.gradients import GradientSource, fastest_method
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.recipe.file import load_recipe
@@ -32,20 +33,22 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
     arguments = parser.parse_args()
     overrides = [f"run.device={arguments.device}", *arguments.overrides]
-    context = load_inputs(load_recipe(arguments.recipe, overrides), arguments.model)
-    module = context.model.module
-    source = GradientSource(module, context.task.unchecked_loss, context.parameters_of(module))
-    rows = [measure(context, source, count, arguments.rounds) for count in arguments.samples]
+    inputs = load_inputs(load_recipe(arguments.recipe, overrides), arguments.model)
+    module = inputs.model.module
+    parameters = inputs.targets.parameters_of(module)
+    source = GradientSource(module, inputs.task.unchecked_loss, parameters)
+    rows = [
+        measure(inputs.calibration, source, count, arguments.rounds) for count in arguments.samples
+    ]
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    print(json.dumps({**machine, "device": str(context.device), "rows": rows}))
+    print(json.dumps({**machine, "device": str(inputs.device), "rows": rows}))
 
 
-def measure(context, source, samples_per_gradient: int, rounds: int) -> dict[str, object]:
+def measure(calibration, source, samples_per_gradient: int, rounds: int) -> dict[str, object]:
     """Return samples per second of both methods, and which one a run would choose."""
 
-    def batches(size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        drawn = context.data.calibration.batches(size, indices=torch.arange(SAMPLES))
-        return [(x.to(context.device), y.to(context.device)) for x, y in drawn]
+    def batches(size: int) -> list[Batch]:
+        return list(calibration.batches(size, range(SAMPLES)))
 
     given = batches(samples_per_gradient)
     seconds: dict[str, list[float]] = {"loop": [], "vmap": [], "forward": []}

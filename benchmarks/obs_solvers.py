@@ -17,11 +17,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
-from mfac_compress.pipeline.stages.calibrate import compute_fisher
-from mfac_compress.pipeline.stages.prune import Pruner
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.stages.calibrate import FisherSource
+from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.prune import Pruner, Removal
 from mfac_compress.pipeline.stages.recover import recalibrate_batchnorm
 
 STEPS = {0.5: 3, 0.6: 3, 0.7: 3, 0.8: 3, 0.9: 4}
@@ -50,50 +53,58 @@ def main() -> None:
         for method in arguments.methods:
             overrides = ["recover.epochs=0", f"run.seed={seed}", *METHODS[method]]
             recipe = load_recipe(arguments.recipe, [*overrides, *arguments.overrides])
-            result = {"method": method, "seed": seed, **run(load_inputs(recipe, arguments.model))}
+            inputs = load_inputs(recipe, arguments.model)
+            result = {"method": method, "seed": seed, **run(recipe, inputs)}
             print(json.dumps(result), flush=True)
             results.append(result)
     print(json.dumps({"threads": torch.get_num_threads(), "results": results}))
 
 
-def run(context: RunContext) -> dict[str, object]:
+def run(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
     """Return the accuracy at each sparsity, and the seconds needed to reach it."""
-    pruner, step, kept, start = Pruner(context), 0, 1.0, time.process_time()
+    pruner = Pruner(inputs.model, [target.name for target in inputs.targets.matched])
+    step, kept, start = 0, 1.0, time.process_time()
     accuracies, pruning = {}, 0.0
     for sparsity, steps in STEPS.items():
         densities = kept * ((1 - sparsity) / kept) ** (np.arange(1, steps + 1) / steps)
         for density in densities:
-            one_step(pruner, 1 - density, step)
+            one_step(recipe, inputs, pruner, 1 - density, step)
             step += 1
         kept = 1 - sparsity
         pruning += time.process_time() - start
-        accuracies[f"{sparsity:.0%}"] = round(100 * accuracy(context, pruner.module), 2)
+        accuracies[f"{sparsity:.0%}"] = round(100 * accuracy(inputs, pruner.module), 2)
         accuracies[f"{sparsity:.0%} seconds"] = round(pruning)
         start = time.process_time()
     return accuracies
 
 
-def one_step(pruner: Pruner, sparsity: float, step: int) -> None:
+def one_step(recipe: Recipe, inputs: Inputs, pruner: Pruner, sparsity: float, step: int) -> None:
     """Remove weights up to one sparsity over all tensors together."""
-    context = pruner.context
-    budgets = [replace(budget, sparsity=sparsity) for budget in context.targets.budgets()]
-    if context.recipe.prune.method == "magnitude":
+    budgets = [replace(budget, sparsity=sparsity) for budget in inputs.targets.budgets()]
+    if recipe.prune.method == "magnitude":
         pruner.remove_smallest(budgets)
-    else:
-        fisher, _ = compute_fisher(context, pruner.module, step)
-        pruner.remove_least_salient(fisher, budgets, step)
+        return
+    ranks, calibration = Ranks(), inputs.calibration
+    source = FisherSource(calibration, inputs.fisher, None, ranks, Progress())
+    fisher, _ = source.compute(pruner.module, step, recipe.calibrate.gradients)
+    pruner.remove_least_salient(
+        fisher,
+        budgets,
+        Removal.of(recipe),
+        lambda module: holdout_loss(module, inputs.model.module, calibration),
+        ranks,
+        slice(None),
+    )
 
 
 @torch.no_grad()
-def accuracy(context: RunContext, pruned: torch.nn.Module) -> float:
+def accuracy(inputs: Inputs, pruned: torch.nn.Module) -> float:
     """Return the accuracy on the validation split, batch-norm statistics chosen as in a run."""
     module = copy.deepcopy(pruned)
-    recalibrate_batchnorm(context, module)
-    parts = [
-        (module(x.to(context.device)).cpu(), y) for x, y in context.data.validation.batches(250)
-    ]
+    recalibrate_batchnorm(module, inputs.model.module, "auto", inputs.calibration)
+    parts = [(module(x.to(inputs.device)).cpu(), y) for x, y in inputs.data.validation.batches(250)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return float(np.mean(context.task.evaluate(outputs, targets)))
+    return float(np.mean(inputs.task.evaluate(outputs, targets)))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from mfac_compress.export import (
     write_model,
 )
 from mfac_compress.export.timing import time_interleaved
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
 
 ROUNDS = 21
 BATCH_SIZES = (1, 16)
@@ -43,59 +43,61 @@ CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 32
 class _Samples(CalibrationDataReader):
     """Return the first samples of the calibration split."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
         rows = torch.arange(CALIBRATION_BATCHES * CALIBRATION_BATCH)
-        batches = context.data.calibration.batches(CALIBRATION_BATCH, indices=rows)
+        batches = inputs.data.calibration.batches(CALIBRATION_BATCH, indices=rows)
         self._batches = (inputs.numpy() for inputs, _ in batches)
-        self._name = context.recipe.export.input_name
+        self._name = recipe.export.input_name
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
         return None if batch is None else {self._name: batch}
 
 
-def quantised_files(context: RunContext, plain: Path, folder: Path) -> tuple[Path, Path]:
+def quantised_files(recipe: Recipe, inputs: Inputs, plain: Path, folder: Path) -> tuple[Path, Path]:
     """Quantise a file, and write it with sparse operators where they are faster."""
     dense, sparse = folder / "int8.onnx", folder / "int8.sparse.onnx"
     quantize_static(
         plain,
         dense,
-        _Samples(context),
+        _Samples(recipe, inputs),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
     workloads = [Workload(size, threads=1) for size in BATCH_SIZES]
-    found = measure_speed(dense, lambda size: feeds(context, size), workloads)
+    found = measure_speed(dense, lambda size: feeds(recipe, inputs, size), workloads)
     if found.model is None:
         raise SystemExit(f"no sparse file: {found.reason}")
     write_model(found.model, sparse)
     return dense, sparse
 
 
-def feeds(context: RunContext, size: int) -> dict[str, np.ndarray]:
+def feeds(recipe: Recipe, inputs: Inputs, size: int) -> dict[str, np.ndarray]:
     """Return the first samples of the validation split."""
-    batches = context.data.validation.batches(size, indices=torch.arange(size))
-    return {context.recipe.export.input_name: next(iter(batches))[0].numpy()}
+    batches = inputs.data.validation.batches(size, indices=torch.arange(size))
+    return {recipe.export.input_name: next(iter(batches))[0].numpy()}
 
 
-def metric(context: RunContext, session: onnxruntime.InferenceSession) -> float:
+def metric(recipe: Recipe, inputs: Inputs, session: onnxruntime.InferenceSession) -> float:
     """Return the recipe's metric on the whole validation split."""
     outputs, targets = [], []
-    for inputs, target in context.data.validation.batches(context.recipe.validate_.batch_size):
-        outputs.append(predict(session, inputs.numpy(), len(inputs)))
-        targets.append(target.numpy())
-    return float(np.mean(context.task.evaluate(np.concatenate(outputs), np.concatenate(targets))))
+    for x, y in inputs.data.validation.batches(recipe.validate_.batch_size):
+        outputs.append(predict(session, x.numpy(), len(x)))
+        targets.append(y.numpy())
+    return float(np.mean(inputs.task.evaluate(np.concatenate(outputs), np.concatenate(targets))))
 
 
 def measure(
-    context: RunContext, sessions: Sequence[onnxruntime.InferenceSession]
+    recipe: Recipe, inputs: Inputs, sessions: Sequence[onnxruntime.InferenceSession]
 ) -> list[dict[str, Any]]:
     """Return metric and times of each session, with ratios to the times of the first."""
-    rows: list[dict[str, Any]] = [{"metric": metric(context, session)} for session in sessions]
+    rows: list[dict[str, Any]] = [
+        {"metric": metric(recipe, inputs, session)} for session in sessions
+    ]
     for size in BATCH_SIZES:
-        given = feeds(context, size)
+        given = feeds(recipe, inputs, size)
         openers = [lambda s=session, g=given: partial(s.run, None, g) for session in sessions]
         timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
         times = np.array(timed.times("thread CPU"))
@@ -112,10 +114,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run of both")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
     arguments = parser.parse_args()
-    context = load_inputs(load_recipe(arguments.recipe, arguments.overrides), arguments.model)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    inputs = load_inputs(recipe, arguments.model)
     run = arguments.run
     with tempfile.TemporaryDirectory() as folder:
-        dense, sparse = quantised_files(context, run / "model.onnx", Path(folder))
+        dense, sparse = quantised_files(recipe, inputs, run / "model.onnx", Path(folder))
         files = {
             "dense, float32": run / "dense.onnx",
             "sparse operators, float32": run / "model.sparse.onnx",
@@ -124,7 +127,7 @@ def main() -> None:
         }
         library = kernel_library()
         sessions = [open_session(path, threads=1, library=library) for path in files.values()]
-        rows = measure(context, sessions)
+        rows = measure(recipe, inputs, sessions)
     print("| file | metric | " + " | ".join(f"batch {size}" for size in BATCH_SIZES) + " |")
     print("|---|---|---|---|")
     for name, row in zip(files, rows, strict=True):

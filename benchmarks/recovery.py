@@ -13,20 +13,26 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from mfac_compress.pipeline.errors import StageError
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.inputs.model_file import set_training
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
-from mfac_compress.pipeline.stages.calibrate import calibrate
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.run.cache import StageCache
+from mfac_compress.pipeline.run.runner import StageClock, run_stages
+from mfac_compress.pipeline.schedule import plan_stages
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
-from mfac_compress.pipeline.stages.prune import prune
 from mfac_compress.pipeline.stages.recover import train
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
@@ -49,80 +55,101 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
     arguments = parser.parse_args()
 
-    def context_for(*overrides: str) -> RunContext:
+    def loaded(*overrides: str) -> Loaded:
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, *overrides])
-        return load_inputs(recipe, arguments.model)
+        return Loaded(recipe, load_inputs(recipe, arguments.model))
 
-    pruned = pruned_model(context_for(), arguments.work)
-    start = pruned_accuracy(context_for(), pruned)
+    pruned = pruned_model(loaded(), arguments.work)
+    start = pruned_accuracy(loaded(), pruned)
     print(json.dumps({"pruned": start}), flush=True)
     results = []
     for name in arguments.optimizers:
         own = OPTIMIZERS[name]
-        lr = best_learning_rate(lambda *more, own=own: context_for(*own, *more), pruned)
-        context = context_for(*own, f"recover.lr={lr}")
-        results.append({"optimizer": name, "lr": lr, **train_and_judge(context, pruned)})
+        lr = best_learning_rate(lambda *more, own=own: loaded(*own, *more), pruned)
+        judged = train_and_judge(loaded(*own, f"recover.lr={lr}"), pruned)
+        results.append({"optimizer": name, "lr": lr, **judged})
         print(json.dumps(results[-1]), flush=True)
     if arguments.plot:
         draw(start, results, arguments.plot)
     print(json.dumps({"threads": torch.get_num_threads(), "pruned": start, "results": results}))
 
 
-def pruned_model(context: RunContext, work: Path) -> Path:
-    """Return the folder with the pruned weights and masks, created if it does not exist."""
-    calibrated, pruned = work / "calibrated", work / "pruned"
-    if not pruned.exists():
-        calibrated.mkdir(parents=True)
-        calibrate(context, calibrated)
-        pruned.mkdir()
-        prune(context, calibrated, pruned)
-    return pruned
+class Loaded(NamedTuple):
+    """A recipe and what it starts from."""
+
+    recipe: Recipe
+    inputs: Inputs
+
+    def pruned(self, folder: Path) -> nn.Module:
+        """Return a copy of the model with the pruned weights."""
+        return load_weights(self.inputs.model.copy(), folder)
+
+    def train(self, module: nn.Module, folder: Path) -> Iterator[float]:
+        """Train the module, and yield the loss of each epoch."""
+        return train(
+            module,
+            load_masks(folder),
+            self.recipe.recover,
+            self.inputs.data.recovery,
+            self.inputs.task.loss,
+            self.recipe.run.seed,
+            Ranks(),
+            Progress(),
+        )
 
 
-def pruned_accuracy(context: RunContext, pruned: Path) -> float:
-    return accuracy(context, load_weights(context.fresh_module(), pruned))
+def pruned_model(loaded: Loaded, work: Path) -> Path:
+    """Return the folder with the pruned weights and masks, found or created."""
+    names = ("calibrate", "prune")
+    stages = [stage for stage in plan_stages(*loaded) if stage.name in names]
+    code, clock = loaded.inputs.code, StageClock(Progress())
+    cache_of = partial(StageCache, work, code=code)
+    return run_stages(stages, cache_of, code, Ranks(), clock)["prune"].folder
 
 
-def best_learning_rate(context_for, pruned: Path) -> float:
+def pruned_accuracy(loaded: Loaded, pruned: Path) -> float:
+    return accuracy(loaded, loaded.pruned(pruned))
+
+
+def best_learning_rate(load: Callable[..., Loaded], pruned: Path) -> float:
     """Return the rate with the lowest held-out loss after one epoch, without validation data."""
     losses = {}
-    for lr in LEARNING_RATES[context_for().recipe.recover.optimizer]:
-        context = context_for("recover.epochs=1", f"recover.lr={lr}")
-        module = load_weights(context.fresh_module(), pruned)
+    for lr in LEARNING_RATES[load().recipe.recover.optimizer]:
+        loaded = load("recover.epochs=1", f"recover.lr={lr}")
+        module = loaded.pruned(pruned)
         try:
-            list(train(context, module, load_masks(pruned)))
+            list(loaded.train(module, pruned))
         except (StageError, ValueError) as error:  # too high a rate diverges
             print(json.dumps({"lr": lr, "failed": str(error)}), flush=True)
             continue
-        losses[lr] = holdout_loss(context, module)
+        inputs = loaded.inputs
+        losses[lr] = holdout_loss(module, inputs.model.module, inputs.calibration)
     print(json.dumps({"holdout_loss": losses}), flush=True)
     return min(losses, key=losses.__getitem__)
 
 
-def train_and_judge(context: RunContext, pruned: Path) -> dict[str, object]:
+def train_and_judge(loaded: Loaded, pruned: Path) -> dict[str, object]:
     """Return accuracy and CPU seconds after each epoch."""
-    module = load_weights(context.fresh_module(), pruned)
-    epochs, seconds, accuracies = train(context, module, load_masks(pruned)), 0.0, []
+    module = loaded.pruned(pruned)
+    epochs, seconds, accuracies = loaded.train(module, pruned), 0.0, []
     by_second = []
     start = time.process_time()
     for _ in epochs:
         seconds += time.process_time() - start
         by_second.append(round(seconds, 1))
-        accuracies.append(accuracy(context, module))
+        accuracies.append(accuracy(loaded, module))
         start = time.process_time()
     return {"accuracy": accuracies, "seconds": by_second}
 
 
 @torch.no_grad()
-def accuracy(context: RunContext, module: nn.Module) -> float:
+def accuracy(loaded: Loaded, module: nn.Module) -> float:
     """Return the accuracy on the validation split, in percent; the module is not changed."""
-    judged = copy.deepcopy(module)
+    judged, inputs = copy.deepcopy(module), loaded.inputs
     set_training(judged, False)
-    parts = [
-        (judged(x.to(context.device)).cpu(), y) for x, y in context.data.validation.batches(250)
-    ]
+    parts = [(judged(x.to(inputs.device)).cpu(), y) for x, y in inputs.data.validation.batches(250)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return round(100 * float(np.mean(context.task.evaluate(outputs, targets))), 2)
+    return round(100 * float(np.mean(inputs.task.evaluate(outputs, targets))), 2)
 
 
 def draw(start: float, results: list[dict], path: Path) -> None:

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mfac_compress.pipeline.compression import compress
     from mfac_compress.pipeline.recipe.file import load_recipe
-    from mfac_compress.pipeline.runner import compress
 
 __all__ = ["compress", "load_recipe"]
 
@@ -12,7 +12,7 @@ __all__ = ["compress", "load_recipe"]
 def __getattr__(name: str) -> Any:
     """Import on first use: the command line answers `--help` without PyTorch."""
     if name == "compress":
-        from mfac_compress.pipeline.runner import compress
+        from mfac_compress.pipeline.compression import compress
 
         return compress
     if name == "load_recipe":

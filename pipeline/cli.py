@@ -134,7 +134,7 @@ def run(**options: Any) -> int:
     """
     # Imported here, because PyTorch takes seconds and `--help` should not.
     with _announced("loading PyTorch ...", quiet=options["quiet"]):
-        from mfac_compress.pipeline import dry_run, runner  # noqa: F401 - they are slow to load
+        from mfac_compress.pipeline import compression, dry_run  # noqa: F401 - they are slow to load
         from mfac_compress.pipeline.ranks import open_ranks
 
     _silence_pytorch()
@@ -163,28 +163,21 @@ def _run(
     as_json: bool,
 ) -> int:
     """:func:`run` as one of several processes; ``documents`` gets what is for stdout alone."""
+    from mfac_compress.pipeline.compression import compress, load
     from mfac_compress.pipeline.dry_run import show_plan
-    from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
     from mfac_compress.pipeline.progress import Progress
-    from mfac_compress.pipeline.recipe.file import load_recipe
-    from mfac_compress.pipeline.runner import compress
-    from mfac_compress.pipeline.stages.accelerate import check_artifact
-    from mfac_compress.pipeline.stages.shared_batch import check_sharing
+    from mfac_compress.pipeline.run.runner import check_stages
+    from mfac_compress.pipeline.schedule import plan_stages
     from mfac_compress.pipeline.terminal import open_terminal
     from mfac_compress.pipeline.verdict.report_text import print_verdict
 
     terminal = open_terminal(quiet=quiet or not ranks.is_rank_zero, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
     if dry_run:
-        with ranks.raise_on_every_rank():
-            loaded = load_recipe(recipe, overrides)
-        with stage_named("load"), progress.stage("load"), ranks.raise_on_every_rank():
-            context = load_inputs(loaded, model, trust_pickle=trust_pickle, ranks=ranks)
-        show_plan(context, terminal)
-        with ranks.raise_on_every_rank():
-            check_inputs(context)
-            check_artifact(loaded)
-        check_sharing(context)
+        with stage_named("load"), progress.stage("load"):
+            loaded, inputs = load(recipe, model, overrides, trust_pickle, ranks)
+        show_plan(loaded, inputs, terminal)
+        check_stages(plan_stages(loaded, inputs), ranks)
         return _PASS
     output = output or Path("runs") / recipe.stem
     report = compress(

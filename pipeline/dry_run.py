@@ -4,65 +4,67 @@ from rich.console import Console
 from rich.table import Table
 
 from mfac_compress.pipeline.file_names import ACCELERATED, SPARSE
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan, readable_bytes
+from mfac_compress.pipeline.inputs.layers import PruneTargets
+from mfac_compress.pipeline.inputs.load import Inputs
+from mfac_compress.pipeline.inputs.memory import MemoryPlan, readable_bytes
+from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.accelerate import built_library
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict.warnings import LITTLE
 
 
-def show_plan(context: RunContext, console: Console) -> None:
+def show_plan(recipe: Recipe, inputs: Inputs, console: Console) -> None:
     """Print the matched tensors, what was left out and why, data, and memory."""
-    console.print(_matched(context))
-    if context.targets.left_out:
-        console.print(_left_out(context))
-    for line in _facts(context):
+    console.print(_matched(inputs.targets))
+    if inputs.targets.left_out:
+        console.print(_left_out(inputs.targets))
+    for line in _facts(recipe, inputs):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _matched(context: RunContext) -> Table:
+def _matched(targets: PruneTargets) -> Table:
     table = plain_table("Tensors to prune", "tensor", "shape", "weights", "target sparsity")
     table.columns[2].justify = "right"
-    for target in context.targets.matched:
+    for target in targets.matched:
         shape = " x ".join(map(str, target.shape))
         how = "on its own" if target.own_budget else "of all together"
         add_row(table, target.name, shape, f"{target.weights:,}", f"{target.sparsity:g} {how}")
     return table
 
 
-def _left_out(context: RunContext) -> Table:
+def _left_out(targets: PruneTargets) -> Table:
     table = plain_table("Left out", "tensor", "why")
-    for name, reason in context.targets.left_out.items():
+    for name, reason in targets.left_out.items():
         add_row(table, name, reason)
     return table
 
 
-def _facts(context: RunContext) -> list[str]:
+def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     """The plan's lines below the tables."""
-    targets, data, recipe = context.targets, context.data, context.recipe
+    targets, data = inputs.targets, inputs.data
     removed = sum(budget.removed for budget in targets.budgets())
     splits = {"calibration": data.calibration, "recovery": data.recovery}
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
     lines = [
-        *(f"folded: {name}, computed by {by}" for name, by in context.folded.items()),
+        *(f"folded: {name}, computed by {by}" for name, by in inputs.folded.items()),
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
-        *_warning(context),
+        *_warning(targets),
         f"samples: {sizes}",
-        f"device: {context.device}",
-        f"sparse kernels: {_kernels(context)}",
+        f"device: {inputs.device}",
+        f"sparse kernels: {_kernels(recipe)}",
     ]
-    if recipe.prune.method == "mfac":
-        lines += _memory(memory_plan(context))
+    if inputs.memory is not None:
+        lines += _memory(inputs.memory)
     return lines
 
 
-def _warning(context: RunContext) -> list[str]:
+def _warning(targets: PruneTargets) -> list[str]:
     """Say where little of the model can be pruned: its sparsity is that of a small part."""
-    if context.targets.share >= LITTLE:
+    if targets.share >= LITTLE:
         return []
     return [
         f"warning: less than {LITTLE:.0%} of the model can be pruned, so it stays almost as "
@@ -70,8 +72,8 @@ def _warning(context: RunContext) -> list[str]:
     ]
 
 
-def _kernels(context: RunContext) -> str:
-    if context.recipe.export.sparse_kernels == "off":
+def _kernels(recipe: Recipe) -> str:
+    if recipe.export.sparse_kernels == "off":
         return "off (export.sparse_kernels)"
     library = built_library()
     if library is None:

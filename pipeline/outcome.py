@@ -1,15 +1,18 @@
 """What a run says at its end: the report, the recipe that gives the same again, the manifest."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.file_names import ACCELERATED
-from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.layers import PruneTargets
+from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.stages.calibrate import Calibrated
+from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Latencies
 from mfac_compress.pipeline.verdict.gates import judge, verdict_of
 from mfac_compress.pipeline.verdict.report import MachineResult, Report, TensorAuditResult
@@ -29,26 +32,32 @@ Facts = Mapping[str, Any]
 
 
 def make_report(
-    context: RunContext, measured: Facts, timed: Latencies, recovered: Facts, accelerated: Facts
+    recipe: Recipe,
+    inputs: Inputs,
+    measured: Facts,
+    timed: Latencies,
+    recovered: Recovered,
+    accelerated: Facts,
 ) -> Report:
     """Judge what was measured, and write it down.
 
     Args:
-        context: The run's.
+        recipe: What was asked for.
+        inputs: What it was asked of.
         measured: Facts of the stage validate.
         timed: What this run measured anew.
         recovered: Facts of the stage recover.
         accelerated: Facts of the stage accelerate, decided.
     """
-    recipe, targets = context.recipe, context.targets
+    targets = inputs.targets
     audit = _in_model_order(measured["audit"], targets)
-    sizes = {name: p.numel() for name, p in context.model.module.named_parameters()}
+    sizes = {name: p.numel() for name, p in inputs.model.module.named_parameters()}
     sparsity = sparsity_result(targets, sizes, audit)
     plain = measured_result(measured, tuple(map(latency_result, timed.plain)))
     kernels = sparse_kernels_result(
         accelerated, measured["sparse_kernels"], tuple(map(latency_result, timed.accelerated))
     )
-    data = data_result(context.data)
+    data = data_result(inputs.data)
     judged = kernels if recipe.validate_.artifact == ACCELERATED else plain
     gates = judge(
         recipe.validate_.gates,
@@ -72,9 +81,9 @@ def make_report(
         size_bytes=plain.size_bytes,
         parity_error=plain.parity_error,
         audit=audit,
-        recovery=recovered,
+        recovery=asdict(recovered),
         data=data,
-        code=code_result(context.code),
+        code=code_result(inputs.code),
     )
 
 
@@ -87,7 +96,7 @@ def _in_model_order(
     return tuple(TensorAuditResult(**tensor) for tensor in in_order)
 
 
-def resolved_recipe(recipe: Recipe, calibrated: Facts | None, accelerated: Facts) -> Recipe:
+def resolved_recipe(recipe: Recipe, calibrated: Calibrated | None, accelerated: Facts) -> Recipe:
     """The recipe with what the run measured and chose, so that it gives the same run again.
 
     Args:
@@ -98,35 +107,42 @@ def resolved_recipe(recipe: Recipe, calibrated: Facts | None, accelerated: Facts
     used = "off" if accelerated["state"] in ("off", "not built") else "auto"
     update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
     if calibrated is not None:
-        chosen = {"gradients": calibrated["method"]}
+        chosen = {"gradients": calibrated.method}
         update["calibrate"] = recipe.calibrate.model_copy(update=chosen)
     return recipe.model_copy(update=update)
 
 
 def make_manifest(
-    context: RunContext, report: Report, seconds: Mapping[str, float], files: Mapping[str, str]
+    recipe: Recipe,
+    inputs: Inputs,
+    report: Report,
+    seconds: Mapping[str, float],
+    files: Mapping[str, str],
+    processes: int,
 ) -> dict[str, Any]:
     """Say where the results came from.
 
     Args:
-        context: The run's.
+        recipe: What was asked for.
+        inputs: What it was asked of.
         report: Its report.
         seconds: Time of each stage.
         files: SHA-256 of each published file.
+        processes: Number of the run's processes.
     """
     return {
         "tool": tool_version(),
         "versions": library_versions(),
-        "recipe_sha256": recipe_hash(context.recipe),
-        "model_sha256": context.model.fingerprint,
-        "model_weights": context.model.weights_key,
-        "model_prefix": context.model.prefix,
-        "data_sha256": context.data.fingerprint,
-        "seed": context.recipe.run.seed,
-        "device": str(context.device),
+        "recipe_sha256": recipe_hash(recipe),
+        "model_sha256": inputs.model.fingerprint,
+        "model_weights": inputs.model.weights_key,
+        "model_prefix": inputs.model.prefix,
+        "data_sha256": inputs.data.fingerprint,
+        "seed": recipe.run.seed,
+        "device": str(inputs.device),
         "machine": machine_load(),
         "threads": torch.get_num_threads(),
-        "processes": context.ranks.size,
+        "processes": processes,
         "code": report.code.model_dump(mode="json"),
         "seconds": seconds,
         "files": dict(sorted(files.items())),

@@ -23,8 +23,8 @@ _LONGEST = 40  # label that leaves the bar, the count and the times on a line of
 _AVERAGED_SECONDS = 600  # over which the speed is taken: a step may take minutes
 
 
-class Stage:
-    """A stage's line.
+class Line:
+    """The line of a stage.
 
     Args:
         name: Of the stage.
@@ -104,14 +104,14 @@ class Progress:
     def __init__(self, console: Console | None = None, *, verbose: bool = False) -> None:
         self._console = console or Console(quiet=True)
         self._verbose = verbose
-        self._stage: Stage | None = None
+        self._stage: Line | None = None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
+    def stage(self, name: str) -> Iterator[Line]:
         """Open the line of a stage; what it tracks meanwhile is shown there."""
         animated = self._console.is_terminal and not self._console.is_dumb_terminal
         bar = _bar(self._console) if animated and not self._console.quiet else None
-        self._stage = Stage(name, self._console, bar, verbose=self._verbose)
+        self._stage = Line(name, self._console, bar, verbose=self._verbose)
         try:
             with bar or nullcontext():
                 yield self._stage

@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
-from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.model_file import LoadedModel
 
 
-def check_copy(context: RunContext) -> None:
+def check_copy(model: LoadedModel) -> None:
     """Copy the model once, and load its own state into the copy.
 
     Raises:
@@ -16,9 +16,9 @@ def check_copy(context: RunContext) -> None:
     """
     try:
         with user_code():
-            copied = context.fresh_module()
+            copied = model.copy()
     except Exception as error:
-        computed = _computed_tensors(context.model.module)
+        computed = _computed_tensors(model.module)
         hint = (
             f"{', '.join(computed[:3])} is a tensor that was computed from parameters and kept as "
             "an attribute. Compute it in forward, or keep it as a buffer."
@@ -31,7 +31,7 @@ def check_copy(context: RunContext) -> None:
         ) from error
     try:
         with user_code():
-            copied.load_state_dict(context.model.module.state_dict())
+            copied.load_state_dict(model.module.state_dict())
     except Exception as error:
         raise InputError(
             "The model must take its own state_dict. load_state_dict raised "

@@ -3,25 +3,26 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mfac_compress.mfac.batch import call
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
-from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.quoting import type_and_shape
 
 
 @torch.no_grad()
-def run_model(context: RunContext, module: nn.Module, x: Tensor) -> Tensor:
+def run_model(module: nn.Module, x: Tensor, device: torch.device) -> Any:
     """Run a model on inputs of the data, without gradients.
 
     Args:
-        context: The run's.
-        module: The model, or a copy of it.
+        module: The model, or a copy of it, on ``device``.
         x: Inputs. Shape ``[n, ...]``.
+        device: Where it runs.
     Returns:
         What it returns; a tensor, as far as the model is as it should be.
     Raises:
@@ -29,21 +30,19 @@ def run_model(context: RunContext, module: nn.Module, x: Tensor) -> Tensor:
     """
     try:
         with user_code():
-            return module(x.to(context.device))
+            return call(module, x.to(device))
     except Exception as error:
+        other = (
+            ("integers, such as token numbers", "int64")
+            if x.is_floating_point()
+            else ("floats", "float32")
+        )
         raise InputError(
             "The model must take one tensor, a batch of the data of any size. For an input of "
-            f"{type_and_shape(x)} it raised {describe(error)}. {_dtype_advice(context, x)}Check "
-            "data.layout and the shapes in the files, or wrap the model in model.factory."
+            f"{type_and_shape(x)} it raised {describe(error)}. If it takes {other[0]}, set "
+            f"data.dtype to {other[1]} (of arrays). Check data.layout and the shapes in the files, "
+            "or wrap the model in model.factory."
         ) from error
-
-
-def _dtype_advice(context: RunContext, x: Tensor) -> str:
-    if context.recipe.data.source != "arrays":
-        return ""
-    if x.is_floating_point():
-        return "If it takes integers, such as token numbers, set data.dtype to int64. "
-    return "If it takes floats, set data.dtype to float32. "
 
 
 @contextmanager

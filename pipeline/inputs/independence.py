@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.forward import run_model
+from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.quoting import listed
 
 _MUST = "The model's outputs for a sample must not depend on the other samples of the batch."
@@ -20,23 +20,28 @@ _ALONE = 3
 _TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
 
 
-def check_independence(context: RunContext) -> None:
+def check_independence(module: nn.Module, split: Split, device: torch.device) -> None:
     """Compare samples alone with the same samples in a batch, in evaluation mode.
+
+    Args:
+        module: The model, on ``device``.
+        split: Has the samples.
+        device: Where it runs.
 
     Raises:
         InputError: If the model draws random numbers, or a sample's outputs depend on the others.
     """
-    module, x = context.model.module, _samples(context)
+    x = _samples(split)
     given = x.clone()
     try:
-        together, again = (run_model(context, module, x) for _ in range(2))
+        together, again = (run_model(module, x, device) for _ in range(2))
         if not torch.equal(given.nan_to_num(), x.nan_to_num()):
             raise InputError(
                 "The model must not change its inputs. It wrote into them: use no operation in "
                 "place on the inputs in forward."
             )
-        _check_repeats(context, together, again)
-        alone = [run_model(context, module, x[at : at + 1]) for at in range(min(_ALONE, len(x)))]
+        _check_repeats(together, again)
+        alone = [run_model(module, x[at : at + 1], device) for at in range(min(_ALONE, len(x)))]
     except InputError as error:
         # A batch norm without statistics cannot even run on one sample, and says so in its way.
         cause = _cause(module)
@@ -45,15 +50,15 @@ def check_independence(context: RunContext) -> None:
         return
     expected = together[: len(alone)]
     found = torch.cat(alone)
-    if found.shape != expected.shape or not _close(context, found, expected):
+    if found.shape != expected.shape or not _close(found, expected):
         raise InputError(
             f"{_MUST} Alone and in a batch of {len(x)} they differ{_by(found, expected)}. "
             f"{_cause(module) or 'Look for what mixes the samples in forward.'}"
         )
 
 
-def _check_repeats(context: RunContext, first: Tensor, second: Tensor) -> None:
-    if not isinstance(first, Tensor) or _close(context, first, second):
+def _check_repeats(first: Tensor, second: Tensor) -> None:
+    if not isinstance(first, Tensor) or _close(first, second):
         return
     raise InputError(
         "The model's outputs must be the same each time, in evaluation mode. The same batch gave "
@@ -62,17 +67,16 @@ def _check_repeats(context: RunContext, first: Tensor, second: Tensor) -> None:
     )
 
 
-def _samples(context: RunContext) -> Tensor:
+def _samples(split: Split) -> Tensor:
     """Some of the validation samples."""
-    split = context.data.validation
     count = min(_SAMPLES, len(split))
-    return next(split.batches(count, indices=torch.arange(count)))[0]
+    return next(split.batches(count, indices=torch.arange(count))).inputs
 
 
-def _close(context: RunContext, found: Tensor, expected: Tensor) -> bool:
+def _close(found: Tensor, expected: Tensor) -> bool:
     found, expected = found.double(), expected.double()
     scale = expected[expected.isfinite()].abs().max().item() if expected.isfinite().any() else 0.0
-    tolerance = _TOLERANCE[context.device.type] * scale
+    tolerance = _TOLERANCE[expected.device.type] * scale
     return torch.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 

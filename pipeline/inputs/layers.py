@@ -78,6 +78,11 @@ class PruneTargets:
             )
         return PruneTargets(matched, self.left_out | dict(reasons), self.parameters)
 
+    def parameters_of(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The matched parameters of a copy of the model, in the order of the flat vector."""
+        parameters = dict(module.named_parameters())
+        return {target.name: parameters[target.name] for target in self.matched}
+
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """Columns of each tensor in the flat vector."""

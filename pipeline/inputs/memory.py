@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from mfac_compress.mfac.plan import InversePlan, plan_inverse
-from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.free_memory import SHARE_OF_FREE, free_memory
-from mfac_compress.pipeline.inputs.sharding import partition_of, shards_of
+from mfac_compress.pipeline.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,39 @@ class MemoryPlan:
         )
 
 
-def memory_plan(context: RunContext) -> MemoryPlan:
+def memory_plan(
+    fisher: FisherShape, budget: int | None, device: torch.device, ranks: Ranks
+) -> MemoryPlan:
     """Set the inverse's needs against the recipe's budget, or against the free memory.
 
     Of each process, where there are several: the one with the most columns counts, and the free
     memory is shared by those of one machine.
+
+    Args:
+        fisher: What is inverted.
+        budget: The recipe's ``run.memory_budget`` in bytes.
+        device: Where gradients and inverse are kept.
+        ranks: Who share the columns.
+
+    Raises:
+        InputError: If there are not enough blocks for all processes.
     """
-    recipe = context.recipe
-    dtype = getattr(torch, recipe.fisher.window_dtype)
-    whole, m = partition_of(context), recipe.calibrate.num_gradients
-    plans = [plan_inverse(whole, m, dtype, shard.partition) for shard in shards_of(context)]
+    dtype, whole = getattr(torch, fisher.window_dtype), fisher.partition
+    plans = [
+        plan_inverse(whole, fisher.num_gradients, dtype, shard.partition)
+        for shard in fisher.shards(ranks.size)
+    ]
     inverse = max(plans, key=lambda plan: plan.total_bytes)
-    if recipe.run.memory_budget is not None:
-        return MemoryPlan(inverse, int(recipe.run.memory_budget), "run.memory_budget")
-    if context.device.type == "cuda":
-        free, what = torch.cuda.mem_get_info(context.device)[0], "80% of the GPU's free memory"
+    if budget is not None:
+        return MemoryPlan(inverse, budget, "run.memory_budget")
+    if device.type == "cuda":
+        free, what = torch.cuda.mem_get_info(device)[0], "80% of the GPU's free memory"
     else:
         free, of = free_memory()
         what = f"80% of {of}"
-        if context.ranks.local_size > 1:
-            free //= context.ranks.local_size
-            what += f", for each of {context.ranks.local_size} processes"
+        if ranks.local_size > 1:
+            free //= ranks.local_size
+            what += f", for each of {ranks.local_size} processes"
     return MemoryPlan(inverse, int(SHARE_OF_FREE * free), what)
 
 

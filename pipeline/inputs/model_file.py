@@ -1,6 +1,8 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
+import copy
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,13 @@ class LoadedModel:
     weights_key: str | None = None
     prefix: str = ""
     converted: int = 0
+
+    def copy(self) -> nn.Module:
+        """A copy of the module, on its device."""
+        with warnings.catch_warnings():
+            # PyTorch warns of its own ways when it copies the module of an exported program.
+            warnings.simplefilter("ignore", FutureWarning)
+            return copy.deepcopy(self.module)
 
 
 def load_model(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.recipe.schema import Augment
 
@@ -162,7 +163,7 @@ class Split:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
         augment: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """Samples in batches; the last may be smaller.
 
         Args:
@@ -172,7 +173,7 @@ class Split:
             generator: On the CPU. Draws the order and the random changes.
             augment: Apply the recipe's random changes.
         Yields:
-            ``x`` and ``y`` on the CPU, as the model and the loss take them.
+            Inputs and targets on the CPU, as the model and the loss take them.
         Raises:
             ValueError: If ``shuffle`` or ``augment`` comes without ``generator``.
             InputError: If a sample cannot be read.
@@ -187,10 +188,10 @@ class Split:
 
     def _fetch(
         self, order: Tensor, batch_size: int, change: Callable[[Tensor], Tensor] | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         for positions in order.split(batch_size):
             x, y = self.samples.fetch(positions.tolist())
-            yield self.samples.normalise(x if change is None else change(x)), y
+            yield Batch(self.samples.normalise(x if change is None else change(x)), y)
 
 
 def as_target(y: Tensor) -> Tensor:

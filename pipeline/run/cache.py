@@ -38,7 +38,7 @@ class Artefact:
 
     folder: Path
     digest: str
-    facts: dict[str, Any]
+    facts: Any
     files: dict[str, str]
     reused: bool
     rejected: str = ""
@@ -65,7 +65,7 @@ class StageCache:
         self,
         stage: str,
         depends_on: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        make: Callable[[Path | None], Mapping[str, Any]],
     ) -> Artefact:
         """The stage's artefact for what it depends on: found, or made now.
 
@@ -84,7 +84,7 @@ class StageCache:
         if self._ranks.is_rank_zero:
             made = self._make(stage, folder, key, make, rejected=found)
         else:
-            make(Path(os.devnull))
+            make(None)
         artefact = self._ranks.on_rank_zero(lambda: made)
         assert artefact is not None
         return artefact

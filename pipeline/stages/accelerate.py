@@ -1,4 +1,4 @@
-"""Stage 6: the file with sparse operators, where the machine seems to run it faster.
+"""The file with sparse operators, where the machine seems to run it faster.
 
 What this stage chooses is a candidate, and it is cached. Whether it is faster is decided by the
 latencies that the report prints, which every run measures anew: see :func:`decided`.
@@ -6,7 +6,7 @@ latencies that the report prints, which every run measures anew: see :func:`deci
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,38 @@ from mfac_compress.export import (
     LayerSpeed,
     Workload,
     kernel_library,
-    machine_load,
     measure_speed,
     why_not_faster,
     write_model,
 )
-from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.file_names import ACCELERATED, LIBRARY, SPARSE
-from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import LatencySection, Recipe
+from mfac_compress.pipeline.run.stage import Job
 
 CANDIDATE = "candidate"
 """State of a file that was chosen and is not compared yet."""
 _USED = "faster at every batch size and number of threads of validate.latency"
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Batch size -> the first validation samples, by the name of the file's input.
+
+    Args:
+        split: The samples.
+        name: Of the input.
+    """
+
+    split: Split
+    name: str
+
+    def __call__(self, batch_size: int) -> Mapping[str, np.ndarray]:
+        rows = torch.arange(batch_size) % len(self.split)
+        inputs, _ = next(iter(self.split.batches(batch_size, indices=rows)))
+        return {self.name: inputs.numpy()}
 
 
 def built_library() -> Path | None:
@@ -44,17 +62,18 @@ def built_library() -> Path | None:
         return None
 
 
-def check_artifact(recipe: Recipe) -> None:
+def check(ranks: Ranks, *, artifact: str, where: Callable[..., str], **_: Any) -> None:
     """Check, before any work, that the file to which the gates apply can be written.
 
     Raises:
         InputError: If it needs the kernels and they are not built.
     """
-    if recipe.validate_.artifact == ACCELERATED:
-        try:
-            kernel_library()
-        except ValueError as error:
-            raise InputError(f"{recipe.where('validate.artifact')}: {error}") from error
+    with ranks.raise_on_every_rank():
+        if artifact == ACCELERATED:
+            try:
+                kernel_library()
+            except ValueError as error:
+                raise InputError(f"{where('validate.artifact')}: {error}") from error
 
 
 def check_written(recipe: Recipe, facts: Mapping[str, Any]) -> None:
@@ -108,38 +127,43 @@ def decided(facts: Mapping[str, Any], comparisons: Sequence[LatencyComparison]) 
     }
 
 
-def depends_on(context: RunContext) -> dict[str, Any]:
-    """What the choice depends on, beside the file: it is made by the clock of this machine."""
-    library = built_library()
-    return {
-        "sparse_kernels": context.recipe.export.sparse_kernels,
-        "library": library and file_digest(library),
-        "settings": [asdict(setting) for setting in settings_of(context.recipe)],
-        "cpu": machine_load()["cpu"],
-        "samples": context.data.validation.fingerprint,
-    }
+def accelerate(
+    job: Job,
+    *,
+    sparse_kernels: str,
+    library: Path | None,
+    workloads: Sequence[Workload],
+    feeds: Feeds,
+    cpu: str,
+) -> dict[str, Any]:
+    """Write the candidate and the library to the job's folder, where there is one.
 
-
-def accelerate(context: RunContext, exported: Path, folder: Path) -> dict[str, Any]:
-    """Write the candidate and the library to ``folder``, where there is one; returns facts."""
-    library, off = built_library(), context.recipe.export.sparse_kernels == "off"
-    settings = settings_of(context.recipe)
+    Args:
+        job: Where, after the stage ``export``.
+        sparse_kernels: The recipe's ``export.sparse_kernels``.
+        library: Shared library of the kernels; None where they are not built.
+        workloads: Where the file must be faster.
+        feeds: Inputs by batch size.
+        cpu: By whose clock the choice is made.
+    """
+    del cpu  # measured on, not looked at
+    off = sparse_kernels == "off"
     speed = measure_speed(
-        exported / SPARSE,
-        feeds_of(context),
-        settings,
+        job.before["export"].folder / SPARSE,
+        feeds,
+        workloads,
         kernels=bool(library) and not off,
-        progress=context.progress.step,
+        progress=job.progress.step,
     )
     state, reason = _state(speed, library, off)
     if speed.model is not None:
-        write_model(speed.model, folder / ACCELERATED)
-        (folder / LIBRARY).parent.mkdir()
-        shutil.copyfile(library, folder / LIBRARY)
+        write_model(speed.model, job.folder / ACCELERATED)
+        (job.folder / LIBRARY).parent.mkdir()
+        shutil.copyfile(library, job.folder / LIBRARY)
     return {
         "state": state,
         "reason": reason,
-        "batch_size": settings[0].batch_size,
+        "batch_size": workloads[0].batch_size,
         "layers": [_layer(layer) for layer in speed.layers],
         "library_bytes": library.stat().st_size if speed.model is not None else None,
     }
@@ -155,24 +179,12 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
     return CANDIDATE, "not compared yet"
 
 
-def settings_of(recipe: Recipe) -> list[Workload]:
+def workloads_of(recipe: Recipe) -> list[Workload]:
     """Where the file must be faster: what the recipe measures, or would by default."""
     section = recipe.validate_.latency or LatencySection()
     fixed = not recipe.export.dynamic_batch
     sizes = (recipe.validate_.batch_size,) if fixed else section.batch_sizes
     return [Workload(size, threads) for threads in section.threads for size in sizes]
-
-
-def feeds_of(context: RunContext) -> Callable[[int], Mapping[str, np.ndarray]]:
-    """Batch size -> the first validation samples, by the name of the file's input."""
-    split, name = context.data.validation, context.recipe.export.input_name
-
-    def feeds(batch_size: int) -> dict[str, np.ndarray]:
-        rows = torch.arange(batch_size) % len(split)
-        inputs, _ = next(iter(split.batches(batch_size, indices=rows)))
-        return {name: inputs.numpy()}
-
-    return feeds
 
 
 def _layer(layer: LayerSpeed) -> dict[str, Any]:

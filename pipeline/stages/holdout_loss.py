@@ -7,25 +7,29 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.inputs.draw import holdout
+from mfac_compress.mfac.batch import call
+from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.model_file import set_training
 
 _BATCH = 256
 
 
 @torch.no_grad()
-def holdout_loss(context: RunContext, module: nn.Module) -> float:
-    """Mean loss on the calibration samples that no gradient has seen, in evaluation mode."""
+def holdout_loss(module: nn.Module, dense: nn.Module, calibration: CalibrationData) -> float:
+    """Mean loss on the calibration samples that no gradient has seen, in evaluation mode.
+
+    Args:
+        module: The model that is judged.
+        dense: The dense model.
+        calibration: Has the samples and the loss.
+    """
     set_training(module, False)
-    labelled = context.recipe.calibrate.labels is True
-    held, total = holdout(context), 0.0
-    for x, y in context.data.calibration.batches(_BATCH, indices=held):
-        inputs = x.to(context.device)
-        outputs = module(inputs)
-        if labelled:
-            loss = context.task.loss(outputs, y.to(context.device))
+    held, total = calibration.draws.holdout, 0.0
+    for batch in calibration.batches(_BATCH, held):
+        outputs = call(module, batch.inputs)
+        if calibration.labels is True:
+            loss = calibration.task.loss(outputs, batch.targets)
         else:
-            loss = mse_loss(outputs, context.model.module(inputs))
-        total += loss.item() * len(x)
+            loss = mse_loss(outputs, call(dense, batch.inputs))
+        total += loss.item() * batch.size
     return total / len(held)

@@ -1,11 +1,10 @@
 """The metric of two files' outputs, the intervals of it and of its drop, and what chance gives."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.context import RunContext
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.verdict.resampling import whole_set_intervals
@@ -23,12 +22,17 @@ _SHUFFLES = 19
 
 
 def compare_metric(
-    context: RunContext, dense: np.ndarray, sparse: np.ndarray, targets: np.ndarray
+    task: Task,
+    confidence: float | Literal["none"],
+    dense: np.ndarray,
+    sparse: np.ndarray,
+    targets: np.ndarray,
 ) -> dict[str, Any]:
     """Judge two files by the metric on the same samples.
 
     Args:
-        context: Of the run.
+        task: Has the metric.
+        confidence: Of the intervals; ``none`` for the report's own.
         dense: Outputs of the dense file. Shape ``[n, ...]``.
         sparse: Of the sparse file. Shape ``[n, ...]``.
         targets: Shape ``[n, ...]``.
@@ -37,7 +41,6 @@ def compare_metric(
     Raises:
         InputError: If the metric has no finite value on these outputs.
     """
-    task = context.task
     before, after = (task.evaluate(outputs, targets) for outputs in (dense, sparse))
     if np.shape(before) != np.shape(after):
         raise InputError(
@@ -47,8 +50,7 @@ def compare_metric(
         )
     _check_repeats(task, ((sparse, after), (dense, before)), targets)
     sign = 1 if task.direction == "maximize" else -1
-    asked = context.recipe.validate_.gates.confidence
-    confidence = _REPORT_CONFIDENCE if asked == "none" else asked
+    confidence = _REPORT_CONFIDENCE if confidence == "none" else confidence
     with np.errstate(all="ignore"):
         drop = sign * float(np.mean(before - after))
         intervals = _intervals(task, (before, after), (dense, sparse), targets, sign, confidence)

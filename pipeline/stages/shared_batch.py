@@ -4,71 +4,98 @@ Each process runs the model on its share. The loss is taken of everyone's output
 function of them, and the gradients of the shares add up to the whole batch's.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mfac_compress.mfac.batch import Batch, Tree, call, map_tensors
 from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.context import RunContext
+from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.stages.training_mode import train_mode
 
 _TOLERANCE = 1e-3
 
 
-def backward(context: RunContext, module: nn.Module, x: Tensor, y: Tensor, ranks: Ranks) -> float:
+Loss = Callable[[Any, Tree], Tensor]
+
+
+def backward(
+    module: nn.Module, batch: Batch, loss: Loss, device: torch.device, ranks: Ranks
+) -> float:
     """Set the gradients of a batch's loss, the same in all processes.
 
     Args:
-        context: The run's.
         module: In training mode; the same in all processes.
-        x: The whole batch, in all processes. One smaller than their number is not shared.
-        y: Its targets.
+        batch: The whole batch, in all processes. One smaller than their number is not shared.
+        loss: Of outputs and targets: the mean over a batch.
+        device: The module's.
         ranks: Who share it.
 
     Returns:
         The loss of the whole batch.
     """
-    device, section = context.device, context.recipe.recover
-    shared = 1 < ranks.size <= len(x)
-    own = ranks.shard(len(x)) if shared else slice(None)
+    shared = 1 < ranks.size <= batch.size
+    own = batch.rows(ranks.shard(batch.size)) if shared else batch
     with shared_batchnorm(module, ranks.all_reduce) if shared else nullcontext():
-        outputs = module(x[own].to(device))
+        outputs = call(module, own.to(device).inputs)
         if shared:
-            everyone = ranks.all_gather(outputs.detach())
-            everyone[own] = outputs
-            outputs = everyone
-        loss = context.task.loss(outputs, y.to(device), label_smoothing=section.label_smoothing)
-        loss.backward()
+            outputs = map_tensors(lambda part: _of_all(part, ranks), outputs)
+        value = loss(outputs, batch.to(device).targets)
+        value.backward()
     if shared:
         _set_gradient(module, ranks.all_reduce(_gradient(module)))
-    return loss.item()
+    return value.item()
 
 
-def check_sharing(context: RunContext) -> None:
+def _of_all(own: Tensor, ranks: Ranks) -> Tensor:
+    """Everyone's outputs in order, of which the own ones have a gradient."""
+    everyone = ranks.all_gather(own.detach())
+    everyone[ranks.shard(len(everyone))] = own
+    return everyone
+
+
+def check_sharing(
+    model: LoadedModel,
+    split: Split,
+    loss: Loss,
+    device: torch.device,
+    ranks: Ranks,
+    where: Callable[..., str],
+) -> None:
     """Check on a small batch that shares of it give the gradient of the whole.
+
+    Args:
+        model: Trained in copies.
+        split: Has the batch.
+        loss: Of outputs and targets.
+        device: The model's.
+        ranks: Who share it.
+        where: Says where a key of the recipe was given.
 
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
     """
-    ranks, split = context.ranks, context.data.recovery
-    if ranks.size == 1 or not context.recipe.recover.epochs or len(split) < ranks.size:
+    if ranks.size == 1 or len(split) < ranks.size:
         return
-    x, y = next(split.batches(2 * ranks.size))
-    gradients, drawn = [], _random_state(context)
+    batch = next(split.batches(2 * ranks.size))
+    gradients, drawn = [], _random_state(device)
     for who in (Ranks(), ranks):
-        module = context.fresh_module()
+        module = model.copy()
         train_mode(module)
-        backward(context, module, x, y, who)
+        backward(module, batch, loss, device, who)
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():
-        _compare(context, *gradients, draws=not torch.equal(drawn, _random_state(context)))
+        draws = not torch.equal(drawn, _random_state(device))
+        _compare(*gradients, draws=draws, where=where("recover.epochs"))
 
 
-def _compare(context: RunContext, whole: Tensor, shared: Tensor, *, draws: bool) -> None:
-    where = context.recipe.where("recover.epochs")
+def _compare(whole: Tensor, shared: Tensor, *, draws: bool, where: str) -> None:
     if draws:
         raise InputError(
             f"{where}: must be 0 in several processes for a model that draws random numbers while "
@@ -83,11 +110,11 @@ def _compare(context: RunContext, whole: Tensor, shared: Tensor, *, draws: bool)
         )
 
 
-def _random_state(context: RunContext) -> Tensor:
+def _random_state(device: torch.device) -> Tensor:
     """Of the generators that a model draws from."""
     state = torch.get_rng_state()
-    if context.device.type == "cuda":
-        state = torch.cat([state, torch.cuda.get_rng_state(context.device)])
+    if device.type == "cuda":
+        state = torch.cat([state, torch.cuda.get_rng_state(device)])
     return state
 
 

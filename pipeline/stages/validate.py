@@ -1,9 +1,9 @@
-"""Stage 7: measure, in ONNX Runtime, the files that ship."""
+"""Measure, in ONNX Runtime, the files that ship."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from mfac_compress.export import (
     LatencyComparison,
+    Workload,
     audit_zeros,
     compare_latency,
     file_size,
@@ -19,37 +20,80 @@ from mfac_compress.export import (
     parity_error,
     predict,
 )
+from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
-from mfac_compress.pipeline.inputs.context import RunContext
-from mfac_compress.pipeline.recipe.schema import LatencySection
-from mfac_compress.pipeline.stages.accelerate import feeds_of, settings_of
+from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.recipe.schema import GatesSection, LatencySection
+from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.stages.accelerate import Feeds
 from mfac_compress.pipeline.stages.metric import compare_metric
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
+_MAX_REPEATED = 0.5
+"""Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
+report warns."""
 
-def depends_on(context: RunContext) -> dict[str, Any]:
-    """What the measurements depend on, beside the files. Not the gates, nor the machine."""
-    return {
-        "metric": context.recipe.task.model_dump(exclude={"loss"}),
-        "samples": context.data.validation.fingerprint,
-        "batch_size": context.recipe.validate_.batch_size,
-        "confidence": context.recipe.validate_.gates.confidence,
-    }
+
+def check(
+    ranks: Ranks,
+    *,
+    samples: Split,
+    repeats: int,
+    gates: GatesSection,
+    where: Callable[..., str],
+    **_: Any,
+) -> None:
+    """Check that intervals of the metric would not count the same few samples many times.
+
+    Raises:
+        InputError: If most validation samples repeat the input of another.
+    """
+    with ranks.raise_on_every_rank():
+        judged = (gates.max_metric_drop, gates.min_metric, gates.max_metric) != (None, None, None)
+        total = len(samples)
+        if judged and gates.confidence != "none" and repeats > _MAX_REPEATED * total:
+            raise InputError(
+                f"{where('data.splits.validation')}: at least half of the inputs must "
+                "be distinct, since intervals count samples as independent. Got "
+                f"{total - repeats:,} distinct ones of {total:,}. Remove the repeats, or set "
+                "validate.gates.confidence: none."
+            )
 
 
 def validate(
-    context: RunContext, recovered: Path, exported: Path, accelerated: Path, _folder: Path
+    job: Job,
+    *,
+    model: LoadedModel,
+    samples: Split,
+    task: Task,
+    batch_size: int,
+    confidence: float | Literal["none"],
 ) -> dict[str, Any]:
     """Measure metric, parity, sizes and zeros; returns the report's parts of these names.
 
     What was measured on the file with sparse operators, where there is one, is in
     ``sparse_kernels``.
+
+    Args:
+        job: With whom, after the stages ``recover``, ``export`` and ``accelerate``.
+        model: The dense model.
+        samples: The validation samples.
+        task: Has the metric.
+        batch_size: Samples of one call.
+        confidence: Of the intervals.
     """
+    recovered, exported, accelerated = (
+        job.before[name].folder for name in ("recover", "export", "accelerate")
+    )
     files = [_File(exported / DENSE), *_judged(exported, accelerated)]
     sizes = [asdict(file_size(file.path)) for file in files]
-    module = load_weights(context.fresh_module(), recovered).cpu()
-    (dense, *sparse), targets, parity = _outputs(context, module, files)
-    metrics = [compare_metric(context, dense, outputs, targets) for outputs in sparse]
+    module = load_weights(model.copy(), recovered).cpu()
+    (dense, *sparse), targets, parity = _outputs(module, files, samples, batch_size, job.progress)
+    metrics = [compare_metric(task, confidence, dense, outputs, targets) for outputs in sparse]
     measured = [
         {
             "metric": metric,
@@ -74,13 +118,25 @@ class Latencies(NamedTuple):
     """Empty where there is no such file."""
 
 
-def measure_latency(context: RunContext, exported: Path, accelerated: Path) -> Latencies:
+def measure_latency(
+    section: LatencySection | None,
+    workloads: Sequence[Workload],
+    feeds: Feeds,
+    exported: Path,
+    accelerated: Path,
+) -> Latencies:
     """Time the dense file against the plain sparse one, and the one with sparse operators.
 
     Never cached: it is the machine's, not the files'. The file with sparse operators is always
     compared, since that decides whether it is used; the plain one where the recipe asks for it.
+
+    Args:
+        section: The recipe's ``validate.latency``.
+        workloads: Batch sizes and threads.
+        feeds: Inputs by batch size.
+        exported: Folder of the stage ``export``.
+        accelerated: Folder of the stage ``accelerate``.
     """
-    section = context.recipe.validate_.latency
     timing = section or LatencySection()
     files = _judged(exported, accelerated)
     compared = [
@@ -88,8 +144,8 @@ def measure_latency(context: RunContext, exported: Path, accelerated: Path) -> L
             compare_latency(
                 exported / DENSE,
                 file.path,
-                feeds_of(context),
-                settings_of(context.recipe),
+                feeds,
+                workloads,
                 warmup=timing.warmup,
                 runs=timing.runs,
                 library=file.library,
@@ -121,17 +177,20 @@ class _Outputs(NamedTuple):
     """Of each file but the first."""
 
 
-def _outputs(context: RunContext, module: nn.Module, files: list[_File]) -> _Outputs:
+def _outputs(
+    module: nn.Module, files: list[_File], split: Split, batch_size: int, progress: Progress
+) -> _Outputs:
     """What each file returns for the whole validation split, and how far that is from PyTorch.
 
     All samples are compared, since some may lie where rounding is coarse, and one sample by itself.
 
     Args:
-        context: The run's.
         module: The sparse model.
         files: The dense file, then those of the sparse model.
+        split: The samples.
+        batch_size: Samples of one call.
+        progress: Shows the batches.
     """
-    split, batch_size = context.data.validation, context.recipe.validate_.batch_size
     sessions = [open_session(f.path, threads=_threads(), library=f.library) for f in files]
     first = next(split.batches(1, indices=[0]))[0]
     parity = [parity_error(module, f.path, first, library=f.library) for f in files[1:]]
@@ -144,7 +203,7 @@ def _outputs(context: RunContext, module: nn.Module, files: list[_File]) -> _Out
             yield (*outputs, y.numpy())
 
     total = -(-len(split) // batch_size)
-    parts = list(context.progress.track(run(), "validate", total))
+    parts = list(progress.track(run(), "validate", total))
     *outputs, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
     return _Outputs(outputs, targets, parity)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-RUN = "import mfac_compress.pipeline.runner, onnxruntime, torch._dynamo"
+RUN = "import mfac_compress.pipeline.compression, onnxruntime, torch._dynamo"
 
 
 @pytest.mark.parametrize("chosen", [False, True])

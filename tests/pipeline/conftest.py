@@ -123,8 +123,8 @@ def frozen_stages(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for stage in stages:
             name = stage.__name__.rpartition(".")[2]
 
-            def refuse(*_: object, name: str = name) -> None:
-                raise AssertionError(f"{name} was computed again")
+            def refuse(*_: object, _name: str = name, **__: object) -> None:
+                raise AssertionError(f"{_name} was computed again")
 
             monkeypatch.setattr(stage, name, refuse)
 

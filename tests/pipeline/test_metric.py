@@ -1,14 +1,13 @@
 """The metric of two files: whole runs with metrics of every kind, and what chance gives."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.task import load_task
-from mfac_compress.pipeline.recipe.schema import GatesSection, TaskSection
+from mfac_compress.pipeline.recipe.schema import TaskSection
 from mfac_compress.pipeline.stages.metric import compare_metric
 
 OWN = """
@@ -66,12 +65,8 @@ def own(tmp_path):
     return tmp_path
 
 
-def _context(folder, confidence=0.95, **task):
-    gates = GatesSection(confidence=confidence)
-    return SimpleNamespace(
-        task=load_task(TaskSection(**task), folder=folder),
-        recipe=SimpleNamespace(validate_=SimpleNamespace(gates=gates)),
-    )
+def _task(folder, **task):
+    return load_task(TaskSection(**task), folder=folder)
 
 
 def _answers(n=60, wrong=6, classes=3):
@@ -84,9 +79,9 @@ def _answers(n=60, wrong=6, classes=3):
 def test_a_metric_in_percent_gets_the_interval_of_accuracy_in_percent(own):
     dense, targets = _answers()
     sparse, _ = _answers(wrong=8)
-    accuracy = compare_metric(_context(own), dense, sparse, targets)
+    accuracy = compare_metric(_task(own), 0.95, dense, sparse, targets)
     task = {"metric": "own.py:percent", "range": (0, 100)}
-    percent = compare_metric(_context(own, **task), dense, sparse, targets)
+    percent = compare_metric(_task(own, **task), 0.95, dense, sparse, targets)
     for key in ("interval", "dense_interval", "sparse_interval"):
         assert percent[key] == pytest.approx([100 * end for end in accuracy[key]])
     assert percent["method"] == accuracy["method"]
@@ -95,7 +90,7 @@ def test_a_metric_in_percent_gets_the_interval_of_accuracy_in_percent(own):
 def test_unchanged_samples_leave_room_whatever_the_metric_returns(own):
     dense, targets = _answers(n=8, wrong=1)
     for name in ("right", "percent", "share", "squared"):
-        found = compare_metric(_context(own, metric=f"own.py:{name}"), dense, dense, targets)
+        found = compare_metric(_task(own, metric=f"own.py:{name}"), 0.95, dense, dense, targets)
         assert found["drop"] == 0
         assert found["interval"][0] < 0 < found["interval"][1]
 
@@ -103,14 +98,14 @@ def test_unchanged_samples_leave_room_whatever_the_metric_returns(own):
 def test_the_result_can_be_stored(own):
     dense, targets = _answers()
     for name in ("right", "share"):
-        found = compare_metric(_context(own, metric=f"own.py:{name}"), dense, dense, targets)
+        found = compare_metric(_task(own, metric=f"own.py:{name}"), 0.95, dense, dense, targets)
         assert json.loads(json.dumps(found, allow_nan=False))["samples"] == 60
 
 
 def test_values_whose_differences_overflow_are_refused(own):
     outputs = np.array([[1, 0], [-1, 0]], dtype=np.float32)
     with pytest.raises(InputError, match=r"differences and sums are finite.*own\.py:overflows"):
-        compare_metric(_context(own, metric="own.py:overflows"), outputs, -outputs, np.zeros(2))
+        compare_metric(_task(own, metric="own.py:overflows"), 0.95, outputs, -outputs, np.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +122,7 @@ def test_values_whose_differences_overflow_are_refused(own):
 def test_a_metric_that_cannot_be_judged_is_named(name, part, own):
     dense, targets = _answers()
     with pytest.raises(InputError, match=part) as caught:
-        compare_metric(_context(own, metric=f"own.py:{name}"), dense, 1 - dense, targets)
+        compare_metric(_task(own, metric=f"own.py:{name}"), 0.95, dense, 1 - dense, targets)
     assert f"own.py:{name}" in str(caught.value)
 
 
@@ -136,8 +131,8 @@ def test_resamples_of_one_class_do_not_end_the_run(own):
     for rare, is_judged in ((5, True), (2, False)):
         targets = (np.arange(20) < rare).astype(int)
         dense = np.eye(2, dtype=np.float32)[targets]
-        context = _context(own, metric="own.py:both_classes")
-        found = compare_metric(context, dense, dense, targets)
+        task = _task(own, metric="own.py:both_classes")
+        found = compare_metric(task, 0.95, dense, dense, targets)
         assert found["resamples_left_out"] > 0
         assert (found["interval"] is not None) == is_judged
 
@@ -146,15 +141,15 @@ def test_a_model_that_knows_nothing_is_not_better_than_chance(own):
     dense, targets = _answers()
     wrong = (targets + 1) % 3
     for name, direction in (("accuracy", "maximize"), ("own.py:share", "maximize")):
-        context = _context(own, metric=name, direction=direction)
-        assert compare_metric(context, dense, dense, targets)["better_than_chance"] is True
-        assert compare_metric(context, dense, dense, wrong)["better_than_chance"] is False
+        task = _task(own, metric=name, direction=direction)
+        assert compare_metric(task, 0.95, dense, dense, targets)["better_than_chance"] is True
+        assert compare_metric(task, 0.95, dense, dense, wrong)["better_than_chance"] is False
 
 
 def test_always_the_most_frequent_class_is_chance(own):
     targets = (np.arange(100) < 5).astype(int)
     dense = np.eye(2, dtype=np.float32)[np.zeros(100, dtype=int)]
-    found = compare_metric(_context(own), dense, dense, targets)
+    found = compare_metric(_task(own), 0.95, dense, dense, targets)
     assert (found["dense"], found["chance"]) == (0.95, 0.95)
     assert found["better_than_chance"] is False
 
@@ -162,16 +157,16 @@ def test_always_the_most_frequent_class_is_chance(own):
 def test_errors_are_compared_with_chance_the_other_way(own):
     targets = np.random.default_rng(0).normal(size=50).astype(np.float32)
     good = np.stack([targets + 0.1, targets], 1)
-    context = _context(own, metric="own.py:squared", direction="minimize")
-    assert compare_metric(context, good, good, targets)["better_than_chance"] is True
+    task = _task(own, metric="own.py:squared", direction="minimize")
+    assert compare_metric(task, 0.95, good, good, targets)["better_than_chance"] is True
     bad = good[::-1].copy()
-    assert compare_metric(context, bad, bad, targets)["better_than_chance"] is False
+    assert compare_metric(task, 0.95, bad, bad, targets)["better_than_chance"] is False
 
 
 def test_the_order_of_the_samples_changes_nothing(own):
     dense, targets = _answers()
     sparse, _ = _answers(wrong=9)
     order = np.random.default_rng(1).permutation(len(targets))
-    one = compare_metric(_context(own), dense, sparse, targets)
-    other = compare_metric(_context(own), dense[order], sparse[order], targets[order])
+    one = compare_metric(_task(own), 0.95, dense, sparse, targets)
+    other = compare_metric(_task(own), 0.95, dense[order], sparse[order], targets[order])
     assert one["interval"] == pytest.approx(other["interval"])

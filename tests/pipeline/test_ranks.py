@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mfac_compress.pipeline.compression import load
 from mfac_compress.pipeline.errors import CompressError
-from mfac_compress.pipeline.inputs.load import check_inputs, load_inputs
+from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks, open_ranks
-from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.directory import RESULTS
-from mfac_compress.pipeline.stages.calibrate import calibrate
-from mfac_compress.pipeline.stages.prune import prune
-from mfac_compress.pipeline.stages.recover import recover
-from mfac_compress.pipeline.stages.shared_batch import check_sharing
+from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
+from mfac_compress.pipeline.schedule import plan_stages
 
 RECIPES = {
     "sequential": {
@@ -95,18 +95,19 @@ def deadly(outputs, targets):
 
 def _go_through(recipe: Path, ranks: Ranks) -> Path:
     """The stages that processes share; returns the folder of their artefacts."""
-    with ranks.raise_on_every_rank():
-        context = load_inputs(load_recipe(recipe), recipe.with_suffix(".safetensors"), ranks=ranks)
-        check_inputs(context)
-    check_sharing(context)
+    loaded, inputs = load(recipe, recipe.with_suffix(".safetensors"), (), False, ranks)
+    stages = plan_stages(loaded, inputs)
+    check_stages(stages, ranks)
+    shared = [stage for stage in stages if stage.ranks == "all"]
     folder = recipe.parent / f"{recipe.stem}-{ranks.size}"
-    places = [folder / name for name in ("fisher", "pruned", "recovered")]
-    calibrated, pruned, recovered = places
-    ranks.on_rank_zero(lambda: [place.mkdir(parents=True) for place in places])
-    calibrate(context, calibrated)
-    prune(context, calibrated, pruned)
-    recover(context, pruned, recovered)
+    cache_of = partial(StageCache, folder, code=inputs.code)
+    run_stages(shared, cache_of, inputs.code, ranks, StageClock(Progress()))
     return folder
+
+
+def _read(folder: Path, stage: str, name: str) -> dict[str, torch.Tensor]:
+    (file,) = (folder / stage).glob(f"*/{name}.safetensors")
+    return load_file(file)
 
 
 def _main(folder: Path) -> None:
@@ -178,12 +179,12 @@ def test_two_processes_give_the_masks_and_weights_of_one(shared, name):
     alone = _go_through(shared.folder / f"{name}.yaml", Ranks())
     together = shared.folder / f"{name}-2"
 
-    for stage in ("pruned", "recovered"):
-        masks = load_file(together / stage / "masks.safetensors")
-        for key, mask in load_file(alone / stage / "masks.safetensors").items():
+    for stage in ("prune", "recover"):
+        masks = _read(together, stage, "masks")
+        for key, mask in _read(alone, stage, "masks").items():
             assert masks[key].equal(mask)
-        weights = load_file(together / stage / "model.safetensors")
-        for key, tensor in load_file(alone / stage / "model.safetensors").items():
+        weights = _read(together, stage, "model")
+        for key, tensor in _read(alone, stage, "model").items():
             torch.testing.assert_close(weights[key], tensor, rtol=1e-5, atol=1e-5)
     learnt = weights["3.bias"] - load_file(shared.model)["3.bias"]
     assert learnt.abs().max() > 1e-3, "recovery did nothing"
@@ -191,10 +192,12 @@ def test_two_processes_give_the_masks_and_weights_of_one(shared, name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_process_holds_all_columns(shared, name):
-    sizes = [path.stat().st_size for path in (shared.folder / f"{name}-2/fisher").iterdir()]
-    (whole,) = (shared.folder / f"{name}-1/fisher").iterdir()
+    sizes, (whole,) = (
+        [path.stat().st_size for path in folder.glob("calibrate/*/fisher-*")]
+        for folder in (shared.folder / f"{name}-2", shared.folder / f"{name}-1")
+    )
     assert len(sizes) == 2
-    assert max(sizes) < 0.7 * whole.stat().st_size
+    assert max(sizes) < 0.7 * whole
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -97,8 +97,8 @@ def test_a_stage_is_keyed_by_the_content_before_it(quick, monkeypatch):
     assert quick.run().exit_code == 0
     made = accelerate.accelerate
 
-    def otherwise(*arguments):
-        return made(*arguments) | {"reason": "chosen otherwise this time"}
+    def otherwise(job, **reads):
+        return made(job, **reads) | {"reason": "chosen otherwise this time"}
 
     monkeypatch.setattr(accelerate, "accelerate", otherwise)
     shutil.rmtree(quick.output / ".cache" / "accelerate")

@@ -156,7 +156,7 @@ def test_a_changed_model_file_starts_over(project, frozen_stages):
 def test_a_failed_stage_is_named_and_leaves_no_results(project, monkeypatch):
     assert project.run().exit_code == 0
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(recover, "recover", fail)
@@ -169,7 +169,7 @@ def test_a_failed_stage_is_named_and_leaves_no_results(project, monkeypatch):
 
 
 def test_an_interrupted_stage_is_named_and_starts_over(project, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -483,7 +483,7 @@ def test_two_runs_in_one_directory_are_refused(project):
 
 def test_a_terminated_stage_is_named_like_an_interrupted_one(project, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(prune, "prune", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(prune, "prune", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
 
     result = project.run()
 
@@ -496,7 +496,7 @@ def test_results_that_can_not_all_be_written_are_taken_away(project, monkeypatch
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("mfac_compress.pipeline.runner.markdown", fail)
+    monkeypatch.setattr("mfac_compress.pipeline.compression.markdown", fail)
     result = project.run()
 
     assert result.exit_code == 3

@@ -1,0 +1,168 @@
+"""A run: load the inputs, plan and check the stages, run them, judge, publish."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mfac_compress.pipeline.errors import InputError, stage_named
+from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
+from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.run.cache import Artefact, StageCache
+from mfac_compress.pipeline.run.directory import RunDirectory
+from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
+from mfac_compress.pipeline.schedule import plan_stages
+from mfac_compress.pipeline.stages import accelerate, validate
+from mfac_compress.pipeline.verdict.report import Report
+from mfac_compress.pipeline.verdict.report_text import markdown
+from mfac_compress.pipeline.versions import recipe_hash
+
+
+def compress(
+    recipe: Recipe | str | Path,
+    model_path: str | Path,
+    output: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    trust_pickle: bool = False,
+    progress: Progress | None = None,
+    ranks: Ranks | None = None,
+) -> Report:
+    """Run a recipe on a model and write the run directory.
+
+    Results of an earlier run are removed from it first.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        model_path: Checkpoint: ``.pt``, ``.pth``, ``.safetensors`` or ``.pt2``.
+        output: Run directory; made if it is not there.
+        overrides: ``key.path=value``, as of ``--set``; for a recipe that is given by its path.
+        trust_pickle: Allow the checkpoint to run code while it is read.
+        progress: Where progress is shown. Default: nowhere.
+        ranks: The processes that run this together; the first one writes. Default: this one.
+
+    Returns:
+        The report. A failed gate does not raise: look at ``report.verdict``.
+
+    Raises:
+        InputError: If recipe, model or data is wrong.
+        StageError: If a stage fails for another reason.
+    """
+    progress, ranks = progress or Progress(), ranks or Ranks()
+    directory = ranks.on_rank_zero(lambda: RunDirectory(Path(output)))
+    with ExitStack() as stack:
+        # Before anything else: however this run ends, an earlier one's results do not stand for it.
+        ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
+        with stage_named("load"), progress.stage("load"):
+            recipe, inputs = load(recipe, model_path, overrides, trust_pickle, ranks)
+            storage = directory.cache if _keeps_gradients_on_disk(inputs, ranks) else None
+            if storage is not None:
+                progress.detail("gradients on disk, being more than the memory budget")
+            stages = plan_stages(recipe, inputs, storage)
+            check_stages(stages, ranks)
+        clock = StageClock(progress)
+        cache_of = partial(StageCache, directory.cache, code=inputs.code)
+        artefacts = run_stages(stages, cache_of, inputs.code, ranks, clock)
+        return ranks.on_rank_zero(
+            partial(_judge, recipe, inputs, artefacts, directory, clock, ranks.size)
+        )
+
+
+def load(
+    recipe: Recipe | str | Path,
+    model_path: str | Path,
+    overrides: Sequence[str],
+    trust_pickle: bool,
+    ranks: Ranks,
+) -> tuple[Recipe, Inputs]:
+    """Load recipe and inputs in all processes, and check that they are the same.
+
+    Raises:
+        InputError: If something is wrong, or differs.
+    """
+    with ranks.raise_on_every_rank():
+        if not isinstance(recipe, Recipe):
+            recipe = load_recipe(recipe, overrides)
+        inputs = load_inputs(recipe, model_path, trust_pickle=trust_pickle, ranks=ranks)
+    _check_same_inputs(recipe, inputs, ranks)
+    return recipe, inputs
+
+
+def _check_same_inputs(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> None:
+    """Check that all processes, which may be on several machines, read the same files."""
+    own = {
+        "recipe": recipe_hash(recipe),
+        "model": inputs.model.fingerprint,
+        "data": inputs.data.fingerprint,
+        "the user's code": inputs.code.digest,
+    }
+    expected = ranks.on_rank_zero(lambda: own)
+    with ranks.raise_on_every_rank():
+        others = [name for name in own if own[name] != expected[name]]
+        if others:
+            raise InputError(
+                f"{', '.join(others)} must be the same for all processes. They differ on rank "
+                f"{ranks.rank}. Let all of them read the same files."
+            )
+
+
+def _keeps_gradients_on_disk(inputs: Inputs, ranks: Ranks) -> bool:
+    """Whether any process must: how much memory is free differs between them."""
+    own = inputs.memory is not None and inputs.memory.on_disk
+    return bool(ranks.all_reduce(torch.tensor(int(own))))
+
+
+def _judge(
+    recipe: Recipe,
+    inputs: Inputs,
+    artefacts: Mapping[str, Artefact],
+    directory: RunDirectory,
+    clock: StageClock,
+    processes: int,
+) -> Report:
+    """Measure latency, judge and publish, in one process."""
+    exported, accelerated = artefacts["export"], artefacts["accelerate"]
+    accelerate.check_written(recipe, accelerated.facts)
+    timed = validate.Latencies()
+    candidate = accelerated.facts["state"] == accelerate.CANDIDATE
+    if recipe.validate_.latency is not None or candidate:
+        with clock.stage("latency"):
+            timed = validate.measure_latency(
+                recipe.validate_.latency,
+                accelerate.workloads_of(recipe),
+                accelerate.Feeds(inputs.data.validation, recipe.export.input_name),
+                exported.folder,
+                accelerated.folder,
+            )
+    decided = accelerate.decided(accelerated.facts, timed.accelerated)
+    accelerate.check_written(recipe, decided)
+    with stage_named("report", resumable=True):
+        report = make_report(
+            recipe,
+            inputs,
+            artefacts["validate"].facts,
+            timed,
+            artefacts["recover"].facts,
+            decided,
+        )
+        calibrated = artefacts.get("calibrate")
+        resolved = resolved_recipe(recipe, calibrated and calibrated.facts, decided)
+        used = [accelerated] if decided["state"] == "used" else []
+        published = [artefacts["recover"], exported, *used]
+        for artefact in published:
+            directory.publish(artefact)
+        files = {name: digest for each in published for name, digest in each.files.items()}
+        directory.write("recipe.resolved.yaml", dump_recipe(resolved))
+        manifest = make_manifest(recipe, inputs, report, clock.seconds, files, processes)
+        directory.write("manifest.json", json.dumps(manifest, indent=2) + "\n")
+        directory.write("report.md", markdown(report, clock.seconds))
+        # The report last: where it is, everything is.
+        directory.write("report.json", report.model_dump_json(indent=2) + "\n")
+    return report

@@ -1,0 +1,92 @@
+"""The calibration split as gradients and choices use it."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.mfac.batch import Batch, call
+from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
+from mfac_compress.pipeline.inputs.draw import Draws
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.inputs.task import Task
+
+_EVERYTHING = slice(None)
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Samples, the draws from them, and the loss whose gradients are taken of them.
+
+    Args:
+        split: The samples.
+        draws: Which of them are for gradients, and which for choices.
+        task: Has the loss.
+        labels: True for the data's own targets, ``model`` for such that the model draws.
+        device: Where batches are put.
+    """
+
+    split: Split
+    draws: Draws
+    task: Task
+    labels: Literal[True, "model"]
+    device: torch.device
+
+    @property
+    def digest(self) -> list[Any]:
+        """Changes where batches or losses may."""
+        draws = asdict(self.draws)
+        return [self.split.fingerprint, draws, self.task.loss_name, self.labels, str(self.device)]
+
+    @property
+    def loss(self) -> Callable[[Any, Any], Tensor]:
+        """The loss whose gradients are taken; batches are checked as they are made."""
+        return self.task.unchecked_loss if self._keeps_classes else projection_loss
+
+    @property
+    def _keeps_classes(self) -> bool:
+        return self.labels is True or self._predicts_classes
+
+    @property
+    def _predicts_classes(self) -> bool:
+        return self.task.loss_name == "cross_entropy"
+
+    def batches(self, batch_size: int, positions: Iterable[int] | Tensor) -> Iterator[Batch]:
+        """Samples as they are in the data, on the device."""
+        drawn = self.split.batches(batch_size, indices=positions)
+        return (batch.to(self.device) for batch in drawn)
+
+    def gradient_batches(
+        self, module: nn.Module, draw: Tensor, step: int, own: slice = _EVERYTHING
+    ) -> Iterator[Batch]:
+        """One batch for each gradient, with the targets that the recipe asks for.
+
+        Args:
+            module: The model, which draws targets where the recipe calibrates without labels.
+            draw: Samples of each gradient of all processes. Shape ``[m, samples]``.
+            step: Number of the pruning step.
+            own: Which of the gradients this process computes.
+        """
+        batches = self.batches(draw.shape[1], draw[own].flatten())
+        if self.labels is True:
+            return self._checked(module, batches)
+        relabel = sampled_labels if self._predicts_classes else random_projections
+        # A generator for each gradient: its targets must not depend on which process makes others.
+        seeds = torch.randint(2**31, (len(draw),), generator=self.draws.generator(step))[own]
+        return itertools.chain.from_iterable(
+            relabel(module, [batch], torch.Generator().manual_seed(seed))
+            for batch, seed in zip(batches, seeds.tolist(), strict=True)
+        )
+
+    def _checked(self, module: nn.Module, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Check that each batch's targets fit the loss; the outputs' form is that of the first."""
+        form = None
+        for batch in batches:
+            if form is None:
+                with torch.no_grad():
+                    form = call(module, batch.inputs)
+            self.task.check(form, batch.targets)
+            yield batch

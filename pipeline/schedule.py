@@ -1,0 +1,162 @@
+"""Which stages a recipe asks for, what each of them reads, and in which order they come.
+
+The only file that names all stages. What a stage reads is its key: see
+:mod:`mfac_compress.pipeline.run.stage`.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from mfac_compress.export import machine_load
+from mfac_compress.pipeline.digest import file_digest
+from mfac_compress.pipeline.inputs.load import Inputs
+from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.run.stage import Keyed, Stage
+from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
+
+
+def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> list[Stage]:
+    """List the stages of a run; nothing is computed.
+
+    Args:
+        recipe: The recipe.
+        inputs: What was loaded for it.
+        storage: Folder for gradients that the memory does not hold; None for in memory.
+    """
+    pruned = (
+        [_calibrate(recipe, inputs, storage), _prune(recipe, inputs, storage)]
+        if recipe.prune.method == "mfac"
+        else [_prune_by_magnitude(recipe, inputs)]
+    )
+    return [
+        *pruned,
+        _recover(recipe, inputs),
+        _export(recipe, inputs),
+        _accelerate(recipe, inputs),
+        _validate(recipe, inputs),
+    ]
+
+
+def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
+    return Stage(
+        "calibrate",
+        calibrate.calibrate,
+        reads={
+            "model": inputs.model,
+            "calibration": inputs.calibration,
+            "shape": inputs.fisher,
+            "gradients": recipe.calibrate.gradients,
+            "storage": Keyed(storage, None),
+        },
+        check=partial(calibrate.check, memory=inputs.memory, where=recipe.where),
+        facts=calibrate.Calibrated,
+    )
+
+
+def _prune(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
+    return Stage(
+        "prune",
+        prune.prune,
+        reads={
+            "model": inputs.model,
+            "steps": prune.steps_of(inputs.targets.budgets(), recipe.prune),
+            "calibration": inputs.calibration,
+            "shape": inputs.fisher,
+            "removal": prune.Removal.of(recipe),
+            "storage": Keyed(storage, None),
+        },
+        after=("calibrate",),
+        check=partial(prune.check, where=recipe.where),
+        facts=prune.Pruned,
+    )
+
+
+def _prune_by_magnitude(recipe: Recipe, inputs: Inputs) -> Stage:
+    return Stage(
+        "prune",
+        prune.prune_by_magnitude,
+        reads={
+            "model": inputs.model,
+            "names": [target.name for target in inputs.targets.matched],
+            "steps": prune.steps_of(inputs.targets.budgets(), recipe.prune),
+        },
+        facts=prune.Pruned,
+    )
+
+
+def _recover(recipe: Recipe, inputs: Inputs) -> Stage:
+    return Stage(
+        "recover",
+        recover.recover,
+        reads={
+            "model": inputs.model,
+            "section": recipe.recover,
+            "recovery": inputs.data.recovery,
+            "calibration": inputs.calibration,
+            "seed": recipe.run.seed,
+        },
+        after=("prune",),
+        check=partial(recover.check, where=recipe.where),
+        facts=recover.Recovered,
+    )
+
+
+def _export(recipe: Recipe, inputs: Inputs) -> Stage:
+    versions = {f"version.{name}": version for name, version in library_versions().items()}
+    return Stage(
+        "export",
+        export.export,
+        reads={
+            "model": inputs.model,
+            "exporter": inputs.exporter,
+            "metadata": {
+                "mfac_compress.version": tool_version(),
+                "mfac_compress.recipe_sha256": recipe_hash(recipe),
+                **versions,
+            },
+        },
+        after=("recover",),
+        ranks="zero",
+    )
+
+
+def _accelerate(recipe: Recipe, inputs: Inputs) -> Stage:
+    library = accelerate.built_library()
+    return Stage(
+        "accelerate",
+        accelerate.accelerate,
+        reads={
+            "sparse_kernels": recipe.export.sparse_kernels,
+            "library": Keyed(library, library and file_digest(library)),
+            "workloads": accelerate.workloads_of(recipe),
+            "feeds": accelerate.Feeds(inputs.data.validation, recipe.export.input_name),
+            "cpu": machine_load()["cpu"],
+        },
+        after=("export",),
+        check=partial(accelerate.check, artifact=recipe.validate_.artifact, where=recipe.where),
+        ranks="zero",
+    )
+
+
+def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
+    section = recipe.validate_
+    return Stage(
+        "validate",
+        validate.validate,
+        reads={
+            "model": inputs.model,
+            "samples": inputs.data.validation,
+            "task": Keyed(inputs.task, recipe.task.model_dump(mode="json", exclude={"loss"})),
+            "batch_size": section.batch_size,
+            "confidence": section.gates.confidence,
+        },
+        after=("recover", "export", "accelerate"),
+        check=partial(
+            validate.check,
+            repeats=inputs.data.repeats.get("validation", 0),
+            gates=section.gates,
+            where=recipe.where,
+        ),
+        ranks="zero",
+    )

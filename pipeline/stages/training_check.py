@@ -1,0 +1,84 @@
+"""Whether the model can be trained as it is used: one step's forward and backward pass."""
+
+import torch
+from torch import Tensor
+
+from mfac_compress.mfac.batch import call
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
+from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.inputs.training_mode import train_mode
+from mfac_compress.pipeline.stages.shared_batch import Loss
+
+_SAMPLES = 8
+_OUT = (
+    "Set recover.epochs: 0, or wrap the model in model.factory so that forward returns the same in "
+    "both modes."
+)
+
+
+def check_training(
+    model: LoadedModel,
+    split: Split,
+    loss: Loss,
+    batch_size: int,
+    device: torch.device,
+    setting: str,
+) -> None:
+    """Run a copy of the model forward and backward in training mode.
+
+    Args:
+        model: The dense model.
+        split: The recovery samples.
+        loss: Of outputs and targets.
+        batch_size: Of the training.
+        device: The model's.
+        setting: Says that the recipe trains, for messages.
+
+    Raises:
+        InputError: If it fails, or returns something else than in evaluation mode (a head that
+            exists in training only).
+    """
+    count = min(_SAMPLES, batch_size, len(split))
+    with random_state_kept(device):
+        batch = next(split.batches(count, indices=torch.arange(count))).to(device)
+        expected = run_model(model.module, batch.inputs, device)
+        module = model.copy()
+        train_mode(module)
+        try:
+            with user_code():
+                outputs = call(module, batch.inputs)
+        except Exception as error:
+            raise InputError(
+                f"The model must run in training mode, because {setting}. On {count} samples it "
+                f"raised {describe(error)}. {_OUT}"
+            ) from error
+        _check_same_form(outputs, expected, setting)
+        try:
+            with user_code():
+                loss(outputs, batch.targets).backward()
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                "The model and task.loss must be differentiable in training mode. The backward "
+                f"pass raised {describe(error)}. Set recover.epochs: 0, or change what it names."
+            ) from error
+
+
+def _check_same_form(outputs: object, expected: Tensor, setting: str) -> None:
+    same = isinstance(outputs, Tensor) and outputs.shape == expected.shape
+    if not same:
+        raise InputError(
+            "The model must return in training mode what it returns in evaluation mode, because "
+            f"{setting}: one tensor {list(expected.shape)}. Got {_form(outputs)}. Is it an "
+            f"auxiliary head? {_OUT}"
+        )
+
+
+def _form(outputs: object) -> str:
+    if isinstance(outputs, Tensor):
+        return f"a tensor {list(outputs.shape)}"
+    return f"a {type(outputs).__name__}"

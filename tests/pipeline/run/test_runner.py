@@ -1,0 +1,104 @@
+"""Stages are gone through in order, each with what it reads and the artefacts before it."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+
+from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.inputs.code_sources import CodeSources
+from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.run.cache import StageCache
+from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
+from mfac_compress.pipeline.run.stage import Keyed, Stage
+
+
+@dataclass(frozen=True)
+class _Part:
+    ends: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    number: int
+    parts: tuple[_Part, ...] = ()
+
+
+class _Runs:
+    """Runs stages in one cache, and notes which of them are made."""
+
+    def __init__(self, folder):
+        self.cache_of = partial(StageCache, folder)
+        self.made = []
+
+    def add(self, job, number):
+        self.made.append(job.folder.parent.parent.name)
+        before = [artefact.facts.number for artefact in job.before.values()]
+        (job.folder / "number").write_text(str(number))
+        return _Facts(number + sum(before), (_Part((1, 2)),))
+
+    def stage(self, name, number, *after, **more):
+        return Stage(name, self.add, {"number": number}, after, facts=_Facts, **more)
+
+    def run(self, *stages, code=None):
+        self.made.clear()
+        clock = StageClock(Progress())
+        return run_stages(stages, self.cache_of, code or CodeSources(), Ranks(), clock)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return _Runs(tmp_path)
+
+
+def test_a_stage_is_given_what_it_reads_and_the_artefacts_before_it(runs):
+    done = runs.run(runs.stage("a", 1), runs.stage("b", 2, "a"), runs.stage("c", 4, "a", "b"))
+    assert [done[name].facts.number for name in "abc"] == [1, 3, 8]
+    assert runs.made == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("ranks", ["all", "zero"])
+def test_found_facts_are_of_the_type_of_made_ones(runs, ranks):
+    made, found = (runs.run(runs.stage("a", 1, ranks=ranks))["a"] for _ in range(2))
+    assert (made.reused, found.reused) == (False, True)
+    assert made.facts == found.facts == _Facts(1, (_Part((1, 2)),))
+
+
+def test_a_change_reaches_the_stages_after_it_and_no_other(runs):
+    def stages(number):
+        return runs.stage("a", number), runs.stage("b", 2, "a"), runs.stage("c", 4)
+
+    runs.run(*stages(1))
+    done = runs.run(*stages(3))
+    assert runs.made == ["a", "b"]
+    assert done["b"].facts.number == 5
+
+
+def test_code_that_cannot_be_hashed_is_never_reused(runs):
+    for _ in range(2):
+        runs.run(runs.stage("a", 1), code=CodeSources(unseen=("x",)))
+        assert runs.made == ["a"]
+
+
+def test_a_failing_stage_is_named_and_those_before_it_are_kept(runs):
+    def fail(job):
+        raise OSError("disk full")
+
+    with pytest.raises(StageError, match="stage b: OSError: disk full"):
+        runs.run(runs.stage("a", 1), Stage("b", fail))
+    runs.run(runs.stage("a", 1))
+    assert not runs.made
+
+
+def test_checks_are_given_what_the_stage_reads(runs):
+    def check(_ranks, number):
+        if number > 1:
+            raise InputError("too large")
+
+    check_stages([runs.stage("a", 1, check=check), runs.stage("b", 5)], Ranks())
+    with pytest.raises(InputError, match="too large"):
+        check_stages([runs.stage("a", 2, check=check)], Ranks())
+    hidden = Stage("a", print, {"number": Keyed(2, None)}, check=check)
+    with pytest.raises(InputError, match="too large"):
+        check_stages([hidden], Ranks())

@@ -1,0 +1,85 @@
+"""What a recipe asks for, as stages: in order, each given what it takes and nothing else."""
+
+import inspect
+
+import pytest
+
+from mfac_compress.pipeline.digest import content_key
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.run.stage import digest_of
+from mfac_compress.pipeline.schedule import plan_stages
+from mfac_compress.pipeline.stages import accelerate, calibrate, prune, recover, validate
+
+
+@pytest.fixture(scope="module")
+def plan(module_project):
+    """The stages of the project's recipe with some changes."""
+    recipe = module_project.write_recipe()
+
+    def of(*changes):
+        loaded = load_recipe(recipe, changes)
+        return plan_stages(loaded, load_inputs(loaded, module_project.model))
+
+    return of
+
+
+def _names(stages):
+    return [stage.name for stage in stages]
+
+
+def _keys(stages):
+    return {stage.name: content_key(digest_of(stage.reads)) for stage in stages}
+
+
+def test_magnitude_takes_no_gradients(plan):
+    assert "calibrate" in _names(plan())
+    assert "calibrate" not in _names(plan("prune.method=magnitude"))
+
+
+@pytest.mark.parametrize("method", ["mfac", "magnitude"])
+def test_each_stage_comes_after_those_it_needs_and_is_given_what_it_takes(plan, method):
+    stages, before = plan(f"prune.method={method}"), set()
+    for stage in stages:
+        assert set(stage.after) <= before
+        before.add(stage.name)
+        inspect.signature(stage.run).bind(None, **stage.given)
+        inspect.signature(stage.check).bind(None, **stage.given)
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ("validate.gates.min_sparsity=0.1", set()),
+        ("validate.gates.confidence=0.9", {"validate"}),
+        ("validate.latency={runs: 9}", set()),
+        ("validate.latency={batch_sizes: [2]}", {"accelerate"}),
+        ("run.memory_budget=1GB", set()),
+        ("export.sparse_kernels=auto", {"accelerate"}),
+        ("recover.lr=0.5", {"recover", "export"}),
+        ("prune.update=single", {"prune", "export"}),
+        ("fisher.damping=0.1", {"prune", "export"}),
+        ("fisher.damping_unit=mean_diagonal", {"prune", "export"}),
+        ("fisher.block_size=8", {"calibrate", "prune", "export"}),
+        ("calibrate.gradients=vmap", {"calibrate", "export"}),
+    ],
+)
+def test_a_change_of_the_recipe_changes_the_keys_of_the_stages_that_it_concerns(
+    plan, change, changed
+):
+    before, after = _keys(plan()), _keys(plan(change))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize("stage", [calibrate, prune, recover, accelerate, validate])
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_dry_run_and_run_make_the_same_checks(project, monkeypatch, stage, arguments):
+    def refuse(*_, **__):
+        raise InputError("refused by this check")
+
+    monkeypatch.setattr(stage, "check", refuse)
+    result = project.run(*arguments)
+    assert result.exit_code == 2
+    assert "refused by this check" in result.output
+    assert not project.output.exists()
