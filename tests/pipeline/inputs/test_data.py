@@ -7,8 +7,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.augment import random_crop_flip
 from mfac_compress.pipeline.inputs.data import load_data
-from mfac_compress.pipeline.inputs.splits import random_crop_flip
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,
@@ -124,13 +124,17 @@ def test_targets_are_classes_or_float32(stored, given, tmp_path):
     ("change", "options", "part"),
     [
         ({}, {"x": "pixels"}, "has x, y. Name the arrays with data.x"),
-        ({"y": np.zeros(59)}, {}, "60 rows of 'x' and 59 of 'y'"),
+        ({"y": np.zeros(59)}, {}, "60 of 'x' and 59 of 'y' rows"),
         ({"y": np.array(["a"] * 60)}, {}, "real numbers"),
         ({"y": np.array([None] * 60)}, {}, "numbers only"),
         ({"x": np.zeros((60, 4))}, {"layout": "NHWC"}, "data.layout NHWC"),
         ({}, {"mean": [1, 2, 3]}, "data.mean must have one number, or one per channel (6"),
         ({}, {"layout": "NHWC", "std": [1, 2]}, "data.std must have one number"),
-        ({"x": np.full((60, 2), np.nan)}, {}, "NaN or Inf in 20 rows, the first [0, 1, 2"),
+        (
+            {"x": np.full((60, 2), np.nan)},
+            {},
+            "NaN or Inf in 20 samples, the first row 0 of images.npz, row 1",
+        ),
         ({"y": np.full(60, np.inf)}, {}, "finite targets"),
     ],
 )
@@ -307,8 +311,8 @@ def test_splits_of_different_form_are_refused(images, tmp_path):
     np.savez(tmp_path / "floats.npz", x=images[0] / 255, y=images[1])
     splits = {**thirds(), "validation": {"path": "floats.npz"}}
     message = refusal(arrays(splits), tmp_path)
-    assert "x uint8 [6, 4, 3]" in message
-    assert "validation has x float32" in message
+    assert "calibration has inputs uint8 [6, 4, 3]" in message
+    assert "validation has inputs float32" in message
 
 
 def test_fingerprints_follow_content_and_preparation_and_nothing_else(images, tmp_path):
@@ -580,10 +584,13 @@ def test_own_datasets_give_their_samples(own):
         ("stream", "map-style"),
         ("empty", "'recovery' is empty"),
         ("raises", "OSError: disk gone (own.py, line"),
-        ("no_pairs", "(x, y) pairs"),
-        ("ragged", "all of one shape"),
-        ("lists", "one tensor as x"),
-        ("nan", "NaN or Inf in samples [0]"),
+        (
+            "no_pairs",
+            "Sample 0 of 'recovery' is a Tensor, and neither (inputs, targets) nor a dict",
+        ),
+        ("ragged", "data.collate must pad them"),
+        ("lists", "has inputs.0 float32 [2], inputs.1 float32 [1], targets int64 []"),
+        ("nan", "NaN or Inf in 1 samples, the first sample 0 of data.factory's 'recovery'"),
         ("missing", "because recover.epochs > 0"),
         ("misnamed", "'test'"),
         ("no_dict", "returned list"),
@@ -595,7 +602,7 @@ def test_own_datasets_give_their_samples(own):
         ("wordless", "ValueError"),
         ("nan_target", "finite targets"),
         ("complexes", "real numbers"),
-        ("sparse", "cannot be stacked"),
+        ("sparse", "sparse_coo [2]"),
         ("meta", "dense tensors"),
         ("nothing", "none of them empty"),
         ("noisy_targets", "must stay the same"),
