@@ -10,9 +10,7 @@ from torch import Tensor
 from mfac_compress.mfac.batch import Batch, Tree, named_tensors
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.dataset import Dataset, form_of, named_parts
-
-IGNORED = -100
-"""Class number of targets that count for nothing, PyTorch's default."""
+from mfac_compress.pipeline.inputs.task_checks import IGNORED
 
 _CHUNK = 1 << 26
 """Bytes looked at together, of data that may not fit in memory."""
@@ -156,7 +154,8 @@ def _check_one_form(dataset: Dataset, forms: dict[str, int]) -> None:
     if len(forms) > 1:
         found = ", and ".join(f"{form} in {dataset.describe(at)}" for form, at in forms.items())
         raise InputError(
-            f"{dataset.key} must give items of one form, or data.collate must pad them. Got {found}."
+            f"{dataset.key} must give items of one form, or data.collate must pad them. Got "
+            f"{found}."
         )
 
 

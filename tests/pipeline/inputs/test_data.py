@@ -1,5 +1,8 @@
 """Properties of the data: exact samples by position, disjoint splits, clear refusals."""
 
+import hashlib
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +61,15 @@ def test_digits_are_images_in_0_to_1_with_integer_classes(tmp_path):
     assert (float(x.min()), float(x.max())) == (0, 1)
     assert y.dtype == torch.int64
     assert set(y.tolist()) == set(range(10))
+
+
+def test_the_digits_are_those_of_scikit_learn(tmp_path):
+    # SHA-256 over load_digits().images and .target, as bytes.
+    expected = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+    splits = load_data(DigitsData(source="digits"), folder=tmp_path, needs_recovery=True)
+    x, y = (torch.cat(parts) for parts in zip(*map(everything, splits), strict=True))
+    found = (x * 16).byte().numpy().tobytes() + y.byte().numpy().tobytes()
+    assert hashlib.sha256(found).hexdigest() == expected
 
 
 def test_batches_are_the_asked_positions_in_order(images, tmp_path):
@@ -404,6 +416,13 @@ def test_pictures_are_decoded_with_classes_in_alphabetical_order(pictures):
     pixels = np.asarray(Image.open(pictures / "validation" / "cat" / "1.png")) / 255 - 0.5
     assert np.allclose(x[3], pixels.transpose(2, 0, 1), atol=1e-6)
     assert "cat/1.png" in data.validation.describe(3)
+
+
+def test_pictures_need_a_package_of_their_own(pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("image_folder", "image_files"):
+        monkeypatch.delitem(sys.modules, f"mfac_compress.pipeline.inputs.{name}")
+    assert r"pip install 'mfac-compress[images]'" in refusal(image_folder(), pictures)
 
 
 def test_pictures_are_resized_by_the_shorter_side_and_cut_from_the_middle(pictures):
