@@ -3,7 +3,7 @@
 Such text may be of any length, and hold what a terminal obeys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MOST_SHOWN = 200
@@ -65,10 +65,18 @@ def with_article(noun: str) -> str:
 
 
 def type_and_shape(value: Any) -> str:
-    """Describe a tensor or an array: ``float32 [8, 3]``; of anything else, say its class."""
+    """Describe a tensor, an array, or a tree of them; of anything else, say its class.
+
+    >>> type_and_shape({"ids": 3, "pair": ("word", None)})
+    'ids: an int, pair: (a str, a NoneType)'
+    """
+    if isinstance(value, Mapping) and value:
+        return ", ".join(f"{shown(name)}: {type_and_shape(part)}" for name, part in value.items())
+    if isinstance(value, tuple) and value:
+        return f"({', '.join(map(type_and_shape, value))})"
     shape = getattr(value, "shape", None)
     if shape is None:
-        return f"a {type(value).__name__}"
+        return with_article(type(value).__name__)
     return f"{dtype_name(value.dtype)} {list(shape)}"
 
 

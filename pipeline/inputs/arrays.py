@@ -1,7 +1,6 @@
-"""Data in arrays: the digits of scikit-learn, .npz files and folders of .npy files."""
+"""Data in arrays: the bundled digits, .npz files and folders of .npy files."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,248 +9,238 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.batch import Batch, Tree, map_tensors, named_tensors
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.array_files import has_array, read_array
-from mfac_compress.pipeline.inputs.splits import (
-    Extremes,
-    as_target,
-    channelwise,
-    check_channels,
-    check_unchanged,
-    sample_digests,
-)
+from mfac_compress.pipeline.inputs.augment import channelwise, check_channels
+from mfac_compress.pipeline.inputs.dataset import Augmentation, as_target, unchanged
 from mfac_compress.pipeline.quoting import shown
-from mfac_compress.pipeline.recipe.schema import ArraysData, FileRows, Rows
+from mfac_compress.pipeline.recipe.schema import ArraysData, DigitsData, FileRows
 
-_CHUNK = 1 << 26
-"""Bytes looked at together, of arrays that do not fit in memory."""
-
+_DIGITS = Path(__file__).with_name("digits.npz")
 _MOST = np.iinfo(np.int64).max
 _NUMBER_OF_A_TOKEN = 4
 """Bytes from which on an integer is taken for a number of something, not for a measured value."""
+
+Arrays = np.ndarray | dict[str, np.ndarray]
+"""One array ``[N, ...]``, or several by name."""
 
 
 @dataclass(frozen=True)
 class Preparation:
     """What is done to raw arrays: ``(x / divide_by - mean) / std``, channels first.
 
-    With ``dtype`` int64 nothing is done to the numbers.
+    Nothing is done to the numbers of arrays whose ``dtype`` is int64.
     """
 
-    layout: Literal["as_is", "NHWC", "NCHW"]
+    dtype: str | Mapping[str, str] = "float32"
+    layout: Literal["as_is", "NHWC", "NCHW"] = "as_is"
     divide_by: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    dtype: Literal["float32", "int64"] = "float32"
+
+    def __call__(self, inputs: Tree, augment: Augmentation = unchanged) -> Tree:
+        if self.layout == "NHWC":
+            inputs = inputs.permute(0, 3, 1, 2).contiguous()
+        return map_tensors(self._prepare, augment(inputs), self.dtype)
+
+    def _prepare(self, x: Tensor, dtype: str) -> Tensor:
+        return x.long() if dtype == "int64" else channelwise(x, self.divide_by, self.mean, self.std)
+
+    def check(self, x: np.ndarray, origin: str) -> None:
+        """Check that the layout, mean and std fit an array ``[n, ...]``.
+
+        Raises:
+            InputError: If they do not.
+        """
+        shape = x.shape[1:]
+        if self.layout != "as_is" and len(shape) != 3:
+            raise InputError(
+                f"data.layout {self.layout} needs inputs of four dimensions. {origin} has "
+                f"the shape {list(x.shape)}. Add an axis to the array, or use as_is."
+            )
+        if self.layout == "NHWC":
+            shape = (shape[2], *shape[:2])
+        check_channels("data.mean", self.mean, shape)
+        check_channels("data.std", self.std, shape)
 
 
-class ArraySamples:
-    """Rows of two arrays, kept in their own types and turned to the model's per batch.
+class ArrayDataset:
+    """Rows of arrays, kept in their own types and turned to the model's per batch.
 
     Args:
-        x: All inputs. Shape ``[N, ...]``, real numbers.
-        y: All targets. Shape ``[N, ...]``.
-        rows: Half-open range of this split.
+        x: All inputs, real numbers.
+        y: All targets.
+        rows: Half-open range of the split.
         preparation: What is done to ``x``.
         origin: What the rows are of, for messages.
         key: The split's key in the recipe.
+    Raises:
+        InputError: If the rows are not within the arrays, or the preparation does not fit them.
     """
 
-    stable = True  # or check_unchanged refuses them
+    alone = False
 
     def __init__(
         self,
-        x: np.ndarray,
-        y: np.ndarray,
+        x: Arrays,
+        y: Arrays,
         rows: tuple[int, int] | None,
         *,
         preparation: Preparation,
         origin: str,
         key: str,
     ) -> None:
-        self._start, stop = _check_rows(rows, x, origin, key)
-        self._x, self._y = x[self._start : stop], y[self._start : stop]
-        self._preparation, self._origin, self._key = preparation, origin, key
-        self._check_shape()
-        self._scan()
+        arrays = [array for _, array in named_tensors((x, y))]
+        self._start, stop = _check_rows(rows, len(arrays[0]), origin, key)
+        if isinstance(x, np.ndarray):
+            preparation.check(x, origin)
+        self._length = stop - self._start
+        self._x, self._y = map_tensors(lambda array: array[self._start : stop], (x, y))
+        # A mapped array is read from the disk as often as it is asked for.
+        mapped = any(isinstance(array, np.memmap) for array in arrays)
+        self.kind: Literal["memory", "storage"] = "storage" if mapped else "memory"
+        self.prepare, self.preparation = preparation, repr(preparation)
+        self._origin, self.key = origin, key
 
-    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x = _native(self._x[positions])
-        if isinstance(self._x, np.memmap):
-            # It is read from the disk as often as it is asked for, and may change meanwhile.
-            check_unchanged(sample_digests(x), self.digests, positions, self.describe)
-        y = as_target(torch.from_numpy(_native(self._y[positions])))
-        x = torch.from_numpy(x)
-        if self._preparation.layout == "NHWC":
-            x = x.permute(0, 3, 1, 2).contiguous()
-        return x, y
+    def __len__(self) -> int:
+        return self._length
 
-    def normalise(self, x: Tensor) -> Tensor:
-        prepare = self._preparation
-        if prepare.dtype == "int64":
-            return x.long()
-        return channelwise(x, prepare.divide_by, prepare.mean, prepare.std)
+    def read(self, positions: Sequence[int]) -> Sequence[int]:
+        """The positions: rows are taken together in :meth:`collate`."""
+        return positions
+
+    def collate(self, samples: Sequence[int]) -> Batch:
+        # A range needs no copy: it is what the first reading asks for, which changes nothing.
+        whole = isinstance(samples, range)
+        rows = slice(samples.start, samples.stop) if whole else np.asarray(samples)
+        x = map_tensors(lambda array: self._native(array[rows], "inputs"), self._x)
+        y = map_tensors(lambda array: as_target(self._native(array[rows], "targets")), self._y)
+        return Batch(x, y)
 
     def describe(self, position: int) -> str:
         return f"row {self._start + position} of {self._origin}"
 
-    def _check_shape(self) -> None:
-        prepare, shape = self._preparation, self._x.shape[1:]
-        if prepare.layout != "as_is" and len(shape) != 3:
-            raise InputError(
-                f"data.layout {prepare.layout} needs inputs of four dimensions. {self._origin} has "
-                f"the shape {list(self._x.shape)}. Add an axis to the array, or use as_is."
-            )
-        if prepare.layout == "NHWC":
-            shape = (shape[2], *shape[:2])
-        check_channels("data.mean", prepare.mean, shape)
-        check_channels("data.std", prepare.std, shape)
-
-    def _scan(self) -> None:
-        """Look at all numbers once: whether they can be used, and what they hash to."""
-        self.digests: list[bytes] = []
-        inputs, targets = Extremes(), Extremes()
-        total = hashlib.sha256()
-        broken: dict[str, list[int]] = {"inputs": [], "targets": []}
-        count = max(1, _CHUNK * len(self._x) // (self._x.nbytes + self._y.nbytes))
-        for start in range(0, len(self._x), count):
-            rows = slice(start, start + count)
-            parts = {
-                "inputs": self._native(self._x[rows], "inputs"),
-                "targets": self._native(self._y[rows], "targets"),
-            }
-            for what, part in parts.items():
-                if part.dtype.kind == "f":
-                    finite = np.isfinite(part.reshape(len(part), -1)).all(axis=1)
-                    broken[what] += (self._start + start + np.flatnonzero(~finite)).tolist()
-            x, y = parts.values()
-            self.digests += sample_digests(x)
-            total.update(np.ascontiguousarray(y))
-            if self._preparation.dtype == "int64":
-                inputs.add(x, start)
-            targets.add(y, start)
-        self._check_finite(broken)
-        self.extremes = [*inputs.positions, *targets.positions]
-        facts = (self._preparation, x.shape[1:], x.dtype.str, y.shape[1:], y.dtype.str)
-        total.update(b"".join(self.digests))
-        total.update(repr(facts).encode())
-        self.fingerprint = total.hexdigest()
-
-    def _check_finite(self, broken: dict[str, list[int]]) -> None:
-        for what, rows in broken.items():
-            if rows:
-                raise InputError(
-                    f"{self._key} must have finite {what}, within what float32 holds. "
-                    f"{self._origin} has NaN or Inf in {len(rows)} rows, the first {rows[:5]}."
-                )
-
-    def _native(self, array: np.ndarray, what: str) -> np.ndarray:
+    def _native(self, array: np.ndarray, what: str) -> Tensor:
         try:
-            return _native(array)
+            return torch.from_numpy(np.require(_native(array), requirements="W"))
         except OverflowError as error:
             raise InputError(
-                f"{self._key} must have {what} of at most 2^63 - 1. {self._origin} has more."
+                f"{self.key} must have {what} of at most 2^63 - 1. {self._origin} has more."
             ) from error
 
 
-class ArraySource:
-    """Opens the files of an ``arrays`` recipe, each one once.
+def open_digits(
+    section: DigitsData, folder: Path, labelled: Mapping[str, bool]
+) -> dict[str, ArrayDataset]:
+    """The 1,797 digits that come with the package.
 
     Args:
-        recipe: The recipe's ``data``.
-        folder: Where relative paths start: the recipe's folder.
+        section: The recipe's ``data``.
+        folder: Not used.
+        labelled: Splits to open.
+    Raises:
+        InputError: If the rows of a split are not within 0..1797.
     """
+    del folder
+    with np.load(_DIGITS) as digits:
+        x, y = digits["images"][:, None], digits["targets"]  # whole numbers 0..16
+    return {
+        name: ArrayDataset(
+            x,
+            y,
+            getattr(section.splits, name).rows,
+            preparation=Preparation(layout="NCHW", divide_by=16.0),
+            origin="digits",
+            key=f"data.splits.{name}",
+        )
+        for name in labelled
+    }
 
-    def __init__(self, recipe: ArraysData, folder: Path) -> None:
-        self._recipe, self._folder = recipe, folder
+
+def open_arrays(
+    section: ArraysData, folder: Path, labelled: Mapping[str, bool]
+) -> dict[str, ArrayDataset]:
+    """Open the files of an ``arrays`` recipe, each array once.
+
+    Args:
+        section: The recipe's ``data``.
+        folder: Where relative paths start: the recipe's folder.
+        labelled: Splits to open, and whether each needs targets. Otherwise they may be missing, and
+            are 0 then.
+    Raises:
+        InputError: If a file or an array in it is missing or does not fit the recipe.
+    """
+    files = _Files(section, folder)
+    return {name: files.dataset(name, needs) for name, needs in labelled.items()}
+
+
+class _Files:
+    def __init__(self, section: ArraysData, folder: Path) -> None:
+        self._section, self._folder = section, folder
         self._opened: dict[tuple[Path, str], np.ndarray] = {}
 
-    def load(self, split: FileRows, key: str, *, labelled: bool = True) -> ArraySamples:
-        """Take the samples of one split.
-
-        Args:
-            split: File and rows.
-            key: The split's key in the recipe, for messages.
-            labelled: Whether targets are needed. Otherwise they may be missing, and are 0 then.
-        Returns:
-            The samples.
-        Raises:
-            InputError: If the file or an array in it is missing or does not fit the recipe.
-        """
-        recipe, path = self._recipe, self._recipe.resolve(split.path, self._folder)
-        given = shown(split.path)
-        x = self._read(path, recipe.x, split.path, key)
-        if labelled or has_array(path, recipe.y):
-            y = self._read(path, recipe.y, split.path, key)
+    def dataset(self, name: str, labelled: bool) -> ArrayDataset:
+        section, key = self._section, f"data.splits.{name}"
+        split: FileRows | None = getattr(section.splits, name)
+        if split is None:
+            raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
+        path, given = section.resolve(split.path, self._folder), shown(split.path)
+        x = self._arrays(path, section.x, split.path, key)
+        if labelled or all(has_array(path, name) for name in _named(section.y)):
+            y = self._arrays(path, section.y, split.path, key)
         else:
-            y = np.zeros(len(x), dtype=np.int64)
-        if len(x) != len(y):
-            raise InputError(
-                f"{key}.path must hold as many targets as inputs. {given} has {len(x)} rows "
-                f"of {recipe.x!r} and {len(y)} of {recipe.y!r}."
-            )
+            y = np.zeros(len(next(named_tensors(x))[1]), dtype=np.int64)
+        _check_lengths(section, x, y, given, key)
+        dtype = map_tensors(lambda array: self._dtype(array, given), x)
         preparation = Preparation(
-            recipe.layout, recipe.divide_by, recipe.mean, recipe.std, self._dtype(x, given)
+            dtype, section.layout, section.divide_by, section.mean, section.std
         )
-        return ArraySamples(x, y, split.rows, preparation=preparation, origin=given, key=key)
+        return ArrayDataset(x, y, split.rows, preparation=preparation, origin=given, key=key)
 
-    def _read(self, path: Path, name: str, given: str, key: str) -> np.ndarray:
-        if (path, name) not in self._opened:
-            self._opened[path, name] = read_array(path, name, given=given, key=key)
-        return self._opened[path, name]
+    def _arrays(self, path: Path, names: str | Sequence[str], given: str, key: str) -> Arrays:
+        for name in _named(names):
+            if (path, name) not in self._opened:
+                self._opened[path, name] = read_array(path, name, given=given, key=key)
+        if isinstance(names, str):
+            return self._opened[path, names]
+        return {name: self._opened[path, name] for name in names}
 
-    def _dtype(self, x: np.ndarray, given: str) -> Literal["float32", "int64"]:
-        recipe = self._recipe
-        if recipe.dtype == "int64" and x.dtype.kind == "f":
+    def _dtype(self, x: np.ndarray, given: str) -> str:
+        section = self._section
+        if section.dtype == "int64" and x.dtype.kind == "f":
             raise InputError(
-                f"data.dtype int64 needs an array of integers. {given} has {recipe.x!r} of type "
-                f"{x.dtype}. Save it as integers, or set data.dtype to float32."
+                f"data.dtype int64 needs arrays of integers. {given} has inputs of type {x.dtype}. "
+                "Save them as integers, or set data.dtype to float32."
             )
-        if recipe.dtype != "auto":
-            return recipe.dtype
+        if section.dtype != "auto":
+            return section.dtype
         wide = x.dtype.kind in "iu" and x.dtype.itemsize >= _NUMBER_OF_A_TOKEN
-        return "int64" if wide and not recipe.prepares else "float32"
+        return "int64" if wide and not section.prepares else "float32"
 
 
-class DigitsSource:
-    """The 1,797 digits bundled with scikit-learn, read once."""
+def _named(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
-    def __init__(self) -> None:
-        from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        # Whole numbers 0..16.
-        self._x = digits.images.astype(np.uint8)[:, None]
-        self._y = digits.target.astype(np.int64)
-
-    def load(self, split: Rows, key: str) -> ArraySamples:
-        """Take the samples of one split.
-
-        Args:
-            split: Rows.
-            key: The split's key in the recipe, for messages.
-        Returns:
-            The samples.
-        Raises:
-            InputError: If the rows are not within 0..1797.
-        """
-        return ArraySamples(
-            self._x,
-            self._y,
-            split.rows,
-            preparation=Preparation("NCHW", divide_by=16.0),
-            origin="digits",
-            key=key,
+def _check_lengths(section: ArraysData, x: Arrays, y: Arrays, given: str, key: str) -> None:
+    names = [*_named(section.x), *_named(section.y)]
+    arrays = [array for _, array in named_tensors((x, y))]
+    lengths = {name: len(array) for name, array in zip(names, arrays, strict=False)}
+    if len(set(lengths.values())) > 1:
+        rows = " and ".join(f"{count} of {name!r}" for name, count in lengths.items())
+        raise InputError(
+            f"{key}.path must hold as many targets as inputs. {given} has {rows} rows."
         )
 
 
 def _check_rows(
-    rows: tuple[int, int] | None, x: np.ndarray, origin: str, key: str
+    rows: tuple[int, int] | None, length: int, origin: str, key: str
 ) -> tuple[int, int]:
-    start, stop = rows or (0, len(x))
-    if not 0 <= start < stop <= len(x):
+    start, stop = rows or (0, length)
+    if not 0 <= start < stop <= length:
         raise InputError(
-            f"{key}.rows must be [start, stop] with 0 <= start < stop <= {len(x)}, the rows of "
+            f"{key}.rows must be [start, stop] with 0 <= start < stop <= {length}, the rows of "
             f"{origin}. Got [{start}, {stop}]."
         )
     return start, stop

@@ -1,18 +1,18 @@
 """From the recipe's ``data`` section to disjoint splits."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.arrays import ArraySource, DigitsSource
-from mfac_compress.pipeline.inputs.image_folder import FolderSource
-from mfac_compress.pipeline.inputs.splits import Samples, Split
-from mfac_compress.pipeline.inputs.torch_dataset import DatasetSource
-from mfac_compress.pipeline.quoting import type_and_shape
+from mfac_compress.pipeline.inputs.arrays import open_arrays, open_digits
+from mfac_compress.pipeline.inputs.dataset import Dataset, form_of
+from mfac_compress.pipeline.inputs.splits import Split, open_split
+from mfac_compress.pipeline.inputs.torch_dataset import open_factory
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,
@@ -57,17 +57,22 @@ class DataSplits:
         Such data has fewer independent samples than its intervals count, unless its inputs take
         few values by nature.
         """
-        counts = {split.name: len(split) - len(set(split.samples.digests)) for split in self}
+        counts = {split.name: len(split) - len(set(split.scan.digests)) for split in self}
         return {name: count for name, count in counts.items() if count}
 
     @property
     def unstable(self) -> list[str]:
         """Splits whose samples are not the same at every reading: overlaps cannot be seen."""
-        return [split.name for split in self if not split.samples.stable]
+        return [split.name for split in self if not split.scan.stable]
 
 
 def load_data(
-    section: Data, *, folder: Path, needs_recovery: bool, labelled: bool = True
+    section: Data,
+    *,
+    folder: Path,
+    needs_recovery: bool,
+    labelled: bool = True,
+    target: str = "labels",
 ) -> DataSplits:
     """Open the data of a recipe and check that its splits share no samples.
 
@@ -75,21 +80,26 @@ def load_data(
         section: The recipe's ``data``.
         folder: Where relative paths start: the recipe's folder.
         needs_recovery: Whether the run fine-tunes. Otherwise that split is not opened.
-        labelled: Whether calibration needs targets. Otherwise those of arrays may be missing.
+        labelled: Whether calibration needs targets. Otherwise they may be missing.
+        target: Name of the target in items that are dicts.
     Returns:
         The splits.
     Raises:
         InputError: If data is missing, broken, does not fit the recipe, or is in two splits.
     """
-    names = ["calibration", *(["recovery"] if needs_recovery else []), "validation"]
+    needed = {"calibration": labelled, "recovery": True, "validation": True}
+    if not needs_recovery:
+        del needed["recovery"]
     augment = getattr(section, "augment", Augment())
-    source = _open(section, folder)
-    loaded = {}
-    for name in names:
-        samples = _load(source, section, name, labelled or name != "calibration")
-        loaded[name] = Split(name, samples, augment if name == "recovery" else Augment())
-    splits = DataSplits(loaded["calibration"], loaded.get("recovery"), loaded["validation"])
-    _check_same_form(splits, labelled)
+    opened = {
+        name: open_split(name, dataset, augment if name == "recovery" else Augment())
+        for name, dataset in _open(section, folder, needed, target).items()
+    }
+    splits = DataSplits(opened["calibration"], opened.get("recovery"), opened["validation"])
+    padded = getattr(section, "collate", None) is not None
+    for split in splits:
+        # Samples of another type would also never hash alike, and hide an overlap.
+        _check_same_form(splits.validation, split, needed[split.name], padded)
     overlap = {
         (first.name, second.name): shared
         for first, second in combinations(splits, 2)
@@ -98,45 +108,48 @@ def load_data(
     return replace(splits, overlap=overlap)
 
 
-def _open(section: Data, folder: Path) -> Any:
+def _open(
+    section: Data, folder: Path, labelled: Mapping[str, bool], target: str
+) -> Mapping[str, Dataset]:
+    """Open the splits that are needed; ``labelled`` says of each whether it needs targets."""
     if isinstance(section, DigitsData):
-        return DigitsSource()
+        return open_digits(section, folder, labelled)
     if isinstance(section, ArraysData):
-        return ArraySource(section, folder)
+        return open_arrays(section, folder, labelled)
     if isinstance(section, ImageFolderData):
-        return FolderSource(section, folder)
-    return DatasetSource(section, folder)
+        return _open_images(section, folder, labelled)
+    return open_factory(section, folder, labelled, target=target)
 
 
-def _load(source: Any, section: Data, name: str, labelled: bool) -> Samples:
-    if isinstance(source, DatasetSource):
-        return source.load(name)
-    key = f"data.splits.{name}"
-    place = getattr(section.splits, name)
-    if place is None:
-        raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
-    if isinstance(section, ArraysData):
-        return source.load(place, key, labelled=labelled)
-    return source.load(place, key)
+def _open_images(
+    section: ImageFolderData, folder: Path, labelled: Mapping[str, bool]
+) -> Mapping[str, Dataset]:
+    try:
+        from mfac_compress.pipeline.inputs.image_folder import open_folders
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "data.source image_folder needs the package Pillow to read images. It cannot be "
+            f"imported ({error}). Install it: pip install 'mfac-compress[images]'."
+        ) from error
+    return open_folders(section, folder, labelled)
 
 
-def _check_same_form(splits: DataSplits, labelled: bool) -> None:
-    # Samples of another type would also never hash alike, and hide an overlap.
-    first = splits.validation
-    for split in splits:
-        with_targets = labelled or split is not splits.calibration
-        expected, found = (_form(one, with_targets) for one in (first, split))
-        if found != expected:
-            raise InputError(
-                f"data must have samples of one shape and type in all splits. {first.name} has "
-                f"{expected}, {split.name} has {found}. Bring the files into one form."
-            )
+def _check_same_form(first: Split, other: Split, with_targets: bool, padded: bool) -> None:
+    expected, found = (_form(split, with_targets) for split in (first, other))
+    if padded:  # lengths may differ
+        expected, found = (re.sub(r"\d+(?=[],])", "n", form) for form in (expected, found))
+    if found != expected:
+        raise InputError(
+            f"data must have samples of one shape and type in all splits. {first.name} has "
+            f"{expected}, {other.name} has {found}. Bring the splits into one form."
+        )
 
 
 def _form(split: Split, with_targets: bool) -> str:
-    x, y = split.samples.fetch([0])
-    parts = {"x": x, "y": y} if with_targets else {"x": x}
-    return ", ".join(f"{name} {type_and_shape(part[0])}" for name, part in parts.items())
+    inputs, targets = split.raw(range(min(2, len(split))))
+    if split.dataset.alone:
+        inputs = split.dataset.prepare(inputs)
+    return form_of(Batch(inputs, targets if with_targets else ()), axis=1)
 
 
 def _shared_samples(first: Split, second: Split, allowed: int) -> int:
@@ -145,10 +158,10 @@ def _shared_samples(first: Split, second: Split, allowed: int) -> int:
     Raises:
         InputError: If they are more than allowed.
     """
-    places = {digest: at for at, digest in reversed(list(enumerate(first.samples.digests)))}
-    pairs = [(places[d], at) for at, d in enumerate(second.samples.digests) if d in places]
-    common = {second.samples.digests[at] for _, at in pairs}
-    shared = max(len(pairs), sum(digest in common for digest in first.samples.digests))
+    places = {digest: at for at, digest in reversed(list(enumerate(first.scan.digests)))}
+    pairs = [(places[d], at) for at, d in enumerate(second.scan.digests) if d in places]
+    common = {second.scan.digests[at] for _, at in pairs}
+    shared = max(len(pairs), sum(digest in common for digest in first.scan.digests))
     if shared > allowed:
         named = "; ".join(
             f"{first.describe(a)} = {second.describe(b)}" for a, b in sorted(pairs)[:_SHOWN]

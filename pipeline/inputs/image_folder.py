@@ -1,25 +1,26 @@
 """Data in folders of images: ``path/class/image.png``."""
 
-import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.files import check_exists
+from mfac_compress.pipeline.inputs.augment import channelwise
+from mfac_compress.pipeline.inputs.dataset import Augmentation, unchanged
 from mfac_compress.pipeline.inputs.image_files import FORMATS, check_pixels, open_image
-from mfac_compress.pipeline.inputs.splits import channelwise, check_unchanged
 from mfac_compress.pipeline.quoting import shown
-from mfac_compress.pipeline.recipe.schema import Folder, ImageFolderData
+from mfac_compress.pipeline.recipe.schema import ImageFolderData
 
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Files that count as images; others are passed over."""
@@ -29,55 +30,49 @@ _THREADS = min(os.cpu_count() or 1, 16)
 Result = TypeVar("Result")
 
 
-class FolderSamples:
+class FolderDataset:
     """Images decoded when they are asked for, as RGB of one size.
-
-    All are decoded once here, so that a damaged one is found before the work, and overlaps are
-    seen whatever the files' formats. Later readings must give the same pixels.
 
     Args:
         folder: Where the classes are.
-        recipe: Size, mean and std.
+        section: Size, mean and std.
         key: The split's key in the recipe.
+    Raises:
+        InputError: If a class has no images, or the first one is broken.
     """
 
-    stable = True  # or check_unchanged refuses them
+    kind: Literal["storage"] = "storage"
+    alone = True
+    """Most images are bytes. One with all levels of 16 bits makes its batch floats."""
 
-    def __init__(self, folder: Path, recipe: ImageFolderData, key: str) -> None:
-        self._folder, self._recipe = folder, recipe
+    def __init__(self, folder: Path, section: ImageFolderData, key: str) -> None:
+        self._section, self.key = section, key
         self.classes = _classes(folder, key)
         found = [_images(folder / name, key) for name in self.classes]
         self._files = [file for files in found for file in files]
-        self._y = torch.tensor([label for label, files in enumerate(found) for _ in files])
-        scanned = list(_in_threads(self._scan, self._files))
-        self.digests = [digest for digest, _, _ in scanned]
-        self._check_sizes([size for _, size, _ in scanned])
-        # Of 8 bits, or with all levels of those that have 16.
-        self._dtype = np.result_type(*{dtype for _, _, dtype in scanned})
-        self.extremes = [0, len(self._files) - 1]
-        facts = (self.classes, recipe.resize, recipe.crop, recipe.mean, recipe.std)
-        digest = hashlib.sha256(b"".join(self.digests))
-        digest.update(self._y.numpy())
-        digest.update(repr(facts).encode())
-        self.fingerprint = digest.hexdigest()
+        self._labels = [label for label, files in enumerate(found) for _ in files]
+        self._size: tuple[int, int] | None = None  # until the first is decoded
+        self._size = next(_in_threads(self._decode, self._files[:1])).shape[1::-1]
+        self.preparation = repr((section.resize, section.crop, section.mean, section.std))
 
-    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, positions: Sequence[int]) -> list[tuple[np.ndarray, int]]:
         # Decoding leaves Python's lock, so threads do without copies between processes.
-        images = list(_in_threads(self._decode, [self._files[at] for at in positions]))
-        check_unchanged([_digest(i) for i in images], self.digests, positions, self.describe)
-        stacked = np.stack(images).astype(self._dtype, copy=False)
-        x = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-        return x, self._y[list(positions)]
+        images = _in_threads(self._decode, [self._files[at] for at in positions])
+        return list(zip(images, (self._labels[at] for at in positions), strict=True))
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return channelwise(x, 255.0, self._recipe.mean, self._recipe.std)
+    def collate(self, samples: Sequence[tuple[np.ndarray, int]]) -> Batch:
+        images, labels = zip(*samples, strict=True)
+        return Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels))
+
+    def prepare(self, inputs: Tensor, augment: Augmentation = unchanged) -> Tensor:
+        pixels = augment(inputs.permute(0, 3, 1, 2).contiguous())
+        return channelwise(pixels, 255.0, self._section.mean, self._section.std)
 
     def describe(self, position: int) -> str:
         return shown(self._files[position])
-
-    def _scan(self, file: Path) -> tuple[bytes, tuple[int, int], np.dtype]:
-        pixels = self._decode(file)
-        return _digest(pixels), (pixels.shape[1], pixels.shape[0]), pixels.dtype
 
     def _decode(self, file: Path) -> np.ndarray:
         """RGB. Shape ``[height, width, 3]``, bytes or float32 in 0..255."""
@@ -85,11 +80,12 @@ class FolderSamples:
         size = self._resized(file, image.size)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BILINEAR)
-        crop = self._recipe.crop
+        crop = self._section.crop
         if crop is not None:
             self._check_crop(file, size, crop)
             left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
             image = image.crop((left, top, left + crop, top + crop))
+        self._check_size(file, image.size)
         pixels = np.asarray(image)
         return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
@@ -101,7 +97,7 @@ class FolderSamples:
             )
 
     def _resized(self, file: Path, size: tuple[int, int]) -> tuple[int, int]:
-        target = self._recipe.resize
+        target = self._section.resize
         if target is None:
             return size
         width, height = size
@@ -116,58 +112,48 @@ class FolderSamples:
             ) from error
         return size
 
-    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
-        for file, size in zip(self._files, sizes, strict=True):
-            if size != sizes[0]:
-                raise InputError(
-                    f"data needs images of one size. {shown(self._files[0])} is "
-                    f"{sizes[0][0]}x{sizes[0][1]} and {shown(file)} is {size[0]}x{size[1]}. "
-                    "Set data.resize and data.crop."
-                )
+    def _check_size(self, file: Path, size: tuple[int, int]) -> None:
+        first = self._size or size
+        if size != first:
+            raise InputError(
+                f"data needs images of one size. {shown(self._files[0])} is "
+                f"{first[0]}x{first[1]} and {shown(file)} is {size[0]}x{size[1]}. "
+                "Set data.resize and data.crop."
+            )
 
 
-class FolderSource:
-    """Opens the folders of an ``image_folder`` recipe, which all have the same classes.
+def open_folders(
+    section: ImageFolderData, folder: Path, labelled: Mapping[str, bool]
+) -> dict[str, FolderDataset]:
+    """Open the folders of an ``image_folder`` recipe, which all have the same classes.
 
     Args:
-        recipe: The recipe's ``data``.
+        section: The recipe's ``data``.
         folder: Where relative paths start: the recipe's folder.
+        labelled: Splits to open.
+    Raises:
+        InputError: If a folder is missing, has no images, or has other classes than the first.
     """
-
-    def __init__(self, recipe: ImageFolderData, folder: Path) -> None:
-        self._recipe, self._folder = recipe, folder
-        self._first: tuple[str, list[str]] | None = None
-
-    def load(self, split: Folder, key: str) -> FolderSamples:
-        """Take the samples of one split.
-
-        Args:
-            split: Its folder.
-            key: The split's key in the recipe, for messages.
-        Returns:
-            The samples.
-        Raises:
-            InputError: If the folder is missing, an image is broken or of another size, or the
-                classes are not those of the splits before.
-        """
-        path = self._recipe.resolve(split.path, self._folder)
+    opened = {}
+    for name in labelled:
+        key, split = f"data.splits.{name}", getattr(section.splits, name)
+        if split is None:
+            raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
+        path = section.resolve(split.path, folder)
         check_exists(path, split.path, f"{key}.path", "folder")
-        samples = FolderSamples(path, self._recipe, key)
-        if self._first is None:
-            self._first = key, samples.classes
-        self._check_classes(samples.classes, key)
-        return samples
+        opened[name] = FolderDataset(path, section, key)
+        _check_classes(opened[name], next(iter(opened.values())))
+    return opened
 
-    def _check_classes(self, classes: list[str], key: str) -> None:
-        assert self._first is not None
-        other, expected = self._first
-        if classes != expected:
-            differing = sorted(set(classes) ^ set(expected))
-            raise InputError(
-                f"{key}.path must have the same classes as {other}.path, because a class's number "
-                "is its place in the alphabet. Only one of them has "
-                f"{', '.join(map(shown, differing[:10]))}."
-            )
+
+def _check_classes(found: FolderDataset, first: FolderDataset) -> None:
+    differing = sorted(set(found.classes) ^ set(first.classes))
+    if differing:
+        raise InputError(
+            f"{found.key}.path must have the same classes as {first.key}.path, because a class's "
+            "number is its place in the alphabet. Only one of them has "
+            f"{', '.join(map(shown, differing[:10]))}."
+        )
 
 
 def _in_threads(function: Callable[[Path], Result], files: Iterable[Path]) -> Iterator[Result]:
@@ -178,10 +164,6 @@ def _in_threads(function: Callable[[Path], Result], files: Iterable[Path]) -> It
         warnings.simplefilter("ignore")
         while some := list(islice(left, 64 * _THREADS)):
             yield from pool.map(function, some)
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
 
 
 def _classes(folder: Path, key: str) -> list[str]:

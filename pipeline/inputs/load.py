@@ -23,6 +23,7 @@ from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model_file import LoadedModel, load_model
 from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
+from mfac_compress.pipeline.inputs.output import install_output
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
@@ -83,6 +84,7 @@ def load_inputs(
     torch.manual_seed(recipe.run.seed)
     folder = recipe.source.folder
     model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
+    install_output(model.module, recipe.model.output)
     folded = fold_weights(model.module)
     targets = match_targets(model.module, recipe)
     task = load_task(recipe.task, folder=folder)
@@ -91,6 +93,7 @@ def load_inputs(
         folder=folder,
         needs_recovery=recipe.recover.epochs > 0,
         labelled=recipe.calibrate.labels is True,
+        target=recipe.task.target,
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
@@ -150,7 +153,7 @@ def _prunable(
 def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
     named = [recipe.model.factory, recipe.task.loss, recipe.task.metric]
-    named.append(getattr(recipe.data, "factory", None))
+    named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
     EscapeError,
@@ -20,10 +21,12 @@ from mfac_compress.pipeline.inputs.callables import (
 )
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
 from mfac_compress.pipeline.inputs.task_checks import (
+    IGNORED,
     check_accuracy,
     check_arguments,
     check_cross_entropy,
     check_finite,
+    check_lone,
     check_mse,
     check_outputs,
 )
@@ -52,12 +55,12 @@ class Task:
     _own_loss: Callable[..., Any] | None
     _own_metric: Callable[..., Any] | None
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, outputs: Tree, targets: Tree, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean loss of a batch.
 
         Args:
-            outputs: Of the model. Shape ``[n, ...]``.
-            targets: Of the data, on the same device. Shape ``[n, ...]``.
+            outputs: Of the model. Each tensor ``[n, ...]``.
+            targets: Of the data, on the same device. Each tensor ``[n, ...]``.
             label_smoothing: In [0, 1), of ``cross_entropy`` only.
         Returns:
             A scalar tensor that gradients can be taken of.
@@ -75,33 +78,36 @@ class Task:
             return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
         if self._own_loss is None:
             return self.unchecked_loss(outputs, targets)
-        before, given = outputs.detach().clone(), targets.clone()
+        before = map_tensors(lambda tensor: tensor.detach().clone(), outputs)
+        given = map_tensors(torch.clone, targets)
         value = self._own_loss_of(outputs, given)
         check_arguments("task.loss", self.loss_name, outputs=(before, outputs))
         check_arguments("task.loss", self.loss_name, targets=(targets, given))
         return value
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
+    def check(self, outputs: Tree, targets: Tree) -> None:
         """Check that outputs and targets fit the built-in loss; only their shapes and classes.
 
         Raises:
             InputError: If they do not.
         """
         check_outputs(outputs)
+        if self._own_loss is None:
+            check_lone(f"task.loss {self.loss_name}", outputs, targets)
         if self.loss_name == "cross_entropy":
             check_cross_entropy(outputs, targets)
         elif self.loss_name == "mse":
             check_mse(outputs, targets)
 
-    def unchecked_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def unchecked_loss(self, outputs: Tree, targets: Tree) -> Tensor:
         """:meth:`loss` without checks, which read values and so cannot be vectorised."""
         if self.loss_name == "cross_entropy":
-            return F.cross_entropy(outputs, targets)
+            return F.cross_entropy(outputs, targets, ignore_index=IGNORED)
         if self.loss_name == "mse":
             return F.mse_loss(outputs, targets.to(outputs.dtype))
-        return self._own_loss_of(outputs, targets.clone())
+        return self._own_loss_of(outputs, map_tensors(torch.clone, targets))
 
-    def _own_loss_of(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _own_loss_of(self, outputs: Tree, targets: Tree) -> Tensor:
         value = _call(self._own_loss, outputs, targets, key="task.loss", name=self.loss_name)
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise InputError(
@@ -110,16 +116,14 @@ class Task:
             )
         return value
 
-    def evaluate(
-        self, outputs: Tensor | np.ndarray, targets: Tensor | np.ndarray
-    ) -> np.ndarray | float:
+    def evaluate(self, outputs: Tree, targets: Tree) -> np.ndarray | float:
         """The metric, one value per sample where it has them.
 
         The user's function works on copies: what it changes must not reach the next file.
 
         Args:
-            outputs: Of the model for the whole set. Shape ``[n, ...]``.
-            targets: Shape ``[n, ...]``.
+            outputs: Of the model for the whole set, as tensors or arrays. Each ``[n, ...]``.
+            targets: Likewise.
         Returns:
             Values of shape ``[n]``, float64, whose mean is the metric; or one number for the
             whole set, where the user's metric has no values per sample.
@@ -130,29 +134,27 @@ class Task:
                 or the user's function ends the program, changes its arguments, or returns what are
                 no numbers within ``task.range``.
         """
-        outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
-        check_outputs(outputs)
-        check_finite(outputs)
+        given = _as_tensors(outputs), _as_tensors(targets)
+        check_outputs(given[0])
+        check_finite(given[0])
         if self.metric_name == "accuracy":
-            return _accuracy(outputs, targets)
-        copies = outputs.clone(), targets.clone()
+            return _accuracy(*given)
+        copies = map_tensors(torch.clone, given)
         values = self.evaluate_rows(*copies)
         check_arguments(
             "task.metric",
             self.metric_name,
-            outputs=(outputs, copies[0]),
-            targets=(targets, copies[1]),
+            outputs=(given[0], copies[0]),
+            targets=(given[1], copies[1]),
         )
         return values
 
-    def evaluate_rows(
-        self, outputs: Tensor | np.ndarray, targets: Tensor | np.ndarray
-    ) -> np.ndarray | float:
+    def evaluate_rows(self, outputs: Tree, targets: Tree) -> np.ndarray | float:
         """:meth:`evaluate` on copies of checked rows, which nobody uses afterwards."""
-        outputs, targets = torch.as_tensor(outputs), torch.as_tensor(targets)
+        outputs, targets = _as_tensors(outputs), _as_tensors(targets)
         if self.metric_name == "accuracy":
             return _accuracy(outputs, targets)
-        count = len(outputs)
+        count = size(outputs)
         value = _call(
             self._own_metric,
             outputs,
@@ -198,8 +200,8 @@ def _resolve(
 
 def _call(
     function: Callable[..., Any] | None,
-    outputs: Tensor,
-    targets: Tensor,
+    outputs: Tree,
+    targets: Tree,
     *,
     key: str,
     name: str,
@@ -207,9 +209,11 @@ def _call(
 ) -> Any:
     assert function is not None
     given = f"outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}"
+    # New dicts of the same tensors: taking a key out of one changes nothing for others.
+    arguments = map_tensors(lambda tensor: tensor, (outputs, targets))
     try:
         with user_code():
-            return function(outputs, targets)
+            return function(*arguments)
     except Exception as error:
         raised = InputError if isinstance(error, EscapeError) else error_class
         raise raised(
@@ -218,6 +222,14 @@ def _call(
         ) from error
 
 
-def _accuracy(outputs: Tensor, targets: Tensor) -> np.ndarray:
+def _as_tensors(tree: Tree) -> Tree:
+    return map_tensors(torch.as_tensor, tree)
+
+
+def _accuracy(outputs: Tree, targets: Tree) -> np.ndarray:
+    """Share of the targets of each sample that are right, of those that are not ignored."""
+    check_lone("task.metric accuracy", outputs, targets)
     check_accuracy(outputs, targets)
-    return (outputs.argmax(1) == targets).double().cpu().numpy()
+    counted = (targets != IGNORED).reshape(len(targets), -1)
+    right = (outputs.argmax(1) == targets).reshape(len(targets), -1) & counted
+    return (right.sum(1).double() / counted.sum(1)).cpu().numpy()

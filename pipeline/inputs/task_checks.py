@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.batch import Tree, named_tensors
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.quoting import type_and_shape
+from mfac_compress.pipeline.quoting import listed, type_and_shape
+
+IGNORED = -100
+"""Class number of targets that count for nothing, PyTorch's default."""
 
 
-def check_arguments(key: str, name: str, **arguments: tuple[Tensor, Tensor]) -> None:
+def check_arguments(key: str, name: str, **arguments: tuple[Tree, Tree]) -> None:
     """Check that the user's function has left its arguments as they were.
 
     Args:
@@ -20,12 +24,15 @@ def check_arguments(key: str, name: str, **arguments: tuple[Tensor, Tensor]) -> 
         name: Of the function.
         arguments: Each before the call and after it.
     """
-    for argument, (before, after) in arguments.items():
-        if not _is_same(before, after):
-            raise InputError(
-                f"{key} must not change its arguments. {name!r} wrote into {argument}. Work on a "
-                f"copy: {argument} = {argument}.clone()."
-            )
+    for argument, trees in arguments.items():
+        pairs = zip(*map(named_tensors, trees), strict=True)
+        for (place, before), (_, after) in pairs:
+            if not _is_same(before, after):
+                changed = f"{argument}.{place}" if place else argument
+                raise InputError(
+                    f"{key} must not change its arguments. {name!r} wrote into {changed}. Work on "
+                    "a copy: clone() the tensor."
+                )
 
 
 def _is_same(before: Tensor, after: Tensor) -> bool:
@@ -37,11 +44,33 @@ def _is_same(before: Tensor, after: Tensor) -> bool:
 
 
 def check_outputs(outputs: Any) -> None:
-    """Check that the model returns one tensor ``[n, ...]``."""
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+    """Check that the model returns tensors ``[n, ...]``."""
+    tensors = [tensor for _, tensor in named_tensors(outputs)]
+    if not tensors or not all(isinstance(t, Tensor) and t.ndim for t in tensors):
         raise InputError(
-            "The model must return one tensor of shape [n, ...]. "
-            f"Got {type_and_shape(outputs)}. Wrap the model in model.factory so that it does."
+            f"The model must return tensors of shape [n, ...]. Got {type_and_shape(outputs)}. Wrap "
+            "the model in model.factory so that it does, or name the output with model.output."
+        )
+
+
+def check_lone(what: str, outputs: Tree, targets: Tree) -> None:
+    """Check that what is built in gets one tensor of outputs, and one of targets.
+
+    Args:
+        what: Which loss or metric, for example ``task.loss mse``.
+        outputs: Of the model.
+        targets: Of the data.
+    """
+    if not isinstance(outputs, Tensor):
+        names = listed([name for name, _ in named_tensors(outputs)])
+        raise InputError(
+            f"{what} needs one tensor as output of the model. Got {type_and_shape(outputs)}. Set "
+            f"model.output to one of {names}, or use a module:callable of your own."
+        )
+    if not isinstance(targets, Tensor):
+        raise InputError(
+            f"{what} needs one tensor as target. Got {type_and_shape(targets)}. Let the data give "
+            "one, or use a module:callable of your own."
         )
 
 
@@ -60,9 +89,18 @@ def check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
     if targets.shape != (outputs.shape[0], *outputs.shape[2:]):
         raise InputError(
             f"task.loss cross_entropy needs integer targets [n, ...] for outputs [n, classes, ...]."
-            f" {shapes}"
+            f" {shapes}{_classes_last(outputs, targets)}"
         )
     _check_classes(targets, outputs.shape[1], "task.loss cross_entropy")
+
+
+def _classes_last(outputs: Tensor, targets: Tensor) -> str:
+    if outputs.ndim < 3 or targets.shape != outputs.shape[:-1]:
+        return ""
+    return (
+        " Are the classes the last axis? Let the model return outputs.movedim(-1, 1), in a wrapper "
+        "that model.factory makes."
+    )
 
 
 def _whole(targets: Tensor) -> str:
@@ -73,11 +111,20 @@ def _whole(targets: Tensor) -> str:
 
 def _check_classes(targets: Tensor, classes: int, what: str) -> None:
     # On a GPU an out-of-range class would end the process with a device assertion.
-    wrong = (targets < 0) | (targets >= classes)
+    counted = targets != IGNORED
+    wrong = counted & ((targets < 0) | (targets >= classes))
     if bool(wrong.any()):
         raise InputError(
             f"{what} needs classes 0..{classes - 1}, the model has {classes} outputs. "
             f"Got class {int(targets[wrong][0])}. Renumber the targets or fix the model."
+        )
+    # The loss of such a sample alone would be NaN, and its accuracy undefined.
+    empty = torch.nonzero(~counted.reshape(len(targets), -1).any(1)).flatten().tolist()
+    if empty:
+        raise InputError(
+            f"{what} needs a target in every sample that is not {IGNORED}, which is ignored. "
+            f"{len(empty)} of {len(targets)} samples of a batch have none, the first at position "
+            f"{empty[0]}. Remove such samples."
         )
 
 
@@ -91,28 +138,32 @@ def check_mse(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-def check_finite(outputs: Tensor) -> None:
-    """Check the outputs that a metric is taken of. Shape ``[n, ...]``."""
-    finite = torch.isfinite(outputs).flatten(1).all(1) if outputs.ndim > 1 else outputs.isfinite()
-    if not bool(finite.all()):
-        bad = torch.nonzero(~finite).flatten().tolist()
-        raise InputError(
-            f"task.metric needs finite outputs of the model. {len(bad)} of {len(finite)} samples "
-            f"have NaN or Inf, the first at positions {bad[:5]}. Look at those samples, or at the "
-            "weights: a lower prune.sparsity or a larger fisher.damping changes them less."
-        )
+def check_finite(outputs: Tree) -> None:
+    """Check the outputs that a metric is taken of. Shapes ``[n, ...]``."""
+    for name, tensor in named_tensors(outputs):
+        finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+        if not bool(finite.all()):
+            bad = torch.nonzero(~finite).flatten().tolist()
+            place = f" in {name}" if name else ""
+            raise InputError(
+                f"task.metric needs finite outputs of the model. {len(bad)} of {len(finite)} "
+                f"samples have NaN or Inf{place}, the first at positions {bad[:5]}. Look at those "
+                "samples, or at the weights: a lower prune.sparsity or a larger fisher.damping "
+                "changes them less."
+            )
 
 
 def check_accuracy(outputs: Tensor, targets: Tensor) -> None:
-    """Check outputs ``[n, classes]`` and class numbers ``[n]``."""
+    """Check outputs ``[n, classes, ...]`` and class numbers ``[n, ...]``."""
     shapes = f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise InputError(
-            f"task.metric accuracy needs outputs [n, classes] of two classes or more. {shapes} "
-            "Give task.metric your own module:callable."
+            f"task.metric accuracy needs outputs [n, classes, ...] of two classes or more. {shapes}"
+            " Give task.metric your own module:callable."
         )
-    if targets.shape != outputs.shape[:1] or targets.is_floating_point():
+    if targets.shape != (outputs.shape[0], *outputs.shape[2:]) or targets.is_floating_point():
         raise InputError(
-            f"task.metric accuracy needs integer targets [n], one class number each. {shapes}"
+            f"task.metric accuracy needs integer targets [n, ...], one class number for each output"
+            f" [n, classes, ...]. {shapes}{_classes_last(outputs, targets)}"
         )
     _check_classes(targets, outputs.shape[1], "task.metric accuracy")

@@ -1,127 +1,122 @@
 """Data from the user's own torch datasets."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.utils.data import default_collate
-
+from mfac_compress.mfac.batch import Batch, Tree, named_tensors, stack
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, resolve_callable, user_code
-from mfac_compress.pipeline.inputs.splits import (
-    Extremes,
-    as_target,
-    check_unchanged,
-    sample_digests,
+from mfac_compress.pipeline.inputs.callables import (
+    check_takes,
+    describe,
+    resolve_callable,
+    user_code,
 )
-from mfac_compress.pipeline.quoting import dtype_name, shown
+from mfac_compress.pipeline.inputs.dataset import Augmentation, form_of, unchanged
+from mfac_compress.pipeline.inputs.items import ItemError, as_batch
+from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.recipe.schema import FactoryData
 
 _KEY = "data.factory"
 _SPLITS = ("calibration", "recovery", "validation")
-_SCAN_BATCH = 256
-_READ_TWICE = 8
-_MOST_AXES = 32
-_REAL = (
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-)
+
+Collate = Callable[[list[Any]], Any]
 
 
-class DatasetSamples:
-    """Samples of one map-style dataset of ``(x, y)`` pairs, already as the model takes them.
+class ItemDataset:
+    """Items of one of the user's map-style datasets, and batches of them.
 
-    The dataset is read once from end to end here, for the hashes that find overlaps. One that
-    changes its samples at random hides overlaps and is never cached. Validation must not: there
-    every reading is compared with the first, because the files that are compared must be given
-    the same samples.
+    A dataset that changes its samples at random hides overlaps and is never cached.
 
     Args:
-        dataset: With ``__len__`` and ``__getitem__``.
+        dataset: With ``__len__`` and ``__getitem__`` (or ``__getitems__``).
         name: Of the split.
+        target: Key of the targets in an item that is a dict.
+        labelled: Whether such an item must have them.
+        collate: The user's; None to stack items of one form.
+    Raises:
+        InputError: If it is no such dataset, or empty.
     """
 
-    def __init__(self, dataset: Any, name: str) -> None:
-        self._dataset, self._name = dataset, name
-        self._pairs: list[bytes] = []
-        self.digests: list[bytes] = []
-        inputs, targets = Extremes(), Extremes()
-        total = hashlib.sha256()
-        count = self._length()
-        for start in range(0, count, _SCAN_BATCH):
-            x, y = self._read(range(start, min(start + _SCAN_BATCH, count)))
-            self._check_finite(x, start, "inputs")
-            self._check_finite(y, start, "targets")
-            self.digests += sample_digests(x.numpy())
-            self._pairs += _pair_digests(x, y)
-            inputs.add(x.numpy(), start)
-            targets.add(y.numpy(), start)
-            total.update(f"{x.dtype} {tuple(x.shape[1:])} {y.dtype} {tuple(y.shape[1:])}".encode())
-            total.update(y.numpy())
-        total.update(b"".join(self.digests))
-        self.fingerprint = total.hexdigest()
-        self.extremes = [*inputs.positions, *targets.positions]
-        first = range(min(_READ_TWICE, count))
-        self.stable = _pair_digests(*self.fetch(first)) == self._pairs[: len(first)]
+    key = _KEY
+    kind: Literal["code"] = "code"
+    preparation = ""
 
-    def fetch(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        x, y = self._read(positions)
-        if self._name == "validation":
-            check_unchanged(_pair_digests(x, y), self._pairs, positions, self.describe)
-        return x, y
+    def __init__(
+        self, dataset: Any, name: str, target: str, labelled: bool, collate: Collate | None
+    ) -> None:
+        self._dataset, self._name, self._collate = dataset, name, collate
+        self._target, self._labelled = target, labelled
+        self._length = self._count()
+        # Padding depends on what else is in a batch.
+        self.alone = collate is not None
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return x
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, positions: Sequence[int]) -> list[tuple[int, Any]]:
+        """Items with their positions, which errors name."""
+        items = self._get(list(positions))
+        if len(items) != len(positions):
+            raise InputError(
+                f"{_KEY} must give as many samples as it is asked for. {self._name!r} gave "
+                f"{len(items)} for samples {_span(positions)}."
+            )
+        return list(zip(positions, items, strict=True))
+
+    def collate(self, samples: Sequence[tuple[int, Any]]) -> Batch:
+        if self._collate is not None:
+            return self._collated(self._collate, samples)
+        batches: list[Batch] = []
+        try:
+            with user_code(reads_data=True):  # dicts may be of the user's own classes
+                for _, item in samples:
+                    batches.append(as_batch(item, self._target, labelled=self._labelled))
+        except Exception as error:
+            raise InputError(
+                f"{_KEY} must give items (inputs, targets), or dicts. Sample "
+                f"{samples[len(batches)][0]} of {self._name!r} {_said(error)}."
+            ) from error
+        try:
+            return stack(batches)
+        except (ValueError, RuntimeError) as error:
+            forms = [form_of(batch, axis=0) for batch in batches]
+            other = next(at for at, form in enumerate(forms) if form != forms[0])
+            raise InputError(
+                f"{_KEY} must give items of one form, or data.collate must pad them. "
+                f"{self._name!r} has {forms[0]} in sample {samples[0][0]}, and {forms[other]} in "
+                f"sample {samples[other][0]}."
+            ) from error
+
+    def prepare(self, inputs: Tree, augment: Augmentation = unchanged) -> Tree:
+        return augment(inputs)
 
     def describe(self, position: int) -> str:
         return f"sample {position} of {_KEY}'s {self._name!r}"
 
-    def _read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        samples = self._get(list(positions))
-        if len(samples) != len(positions):
-            raise InputError(
-                f"{_KEY} must give as many samples as it is asked for. {self._name!r} gave "
-                f"{len(samples)} for samples {positions[0]}..{positions[-1]}."
-            )
-        for position, sample in zip(positions, samples, strict=True):
-            if not isinstance(sample, tuple | list) or len(sample) != 2:
-                raise InputError(
-                    f"{_KEY} must give (x, y) pairs. Sample {position} of {self._name!r} is a "
-                    f"{type(sample).__name__}."
-                )
+    def _collated(self, collate: Collate, samples: Sequence[tuple[int, Any]]) -> Batch:
+        positions, items = zip(*samples, strict=True)
+        what = f"samples {_span(positions)} of {self._name!r}"
+        must = "data.collate must return (inputs, targets) or one dict, of tensors [n, ...]"
         try:
-            with user_code():
-                x, y = default_collate([tuple(sample) for sample in samples])
+            with user_code(reads_data=True):
+                # Copies: collate functions take the labels out of the items that they get.
+                result = collate([copy.copy(item) for item in items])
         except Exception as error:
+            raise InputError(f"{must}. For {what} it raised {describe(error)}.") from error
+        try:
+            with user_code(reads_data=True):
+                batch = as_batch(result, self._target, labelled=self._labelled)
+        except Exception as error:
+            raise InputError(f"{must}. For {what} it returned what {_said(error)}.") from error
+        if any(tensor.shape[:1] != (len(items),) for _, tensor in named_tensors(batch)):
             raise InputError(
-                f"{_KEY} must give tensors, arrays or numbers, all of one shape. Samples "
-                f"{positions[0]}..{positions[-1]} of {self._name!r} cannot be stacked: "
-                f"{describe(error)}."
-            ) from error
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            raise InputError(
-                f"{_KEY} must give one tensor as x and one as y. The {self._name} dataset gives a "
-                f"{type(x).__name__} and a {type(y).__name__}."
+                f"{must}, of n = {len(items)} for {what}. Got {form_of(batch, axis=0)}."
             )
-        x, y = self._plain(x, "x"), self._plain(y, "y")
-        return (x.float() if x.is_floating_point() else x), as_target(y)
+        return batch
 
-    def _plain(self, values: Tensor, what: str) -> Tensor:
-        """Values on the CPU, without a history of gradients."""
-        dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
-        small = values.numel() > 0 and values.ndim <= _MOST_AXES
-        if not dense or values.dtype not in _REAL or not small:
-            kind = dtype_name(values.dtype) if dense else str(values.layout)
-            raise InputError(
-                f"{_KEY} must give dense tensors of real numbers, of {_MOST_AXES} axes at most and "
-                f"none of them empty. {self._name!r} gives {what} of {kind} {list(values.shape)}."
-            )
-        return values.detach().cpu().contiguous()
-
-    def _length(self) -> int:
+    def _count(self) -> int:
         try:
             with user_code():
                 usable = hasattr(self._dataset, "__getitem__") and hasattr(self._dataset, "__len__")
@@ -150,68 +145,65 @@ class DatasetSamples:
         except Exception as error:
             raise InputError(
                 f"{_KEY} must give datasets that can be read. {self._name!r} raised "
-                f"{describe(error)} for samples {positions[0]}..{positions[-1]}."
+                f"{describe(error)} for samples {_span(positions)}."
             ) from error
 
-    def _check_finite(self, values: Tensor, start: int, what: str) -> None:
-        finite = values.isfinite().reshape(len(values), -1).all(1)
-        broken = torch.nonzero(~finite).flatten() + start
-        if len(broken):
-            raise InputError(
-                f"{_KEY} must give finite {what}. {self._name!r} has NaN or Inf in samples "
-                f"{broken[:5].tolist()}."
-            )
 
-
-def _pair_digests(x: Tensor, y: Tensor) -> list[bytes]:
-    return [
-        hashlib.sha256(b"".join(pair)).digest()
-        for pair in zip(sample_digests(x.numpy()), sample_digests(y.numpy()), strict=True)
-    ]
-
-
-class DatasetSource:
-    """Calls the user's factory once and takes its datasets.
+def open_factory(
+    section: FactoryData, folder: Path, labelled: Mapping[str, bool], *, target: str
+) -> dict[str, ItemDataset]:
+    """Call the user's factory once and take its datasets.
 
     Args:
-        recipe: The recipe's ``data``.
+        section: The recipe's ``data``.
         folder: Where relative paths start: the recipe's folder.
+        labelled: Splits to take, and whether each needs targets.
+        target: Key of the targets in an item that is a dict.
+    Raises:
+        InputError: If the factory fails, or gave no such split, or none that can be used.
     """
-
-    def __init__(self, recipe: FactoryData, folder: Path) -> None:
-        factory = resolve_callable(recipe.factory, key=_KEY, folder=folder)
-        try:
-            with user_code(reads_data=True):
-                datasets = factory(**recipe.kwargs)
-                if isinstance(datasets, Mapping):
-                    datasets = dict(datasets)
-        except Exception as error:
-            raise InputError(
-                f"{_KEY} must make the datasets from data.kwargs. {recipe.factory!r} with "
-                f"{recipe.kwargs} raised {describe(error)}."
-            ) from error
-        if not isinstance(datasets, dict) or not set(datasets) <= set(_SPLITS):
-            got = shown(list(datasets)) if isinstance(datasets, dict) else type(datasets).__name__
-            raise InputError(
-                f"{_KEY} must return a dict with {', '.join(_SPLITS)}. {recipe.factory!r} returned "
-                f"{got}."
-            )
-        self._datasets = datasets
-
-    def load(self, name: str) -> DatasetSamples:
-        """Take the samples of one split.
-
-        Args:
-            name: Of the split.
-        Returns:
-            The samples.
-        Raises:
-            InputError: If the factory gave no such split, or its samples cannot be used.
-        """
-        if name not in self._datasets:
+    collate = None
+    if section.collate is not None:
+        collate = resolve_callable(section.collate, key="data.collate", folder=folder)
+        check_takes(collate, ("items",), key="data.collate", name=section.collate)
+    datasets = _made(section, folder)
+    for name in labelled:
+        if name not in datasets:
             raise InputError(
                 f"{_KEY} must return a {name!r} dataset"
                 f"{', because recover.epochs > 0' if name == 'recovery' else ''}. It returned "
-                f"{', '.join(self._datasets) or 'none'}."
+                f"{', '.join(datasets) or 'none'}."
             )
-        return DatasetSamples(self._datasets[name], name)
+    return {
+        name: ItemDataset(datasets[name], name, target, needs, collate)
+        for name, needs in labelled.items()
+    }
+
+
+def _made(section: FactoryData, folder: Path) -> dict[str, Any]:
+    factory = resolve_callable(section.factory, key=_KEY, folder=folder)
+    try:
+        with user_code(reads_data=True):
+            datasets = factory(**section.kwargs)
+            if isinstance(datasets, Mapping):
+                datasets = dict(datasets)
+    except Exception as error:
+        raise InputError(
+            f"{_KEY} must make the datasets from data.kwargs. {section.factory!r} with "
+            f"{section.kwargs} raised {describe(error)}."
+        ) from error
+    if not isinstance(datasets, dict) or not set(datasets) <= set(_SPLITS):
+        got = shown(list(datasets)) if isinstance(datasets, dict) else type(datasets).__name__
+        raise InputError(
+            f"{_KEY} must return a dict with {', '.join(_SPLITS)}. {section.factory!r} returned "
+            f"{got}."
+        )
+    return datasets
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ItemError) else f"raised {describe(error)}"
+
+
+def _span(positions: Sequence[int]) -> str:
+    return f"{positions[0]}..{positions[-1]}"

@@ -17,12 +17,14 @@ from mfac_compress.pipeline.recipe.section import (
     Positive,
     Section,
     Text,
+    duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
 DIGITS = 1797
 """Samples of the bundled digits."""
 
+ArrayNames = Annotated[tuple[Text, ...], Field(min_length=1)]
 RowRange = tuple[Index, Index]
 """Half-open range `[start, stop]`."""
 
@@ -130,7 +132,7 @@ class DigitsSplits(Section):
 
 
 class DigitsData(DataSection):
-    """The 8x8 digits bundled with scikit-learn, as `[1, 8, 8]` images in 0..1."""
+    """1,797 handwritten digits of 8x8 pixels, as `[1, 8, 8]` images in 0..1."""
 
     source: Literal["digits"]
     splits: DigitsSplits = DigitsSplits()
@@ -161,10 +163,12 @@ class ArraysData(FilesSection):
     """
 
     source: Literal["arrays"]
-    x: Text = "x"
-    """Name of the input array."""
-    y: Text = "y"
-    """Name of the target array."""
+    x: Text | ArrayNames = "x"
+    """Name of the input array, or a list of names, such as `[input_ids, attention_mask]`: the model
+    is then called with these arrays by name."""
+    y: Text | ArrayNames = "y"
+    """Name of the target array, or a list of names: `task.loss` and `task.metric` then get a dict
+    of these arrays."""
     dtype: Literal["auto", "float32", "int64"] = "auto"
     """What the model takes. `int64` is for token numbers and the like. `auto`: `int64` where the
     array holds integers of 32 or 64 bits and nothing is done to them (`layout`, `divide_by`,
@@ -187,9 +191,18 @@ class ArraysData(FilesSection):
         return bool(numbers or self.layout != "as_is" or self.augment != Augment())
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        if self.x == self.y:
+        inputs, targets = (((n,) if isinstance(n, str) else n) for n in (self.x, self.y))
+        yield from duplicates("x", inputs)
+        yield from duplicates("y", targets)
+        if both := set(inputs) & set(targets):
             yield RecipeIssue(
-                ("y",), f"must name another array than data.x. Got {self.y!r} for both."
+                ("y",), f"must name other arrays than data.x. Got {min(both)!r} for both."
+            )
+        if not isinstance(self.x, str) and self.prepares:
+            yield RecipeIssue(
+                ("x",),
+                "must be one name where layout, divide_by, mean, std or augment are set. "
+                f"Got {len(inputs)} names in a list.",
             )
         if self.dtype == "int64" and self.prepares:
             yield RecipeIssue(
@@ -256,13 +269,22 @@ class ImageFolderData(FilesSection):
 
 
 class FactoryData(DataSection):
-    """Your own torch datasets of `(x, y)` pairs."""
+    """Your own torch datasets.
+
+    An item is `(inputs, targets)`, or one dict of which `task.target` is the target and the rest
+    are the inputs by name. Inputs and targets are tensors, arrays, numbers or lists of numbers, or
+    tuples or dicts of these.
+    """
 
     source: Literal["factory"] = "factory"
     factory: CallableName
     """`package.module:callable` or `path/to/file.py:callable`. Returns a dict with `calibration`,
     `validation` and, where `recover.epochs` > 0, `recovery`."""
     kwargs: Arguments = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    collate: CallableName | None = None
+    """Makes a batch of a list of items, and pads those whose lengths differ. Returns `(inputs,
+    targets)` or one dict. Default: items of one shape are stacked."""
 
 
 def _factory_is_a_source(data: Any) -> Any:

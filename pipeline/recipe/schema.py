@@ -41,6 +41,7 @@ from mfac_compress.pipeline.recipe.section import (
     Arguments,
     Bytes,
     CallableName,
+    Index,
     Number,
     Section,
     Seed,
@@ -111,16 +112,23 @@ class ModelSection(Section):
     prefix: str | None = None
     """What the names in the checkpoint begin with beyond the model's own, such as `backbone.`;
     other names are left out. Default: found, where all names begin with it."""
+    output: Text | Index | None = None
+    """The output to use, where the model returns several: a key or attribute (`logits`), a position
+    (`0`), or a dotted path of these (`encoder.0`). Default: all outputs."""
 
 
 class TaskSection(Section):
     """What the model is trained for and judged by."""
 
     loss: Literal["cross_entropy", "mse"] | CallableName = "cross_entropy"
-    """`cross_entropy`, `mse`, or `module:callable` of (outputs, targets) -> mean loss."""
+    """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
+    targets) -> mean loss."""
     metric: Literal["accuracy"] | CallableName = "accuracy"
     """`accuracy`, or `module:callable` of (outputs, targets) -> one value per sample `[n]`, or
-    one number for the whole set."""
+    one number for the whole set. Where a sample has several targets, its accuracy is the share of
+    them that is right, those of -100 left out."""
+    target: Text = "labels"
+    """Name of the target where an item of the data is one dict."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether more of the metric is better."""
     range: tuple[Number, Number] | None = None

@@ -2,19 +2,20 @@
 
     python recipes/models/train_digits.py
 
-It trains on rows 0..1200 of scikit-learn's digits, the calibration and recovery rows of
-`recipes/digits.yaml`, and writes `digits.safetensors` beside this file. The other 597 rows are for
-validation and are read only to print the accuracy.
+It trains on rows 0..1200 of the digits that come with the package, the calibration and recovery
+rows of `recipes/digits.yaml`, and writes `digits.safetensors` beside this file. The other 597 rows
+are for validation and are read only to print the accuracy.
 """
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from digits_convnet import digits_convnet
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+DIGITS = Path(__file__).parents[2] / "pipeline" / "inputs" / "digits.npz"
 TRAIN_ROWS = 1200
 EPOCHS = 40
 BATCH = 50
@@ -25,9 +26,9 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    digits = load_digits()
-    x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    y = torch.tensor(digits.target)
+    with np.load(DIGITS) as digits:
+        x = torch.tensor(digits["images"], dtype=torch.float32)[:, None] / 16
+        y = torch.tensor(digits["targets"], dtype=torch.long)
     model = digits_convnet()
     train(model, x[:TRAIN_ROWS], y[:TRAIN_ROWS])
     accuracy = (model(x[TRAIN_ROWS:]).argmax(1) == y[TRAIN_ROWS:]).float().mean()

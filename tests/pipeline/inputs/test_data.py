@@ -1,5 +1,8 @@
 """Properties of the data: exact samples by position, disjoint splits, clear refusals."""
 
+import hashlib
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.augment import random_crop_flip
 from mfac_compress.pipeline.inputs.data import load_data
-from mfac_compress.pipeline.inputs.splits import random_crop_flip
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,
@@ -58,6 +61,15 @@ def test_digits_are_images_in_0_to_1_with_integer_classes(tmp_path):
     assert (float(x.min()), float(x.max())) == (0, 1)
     assert y.dtype == torch.int64
     assert set(y.tolist()) == set(range(10))
+
+
+def test_the_digits_are_those_of_scikit_learn(tmp_path):
+    # SHA-256 over load_digits().images and .target, as bytes.
+    expected = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+    splits = load_data(DigitsData(source="digits"), folder=tmp_path, needs_recovery=True)
+    x, y = (torch.cat(parts) for parts in zip(*map(everything, splits), strict=True))
+    found = (x * 16).byte().numpy().tobytes() + y.byte().numpy().tobytes()
+    assert hashlib.sha256(found).hexdigest() == expected
 
 
 def test_batches_are_the_asked_positions_in_order(images, tmp_path):
@@ -124,13 +136,17 @@ def test_targets_are_classes_or_float32(stored, given, tmp_path):
     ("change", "options", "part"),
     [
         ({}, {"x": "pixels"}, "has x, y. Name the arrays with data.x"),
-        ({"y": np.zeros(59)}, {}, "60 rows of 'x' and 59 of 'y'"),
+        ({"y": np.zeros(59)}, {}, "60 of 'x' and 59 of 'y' rows"),
         ({"y": np.array(["a"] * 60)}, {}, "real numbers"),
         ({"y": np.array([None] * 60)}, {}, "numbers only"),
         ({"x": np.zeros((60, 4))}, {"layout": "NHWC"}, "data.layout NHWC"),
         ({}, {"mean": [1, 2, 3]}, "data.mean must have one number, or one per channel (6"),
         ({}, {"layout": "NHWC", "std": [1, 2]}, "data.std must have one number"),
-        ({"x": np.full((60, 2), np.nan)}, {}, "NaN or Inf in 20 rows, the first [0, 1, 2"),
+        (
+            {"x": np.full((60, 2), np.nan)},
+            {},
+            "NaN or Inf in 20 samples, the first row 0 of images.npz, row 1",
+        ),
         ({"y": np.full(60, np.inf)}, {}, "finite targets"),
     ],
 )
@@ -307,8 +323,8 @@ def test_splits_of_different_form_are_refused(images, tmp_path):
     np.savez(tmp_path / "floats.npz", x=images[0] / 255, y=images[1])
     splits = {**thirds(), "validation": {"path": "floats.npz"}}
     message = refusal(arrays(splits), tmp_path)
-    assert "x uint8 [6, 4, 3]" in message
-    assert "validation has x float32" in message
+    assert "calibration has inputs uint8 [6, 4, 3]" in message
+    assert "validation has inputs float32" in message
 
 
 def test_fingerprints_follow_content_and_preparation_and_nothing_else(images, tmp_path):
@@ -400,6 +416,13 @@ def test_pictures_are_decoded_with_classes_in_alphabetical_order(pictures):
     pixels = np.asarray(Image.open(pictures / "validation" / "cat" / "1.png")) / 255 - 0.5
     assert np.allclose(x[3], pixels.transpose(2, 0, 1), atol=1e-6)
     assert "cat/1.png" in data.validation.describe(3)
+
+
+def test_pictures_need_a_package_of_their_own(pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("image_folder", "image_files"):
+        monkeypatch.delitem(sys.modules, f"mfac_compress.pipeline.inputs.{name}")
+    assert r"pip install 'mfac-compress[images]'" in refusal(image_folder(), pictures)
 
 
 def test_pictures_are_resized_by_the_shorter_side_and_cut_from_the_middle(pictures):
@@ -580,10 +603,13 @@ def test_own_datasets_give_their_samples(own):
         ("stream", "map-style"),
         ("empty", "'recovery' is empty"),
         ("raises", "OSError: disk gone (own.py, line"),
-        ("no_pairs", "(x, y) pairs"),
-        ("ragged", "all of one shape"),
-        ("lists", "one tensor as x"),
-        ("nan", "NaN or Inf in samples [0]"),
+        (
+            "no_pairs",
+            "Sample 0 of 'recovery' is a Tensor, and neither (inputs, targets) nor a dict",
+        ),
+        ("ragged", "data.collate must pad them"),
+        ("lists", "has inputs.0 float32 [2], inputs.1 float32 [1], targets int64 []"),
+        ("nan", "NaN or Inf in 1 samples, the first sample 0 of data.factory's 'recovery'"),
         ("missing", "because recover.epochs > 0"),
         ("misnamed", "'test'"),
         ("no_dict", "returned list"),
@@ -595,7 +621,7 @@ def test_own_datasets_give_their_samples(own):
         ("wordless", "ValueError"),
         ("nan_target", "finite targets"),
         ("complexes", "real numbers"),
-        ("sparse", "cannot be stacked"),
+        ("sparse", "sparse_coo [2]"),
         ("meta", "dense tensors"),
         ("nothing", "none of them empty"),
         ("noisy_targets", "must stay the same"),

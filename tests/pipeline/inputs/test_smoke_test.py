@@ -15,7 +15,10 @@ def _refused(project, message, *arguments):
     ("forward", "message"),
     [
         ("forward(self, x, z): return x", "The model must take one tensor"),
-        ("forward(self, x): return {'logits': x}", "The model must return one tensor"),
+        (
+            "forward(self, x): return {'logits': x}",
+            "task.loss cross_entropy needs one tensor as output",
+        ),
         ("forward(self, x): return super().forward(x[:, :5])", "raised RuntimeError"),
     ],
     ids=["two inputs", "a dict", "another width"],

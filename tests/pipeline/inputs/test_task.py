@@ -51,6 +51,24 @@ def test_cross_entropy_takes_probabilities_and_maps():
     assert task().loss(torch.randn(5, 3, 2, 2), torch.zeros(5, 2, 2, dtype=torch.long)).ndim == 0
 
 
+def test_ignored_targets_count_for_nothing():
+    outputs, targets = torch.randn(3, 4, 5), torch.randint(4, (3, 5))
+    targets[0, 2:], targets[2, :4] = -100, -100
+    kept = targets != -100
+    expected = F.cross_entropy(outputs.movedim(1, -1)[kept], targets[kept])
+    assert torch.allclose(task().loss(outputs, targets), expected)
+    assert torch.equal(task().unchecked_loss(outputs, targets), task().loss(outputs, targets))
+    one_by_one = [task().loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(3)]
+    vectorised = torch.vmap(lambda o, t: task().unchecked_loss(o[None], t[None]))(outputs, targets)
+    assert torch.allclose(vectorised, torch.stack(one_by_one))
+
+
+def test_accuracy_of_several_targets_is_each_samples_share_of_those_that_count():
+    outputs = torch.tensor([[[0.0, 1, 0], [1, 0, 1]], [[0, 0, 0], [1, 1, 1]]])
+    targets = torch.tensor([[1, 0, 0], [1, -100, 0]])
+    assert task().evaluate(outputs, targets).tolist() == [2 / 3, 0.5]
+
+
 def test_mse_takes_integer_targets_and_gives_gradients():
     outputs = torch.randn(4, 2, requires_grad=True)
     task(loss="mse").loss(outputs, torch.ones(4, 2, dtype=torch.long)).backward()
@@ -66,8 +84,23 @@ def test_mse_takes_integer_targets_and_gives_gradients():
         ("cross_entropy", torch.zeros(2, 3), torch.tensor([1, 3]), "class 3"),
         ("cross_entropy", torch.zeros(2, 3), torch.tensor([-1, 0]), "class -1"),
         ("mse", torch.zeros(4, 1), torch.zeros(4), "one shape"),
-        ("mse", torch.tensor(1.0), torch.zeros(4), "one tensor"),
-        ("mse", (torch.zeros(4),), torch.zeros(4), "tuple"),
+        ("mse", torch.tensor(1.0), torch.zeros(4), "tensors of shape [n, ...]"),
+        ("mse", (), torch.zeros(4), "tuple"),
+        ("mse", (torch.zeros(4), torch.zeros(4)), torch.zeros(4), "model.output to one of 0, 1,"),
+        ("mse", torch.zeros(4), {"a": torch.zeros(4)}, "one tensor as target. Got a: float32 [4]"),
+        (
+            "cross_entropy",
+            {"logits": torch.zeros(4, 3), "hidden": (torch.zeros(4),)},
+            torch.zeros(4).long(),
+            "Set model.output to one of logits, hidden.0,",
+        ),
+        ("cross_entropy", torch.zeros(2, 5, 3), torch.zeros(2, 5).long(), "movedim(-1, 1)"),
+        (
+            "cross_entropy",
+            torch.zeros(3, 2, 2),
+            torch.tensor([[0, 1], [-100, -100], [-100, 0]]),
+            "1 of 3 samples of a batch have none, the first at position 1",
+        ),
     ],
 )
 def test_outputs_that_do_not_fit_the_loss_are_refused(loss, outputs, targets, part):
@@ -103,7 +136,10 @@ def test_accuracy_is_one_value_per_sample_for_tensors_and_arrays():
 @pytest.mark.parametrize(
     ("outputs", "targets", "part"),
     [
-        (torch.zeros(4), torch.zeros(4).long(), "[n, classes]"),
+        (torch.zeros(4), torch.zeros(4).long(), "[n, classes, ...]"),
+        ({"a": torch.zeros(4, 2)}, torch.zeros(4).long(), "model.output to one of a,"),
+        (torch.zeros(4, 5, 3), torch.zeros(4, 5).long(), "movedim(-1, 1)"),
+        (torch.zeros(2, 3), torch.tensor([0, -100]), "a target in every sample"),
         (torch.zeros(4, 1), torch.zeros(4).long(), "two classes"),
         (torch.zeros(4, 3), torch.zeros(4), "integer targets"),
         (torch.zeros(4, 3), torch.zeros(3).long(), "int64 [3]"),
@@ -163,6 +199,36 @@ def test_a_loss_that_changes_its_arguments_is_refused(argument, own):
     with pytest.raises(InputError, match=rf"task\.loss must not change .* wrote into {argument}"):
         task(own, loss=f"own.py:loss_writes_{argument}").loss(outputs, targets)
     assert torch.equal(targets, before)
+
+
+def test_own_functions_get_trees_that_they_may_take_apart_but_not_write_into(tmp_path):
+    (tmp_path / "trees.py").write_text(
+        "def loss(outputs, targets):\n"
+        "    return outputs.pop('a').sum() * targets['y'].sum()\n"
+        "def metric(outputs, targets):\n"
+        "    return outputs.pop('a')[:, 0] + outputs.pop('b')[0][:, 0] - targets['y']\n"
+        "def loss_writes(outputs, targets):\n"
+        "    outputs['b'][0].zero_()\n    return outputs['a'].sum()\n"
+        "def metric_writes(outputs, targets):\n"
+        "    targets['y'].add_(1)\n    return 1.0\n"
+    )
+    outputs = {"a": torch.ones(3, 2), "b": (torch.ones(3, 2),)}
+    targets = {"y": torch.arange(3)}
+    own = task(tmp_path, loss="trees.py:loss", metric="trees.py:metric")
+    assert own.loss(outputs, targets) == 18
+    assert own.evaluate(outputs, targets).tolist() == [2, 1, 0]
+    arrays = {"a": np.ones((3, 2)), "b": (np.ones((3, 2)),)}
+    assert own.evaluate(arrays, {"y": np.arange(3)}).tolist() == [2, 1, 0]
+    assert own.evaluate_rows(arrays, {"y": np.arange(3)}).tolist() == [2, 1, 0]
+    assert list(outputs) == ["a", "b"]
+    writes = task(tmp_path, loss="trees.py:loss_writes", metric="trees.py:metric_writes")
+    with pytest.raises(InputError, match=r"wrote into outputs\.b\.0"):
+        writes.loss(outputs, targets)
+    with pytest.raises(InputError, match=r"wrote into targets\.y"):
+        writes.evaluate(outputs, targets)
+    outputs["b"][0][1, 0] = float("nan")
+    with pytest.raises(InputError, match=r"NaN or Inf in b\.0, the first at positions \[1\]"):
+        own.evaluate(outputs, targets)
 
 
 def test_an_unchecked_loss_cannot_reach_the_targets(own):

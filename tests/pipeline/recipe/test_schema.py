@@ -158,7 +158,7 @@ def test_sound_sections_pass(sections):
             "Got all rows against [5, 9]",
         ),
         ({"data": array_splits({"path": "a"}, {"path": "a"})}, "rows from 0 on are in both"),
-        ({"data": arrays(x="x", y="x")}, "must name another array than data.x"),
+        ({"data": arrays(x="x", y="x")}, "must name other arrays than data.x"),
         ({"data": arrays(mean=[1, 2, 3], std=[1, 2])}, "data.mean, which has 3. Got 2"),
         ({"data": {**FOLDERS, "std": [1, 2]}}, "std must hold one number or three"),
         ({"data": {**FOLDERS, "resize": 32, "crop": 33}}, "at most data.resize = 32. Got 33"),
