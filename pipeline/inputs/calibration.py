@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import Batch, call
+from mfac_compress.mfac.batch import Batch, Tree, call
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.quoting import type_and_shape
 
 _EVERYTHING = slice(None)
 
@@ -82,11 +83,12 @@ class CalibrationData:
         )
 
     def _checked(self, module: nn.Module, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Check that each batch's targets fit the loss; the outputs' form is that of the first."""
-        form = None
+        """Check that each batch's targets fit the loss. Inputs of one form give outputs of one."""
+        outputs: dict[str, Tree] = {}
         for batch in batches:
-            if form is None:
+            form = type_and_shape(batch.inputs)
+            if form not in outputs:
                 with torch.no_grad():
-                    form = call(module, batch.inputs)
-            self.task.check(form, batch.targets)
+                    outputs[form] = call(module, batch.inputs)
+            self.task.check(outputs[form], batch.targets)
             yield batch

@@ -3,46 +3,54 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import call
+from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.quoting import type_and_shape
 
 
 @torch.no_grad()
-def run_model(module: nn.Module, x: Tensor, device: torch.device) -> Any:
+def run_model(module: nn.Module, inputs: Tree, device: torch.device) -> Tree:
     """Run a model on inputs of the data, without gradients.
 
     Args:
         module: The model, or a copy of it, on ``device``.
-        x: Inputs. Shape ``[n, ...]``.
+        inputs: A batch's. Each of shape ``[n, ...]``.
         device: Where it runs.
     Returns:
-        What it returns; a tensor, as far as the model is as it should be.
+        Its outputs.
     Raises:
-        InputError: If it raises.
+        InputError: If it raises, or returns something other than tensors.
     """
     try:
         with user_code():
-            return call(module, x.to(device))
+            return call(module, map_tensors(lambda tensor: tensor.to(device), inputs))
+    except InputError:
+        raise
     except Exception as error:
-        other = (
-            ("integers, such as token numbers", "int64")
-            if x.is_floating_point()
-            else ("floats", "float32")
-        )
         raise InputError(
-            "The model must take one tensor, a batch of the data of any size. For an input of "
-            f"{type_and_shape(x)} it raised {describe(error)}. If it takes {other[0]}, set "
-            f"data.dtype to {other[1]} (of arrays). Check data.layout and the shapes in the files, "
-            "or wrap the model in model.factory."
+            "The model must take the inputs of the data, a batch of any size. For "
+            f"{type_and_shape(inputs)} it raised {describe(error)}. {_advice(inputs)}"
         ) from error
+
+
+def _advice(inputs: Tree) -> str:
+    if not isinstance(inputs, Tensor):
+        names = ", ".join(name for name, _ in named_tensors(inputs))
+        how = "by name" if isinstance(inputs, dict) else "by position"
+        return f"It is called with these inputs {how}: {names}. Change the data, or wrap the model."
+    other = ("integers, such as token numbers", "int64")
+    if not inputs.is_floating_point():
+        other = ("floats", "float32")
+    return (
+        f"If it takes {other[0]}, set data.dtype to {other[1]} (of arrays). Check data.layout and "
+        "the shapes in the files, or wrap the model in model.factory."
+    )
 
 
 @contextmanager

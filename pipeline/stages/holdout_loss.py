@@ -4,10 +4,10 @@ Where the recipe calibrates without labels it is the distance from the dense mod
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from mfac_compress.mfac.batch import call
+from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.model_file import set_training
 
@@ -30,6 +30,12 @@ def holdout_loss(module: nn.Module, dense: nn.Module, calibration: CalibrationDa
         if calibration.labels is True:
             loss = calibration.task.loss(outputs, batch.targets)
         else:
-            loss = mse_loss(outputs, call(dense, batch.inputs))
+            loss = _distance(outputs, call(dense, batch.inputs))
         total += loss.item() * batch.size
     return total / len(held)
+
+
+def _distance(outputs: Tree, others: Tree) -> Tensor:
+    """Mean squared difference, summed over the outputs."""
+    parts = map_tensors(mse_loss, outputs, others)
+    return torch.stack([part for _, part in named_tensors(parts)]).sum()

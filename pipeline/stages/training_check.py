@@ -1,15 +1,15 @@
 """Whether the model can be trained as it is used: one step's forward and backward pass."""
 
 import torch
-from torch import Tensor
 
-from mfac_compress.mfac.batch import call
+from mfac_compress.mfac.batch import Tree, call
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
+from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.stages.shared_batch import Loss
 
 _SAMPLES = 8
@@ -68,17 +68,10 @@ def check_training(
             ) from error
 
 
-def _check_same_form(outputs: object, expected: Tensor, setting: str) -> None:
-    same = isinstance(outputs, Tensor) and outputs.shape == expected.shape
-    if not same:
+def _check_same_form(outputs: Tree, expected: Tree, setting: str) -> None:
+    if type_and_shape(outputs) != type_and_shape(expected):
         raise InputError(
             "The model must return in training mode what it returns in evaluation mode, because "
-            f"{setting}: one tensor {list(expected.shape)}. Got {_form(outputs)}. Is it an "
+            f"{setting}: {type_and_shape(expected)}. Got {type_and_shape(outputs)}. Is it an "
             f"auxiliary head? {_OUT}"
         )
-
-
-def _form(outputs: object) -> str:
-    if isinstance(outputs, Tensor):
-        return f"a tensor {list(outputs.shape)}"
-    return f"a {type(outputs).__name__}"

@@ -14,7 +14,7 @@ def _refused(project, message, *arguments):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        ("forward(self, x, z): return x", "The model must take one tensor"),
+        ("forward(self, x, z): return x", "The model must take the inputs of the data"),
         (
             "forward(self, x): return {'logits': x}",
             "task.loss cross_entropy needs one tensor as output",
@@ -182,7 +182,7 @@ def test_a_model_that_a_stage_could_not_use(project, name, message):
     ("name", "message"),
     [
         ("Auxiliary", "must return in training mode what it returns in evaluation mode"),
-        ("Auxiliary", "Got a tuple. Is it an auxiliary head?"),
+        ("Auxiliary", "). Is it an auxiliary head?"),
         ("Fails", "evaluate only"),
     ],
 )
@@ -287,12 +287,14 @@ def test_the_model_and_the_random_state_are_as_before(project):
     from mfac_compress.pipeline.inputs.smoke_test import smoke_test
     from mfac_compress.pipeline.recipe.file import load_recipe
 
-    context = load_inputs(load_recipe(project.write_recipe()), project.model)
-    module = context.model.module
+    recipe = load_recipe(project.write_recipe())
+    inputs = load_inputs(recipe, project.model)
+    module = inputs.model.module
+    parameters = inputs.targets.parameters_of(module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     drawn = torch.get_rng_state()
 
-    assert smoke_test(context) == {}
+    assert smoke_test(recipe, inputs.model, parameters, inputs.data, inputs.calibration) == {}
 
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
