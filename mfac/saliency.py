@@ -1,75 +1,62 @@
-"""Saliency, the increase of the loss if a weight is removed, and the choice of weights."""
+"""The increase of the loss if a unit of weights is removed."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from mfac_compress.mfac.inverse import InverseFisher
+from mfac_compress.mfac.block_inverse import BlockInverse
+from mfac_compress.mfac.fisher import Inverse
+from mfac_compress.mfac.sequential import sequential_saliency
+from mfac_compress.mfac.units import Units
+
+Selection = Literal["independent", "sequential"]
 
 
-def obs_saliency(weights: Tensor, inverse: InverseFisher) -> Tensor:
-    """Return the increase of the quadratic loss when one weight is removed, the others adjusted.
+def unit_costs(
+    weights: Tensor,
+    inverse: Inverse,
+    units: Units,
+    keep: Tensor,
+    selection: Selection | None = None,
+) -> Tensor:
+    """Return the increase of the quadratic loss by the removal of each unit, the others adjusted.
 
-    ρ_q = w_q² / (2 [F⁻¹]_qq). Shape ``[d]`` -> ``[d]``.
+    ``independent`` takes each unit as the first to go: ρ_q = w_q² / (2 [F⁻¹]_qq).
+    ``sequential`` takes each at its turn; see :mod:`~mfac_compress.mfac.sequential`.
+
+    Args:
+        weights: w. Shape ``[d]``.
+        inverse: F⁻¹.
+        units: What goes together.
+        keep: True = kept so far; what has gone may cost anything. Shape ``[d]``.
+        selection: Which of the two; None for ``sequential`` where the inverse is by blocks.
+
+    Returns:
+        Shape ``[u]``, dtype of ``weights``.
+
+    Raises:
+        ValueError: If ``sequential`` is asked for an inverse that is not given by blocks.
 
     References:
         Frantar, Kurtic, Alistarh (2021), M-FAC, equation 1.
     """
-    return weights.square() / (2 * inverse.diagonal().to(weights))
+    has_blocks = isinstance(inverse, BlockInverse)
+    if selection is None:
+        selection = "sequential" if has_blocks else "independent"
+    if selection == "independent":
+        return weights.square() / (2 * inverse.diagonal().to(weights))
+    if not has_blocks:
+        raise ValueError(
+            "selection 'sequential' needs blocks of the Fisher no larger than the number of "
+            f"gradients. Got blocks of up to {inverse.partition.largest} and "
+            f"{inverse.num_gradients} gradients. Use smaller blocks, or 'independent'."
+        )
+    return sequential_saliency(weights, keep, inverse)
 
 
-def magnitude_saliency(weights: Tensor) -> Tensor:
-    """w². Shape ``[d]`` -> ``[d]``."""
-    return weights.square()
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Columns of the flat vector that compete with each other, and how many to remove.
-
-    Args:
-        ranges: Half-open ``(start, stop)`` ranges of columns.
-        sparsity: Share of these columns to remove, in [0, 1).
-    """
-
-    ranges: tuple[tuple[int, int], ...]
-    sparsity: float
-
-    @property
-    def size(self) -> int:
-        return sum(stop - start for start, stop in self.ranges)
-
-    @property
-    def removed(self) -> int:
-        """Number of columns to remove: at least the requested share, never all."""
-        rounded_up = math.ceil(self.sparsity * self.size - 1e-6)
-        return min(rounded_up, self.size - 1)
-
-
-def select_mask(saliency: Tensor, budgets: Iterable[Budget], mask: Tensor) -> Tensor:
-    """Remove the least salient weights of each budget.
-
-    Args:
-        saliency: Shape ``[d]``.
-        budgets: Together they cover every column once.
-        mask: True = kept so far. Removed weights stay removed. Shape ``[d]``.
-
-    Returns:
-        The new mask, a subset of ``mask``; each budget removes exactly ``budget.removed`` columns
-        (more only where ``mask`` already removes more). Of equal saliencies the first columns are
-        removed. Shape ``[d]``.
-    """
-    ranked = saliency.masked_fill(~mask, -1)
-    selected = mask.clone()
-    for budget in budgets:
-        columns = _columns(budget.ranges, saliency.device)
-        order = torch.argsort(ranked[columns], stable=True)
-        selected[columns[order[: budget.removed]]] = False
-    return selected
-
-
-def _columns(ranges: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])
+def magnitude_costs(weights: Tensor, units: Units) -> Tensor:
+    """Σ w² over each unit. Shape ``[d]`` -> ``[u]``."""
+    if units.single:
+        return weights.square()
+    costs = weights.new_zeros(units.count)
+    return costs.index_add_(0, units.of_weight.to(weights.device), weights.square())
