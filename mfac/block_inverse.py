@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.block_fisher import ROWS_OF_PRODUCT, BlockFisher
-from mfac_compress.mfac.checks import check_indices, check_vector
+from mfac_compress.mfac.checks import check_indices, check_same_block, check_vector
 from mfac_compress.mfac.joint import joint_update_blocks, solve_kept_blocks
 from mfac_compress.mfac.numerics import (
     TOLERANCE,
@@ -81,6 +81,17 @@ class BlockInverse:
         size = self.partition.runs[index].size
         R = inverse_factor(self._damp(packed, packed.new_empty(1, side, side), size))[0]
         return (R[:, row] @ R[:, column]).item()
+
+    def submatrices(self, columns: Tensor) -> Tensor:
+        result = self._sums[0].new_empty(*columns.shape, columns.shape[1])
+        starts = columns[:, 0].contiguous()
+        for part, _, R in self._factored_blocks():
+            first, stop = torch.searchsorted(starts, starts.new_tensor([part.start, part.stop]))
+            block, place = part.locate(columns[first:stop])
+            check_same_block(block == block[:, :1])
+            V = R.mT[block, place]
+            torch.bmm(V, V.mT, out=result[first:stop])
+        return result
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
         return self._solve_blocks(joint_update_blocks, weights, mask)

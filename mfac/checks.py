@@ -63,3 +63,19 @@ def check_indices(j: int, k: int, size: int) -> None:
     """
     if not (0 <= j < size and 0 <= k < size):
         raise ValueError(f"Indices must lie in [0, {size}). Got {j} and {k}.")
+
+
+def check_same_block(same: Tensor) -> None:
+    """Check that all columns of each set lie in one block of the Fisher.
+
+    Args:
+        same: For each column whether it lies where the first of its set does.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not same.all():
+        raise ValueError(
+            "Each block of the Fisher must hold whole units. Got a unit that is divided. Use "
+            "blocks whose side is a multiple of the size of a unit, or the full matrix."
+        )

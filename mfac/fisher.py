@@ -84,6 +84,16 @@ class Inverse(Protocol):
             ValueError: If an index is outside ``[0, d)``.
         """
 
+    def submatrices(self, columns: Tensor) -> Tensor:
+        """Return [F⁻¹]_QQ for several sets of columns, float64. Shape ``[n, s]`` -> ``[n, s, s]``.
+
+        Args:
+            columns: Each row is one set Q. The first columns of successive sets increase.
+
+        Raises:
+            ValueError: If a set has columns of different blocks.
+        """
+
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
         """Remove all masked-out weights at once and adjust the kept ones optimally.
 

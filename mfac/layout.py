@@ -26,7 +26,7 @@ class TensorSlice:
         start: First column.
         group: Number of neighbours along the slowest axis that stand side by side, as the fastest:
             ``axes=(0, 2, 3, 1), group=4`` stores ``[O, I, kh, kw]`` as ``[O/4, kh, kw, I, 4]``.
-            Where the axis is no multiple, its last group is smaller.
+            It divides the axis.
 
     Example:
         >>> columns = TensorSlice("w", (4, 2), axes=(0, 1), start=0, group=2)
@@ -54,39 +54,18 @@ class TensorSlice:
         """Bring a tensor, or k of them, into this order. ``[..., *shape]`` -> ``[..., size]``."""
         first = tensor.ndim - len(self.shape)
         ordered = tensor.permute([*range(first), *(first + axis for axis in self.axes)])
-        if self.group == 1:
-            return ordered.reshape(*tensor.shape[:first], self.size)
-        parts = [
-            part.unflatten(first, (-1, size)).movedim(first + 1, -1).flatten(first)
-            for part, size in zip(ordered.split(self._grouped, first), self._groups, strict=True)
-        ]
-        return torch.cat(parts, dim=-1)
+        if self.group > 1:
+            ordered = ordered.unflatten(first, (-1, self.group)).movedim(first + 1, -1)
+        return ordered.reshape(*tensor.shape[:first], self.size)
 
     def unflatten(self, flat: Tensor) -> Tensor:
         """Invert :meth:`flatten` of one tensor. A view where ``group`` is 1."""
         ordered = tuple(self.shape[axis] for axis in self.axes)
+        if self.group > 1:
+            grouped = flat.view(-1, *ordered[1:], self.group)
+            flat = grouped.movedim(-1, 1).flatten()
         back = [self.axes.index(axis) for axis in range(len(self.axes))]
-        if self.group == 1:
-            return flat.view(ordered).permute(back)
-        width = prod(ordered[1:])
-        parts = [
-            part.view(-1, *ordered[1:], size).movedim(-1, 1).flatten(0, 1)
-            for part, size in zip(
-                flat.split([length * width for length in self._grouped]), self._groups, strict=True
-            )
-        ]
-        return torch.cat(parts).permute(back)
-
-    @property
-    def _grouped(self) -> list[int]:
-        """Lengths of the slowest axis: in whole groups, and in the last, smaller one."""
-        length = self.shape[self.axes[0]]
-        return [part for part in (length - length % self.group, length % self.group) if part]
-
-    @property
-    def _groups(self) -> list[int]:
-        """Size of the groups in each of those lengths."""
-        return [min(self.group, length) for length in self._grouped]
+        return flat.view(ordered).permute(back)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mfac_compress.mfac.block_inverse import BlockInverse
 from mfac_compress.mfac.fisher import Inverse
+from mfac_compress.mfac.numerics import damping_error
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.mfac.units import Units
 
@@ -21,37 +23,55 @@ def unit_costs(
 ) -> Tensor:
     """Return the increase of the quadratic loss by the removal of each unit, the others adjusted.
 
-    ``independent`` takes each unit as the first to go: ρ_q = w_q² / (2 [F⁻¹]_qq).
-    ``sequential`` takes each at its turn; see :mod:`~mfac_compress.mfac.sequential`.
+    ``independent`` takes each unit Q as the first to go: ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q, which for a
+    single weight is w_q² / (2 [F⁻¹]_qq). ``sequential`` takes each weight at its turn; see
+    :mod:`~mfac_compress.mfac.sequential`.
 
     Args:
         weights: w. Shape ``[d]``.
         inverse: F⁻¹.
         units: What goes together.
         keep: True = kept so far; what has gone may cost anything. Shape ``[d]``.
-        selection: Which of the two; None for ``sequential`` where the inverse is by blocks.
+        selection: Which of the two; None for ``sequential`` where it can be.
 
     Returns:
         Shape ``[u]``, dtype of ``weights``.
 
     Raises:
-        ValueError: If ``sequential`` is asked for an inverse that is not given by blocks.
+        ValueError: If ``sequential`` is asked for units of several weights, or an inverse that is
+            not given by blocks; or if a block of the Fisher holds a part of a unit only.
+        PrecisionError: If the damping is too small for the costs of units of several weights.
 
     References:
+        Hassibi and Stork (1992), Optimal Brain Surgeon, equation 5, for a set of weights.
         Frantar, Kurtic, Alistarh (2021), M-FAC, equation 1.
     """
-    has_blocks = isinstance(inverse, BlockInverse)
-    if selection is None:
-        selection = "sequential" if has_blocks else "independent"
-    if selection == "independent":
-        return weights.square() / (2 * inverse.diagonal().to(weights))
-    if not has_blocks:
+    by_turns = units.single and isinstance(inverse, BlockInverse)
+    if selection == "sequential" and not by_turns:
         raise ValueError(
-            "selection 'sequential' needs blocks of the Fisher no larger than the number of "
-            f"gradients. Got blocks of up to {inverse.partition.largest} and "
-            f"{inverse.num_gradients} gradients. Use smaller blocks, or 'independent'."
+            "selection 'sequential' needs units of one weight, and blocks of the Fisher no larger "
+            f"than the number of gradients. Got {len(weights)} weights in {units.count} units, "
+            f"blocks of up to {inverse.partition.largest} and {inverse.num_gradients} gradients. "
+            "Use smaller blocks, or 'independent'."
         )
-    return sequential_saliency(weights, keep, inverse)
+    if by_turns and selection != "independent":
+        return sequential_saliency(weights, keep, inverse)
+    if units.single:
+        return weights.square() / (2 * inverse.diagonal().to(weights))
+    return _costs_of_sets(weights, inverse, units)
+
+
+def _costs_of_sets(weights: Tensor, inverse: Inverse, units: Units) -> Tensor:
+    costs = weights.new_empty(units.count)
+    for numbers, cpu_columns in units.columns_by_size():
+        columns = cpu_columns.to(weights.device)
+        L, info = torch.linalg.cholesky_ex(inverse.submatrices(columns))
+        if info.any():
+            raise damping_error(inverse.damping, "float64 to judge several weights together")
+        w = weights[columns].double().unsqueeze(-1)
+        v = torch.linalg.solve_triangular(L, w, upper=False).squeeze(-1)
+        costs[numbers.to(weights.device)] = (v.square().sum(dim=1) / 2).to(costs)
+    return costs
 
 
 def magnitude_costs(weights: Tensor, units: Units) -> Tensor:

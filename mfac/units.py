@@ -5,14 +5,15 @@ and :class:`Units` before any gradient is taken, since the order of the columns 
 weights share a block of the Fisher.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from hashlib import sha256
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac.layout import Layout, Shapes
+from mfac_compress.mfac.layout import Layout, Shapes, TensorSlice
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,23 @@ class Units:
         return self.count == len(self.of_weight)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 in hex of all of it."""
+        parts = (self.of_weight.int(), self.competition.int(), self.sparsity.double())
+        return sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+
+    @property
     def sizes(self) -> Tensor:
         """Number of units of each competition. Int64, shape ``[competitions]``."""
         return torch.bincount(self.competition, minlength=len(self.sparsity))
+
+    def columns_by_size(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the numbers ``[n]`` of all units of s weights, and their columns ``[n, s]``."""
+        sizes = torch.bincount(self.of_weight, minlength=self.count)
+        starts, order = sizes.cumsum(0) - sizes, torch.argsort(self.of_weight, stable=True)
+        for size in sizes.unique().tolist():
+            numbers = (sizes == size).nonzero().flatten()
+            yield numbers, order[starts[numbers, None] + torch.arange(size)]
 
     def part(self, columns: slice) -> "Units":
         """Return the units of some adjacent columns, numbered from 0.
@@ -108,6 +123,53 @@ class Unstructured:
         layout, own = Layout.row_major(shapes), own or {}
         competition, sparsities = _competitions(layout, [t.size for t in layout], sparsity, own)
         of_weight = torch.arange(layout.size, dtype=torch.int32)
+        return layout, Units(of_weight, competition, sparsities)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring weights go together, so that a processor reads or skips them as one.
+
+    Args:
+        size: Number of weights of a unit.
+        axis: Whether they are neighbouring outputs (0) or inputs (1) of a weight
+            ``[outputs, inputs, ...]``.
+
+    Example:
+        >>> layout, units = Block(2, axis=0).resolve({"w": (4, 3)}, sparsity=0.5)
+        >>> layout.flatten({"w": torch.arange(12).view(4, 3)}).tolist()
+        [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+        >>> units.of_weight.tolist()
+        [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    """
+
+    size: int
+    axis: Literal[0, 1]
+
+    def resolve(
+        self, shapes: Shapes, sparsity: float, own: Mapping[str, float] | None = None
+    ) -> tuple[Layout, Units]:
+        """See :class:`Pattern`. Units are adjacent, so blocks of the Fisher hold whole ones where
+        their side is a multiple of ``size``.
+
+        Raises:
+            ValueError: If a tensor has no such axis, or one that is no multiple of ``size``.
+        """
+        for name, shape in shapes.items():
+            if len(shape) < 2 or shape[self.axis] % self.size:
+                raise ValueError(
+                    f"Blocks of {self.size} along axis {self.axis} must divide each tensor. Got "
+                    f"{name} {list(shape)}. Leave that tensor out, or use another size or axis."
+                )
+        tensors, start, group = [], 0, self.size if self.axis == 0 else 1
+        for name, shape in shapes.items():
+            axes = (0, *range(2, len(shape)), 1)
+            tensors.append(TensorSlice(name, tuple(shape), axes, start, group))
+            start = tensors[-1].stop
+        layout, own = Layout(tuple(tensors)), own or {}
+        counts = [tensor.size // self.size for tensor in layout]
+        competition, sparsities = _competitions(layout, counts, sparsity, own)
+        of_weight = torch.arange(layout.size, dtype=torch.int32) // self.size
         return layout, Units(of_weight, competition, sparsities)
 
 

@@ -11,12 +11,14 @@ G is read in slices of columns, so no second m x d matrix is allocated.
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac.checks import check_indices, check_vector
+from mfac_compress.mfac.checks import check_indices, check_same_block, check_vector
 from mfac_compress.mfac.columns import Columns
 from mfac_compress.mfac.gram_factor import GramFactor, inverse_diagonal
 from mfac_compress.mfac.numerics import damping_error, exact_products
 from mfac_compress.mfac.plan import count_cached_factors
 from mfac_compress.mfac.window import GradientWindow
+
+_COLUMNS_AT_ONCE = 1024
 
 
 class WindowInverse:
@@ -78,6 +80,19 @@ class WindowInverse:
                 v, w = (self._factor(columns) @ columns.gather(torch.tensor([j, k]))).unbind(dim=1)
                 return (-(v @ w) / self.damping).item()
         return 0.0
+
+    def submatrices(self, columns: Tensor) -> Tensor:
+        count, size = columns.shape
+        result = torch.empty(count, size, size, dtype=torch.float64, device=self._diagonal.device)
+        for block in self._blocks:
+            inside = (columns >= block.start) & (columns < block.stop)
+            check_same_block(inside == inside[:, :1])
+            R = GramFactor.of(block, self._shift, torch.float64).R
+            for numbers in inside[:, 0].nonzero().flatten().split(_COLUMNS_AT_ONCE // size + 1):
+                V = (R @ block.gather(columns[numbers].flatten())).mT.unflatten(0, (-1, size))
+                identity = torch.eye(size, dtype=V.dtype, device=V.device)
+                result[numbers] = (identity - V @ V.mT) / self.damping
+        return result
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
         """See :class:`~mfac_compress.mfac.fisher.Inverse`.

@@ -72,7 +72,7 @@ def test_selection_is_sequential_by_default_where_it_can_be(weights, gradients):
     assert torch.equal(costs(blocks), costs(blocks, "sequential"))
     assert not torch.equal(costs(blocks), costs(blocks, "independent"))
     assert torch.equal(costs(whole), costs(whole, "independent"))
-    with pytest.raises(ValueError, match=r"needs blocks.* up to 24 and 12 gradients"):
+    with pytest.raises(ValueError, match=r"up to 24 and 12 gradients"):
         costs(whole, "sequential")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mfac_compress.mfac.units import Units, Unstructured
+from mfac_compress.mfac.units import Block, Units, Unstructured
 
 SHAPES = {"a": (2, 3), "b": (4,), "c": (1, 5)}
 
@@ -41,6 +41,17 @@ def test_a_part_has_the_units_of_its_columns():
     assert part.competition.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
 
+def test_a_digest_changes_with_all_that_may_change_a_mask():
+    patterns = [Unstructured(), Block(1, 0), Block(2, 0)]
+    digests = {
+        pattern.resolve({"a": (2, 4), "b": (4, 2)}, sparsity, own)[1].digest
+        for pattern in patterns
+        for sparsity in (0.5, 0.75)
+        for own in ({}, {"b": 0.5})
+    }
+    assert len(digests) == 8  # blocks of one weight are single weights
+
+
 def test_units_are_not_divided_among_processes():
     units = Units(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0]), torch.tensor([0.5]))
 
@@ -60,3 +71,36 @@ def test_units_are_not_divided_among_processes():
 def test_bad_sparsities_are_refused(sparsity, own, message):
     with pytest.raises(ValueError, match=message):
         Unstructured().resolve(SHAPES, sparsity, own)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_weights_of_a_block_are_neighbours_along_its_axis(axis):
+    shapes = {"a": (8, 4, 2, 3), "b": (4, 8)}
+    layout, units = Block(4, axis).resolve(shapes, 0.5, {"b": 0.9})
+    index = {
+        name: torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"), -1)
+        for name, shape in shapes.items()
+    }
+
+    assert units.sizes.tolist() == [48, 8]
+    for name, (start, stop) in zip(shapes, layout.bounds, strict=True):
+        places = torch.stack(
+            [
+                layout.flatten({n: i[..., k] if n == name else i[..., 0] for n, i in index.items()})
+                for k in range(index[name].shape[-1])
+            ],
+            dim=-1,
+        )[start:stop]
+        for number in units.of_weight[start:stop].unique():
+            members = places[units.of_weight[start:stop] == number]
+            assert members[:, axis].tolist() == list(range(members[0, axis], members[0, axis] + 4))
+            assert members[0, axis] % 4 == 0
+            others = [k for k in range(members.shape[1]) if k != axis]
+            assert len(members[:, others].unique(dim=0)) == 1
+
+
+def test_blocks_must_divide_each_tensor():
+    with pytest.raises(ValueError, match=r"b \[4\].*Leave that tensor out"):
+        Block(2, 0).resolve({"a": (4, 2), "b": (4,)}, 0.5)
+    with pytest.raises(ValueError, match=r"Blocks of 4 along axis 1.*a \[4, 2\]"):
+        Block(4, 1).resolve({"a": (4, 2)}, 0.5)
