@@ -42,14 +42,16 @@ def test_a_part_has_the_units_of_its_columns():
 
 
 def test_a_digest_changes_with_all_that_may_change_a_mask():
-    patterns = [Unstructured(), Block(1, 0), Block(2, 0)]
-    digests = {
-        pattern.resolve({"a": (2, 4), "b": (4, 2)}, sparsity, own)[1].digest
-        for pattern in patterns
-        for sparsity in (0.5, 0.75)
-        for own in ({}, {"b": 0.5})
-    }
-    assert len(digests) == 8  # blocks of one weight are single weights
+    unit, competition, share = torch.arange(4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.5, 0.5])
+    units = Units(unit, competition, share)
+
+    assert units.digest == Units(unit.int(), competition.clone(), share.double()).digest
+    for other in (
+        Units(unit.flip(0), competition, share),
+        Units(unit, competition.flip(0), share),
+        Units(unit, competition, 1 - share / 2),
+    ):
+        assert other.digest != units.digest
 
 
 def test_units_are_not_divided_among_processes():
