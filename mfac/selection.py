@@ -20,16 +20,16 @@ def select(costs: Tensor, units: Units, removed: Tensor, keep: Tensor) -> Tensor
         more only where ``keep`` has already lost more. Of units of equal cost the first go. Shape
         ``[d]``.
     """
-    of_weight, competition = units.of_weight.to(costs.device), units.competition.to(costs.device)
+    of_weight = units.of_weight.to(costs.device)
     costs = costs.masked_fill(~_alive(of_weight, units, keep), -1)  # what is gone goes first
     order = torch.argsort(costs, stable=True)
-    sizes, removed = units.sizes.to(costs.device), removed.to(costs.device)
-    if len(sizes) > 1:
+    if len(units.sparsity) > 1:
+        competition = units.competition.to(costs.device)
         order = order[torch.argsort(competition[order], stable=True)]
-    ranked = competition[order]
-    rank = torch.arange(units.count, device=costs.device) - (sizes.cumsum(0) - sizes)[ranked]
+    counts = torch.stack([removed.cpu(), units.sizes.cpu() - removed.cpu()], dim=1)
+    first = torch.tensor([True, False]).repeat(len(counts)).repeat_interleave(counts.flatten())
     chosen = torch.ones(units.count, dtype=torch.bool, device=costs.device)
-    chosen[order[rank < removed[ranked]]] = False
+    chosen[order[first.to(costs.device)]] = False
     return keep & chosen[of_weight]
 
 
