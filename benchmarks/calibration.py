@@ -35,8 +35,7 @@ def main() -> None:
     overrides = [f"run.device={arguments.device}", *arguments.overrides]
     inputs = load_inputs(load_recipe(arguments.recipe, overrides), arguments.model)
     module = inputs.model.module
-    parameters = inputs.targets.parameters_of(module)
-    source = GradientSource(module, inputs.task.unchecked_loss, parameters)
+    source = GradientSource(module, inputs.task.unchecked_loss, inputs.targets.layout)
     rows = [
         measure(inputs.calibration, source, count, arguments.rounds) for count in arguments.samples
     ]

@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def main() -> None:
 
 def run(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
     """Return the accuracy at each sparsity, and the seconds needed to reach it."""
-    pruner = Pruner(inputs.model, [target.name for target in inputs.targets.matched])
+    pruner = Pruner(inputs.model, inputs.targets.layout)
     step, kept, start = 0, 1.0, time.process_time()
     accuracies, pruning = {}, 0.0
     for sparsity, steps in STEPS.items():
@@ -80,16 +79,18 @@ def run(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
 
 def one_step(recipe: Recipe, inputs: Inputs, pruner: Pruner, sparsity: float, step: int) -> None:
     """Remove weights up to one sparsity over all tensors together."""
-    budgets = [replace(budget, sparsity=sparsity) for budget in inputs.targets.budgets()]
+    units = inputs.targets.units
+    removed = units.removed(torch.full_like(units.sparsity, sparsity))
     if recipe.prune.method == "magnitude":
-        pruner.remove_smallest(budgets)
+        pruner.remove_smallest(units, removed)
         return
     ranks, calibration = Ranks(), inputs.calibration
     source = FisherSource(calibration, inputs.fisher, None, ranks, Progress())
     fisher, _ = source.compute(pruner.module, step, recipe.calibrate.gradients)
     pruner.remove_least_salient(
         fisher,
-        budgets,
+        units,
+        removed,
         Removal.of(recipe),
         lambda module: holdout_loss(module, inputs.model.module, calibration),
         ranks,

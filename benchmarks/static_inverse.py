@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac import InverseFisher
+from mfac_compress.mfac import fisher_of, invert
 
 DAMPING = 1e-5
 
@@ -97,7 +97,7 @@ def run_case(case: Case, device: torch.device, repeats: int) -> dict:
         torch.mm(square, square, out=product)
 
     def ours() -> None:
-        results["ours"] = InverseFisher.build(G, DAMPING, case.block).diagonal()
+        results["ours"] = invert(fisher_of(G, case.block), DAMPING).diagonal()
 
     def recursion() -> None:
         results["recursion"] = recursion_diagonal(G, case.block, DAMPING)
@@ -144,12 +144,12 @@ def peak_memory(case: Case, dtype: str) -> dict:
 
 def measure_memory(d: int, m: int, dtype: str) -> None:
     """The child's part of :func:`peak_memory`."""
-    InverseFisher.build(torch.randn(m, 2048), DAMPING)  # libraries and their threads' buffers
+    invert(fisher_of(torch.randn(m, 2048)), DAMPING)  # libraries and their threads' buffers
     idle = _memory("VmRSS")
     G = torch.empty(m, d, dtype=getattr(torch, dtype))
     for row in G:
         row.copy_(torch.randn(d))
-    InverseFisher.build(G, DAMPING)
+    invert(fisher_of(G), DAMPING)
     window = G.nbytes
     times = (_memory("VmHWM") - idle) / window
     print(json.dumps({"window_mb": window / 1e6, "times_window": times}))

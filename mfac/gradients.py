@@ -7,8 +7,9 @@ samples per gradient, so :func:`fastest_method` times both.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from mfac_compress.mfac.batch import Batch, Tree, arguments, call, named_tensors, size, stack
-from mfac_compress.mfac.layout import TensorLayout
+from mfac_compress.mfac.layout import Layout
 
 Loss = Callable[[Tree, Tree], Tensor]
 Method = Literal["loop", "vmap"]
@@ -37,12 +38,18 @@ class GradientSource:
     Args:
         model: Called with a batch's inputs, as :func:`~mfac_compress.mfac.batch.call` does.
         loss: ``(outputs, targets)`` -> scalar mean loss.
-        parameters: The weights of interest, in the order of the flat vector.
+        layout: The weights of interest, by the names of the model's parameters.
     """
 
     model: nn.Module
     loss: Loss
-    parameters: Mapping[str, nn.Parameter]
+    layout: Layout
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weights of interest by name, in the order of the layout."""
+        parameters = dict(self.model.named_parameters())
+        return {tensor.name: parameters[tensor.name] for tensor in self.layout}
 
     def rows(self, batches: Iterable[Batch], method: Method = "loop") -> Iterator[Tensor]:
         """Yield the gradients of the batches' mean losses, a few rows at a time.
@@ -85,11 +92,9 @@ class GradientSource:
 
     def _loop(self, group: Sequence[Batch]) -> Tensor:
         (batch,) = group
-        parts = zip(self.parameters.values(), self._parts(batch), strict=True)
-        flat = [
-            weight.new_zeros(weight.numel()) if g is None else g.reshape(-1) for weight, g in parts
-        ]
-        return torch.cat(flat).unsqueeze(0)
+        parts = zip(self.parameters.items(), self._parts(batch), strict=True)
+        gradients = {n: torch.zeros_like(weight) if g is None else g for (n, weight), g in parts}
+        return self.layout.flatten(gradients).unsqueeze(0)
 
     def _parts(self, batch: Batch) -> Sequence[Tensor | None]:
         """The gradient of a batch by tensor; None where the loss does not depend on it."""
@@ -111,7 +116,7 @@ class GradientSource:
 
         inputs, targets = stack([Batch(*batch) for batch in group])
         parts = vmap(grad(mean_loss), in_dims=(None, 0, 0))(chosen, inputs, targets)
-        return torch.cat([parts[name].reshape(len(group), -1) for name in chosen], dim=1)
+        return self.layout.flatten(parts)
 
     def _check(self, rows: Tensor, group: Sequence[Batch], done: int) -> None:
         finite = torch.isfinite(rows)
@@ -121,8 +126,19 @@ class GradientSource:
         inputs, targets = group[row]
         with torch.no_grad():
             value = self.loss(call(self.model, inputs), targets).item()
-        tensor = TensorLayout.of(self.parameters).name_at(column)
+        tensor = self.layout.name_at(column)
         raise NonFiniteGradientError(done + row, tensor, value)
+
+
+def gradient_rows(
+    model: nn.Module,
+    loss: Loss,
+    layout: Layout,
+    batches: Iterable[Batch],
+    method: Method = "loop",
+) -> Iterator[Tensor]:
+    """Yield the gradients of the batches' mean losses: :meth:`GradientSource.rows` of a source."""
+    return GradientSource(model, loss, layout).rows(batches, method)
 
 
 class NonFiniteGradientError(ValueError):

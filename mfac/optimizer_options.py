@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mfac_compress.mfac.inverse import check_damping
+from mfac_compress.mfac.checks import check_damping
 
 _WINDOW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

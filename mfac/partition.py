@@ -8,10 +8,13 @@ into rows of λI that are coupled to nothing else.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+T = TypeVar("T", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ class UniformBlocks:
         """Invert :meth:`to_blocks`. Shape ``[count, size]`` -> ``[stop - start]``."""
         return blocks.reshape(self._periods, -1)[:, : self._length].reshape(-1)
 
-    def locate(self, column: int) -> tuple[int, int]:
-        """Return the position of a column of the run: (block, column in the block)."""
-        period, inner = divmod(column - self.start, self._length)
-        block, place = divmod(inner, self.size)
-        return period * self._in_period + block, place
+    def locate(self, column: T) -> tuple[T, T]:
+        """Return the position of a column of the run, or of several: (block, column in it)."""
+        column = column - self.start
+        period, inner = column // self._length, column % self._length
+        return period * self._in_period + inner // self.size, inner % self.size
 
     @property
     def ends(self) -> Tensor:

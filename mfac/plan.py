@@ -46,7 +46,7 @@ def plan_inverse(
     window_dtype: torch.dtype = torch.float32,
     shard: BlockPartition | None = None,
 ) -> InversePlan:
-    """Return which representation :meth:`InverseFisher.build` would choose, and its cost.
+    """Return which representation a Fisher and its inverse have, and their cost.
 
     Args:
         partition: The blocks, which decide the representation.
@@ -54,35 +54,24 @@ def plan_inverse(
         window_dtype: Storage dtype of the gradients, if they are kept.
         shard: The blocks of one process, for the cost of that process; None for all blocks.
     """
-    held = shard or partition
-    if uses_blocks(partition, num_gradients):
-        return plan_blocks(held, num_gradients)
-    return plan_window(held, num_gradients, window_dtype)
-
-
-def plan_blocks(partition: BlockPartition, num_gradients: int) -> InversePlan:
-    """Return the cost of B x B blocks: their lower halves in float64."""
-    return InversePlan(
-        "blocks",
-        _reason(partition, num_gradients),
-        sum(run.count * (run.size + 2) * (run.size + 1) // 2 for run in partition) * _FLOAT64,
-        partition.size * _FLOAT32,
-        _block_flops(partition, num_gradients),
-    )
-
-
-def plan_window(
-    partition: BlockPartition, num_gradients: int, window_dtype: torch.dtype = torch.float32
-) -> InversePlan:
-    """Return the cost of m x m matrices: the window, and one factor for each block."""
-    m = num_gradients
+    held, m = shard or partition, num_gradients
+    if uses_blocks(partition, m):
+        # Their lower halves in float64.
+        packed = sum(run.count * (run.size + 2) * (run.size + 1) // 2 for run in held)
+        return InversePlan(
+            "blocks",
+            _reason(held, m),
+            packed * _FLOAT64,
+            held.size * _FLOAT32,
+            _block_flops(held, m),
+        )
+    factors = count_cached_factors(held, m, window_dtype)
     return InversePlan(
         "window",
-        _reason(partition, m),
-        m * partition.size * window_dtype.itemsize,
-        count_cached_factors(partition, m, window_dtype) * m * m * _FLOAT64
-        + partition.size * _FLOAT32,
-        _window_flops(partition, m),
+        _reason(held, m),
+        m * held.size * window_dtype.itemsize,
+        factors * m * m * _FLOAT64 + held.size * _FLOAT32,
+        _window_flops(held, m),
     )
 
 

@@ -6,6 +6,7 @@ communicated. The communication itself is not part of this package: the caller p
 :class:`ProcessGroup`.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -30,6 +31,9 @@ class ProcessGroup(Protocol):
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenate every process's ``x`` by rank along the first dimension, which may vary."""
 
+    def raise_on_every_rank(self) -> AbstractContextManager[None]:
+        """Let an error of any process be raised by all; for work in which they do not talk."""
+
 
 class SingleProcess:
     """A group of one process, which holds all columns."""
@@ -41,6 +45,9 @@ class SingleProcess:
 
     def all_gather(self, x: Tensor) -> Tensor:
         return x
+
+    def raise_on_every_rank(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 SINGLE = SingleProcess()

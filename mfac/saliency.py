@@ -1,75 +1,82 @@
-"""Saliency, the increase of the loss if a weight is removed, and the choice of weights."""
+"""The increase of the loss if a unit of weights is removed."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac.inverse import InverseFisher
+from mfac_compress.mfac.block_inverse import BlockInverse
+from mfac_compress.mfac.fisher import Inverse
+from mfac_compress.mfac.numerics import damping_error
+from mfac_compress.mfac.sequential import sequential_saliency
+from mfac_compress.mfac.units import Units
+
+Selection = Literal["independent", "sequential"]
 
 
-def obs_saliency(weights: Tensor, inverse: InverseFisher) -> Tensor:
-    """Return the increase of the quadratic loss when one weight is removed, the others adjusted.
+def unit_costs(
+    weights: Tensor,
+    inverse: Inverse,
+    units: Units,
+    keep: Tensor,
+    selection: Selection | None = None,
+) -> Tensor:
+    """Return the increase of the quadratic loss by the removal of each unit, the others adjusted.
 
-    ρ_q = w_q² / (2 [F⁻¹]_qq). Shape ``[d]`` -> ``[d]``.
-
-    References:
-        Frantar, Kurtic, Alistarh (2021), M-FAC, equation 1.
-    """
-    return weights.square() / (2 * inverse.diagonal().to(weights))
-
-
-def magnitude_saliency(weights: Tensor) -> Tensor:
-    """w². Shape ``[d]`` -> ``[d]``."""
-    return weights.square()
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Columns of the flat vector that compete with each other, and how many to remove.
-
-    Args:
-        ranges: Half-open ``(start, stop)`` ranges of columns.
-        sparsity: Share of these columns to remove, in [0, 1).
-    """
-
-    ranges: tuple[tuple[int, int], ...]
-    sparsity: float
-
-    @property
-    def size(self) -> int:
-        return sum(stop - start for start, stop in self.ranges)
-
-    @property
-    def removed(self) -> int:
-        """Number of columns to remove: at least the requested share, never all."""
-        rounded_up = math.ceil(self.sparsity * self.size - 1e-6)
-        return min(rounded_up, self.size - 1)
-
-
-def select_mask(saliency: Tensor, budgets: Iterable[Budget], mask: Tensor) -> Tensor:
-    """Remove the least salient weights of each budget.
+    ``independent`` takes each unit Q as the first to go: ½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q, which for a
+    single weight is w_q² / (2 [F⁻¹]_qq). ``sequential`` takes each weight at its turn; see
+    :mod:`~mfac_compress.mfac.sequential`.
 
     Args:
-        saliency: Shape ``[d]``.
-        budgets: Together they cover every column once.
-        mask: True = kept so far. Removed weights stay removed. Shape ``[d]``.
+        weights: w. Shape ``[d]``.
+        inverse: F⁻¹.
+        units: What goes together.
+        keep: True = kept so far; what has gone may cost anything. Shape ``[d]``.
+        selection: Which of the two; None for ``sequential`` where it can be.
 
     Returns:
-        The new mask, a subset of ``mask``; each budget removes exactly ``budget.removed`` columns
-        (more only where ``mask`` already removes more). Of equal saliencies the first columns are
-        removed. Shape ``[d]``.
+        Shape ``[u]``, dtype of ``weights``.
+
+    Raises:
+        ValueError: If ``sequential`` is asked for units of several weights, or an inverse that is
+            not given by blocks; or if a block of the Fisher holds a part of a unit only.
+        PrecisionError: If the damping is too small for the costs of units of several weights.
+
+    References:
+        Hassibi and Stork (1992), Optimal Brain Surgeon, equation 5, for a set of weights.
+        Frantar, Kurtic, Alistarh (2021), M-FAC, equation 1.
     """
-    ranked = saliency.masked_fill(~mask, -1)
-    selected = mask.clone()
-    for budget in budgets:
-        columns = _columns(budget.ranges, saliency.device)
-        order = torch.argsort(ranked[columns], stable=True)
-        selected[columns[order[: budget.removed]]] = False
-    return selected
+    by_turns = units.single and isinstance(inverse, BlockInverse)
+    if selection == "sequential" and not by_turns:
+        raise ValueError(
+            "selection 'sequential' needs units of one weight, and blocks of the Fisher no larger "
+            f"than the number of gradients. Got {len(weights)} weights in {units.count} units, "
+            f"blocks of up to {inverse.partition.largest} and {inverse.num_gradients} gradients. "
+            "Use smaller blocks, or 'independent'."
+        )
+    if by_turns and selection != "independent":
+        return sequential_saliency(weights, keep, inverse)
+    if units.single:
+        return weights.square() / (2 * inverse.diagonal().to(weights))
+    return _costs_of_sets(weights, inverse, units)
 
 
-def _columns(ranges: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in ranges])
+def _costs_of_sets(weights: Tensor, inverse: Inverse, units: Units) -> Tensor:
+    costs = weights.new_empty(units.count)
+    for numbers, cpu_columns in units.columns_by_size():
+        columns = cpu_columns.to(weights.device)
+        L, info = torch.linalg.cholesky_ex(inverse.submatrices(columns))
+        if info.any():
+            raise damping_error(inverse.damping, "float64 to judge several weights together")
+        w = weights[columns].double().unsqueeze(-1)
+        v = torch.linalg.solve_triangular(L, w, upper=False).squeeze(-1)
+        costs[numbers.to(weights.device)] = (v.square().sum(dim=1) / 2).to(costs)
+    return costs
+
+
+def magnitude_costs(weights: Tensor, units: Units) -> Tensor:
+    """Σ w² over each unit. Shape ``[d]`` -> ``[u]``."""
+    if units.single:
+        return weights.square()
+    costs = weights.new_zeros(units.count)
+    return costs.index_add_(0, units.of_weight.to(weights.device), weights.square())

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac.inverse import check_damping
+from mfac_compress.mfac.checks import check_damping
 
 # Up to this width a tile's sums are accurate to about float32's epsilon on a CPU, measured on
 # parallel gradients, while narrower tiles cost more calls. On an accelerator a sum of any length is

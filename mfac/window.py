@@ -1,4 +1,4 @@
-"""The window of gradients for the m x m representation, in memory or on disk."""
+"""The Fisher as the gradients themselves, for the m x m representation: in memory or on disk."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from tempfile import NamedTemporaryFile
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.checks import check_filled, check_gradients
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
-from mfac_compress.mfac.window_inverse import WindowInverse
 
 # Number of gradients in memory at once when a window on disk is copied.
 _ROWS_OF_PART = 16
@@ -43,28 +43,36 @@ class GradientWindow:
         group: ProcessGroup = SINGLE,
     ) -> None:
         self.partition = partition
-        self._group = group
+        self.group = group
         self.num_gradients = 0
-        self._device = torch.device(device)
-        self._on_disk = folder is not None
+        self.device = torch.device(device)
+        self.on_disk = folder is not None
         shape = (num_gradients, partition.size)
         if folder is None:
             self._rows = torch.empty(shape, dtype=dtype, device=device)
         else:
             self._rows = _mapped(folder, shape, dtype)
 
+    @classmethod
+    def holding(cls, gradients: Tensor, partition: BlockPartition) -> "GradientWindow":
+        """A full window of these gradients ``[m, d]``, which are kept by reference."""
+        check_gradients(gradients, partition.size)
+        window = cls(0, partition, gradients.dtype, gradients.device)
+        window._rows, window.num_gradients = gradients, gradients.shape[0]
+        return window
+
     @property
     def mean_gradient(self) -> Tensor:
         """1/m Σ gᵢ. Shape ``[d]``, float64."""
-        total = torch.zeros(self.partition.size, dtype=torch.float64, device=self._device)
-        for gradient in self._held():
+        total = torch.zeros(self.partition.size, dtype=torch.float64, device=self.device)
+        for gradient in self.held:
             total += gradient.to(total)
         return total / self.num_gradients
 
     @property
     def mean_diagonal(self) -> float:
         """Mean of the undamped Fisher's diagonal, 1/(md) Σ ‖gᵢ‖²."""
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in self._held()]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in self.held]
         return sum(norm.item() ** 2 for norm in norms) / (len(norms) * self.partition.size)
 
     def add(self, gradients: Tensor) -> None:
@@ -73,6 +81,7 @@ class GradientWindow:
         Raises:
             ValueError: If they do not fit, or overflow the window's dtype.
         """
+        check_gradients(gradients, self.partition.size)
         stop = self.num_gradients + gradients.shape[0]
         if stop > self._rows.shape[0]:
             raise ValueError(f"A window of {self._rows.shape[0]} gradients is full. Got {stop}.")
@@ -87,30 +96,20 @@ class GradientWindow:
                 )
         self.num_gradients = stop
 
-    def invert(self, damping: float) -> WindowInverse:
-        """Factor the Fisher of the gradients held, which are shared, not copied.
-
-        Raises:
-            ValueError: If no gradient was added, or the damping is not positive and finite.
-            PrecisionError: If the damping is too small for float64.
-        """
-        return WindowInverse(
-            self._held(), damping, self.partition, self._device, self._on_disk, self._group
-        )
-
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """Yield the state for :meth:`add_part`; of a window on disk, a few gradients at a time."""
-        rows = _ROWS_OF_PART if self._on_disk else self.num_gradients
-        for gradients in self._held().split(rows):
+        rows = _ROWS_OF_PART if self.on_disk else self.num_gradients
+        for gradients in self.held.split(rows):
             yield {"gradients": gradients}
 
     def add_part(self, part: dict[str, Tensor]) -> None:
         """Add a part of another window with the same columns."""
         self.add(part["gradients"])
 
-    def _held(self) -> Tensor:
-        if not self.num_gradients:
-            raise ValueError("A Fisher needs at least one gradient. Got none.")
+    @property
+    def held(self) -> Tensor:
+        """G, the gradients added so far, shared with this window. Shape ``[m, d]``."""
+        check_filled(self.num_gradients)
         return self._rows[: self.num_gradients]
 
 

@@ -11,55 +11,45 @@ G is read in slices of columns, so no second m x d matrix is allocated.
 import torch
 from torch import Tensor
 
+from mfac_compress.mfac.checks import check_indices, check_same_block, check_vector
 from mfac_compress.mfac.columns import Columns
 from mfac_compress.mfac.gram_factor import GramFactor, inverse_diagonal
-from mfac_compress.mfac.inverse import InverseFisher, check_damping
 from mfac_compress.mfac.numerics import damping_error, exact_products
-from mfac_compress.mfac.partition import BlockPartition
-from mfac_compress.mfac.plan import count_cached_factors, plan_window
-from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
+from mfac_compress.mfac.plan import count_cached_factors
+from mfac_compress.mfac.window import GradientWindow
+
+_COLUMNS_AT_ONCE = 1024
 
 
-class WindowInverse(InverseFisher):
+class WindowInverse:
     """F⁻¹ as the gradient window and one m x m matrix per block.
 
+    Where the window's columns are part of a block that several processes share, all vectors
+    ``[d]`` are this process's columns, and all processes make the same calls.
+
     Args:
-        gradients: G, kept by reference. Shape ``[m, d]``.
+        window: G, kept by reference.
         damping: λ.
-        partition: The blocks.
-        device: Device of the computation; None for that of the gradients.
-        on_disk: Whether the gradients are a memory-mapped file, to be read in long runs.
-        group: The processes that hold the columns of the block that these are part of. All
-            vectors ``[d]`` are this process's columns, and all processes make the same calls.
 
     Raises:
         ValueError: If a gradient is not finite.
         PrecisionError: If the damping is too small for float64.
     """
 
-    def __init__(
-        self,
-        gradients: Tensor,
-        damping: float,
-        partition: BlockPartition,
-        device: torch.device | str | None = None,
-        on_disk: bool = False,
-        group: ProcessGroup = SINGLE,
-    ) -> None:
-        self.damping = check_damping(damping)
-        self.partition = partition
+    def __init__(self, window: GradientWindow, damping: float) -> None:
+        gradients = window.held
+        self.damping = damping
+        self.partition = window.partition
         self.num_gradients, self.size = gradients.shape
-        self.plan = plan_window(partition, self.num_gradients, gradients.dtype)
-        device = torch.device(device or gradients.device)
         self._shift = self.num_gradients * damping
         self._blocks = [
-            Columns(gradients, *bounds, device, on_disk, group)
-            for run in partition
+            Columns(gradients, *bounds, window.device, window.on_disk, window.group)
+            for run in window.partition
             for bounds in run.bounds
         ]
         dtype = torch.promote_types(torch.float32, gradients.dtype)
-        self._diagonal = torch.empty(self.size, dtype=dtype, device=device)
-        kept = count_cached_factors(partition, self.num_gradients, gradients.dtype)
+        self._diagonal = torch.empty(self.size, dtype=dtype, device=window.device)
+        kept = count_cached_factors(window.partition, self.num_gradients, gradients.dtype)
         self._factors: dict[int, Tensor] = {}
         with exact_products():
             for columns in self._blocks:
@@ -69,7 +59,7 @@ class WindowInverse(InverseFisher):
                     self._factors[columns.start] = R
 
     def ihvp(self, x: Tensor) -> Tensor:
-        self._check_vector(x)
+        check_vector(x, self.size)
         result = torch.empty_like(x)
         for columns in self._blocks:
             R = self._factor(columns)
@@ -82,7 +72,7 @@ class WindowInverse(InverseFisher):
         return self._diagonal.clone()
 
     def element(self, j: int, k: int) -> float:
-        self._check_indices(j, k)
+        check_indices(j, k, self.size)
         if j == k:
             return self._diagonal[j].item()
         for columns in self._blocks:
@@ -91,10 +81,26 @@ class WindowInverse(InverseFisher):
                 return (-(v @ w) / self.damping).item()
         return 0.0
 
+    def submatrices(self, columns: Tensor) -> Tensor:
+        count, size = columns.shape
+        result = torch.empty(count, size, size, dtype=torch.float64, device=self._diagonal.device)
+        for block in self._blocks:
+            inside = (columns >= block.start) & (columns < block.stop)
+            check_same_block(inside == inside[:, :1])
+            R = GramFactor.of(block, self._shift, torch.float64).R
+            for numbers in inside[:, 0].nonzero().flatten().split(_COLUMNS_AT_ONCE // size + 1):
+                V = (R @ block.gather(columns[numbers].flatten())).mT.unflatten(0, (-1, size))
+                identity = torch.eye(size, dtype=V.dtype, device=V.device)
+                result[numbers] = (identity - V @ V.mT) / self.damping
+        return result
+
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """See the base class. With S_K = mλI + G_K G_Kᵀ, δ_K = G_Kᵀ S_K⁻¹ G_Q w_Q."""
-        self._check_vector(weights)
-        self._check_vector(mask)
+        """See :class:`~mfac_compress.mfac.fisher.Inverse`.
+
+        With S_K = mλI + G_K G_Kᵀ, δ_K = G_Kᵀ S_K⁻¹ G_Q w_Q.
+        """
+        check_vector(weights, self.size)
+        check_vector(mask, self.size)
         result = weights.masked_fill(~mask, 0)
         removed = weights.masked_fill(mask, 0)
         for columns in self._blocks:
@@ -105,9 +111,12 @@ class WindowInverse(InverseFisher):
         return result
 
     def solve_kept(self, x: Tensor, mask: Tensor) -> Tensor:
-        """See the base class. F_KK⁻¹ x_K = (x_K − G_Kᵀ S_K⁻¹ G_K x_K) / λ."""
-        self._check_vector(x)
-        self._check_vector(mask)
+        """See :class:`~mfac_compress.mfac.fisher.Inverse`.
+
+        F_KK⁻¹ x_K = (x_K − G_Kᵀ S_K⁻¹ G_K x_K) / λ.
+        """
+        check_vector(x, self.size)
+        check_vector(mask, self.size)
         kept = x.masked_fill(~mask, 0)
         result = torch.empty_like(x)
         for columns in self._blocks:

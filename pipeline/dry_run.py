@@ -42,7 +42,7 @@ def _left_out(targets: PruneTargets) -> Table:
 def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     """The plan's lines below the tables."""
     targets, data = inputs.targets, inputs.data
-    removed = sum(budget.removed for budget in targets.budgets())
+    removed = int(targets.units.removed().sum())
     splits = {"calibration": data.calibration, "recovery": data.recovery}
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)

@@ -60,7 +60,8 @@ def _prune(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
         prune.prune,
         reads={
             "model": inputs.model,
-            "steps": prune.steps_of(inputs.targets.budgets(), recipe.prune),
+            "units": inputs.targets.units,
+            "steps": prune.steps_of(inputs.targets.units, recipe.prune),
             "calibration": inputs.calibration,
             "shape": inputs.fisher,
             "removal": prune.Removal.of(recipe),
@@ -78,8 +79,9 @@ def _prune_by_magnitude(recipe: Recipe, inputs: Inputs) -> Stage:
         prune.prune_by_magnitude,
         reads={
             "model": inputs.model,
-            "names": [target.name for target in inputs.targets.matched],
-            "steps": prune.steps_of(inputs.targets.budgets(), recipe.prune),
+            "layout": inputs.targets.layout,
+            "units": inputs.targets.units,
+            "steps": prune.steps_of(inputs.targets.units, recipe.prune),
         },
         facts=prune.Pruned,
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -60,7 +61,9 @@ def not_finite(module: nn.Module) -> list[str]:
 
 def save_masks(masks: dict[str, Tensor], folder: Path) -> None:
     """Write the masks, True = kept."""
-    save_file({name: mask.cpu().clone() for name, mask in masks.items()}, folder / MASKS)
+    row_major = torch.contiguous_format
+    copies = {name: mask.cpu().clone(memory_format=row_major) for name, mask in masks.items()}
+    save_file(copies, folder / MASKS)
 
 
 def load_masks(folder: Path) -> dict[str, Tensor]:

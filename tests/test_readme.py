@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -57,3 +58,19 @@ def test_the_python_examples_name_what_exists():
         for line in block.splitlines():
             if line.startswith("from mfac_compress"):
                 exec(line, {})
+
+
+def test_the_mathematics_alone_prunes_a_model():
+    prunes, inverts = (block for block in _blocks("python") if "invert(" in block)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    before = model[2].bias.clone()
+    batches = [(torch.randn(4, 8), torch.randint(4, (4,))) for _ in range(150)]
+    names = {"model": model, "loss": torch.nn.CrossEntropyLoss(), "batches": batches}
+
+    exec(prunes, names)
+    exec(inverts, {"gradients": torch.randn(4, 6), "x": torch.ones(6), "j": 0, "k": 1})
+
+    zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in names["masks"])
+    assert zeros == 154  # 80% of 8 x 16 + 16 x 4, rounded up
+    assert torch.equal(model[2].bias, before)

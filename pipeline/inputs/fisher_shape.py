@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mfac_compress.mfac.layout import TensorLayout
+from mfac_compress.mfac.layout import Layout
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import uses_blocks
 from mfac_compress.mfac.process_group import Shard, shard_columns
@@ -17,16 +17,14 @@ class FisherShape:
     """How a Fisher is kept; no part of the damping, which comes in at inversion.
 
     Args:
-        names: The pruned tensors, in the order of the flat vector.
-        shapes: Their shapes.
+        layout: The order of the pruned weights in the flat vector.
         num_gradients: m, the number of gradients.
         block_size: Side of the diagonal blocks; ``full`` for one block of all.
         blocks: Whether blocks follow a tensor's rows.
         window_dtype: Storage of the gradients, where they are kept.
     """
 
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    layout: Layout
     num_gradients: int
     block_size: int | Literal["full"]
     blocks: Literal["tensor", "row"]
@@ -36,8 +34,7 @@ class FisherShape:
     def of(cls, targets: PruneTargets, num_gradients: int, section: FisherSection) -> "FisherShape":
         """Describe the Fisher of the tensors that a recipe prunes."""
         return cls(
-            names=tuple(target.name for target in targets.matched),
-            shapes=tuple(target.shape for target in targets.matched),
+            layout=targets.layout,
             num_gradients=num_gradients,
             block_size=section.block_size,
             blocks=section.blocks,
@@ -45,19 +42,13 @@ class FisherShape:
         )
 
     @property
-    def layout(self) -> TensorLayout:
-        """Where each tensor is in the flat vector."""
-        return TensorLayout(dict(zip(self.names, self.shapes, strict=True)))
-
-    @property
     def partition(self) -> BlockPartition:
         """The blocks."""
-        layout = self.layout
         if self.block_size == "full":
-            return BlockPartition.contiguous(layout.size, None)
+            return BlockPartition.contiguous(self.layout.size, None)
         if self.blocks == "row":
-            return BlockPartition.of_rows(self.shapes, self.block_size)
-        return BlockPartition.of_tensors([(t.start, t.stop) for t in layout], self.block_size)
+            return BlockPartition.of_rows([t.shape for t in self.layout], self.block_size)
+        return BlockPartition.of_tensors(self.layout.bounds, self.block_size)
 
     @property
     def uses_blocks(self) -> bool:

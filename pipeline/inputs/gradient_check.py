@@ -1,7 +1,7 @@
 """Whether the loss has a gradient, and in which of the matched tensors."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.gradients import GradientSource
 from mfac_compress.mfac.labels import projection_loss, random_projections
+from mfac_compress.mfac.layout import Layout
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.callables import describe, user_code
@@ -22,7 +23,7 @@ _VMAP_GRADIENTS = 2
 def find_unused(
     recipe: Recipe,
     module: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
+    layout: Layout,
     calibration: CalibrationData,
 ) -> dict[str, str]:
     """Take a gradient as calibration does, in evaluation mode.
@@ -32,7 +33,7 @@ def find_unused(
     Args:
         recipe: Says whether, and how, gradients are taken.
         module: The model.
-        parameters: Those of it that are to be pruned.
+        layout: Its parameters that are to be pruned.
         calibration: Has the samples and the loss.
 
     Returns:
@@ -44,7 +45,7 @@ def find_unused(
     calibrates = recipe.prune.method == "mfac"
     batches = _batches if calibrates else _projected
     loss = calibration.loss if calibrates else projection_loss
-    source = GradientSource(module, loss, parameters)
+    source = GradientSource(module, loss, layout)
     try:
         with user_code():
             unused = source.unused(batches(calibration, module))
@@ -58,7 +59,7 @@ def find_unused(
     if calibrates and recipe.calibrate.gradients == "vmap":
         _check_vmap(recipe, source, calibration)
     of = "loss" if calibrates else "outputs"
-    if len(unused) == len(parameters):
+    if len(unused) == len(layout.tensors):
         raise InputError(
             f"The {of} must depend on the tensors to prune. Got no gradient in any of "
             f"{', '.join(unused[:3])}. Take detach() and no_grad() out of the model and task.loss, "

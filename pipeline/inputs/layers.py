@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from torch import nn
 
-from mfac_compress.mfac.saliency import Budget
+from mfac_compress.mfac.layout import Layout
+from mfac_compress.mfac.units import Units, Unstructured
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.patterns import SlowPatternError, match_all
 from mfac_compress.pipeline.inputs.prunable import why_not_prunable
@@ -53,7 +55,7 @@ class PruneTargets:
     @property
     def weights(self) -> int:
         """d, the number of weights that are pruned or kept by choice."""
-        return sum(target.weights for target in self.matched)
+        return self.layout.size
 
     @property
     def share(self) -> float:
@@ -78,29 +80,24 @@ class PruneTargets:
             )
         return PruneTargets(matched, self.left_out | dict(reasons), self.parameters)
 
-    def parameters_of(self, module: nn.Module) -> dict[str, nn.Parameter]:
-        """The matched parameters of a copy of the model, in the order of the flat vector."""
-        parameters = dict(module.named_parameters())
-        return {target.name: parameters[target.name] for target in self.matched}
+    @cached_property
+    def _resolved(self) -> tuple[Layout, Units]:
+        shared = [target.sparsity for target in self.matched if not target.own_budget]
+        return Unstructured().resolve(
+            {target.name: target.shape for target in self.matched},
+            shared[0] if shared else 0.0,
+            {target.name: target.sparsity for target in self.matched if target.own_budget},
+        )
 
     @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """Columns of each tensor in the flat vector."""
-        ends, stop = [], 0
-        for target in self.matched:
-            ends.append((stop, stop + target.weights))
-            stop += target.weights
-        return ends
+    def layout(self) -> Layout:
+        """The order of the weights that are pruned in the flat vector."""
+        return self._resolved[0]
 
-    def budgets(self) -> list[Budget]:
-        """Who competes with whom, and the last sparsity of each competition."""
-        placed = list(zip(self.matched, self.bounds, strict=True))
-        alone = [Budget((at,), target.sparsity) for target, at in placed if target.own_budget]
-        shared = [(target, at) for target, at in placed if not target.own_budget]
-        if shared:
-            together = Budget(tuple(at for _, at in shared), shared[0][0].sparsity)
-            return [together, *alone]
-        return alone
+    @property
+    def units(self) -> Units:
+        """What is removed together, and what competes with what."""
+        return self._resolved[1]
 
 
 def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:

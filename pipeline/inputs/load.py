@@ -141,7 +141,7 @@ def _prunable(
     exporter: OnnxExporter,
 ) -> PruneTargets:
     """The targets that take part in the loss, and whose zeros the ONNX file will hold."""
-    unused = smoke_test(recipe, model, targets.parameters_of(model.module), data, calibration)
+    unused = smoke_test(recipe, model, targets.layout, data, calibration)
     if unused:
         targets = targets.without(unused)
     _check_graph_names(recipe, model.module)

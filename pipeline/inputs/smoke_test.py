@@ -1,10 +1,9 @@
 """Model, loss and metric on a few samples: what does not fit is refused before the work."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
+from mfac_compress.mfac.layout import Layout
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.copying import check_copy
@@ -20,7 +19,7 @@ from mfac_compress.pipeline.recipe.schema import Recipe
 def smoke_test(
     recipe: Recipe,
     model: LoadedModel,
-    parameters: Mapping[str, nn.Parameter],
+    layout: Layout,
     data: DataSplits,
     calibration: CalibrationData,
 ) -> dict[str, str]:
@@ -34,7 +33,7 @@ def smoke_test(
     Args:
         recipe: Says what the stages will do.
         model: On the run's device.
-        parameters: Those of the model that are to be pruned.
+        layout: The model's parameters that are to be pruned.
         data: All splits.
         calibration: Calibration samples and the task.
 
@@ -54,7 +53,7 @@ def smoke_test(
             _check_fits(model.module, split, task if labelled else None, device)
         check_independence(model.module, data.validation, device)
         check_copy(model)
-        return find_unused(recipe, model.module, parameters, calibration)
+        return find_unused(recipe, model.module, layout, calibration)
 
 
 def _check_interval(task: Task, validation: Split) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mfac_compress.mfac.batch import Batch
-from mfac_compress.mfac.block_inverse import BlockFisher
+from mfac_compress.mfac.fisher import Fisher, empty_fisher
 from mfac_compress.mfac.gradients import (
     GradientSource,
     Method,
@@ -21,8 +21,6 @@ from mfac_compress.mfac.gradients import (
     batches_at_once,
     fastest_method,
 )
-from mfac_compress.mfac.process_group import SINGLE
-from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
@@ -34,8 +32,6 @@ from mfac_compress.pipeline.run.stage import Job
 
 # Each exchange between processes takes a millisecond or two, so short rows travel together.
 _SENT_BYTES = 1 << 26
-
-Fisher = BlockFisher | GradientWindow
 
 
 @dataclass(frozen=True)
@@ -166,10 +162,7 @@ class FisherSource:
         own = self.ranks.shard(len(draw))
         set_training(module, False)
         fisher = self._empty()
-        parameters = dict(module.named_parameters())
-        source = GradientSource(
-            module, self.calibration.loss, {name: parameters[name] for name in self.shape.names}
-        )
+        source = GradientSource(module, self.calibration.loss, self.shape.layout)
         batches = self.calibration.gradient_batches(module, draw, step, own)
         method, batches = self._choose_method(source, batches, gradients, draw[own])
         start = time.perf_counter()
@@ -188,17 +181,18 @@ class FisherSource:
         Raises:
             InputError: If there is no room on disk for gradients that the memory does not hold.
         """
-        shape, device, folder = self.shape, self.calibration.device, self.storage
-        shard = shape.shards(self.ranks.size)[self.ranks.rank]
-        if shape.uses_blocks:
-            return BlockFisher(shard.partition, device)
-        dtype = getattr(torch, shape.window_dtype)
-        group = self.ranks if shard.coupled else SINGLE
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        shape = self.shape
+        if self.storage is not None:
+            self.storage.mkdir(parents=True, exist_ok=True)
         try:
-            return GradientWindow(
-                shape.num_gradients, shard.partition, dtype, device, folder, group
+            return empty_fisher(
+                shape.partition,
+                shape.num_gradients,
+                dtype=getattr(torch, shape.window_dtype),
+                device=self.calibration.device,
+                folder=self.storage,
+                shard=shape.shards(self.ranks.size)[self.ranks.rank],
+                group=self.ranks,
             )
         except ValueError as error:
             raise InputError(f"run.memory_budget is exceeded, and {error}") from error

@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 
-from mfac_compress.mfac import InverseFisher
+from mfac_compress.mfac import fisher as mfac
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.stages.calibrate import Fisher
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Damping:
     unit: Literal["absolute", "mean_diagonal"]
 
 
-def invert(fisher: Fisher, damping: Damping, ranks: Ranks) -> InverseFisher:
+def invert(fisher: mfac.Fisher, damping: Damping, ranks: Ranks) -> mfac.Inverse:
     """Damp and factor the Fisher, each process its columns.
 
     Raises:
@@ -31,7 +30,7 @@ def invert(fisher: Fisher, damping: Damping, ranks: Ranks) -> InverseFisher:
     scale = _mean_diagonal(fisher, ranks) if damping.unit == "mean_diagonal" else 1.0
     inverse, refusal = None, None
     try:
-        inverse = fisher.invert(damping.value * scale)
+        inverse = mfac.invert(fisher, damping.value * scale)
     except ValueError as error:
         refusal = InputError(f"fisher.damping: {error}")
     # Processes that share a block refuse as one. With blocks of their own one may do so alone.
@@ -42,7 +41,7 @@ def invert(fisher: Fisher, damping: Damping, ranks: Ranks) -> InverseFisher:
     return inverse
 
 
-def _mean_diagonal(fisher: Fisher, ranks: Ranks) -> float:
+def _mean_diagonal(fisher: mfac.Fisher, ranks: Ranks) -> float:
     """Mean of the undamped Fisher's diagonal, over the columns of all processes."""
     sums = [fisher.mean_diagonal * fisher.partition.size, fisher.partition.size]
     trace, columns = ranks.all_reduce(torch.tensor(sums, dtype=torch.float64)).tolist()

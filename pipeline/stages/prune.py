@@ -1,20 +1,19 @@
 """Remove weights by their saliency and let the others make up for them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.block_inverse import BlockInverse
-from mfac_compress.mfac.inverse import InverseFisher
-from mfac_compress.mfac.layout import TensorLayout
-from mfac_compress.mfac.obs import line_search, remove_weights
-from mfac_compress.mfac.saliency import Budget, magnitude_saliency, obs_saliency, select_mask
+from mfac_compress.mfac import pruning
+from mfac_compress.mfac.fisher import Fisher
+from mfac_compress.mfac.layout import Layout
 from mfac_compress.mfac.schedule import sparsity_schedule
-from mfac_compress.mfac.sequential import sequential_saliency
+from mfac_compress.mfac.units import Units
+from mfac_compress.mfac.update import line_search
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
@@ -22,7 +21,7 @@ from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import PruneSection, Recipe
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.stages.calibrate import Fisher, FisherSource
+from mfac_compress.pipeline.stages.calibrate import FisherSource
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import Damping, invert
 from mfac_compress.pipeline.weights import save_masks, save_weights
@@ -76,12 +75,12 @@ class Pruned:
     steps: tuple[PrunedStep, ...]
 
 
-def steps_of(budgets: Sequence[Budget], section: PruneSection) -> list[list[Budget]]:
-    """Each step's budgets, on the way to the last ones."""
-    ways = [sparsity_schedule(b.sparsity, section.steps, section.schedule) for b in budgets]
+def steps_of(units: Units, section: PruneSection) -> list[list[int]]:
+    """How many units each competition has lost after each step."""
+    ways = [sparsity_schedule(s, section.steps, section.schedule) for s in units.sparsity.tolist()]
     return [
-        [replace(b, sparsity=s) for b, s in zip(budgets, sparsities, strict=True)]
-        for sparsities in zip(*ways, strict=True)
+        units.removed(torch.tensor(shares, dtype=torch.float64)).tolist()
+        for shares in zip(*ways, strict=True)
     ]
 
 
@@ -120,18 +119,19 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
 
 
 def prune_by_magnitude(
-    job: Job, *, model: LoadedModel, names: Sequence[str], steps: Sequence[Sequence[Budget]]
+    job: Job, *, model: LoadedModel, layout: Layout, units: Units, steps: Sequence[Sequence[int]]
 ) -> Pruned:
     """Remove the smallest weights step by step; weights and masks go to the job's folder.
 
     Args:
         job: Where, with whom.
         model: The dense model.
-        names: The tensors to prune.
-        steps: Budgets of each step.
+        layout: The weights that may go.
+        units: Which of them go together.
+        steps: How many units each competition has lost after each step.
     """
-    pruner = Pruner(model, names)
-    facts = [pruner.remove_smallest(budgets) for budgets in steps]
+    pruner = Pruner(model, layout)
+    facts = [pruner.remove_smallest(units, torch.tensor(removed)) for removed in steps]
     job.ranks.on_rank_zero(lambda: pruner.save(job.folder))
     return Pruned(tuple(facts))
 
@@ -140,7 +140,8 @@ def prune(
     job: Job,
     *,
     model: LoadedModel,
-    steps: Sequence[Sequence[Budget]],
+    units: Units,
+    steps: Sequence[Sequence[int]],
     calibration: CalibrationData,
     shape: FisherShape,
     removal: Removal,
@@ -151,7 +152,8 @@ def prune(
     Args:
         job: Where, with whom, after the stage ``calibrate``.
         model: The dense model.
-        steps: Budgets of each step.
+        units: Which weights go together.
+        steps: How many units each competition has lost after each step.
         calibration: Samples, draws and the loss.
         shape: Of the Fisher.
         removal: How weights are removed.
@@ -159,11 +161,11 @@ def prune(
     """
     calibrated = job.before["calibrate"]
     source = FisherSource(calibration, shape, storage, job.ranks, job.progress)
-    pruner, facts = Pruner(model, shape.names), []
+    pruner, facts = Pruner(model, shape.layout), []
     if len(steps) > 1:
         job.progress.plan((len(steps) - 1) * source.own_gradients)
     own = shape.shards(job.ranks.size)[job.ranks.rank].columns
-    for step, budgets in enumerate(steps):
+    for step, removed in enumerate(steps):
         if step == 0:
             fisher = source.load(calibrated.folder)
         else:
@@ -171,7 +173,8 @@ def prune(
         facts.append(
             pruner.remove_least_salient(
                 fisher,
-                budgets,
+                units,
+                torch.tensor(removed),
                 removal,
                 lambda module: holdout_loss(module, model.module, calibration),
                 job.ranks,
@@ -190,36 +193,31 @@ class Pruner:
 
     Args:
         model: The dense model.
-        names: The tensors to prune, in the order of the flat vector.
+        layout: The weights that may go.
     """
 
-    def __init__(self, model: LoadedModel, names: Sequence[str]) -> None:
+    def __init__(self, model: LoadedModel, layout: Layout) -> None:
         self.module = model.copy()
-        parameters = dict(self.module.named_parameters())
-        self._parameters = {name: parameters[name] for name in names}
-        self.layout = TensorLayout.of(self._parameters)
-        self.weights = self.layout.flatten(self._parameters)
+        self.layout = layout
+        self.weights = layout.flatten(dict(self.module.named_parameters()))
         self.mask = torch.ones_like(self.weights, dtype=torch.bool)
-
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.mask.float().mean().item()
 
     def save(self, folder: Path) -> None:
         """Write weights and masks."""
         save_weights(self.module, folder)
         save_masks(self.layout.unflatten(self.mask), folder)
 
-    def remove_smallest(self, budgets: Sequence[Budget]) -> PrunedStep:
-        """One step by magnitude."""
-        self.mask = select_mask(magnitude_saliency(self.weights), budgets, self.mask)
-        self._set(remove_weights(self.weights, self.mask, None, "none"))
-        return PrunedStep(self.sparsity)
+    def remove_smallest(self, units: Units, removed: Tensor) -> PrunedStep:
+        """One step by magnitude, until each competition has lost ``removed`` units."""
+        pruned = pruning.prune_by_magnitude(self.weights, units, removed=removed, keep=self.mask)
+        self._take(pruned)
+        return PrunedStep(pruned.sparsity)
 
     def remove_least_salient(
         self,
         fisher: Fisher,
-        budgets: Sequence[Budget],
+        units: Units,
+        removed: Tensor,
         removal: Removal,
         loss_of: Callable[[nn.Module], float],
         ranks: Ranks,
@@ -229,31 +227,36 @@ class Pruner:
 
         Args:
             fisher: At the present weights, on this process' columns.
-            budgets: Who competes with whom, and how many stay.
+            units: Which weights go together.
+            removed: How many units each competition has lost after it.
             removal: How weights are removed.
             loss_of: Loss on held-out samples, to follow the gradient by.
             ranks: The processes that share the columns.
             own: This process' columns.
         """
         inverse = invert(fisher, removal.damping, ranks)
-        # All select from the same saliencies, so their masks are the same.
-        with ranks.raise_on_every_rank():
-            own_saliency = self._saliency(inverse, removal.selection, own)
-        self.mask = select_mask(ranks.all_gather(own_saliency), budgets, self.mask)
-        updated = remove_weights(self.weights[own], self.mask[own], inverse, removal.update)
-        self._set(ranks.all_gather(updated))
+        pruned = pruning.prune(
+            self.weights,
+            inverse,
+            units,
+            removed=removed,
+            keep=self.mask,
+            selection=removal.selection,
+            update=removal.update,
+            columns=own,
+            group=ranks,
+        )
+        self._take(pruned)
         if not removal.first_order:
-            return PrunedStep(self.sparsity, inverse.damping)
+            return PrunedStep(pruned.sparsity, inverse.damping)
         gradient = fisher.mean_gradient.to(self.weights)
         direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
         step_size, loss = self._follow(direction, loss_of, ranks)
-        return PrunedStep(self.sparsity, inverse.damping, step_size, loss)
+        return PrunedStep(pruned.sparsity, inverse.damping, step_size, loss)
 
-    def _saliency(self, inverse: InverseFisher, selection: str | None, own: slice) -> Tensor:
-        """Of this process' columns."""
-        if selection == "independent" or not isinstance(inverse, BlockInverse):
-            return obs_saliency(self.weights[own], inverse)
-        return sequential_saliency(self.weights[own], self.mask[own], inverse)
+    def _take(self, pruned: pruning.Pruned) -> None:
+        self.mask = pruned.mask
+        self._set(pruned.weights)
 
     def _follow(
         self, direction: Tensor, loss_of: Callable[[nn.Module], float], ranks: Ranks
@@ -273,6 +276,5 @@ class Pruner:
     def _set(self, weights: Tensor) -> None:
         """Take new weights, into the model too."""
         self.weights = weights
-        values = self.layout.unflatten(weights)
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])
+        for name, values in self.layout.unflatten(weights).items():
+            self.module.get_parameter(name).copy_(values)

@@ -59,7 +59,7 @@ def sparsity_result(
     counts = [tensor.onnx_zeros for tensor in audit]
     zeros = None if None in counts else sum(filter(None, counts))
     parameters = sum(sizes.values())
-    asked = sum(budget.sparsity * budget.size for budget in targets.budgets())
+    asked = sum((targets.units.sparsity * targets.units.sizes).tolist())
     return SparsityResult(
         target=asked / targets.weights,
         onnx=None if zeros is None else zeros / sum(tensor.size for tensor in audit),

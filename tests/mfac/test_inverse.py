@@ -3,12 +3,18 @@
 import pytest
 import torch
 
-from mfac_compress.mfac import InverseFisher
-from mfac_compress.mfac.block_inverse import BlockFisher, BlockInverse
+from mfac_compress.mfac import empty_fisher, fisher_of, invert
+from mfac_compress.mfac.block_fisher import BlockFisher
+from mfac_compress.mfac.block_inverse import BlockInverse
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.plan import plan_inverse
 from mfac_compress.mfac.window import GradientWindow
 from mfac_compress.mfac.window_inverse import WindowInverse
+
+
+def _inverse(gradients, damping=1e-5, blocks=None):
+    return invert(fisher_of(gradients, blocks), damping)
+
 
 # m, d, B: one block and several, blocks that divide d and do not, B below, at and above m.
 SHAPES = [
@@ -27,7 +33,7 @@ DAMPINGS = [1e-3, 1e-5, 1e-8]
 @pytest.mark.parametrize("damping", DAMPINGS)
 def test_everything_equals_the_dense_inverse(gradients, dense_fisher, m, d, block_size, damping):
     G = gradients(m, d)
-    inverse = InverseFisher.build(G, damping, block_size)
+    inverse = _inverse(G, damping, block_size)
     dense = torch.linalg.inv(dense_fisher(G, damping, block_size))
     x = torch.randn(d)
 
@@ -44,7 +50,7 @@ def test_everything_equals_the_dense_inverse(gradients, dense_fisher, m, d, bloc
 @pytest.mark.parametrize(("m", "d", "block_size"), SHAPES)
 def test_fisher_times_inverse_is_the_identity(gradients, dense_fisher, m, d, block_size):
     G, x = gradients(m, d).double(), torch.randn(d, dtype=torch.float64)
-    inverse = InverseFisher.build(G, 1e-4, block_size)
+    inverse = _inverse(G, 1e-4, block_size)
 
     torch.testing.assert_close(inverse.ihvp(dense_fisher(G, 1e-4, block_size) @ x), x)
 
@@ -52,21 +58,21 @@ def test_fisher_times_inverse_is_the_identity(gradients, dense_fisher, m, d, blo
 def test_one_block_equals_the_full_matrix(gradients):
     G, x = gradients(20, 12), torch.randn(12)
 
-    blocked, full = (InverseFisher.build(G, 1e-4, B) for B in (12, None))
+    blocked, full = (_inverse(G, 1e-4, B) for B in (12, None))
 
     torch.testing.assert_close(blocked.ihvp(x), full.ihvp(x))
 
 
 def test_representation_is_the_smaller_one(gradients):
-    assert isinstance(InverseFisher.build(gradients(8, 24), block_size=8), BlockInverse)
-    assert isinstance(InverseFisher.build(gradients(8, 24), block_size=12), WindowInverse)
+    assert isinstance(_inverse(gradients(8, 24), blocks=8), BlockInverse)
+    assert isinstance(_inverse(gradients(8, 24), blocks=12), WindowInverse)
 
 
 def test_the_callers_gradients_are_not_changed(gradients):
     for block_size in (None, 3):
         G = gradients(9, 14)
         before = G.clone()
-        InverseFisher.build(G, 1e-4, block_size).diagonal()
+        _inverse(G, 1e-4, block_size).diagonal()
         assert torch.equal(G, before)
 
 
@@ -76,9 +82,7 @@ def test_gradients_that_arrive_in_parts_give_the_same_inverse(gradients):
     for part in G.split(37):
         fisher.add(part)
 
-    torch.testing.assert_close(
-        fisher.invert(1e-4).diagonal(), InverseFisher.build(G, 1e-4, 4).diagonal()
-    )
+    torch.testing.assert_close(invert(fisher, 1e-4).diagonal(), _inverse(G, 1e-4, 4).diagonal())
 
 
 def test_another_damping_needs_no_new_gradients(gradients):
@@ -88,7 +92,7 @@ def test_another_damping_needs_no_new_gradients(gradients):
 
     for damping in (1e-2, 1e-4, 1e-2):
         torch.testing.assert_close(
-            fisher.invert(damping).diagonal(), InverseFisher.build(G, damping, 4).diagonal()
+            invert(fisher, damping).diagonal(), _inverse(G, damping, 4).diagonal()
         )
 
 
@@ -101,13 +105,13 @@ def test_saved_state_gives_the_same_inverse(gradients, make):
     for part in fisher.parts():
         other.add_part({name: value.clone() for name, value in part.items()})
 
-    assert torch.equal(fisher.invert(1e-3).diagonal(), other.invert(1e-3).diagonal())
+    assert torch.equal(invert(fisher, 1e-3).diagonal(), invert(other, 1e-3).diagonal())
 
 
 def test_blocks_that_follow_tensors_never_couple_them(gradients, dense_fisher):
     G = gradients(30, 11)
     partition = BlockPartition.of_tensors([(0, 5), (5, 11)], block_size=4)
-    inverse = InverseFisher.build(G, 1e-3, partition=partition)
+    inverse = _inverse(G, 1e-3, partition)
 
     for start, stop in [(0, 4), (4, 5), (5, 9), (9, 11)]:
         dense = torch.linalg.inv(dense_fisher(G[:, start:stop], 1e-3))
@@ -121,7 +125,7 @@ def test_blocks_that_follow_tensors_never_couple_them(gradients, dense_fisher):
 def test_narrow_windows_are_inverted_as_what_they_hold(gradients, dense_fisher, dtype):
     G = gradients(6, 9).to(dtype)
 
-    inverse = InverseFisher.build(G, 1e-2)
+    inverse = _inverse(G, 1e-2)
 
     dense = torch.linalg.inv(dense_fisher(G, 1e-2))
     torch.testing.assert_close(inverse.diagonal().double(), dense.diag(), rtol=1e-5, atol=0)
@@ -132,24 +136,24 @@ def test_narrow_windows_are_inverted_as_what_they_hold(gradients, dense_fisher, 
     [
         ({"damping": 0.0}, "damping must be positive"),
         ({"damping": float("nan")}, "damping must be positive"),
-        ({"block_size": 0}, "block_size must be at least 1"),
-        ({"gradients": torch.ones(3)}, r"gradients must be \[m, d\]"),
-        ({"gradients": torch.ones(0, 3)}, r"gradients must be \[m, d\]"),
+        ({"blocks": 0}, "blocks must be of at least 1 column"),
+        ({"gradients": torch.ones(3)}, r"gradients must be \[k, d\]"),
+        ({"gradients": torch.ones(0, 3)}, r"gradients must be \[k, d\]"),
         ({"gradients": torch.ones(2, 3, dtype=torch.int64)}, "floating-point"),
         ({"gradients": torch.tensor([[0.0, 1.0, 2.0], [float("inf"), 0.0, 1.0]])}, "in row 1"),
         ({"gradients": torch.tensor([[0.0, float("nan")]] * 4)}, "in columns 0 to 2"),
-        ({"partition": BlockPartition.contiguous(5, 2)}, "must cover the d = 3 columns"),
+        ({"blocks": BlockPartition.contiguous(5, 2)}, r"gradients must be \[k, 5\]"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):
     arguments = {"gradients": torch.ones(2, 3), "damping": 1e-3} | change
     with pytest.raises(ValueError, match=message):
-        InverseFisher.build(**arguments)
+        _inverse(**arguments)
 
 
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_bad_vectors_and_indices_are_refused(gradients, block_size):
-    inverse = InverseFisher.build(gradients(4, 6), 1e-3, block_size)
+    inverse = _inverse(gradients(4, 6), 1e-3, block_size)
     with pytest.raises(ValueError, match=r"shape \[6\]"):
         inverse.ihvp(torch.ones(5))
     with pytest.raises(ValueError, match=r"\[0, 6\)"):
@@ -160,14 +164,14 @@ def test_bad_vectors_and_indices_are_refused(gradients, block_size):
 def test_damping_that_vanishes_beside_the_gradients_is_refused(block_size):
     huge = torch.full((4, 4), 1e12)
     with pytest.raises(ValueError, match="ten times more"):
-        InverseFisher.build(huge, 1e-12, block_size)
+        _inverse(huge, 1e-12, block_size)
 
 
 def test_an_empty_fisher_is_refused():
     partition = BlockPartition.contiguous(4, 2)
     for empty in (BlockFisher(partition), GradientWindow(3, partition)):
         with pytest.raises(ValueError, match="at least one gradient"):
-            empty.invert(1e-3)
+            invert(empty, 1e-3)
 
 
 def test_a_window_refuses_more_than_it_holds_and_what_its_dtype_does_not():
@@ -192,13 +196,13 @@ def test_means_are_those_of_the_gradients(gradients, make):
 def test_gradients_added_later_do_not_change_an_inverse(gradients):
     fisher = BlockFisher(BlockPartition.contiguous(9, 4))
     fisher.add(gradients(6, 9))
-    inverse, x = fisher.invert(1e-3), torch.ones(9)
+    inverse, x = invert(fisher, 1e-3), torch.ones(9)
     before = inverse.ihvp(x)
 
     fisher.add(gradients(100, 9))
 
     assert torch.equal(inverse.ihvp(x), before)
-    assert not torch.equal(fisher.invert(1e-3).ihvp(x), before)
+    assert not torch.equal(invert(fisher, 1e-3).ihvp(x), before)
 
 
 def test_added_gradients_may_be_overwritten_by_the_caller(gradients):
@@ -207,13 +211,13 @@ def test_added_gradients_may_be_overwritten_by_the_caller(gradients):
     buffer.zero_()
 
     torch.testing.assert_close(
-        fisher.invert(1e-3).diagonal(), InverseFisher.build(gradients(6, 9), 1e-3, 4).diagonal()
+        invert(fisher, 1e-3).diagonal(), _inverse(gradients(6, 9), 1e-3, 4).diagonal()
     )
 
 
 def test_blocks_are_the_damped_fisher(gradients, dense_fisher):
     G = gradients(20, 10)
-    inverse = InverseFisher.build(G, 1e-3, 5)
+    inverse = _inverse(G, 1e-3, 5)
     dense = dense_fisher(G, 1e-3, 5)
 
     for part, fisher in inverse.blocks():
@@ -222,15 +226,18 @@ def test_blocks_are_the_damped_fisher(gradients, dense_fisher):
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-def test_the_plan_describes_what_is_built(gradients, block_size):
-    inverse = InverseFisher.build(gradients(8, 20), block_size=block_size)
-    assert inverse.plan == plan_inverse(BlockPartition.contiguous(20, block_size), 8)
-    assert inverse.plan.representation == ("window" if block_size is None else "blocks")
+def test_the_plan_describes_what_is_made(block_size):
+    partition = BlockPartition.contiguous(20, block_size)
+    kind = {"window": GradientWindow, "blocks": BlockFisher}[
+        plan_inverse(partition, 8).representation
+    ]
+    assert isinstance(empty_fisher(partition, 8), kind)
+    assert isinstance(fisher_of(torch.ones(8, 20), partition), kind)
 
 
 def test_rows_of_a_tensor_are_blocks_of_their_own(gradients, dense_fisher):
     G, partition = gradients(30, 22), BlockPartition.of_rows([(3, 5), (1, 7)], block_size=4)
-    diagonal = InverseFisher.build(G, 1e-3, partition=partition).diagonal().double()
+    diagonal = _inverse(G, 1e-3, partition).diagonal().double()
 
     for start, stop in [bounds for run in partition for bounds in run.bounds]:
         dense = torch.linalg.inv(dense_fisher(G[:, start:stop], 1e-3))

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mfac_compress.mfac.gradients import GradientSource
+from mfac_compress.mfac.gradients import gradient_rows
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
+from mfac_compress.mfac.layout import Layout
 
 
 def _rows(model, loss, batches):
-    source = GradientSource(model, loss, dict(model.named_parameters()))
-    return torch.cat(list(source.rows(batches, "vmap")))
+    layout = Layout.row_major({name: p.shape for name, p in model.named_parameters()})
+    return torch.cat(list(gradient_rows(model, loss, layout, batches, "vmap")))
 
 
 def test_sampled_labels_give_the_true_fisher():

@@ -1,58 +1,15 @@
 """Columns sharded over several processes give the results of a single process."""
 
-import threading
-
 import pytest
 import torch
 
-from mfac_compress.mfac.block_inverse import BlockFisher
+from mfac_compress.mfac.block_fisher import BlockFisher
+from mfac_compress.mfac.fisher import invert
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.process_group import SINGLE, shard_columns
 from mfac_compress.mfac.window import GradientWindow
 
 COUNT = 3
-
-
-class _Thread:
-    """A process group whose members are threads."""
-
-    def __init__(self, rank, table, barrier):
-        self.rank, self._table, self._barrier = rank, table, barrier
-
-    def _all(self, x):
-        self._table[self.rank] = x
-        self._barrier.wait(timeout=20)
-        parts = list(self._table)
-        self._barrier.wait(timeout=20)
-        return parts
-
-    def all_reduce(self, x):
-        return torch.stack(self._all(x.clone())).sum(dim=0)
-
-    def all_gather(self, x):
-        return torch.cat(self._all(x))
-
-
-def _on_all_ranks(work):
-    """Return the results of work(group) on all ranks; raise the first error of any."""
-    table, barrier = [None] * COUNT, threading.Barrier(COUNT)
-    results, errors = [None] * COUNT, []
-
-    def run(rank):
-        try:
-            results[rank] = work(_Thread(rank, table, barrier))
-        except Exception as error:
-            errors.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(COUNT)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
 
 
 def _duplicates(G):
@@ -67,7 +24,7 @@ def _cancelling(G):
 
 @pytest.mark.parametrize("form", [lambda G: G, _duplicates, _cancelling])
 @pytest.mark.parametrize("damping", [1e-2, 1e-7])
-def test_a_sharded_window_equals_the_whole(form, damping):
+def test_a_sharded_window_equals_the_whole(form, damping, on_all_ranks):
     m, d = 8, 40
     G = form(torch.randn(m, d, generator=torch.Generator().manual_seed(0)))
     partition = BlockPartition.contiguous(d, None)
@@ -77,7 +34,7 @@ def test_a_sharded_window_equals_the_whole(form, damping):
     def all_of(gradients, part, group, at):
         window = GradientWindow(m, part, group=group)
         window.add(gradients)
-        F = window.invert(damping)
+        F = invert(window, damping)
         return [
             F.diagonal(),
             F.ihvp(w[at]),
@@ -91,7 +48,7 @@ def test_a_sharded_window_equals_the_whole(form, damping):
         return all_of(G[:, shard.columns], shard.partition, group, shard.columns)
 
     whole = all_of(G, partition, SINGLE, slice(None))
-    for expected, *parts in zip(whole, *_on_all_ranks(work), strict=True):
+    for expected, *parts in zip(whole, *on_all_ranks(work), strict=True):
         torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -107,7 +64,7 @@ def test_sharded_blocks_equal_all_blocks(partition):
     G = torch.randn(12, 70, generator=torch.Generator().manual_seed(0))
     fisher = BlockFisher(partition)
     fisher.add(G)
-    expected = fisher.invert(1e-4).diagonal()
+    expected = invert(fisher, 1e-4).diagonal()
 
     shards = shard_columns(partition, COUNT)
 
@@ -115,7 +72,7 @@ def test_sharded_blocks_equal_all_blocks(partition):
     for shard in shards:
         own = BlockFisher(shard.partition)
         own.add(G[:, shard.columns])
-        parts.append(own.invert(1e-4).diagonal())
+        parts.append(invert(own, 1e-4).diagonal())
     assert torch.cat(parts).equal(expected)
     together = [end for s in shards for run in s.partition for _, end in run.bounds]
     assert len(together) == partition.count

@@ -1,66 +1,97 @@
-"""Selection of weights: exact counts, least salient first, and none comes back."""
+"""Costs of removing sets of weights, against dense matrices in float64."""
 
+import pytest
 import torch
 
-from mfac_compress.mfac.saliency import Budget, magnitude_saliency, select_mask
-from mfac_compress.mfac.schedule import sparsity_schedule
+from mfac_compress.mfac import Block, empty_fisher, fisher_of, invert, prune
+from mfac_compress.mfac.partition import BlockPartition
+from mfac_compress.mfac.process_group import shard_columns
+from mfac_compress.mfac.saliency import magnitude_costs, unit_costs
+from mfac_compress.mfac.units import Units
+
+D = 24
+# Units of 2, 3 and 1 weights, and one whose weights are not adjacent.
+UNEVEN = torch.tensor([0, 0, 1, 1, 1, 2, 3, 4, 4, 3, *range(5, 19)])
 
 
-def _everything(d):
-    return torch.ones(d, dtype=torch.bool)
+def _dense_costs(F, w, of_weight):
+    """½ w_Qᵀ ([F⁻¹]_QQ)⁻¹ w_Q of each unit."""
+    P, costs = torch.linalg.inv(F), []
+    for number in of_weight.unique():
+        Q = (of_weight == number).nonzero().flatten()
+        costs.append(0.5 * w[Q] @ torch.linalg.solve(P[Q][:, Q], w[Q]))
+    return torch.stack(costs)
 
 
-def test_the_least_salient_weights_are_removed():
-    saliency = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0])
-
-    mask = select_mask(saliency, [Budget(((0, 5),), 0.4)], _everything(5))
-
-    assert mask.tolist() == [True, False, False, True, True]
+def _uneven():
+    return Units(UNEVEN, torch.zeros(19, dtype=torch.int32), torch.tensor([0.5]).double())
 
 
-def test_weights_compete_only_within_their_budget():
-    saliency = torch.tensor([1.0, 2.0, 30.0, 10.0, 20.0, 3.0])
-    budgets = [Budget(((0, 2), (5, 6)), 1 / 3), Budget(((2, 5),), 2 / 3)]
+@pytest.mark.parametrize("block_size", [None, 12, 8])
+@pytest.mark.parametrize("m", [6, 40])
+@pytest.mark.parametrize("damping", [1e-2, 1e-6])
+def test_costs_of_units_are_those_of_dense_matrices(
+    gradients, dense_fisher, block_size, m, damping
+):
+    G, w, keep = gradients(m, D), torch.randn(D), torch.ones(D, dtype=torch.bool)
+    inverse, F = invert(fisher_of(G, block_size), damping), dense_fisher(G, damping, block_size)
+    units = Block(4, 0).resolve({"w": (8, 3)}, 0.5)[1] if block_size == 8 else _uneven()
 
-    mask = select_mask(saliency, budgets, _everything(6))
+    costs = unit_costs(w, inverse, units, keep)
 
-    assert mask.tolist() == [False, True, True, False, False, True]
-
-
-def test_removed_weights_stay_removed():
-    gone = torch.tensor([True, True, True, False])
-
-    mask = select_mask(torch.tensor([1.0, 2.0, 3.0, 9.0]), [Budget(((0, 4),), 0.5)], gone)
-
-    assert mask.tolist() == [False, True, True, False]
-
-
-def test_ties_do_not_change_the_count():
-    mask = select_mask(torch.zeros(1000), [Budget(((0, 1000),), 0.7)], _everything(1000))
-
-    assert int((~mask).sum()) == 700
+    expected = _dense_costs(F, w.double(), units.of_weight)
+    torch.testing.assert_close(costs.double(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_at_least_the_share_is_removed_and_never_all():
-    assert Budget(((0, 10),), 0.71).removed == 8
-    assert Budget(((0, 10),), 0.7).removed == 7
-    assert Budget(((0, 3),), 0.99).removed == 2
-    assert Budget(((0, 3),), 0.0).removed == 0
+def test_the_cost_of_a_unit_is_the_loss_of_its_removal(gradients, dense_fisher):
+    G, w = gradients(10, D), torch.randn(D)
+    inverse, F = invert(fisher_of(G), 1e-2), dense_fisher(G, 1e-2)
+    units = Block(4, 1).resolve({"w": (3, 8)}, 1 / 6)[1]
+
+    pruned = prune(w, inverse, units)
+
+    delta = (pruned.weights - w).double()
+    assert int((~pruned.mask).sum()) == 4
+    assert (0.5 * delta @ F @ delta).item() == pytest.approx(pruned.costs.min().item(), rel=1e-4)
 
 
-def test_magnitude_ignores_the_sign():
-    assert magnitude_saliency(torch.tensor([-3.0, 2.0])).tolist() == [9.0, 4.0]
+def test_units_that_blocks_of_the_fisher_divide_are_refused(gradients):
+    w, keep = torch.randn(D), torch.ones(D, dtype=torch.bool)
+    units = Block(4, 0).resolve({"w": (8, 3)}, 0.5)[1]
+    for m in (4, 40):
+        inverse = invert(fisher_of(gradients(m, D), 6), 1e-2)
+        with pytest.raises(ValueError, match="must hold whole units"):
+            unit_costs(w, inverse, units, keep)
 
 
-def test_schedules_end_at_the_target_and_grow():
-    for schedule in ("geometric", "linear"):
-        sparsities = sparsity_schedule(0.9, 7, schedule)
-        assert sparsities[-1] == 0.9
-        assert sparsities == sorted(sparsities)
-        assert len(sparsities) == 7
+def test_sequential_selection_is_refused_for_units_of_several_weights(gradients):
+    inverse, keep = invert(fisher_of(gradients(40, D), 8)), torch.ones(D, dtype=torch.bool)
+    with pytest.raises(ValueError, match="units of one weight"):
+        unit_costs(torch.randn(D), inverse, _uneven(), keep, "sequential")
 
 
-def test_a_geometric_schedule_keeps_the_same_share_in_each_step():
-    densities = [1 - s for s in sparsity_schedule(0.9, 4)]
-    shares = {round(b / a, 9) for a, b in zip([1.0, *densities], densities, strict=False)}
-    assert len(shares) == 1
+def test_magnitudes_of_a_unit_add_up():
+    costs = magnitude_costs(
+        torch.tensor([-3.0, 2.0, 1.0]),
+        Units(torch.tensor([0, 1, 0]), torch.zeros(2, dtype=torch.int32), torch.tensor([0.5])),
+    )
+    assert costs.tolist() == [10.0, 4.0]
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+def test_blocks_are_removed_alike_by_several_processes(gradients, on_all_ranks, block_size):
+    G, w = gradients(12, D), torch.randn(D, generator=torch.Generator().manual_seed(0))
+    partition = BlockPartition.contiguous(D, block_size)
+    units = Block(2, 0).resolve({"w": (8, 3)}, 0.5)[1]
+    shards = shard_columns(partition, 3, within_blocks=block_size is None)
+
+    def one_of(group):
+        shard = shards[group.rank]
+        fisher = empty_fisher(partition, len(G), shard=shard, group=group)
+        fisher.add(G[:, shard.columns])
+        return prune(w, invert(fisher, 1e-3), units, columns=shard.columns, group=group)
+
+    whole = prune(w, invert(fisher_of(G, partition), 1e-3), units)
+    for pruned in on_all_ranks(one_of):
+        assert torch.equal(pruned.mask, whole.mask)
+        torch.testing.assert_close(pruned.weights, whole.weights)

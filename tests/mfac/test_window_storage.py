@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from mfac_compress.mfac.fisher import invert
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.window import GradientWindow
 
 _BUILD = """
 import torch
-from mfac_compress.mfac import InverseFisher
+from mfac_compress.mfac import fisher_of, invert
 
 def memory(field):
     lines = open("/proc/self/status")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 torch.set_num_threads(1)
-InverseFisher.build(torch.randn(128, 2048), 1e-5)
+invert(fisher_of(torch.randn(128, 2048)))
 idle = memory("VmRSS")
 G = torch.empty(128, 300_000, dtype=torch.{dtype})
 for row in G:
     row.copy_(torch.randn(300_000))
-InverseFisher.build(G, 1e-5)
+invert(fisher_of(G))
 print((memory("VmHWM") - idle) / G.nbytes)
 """
 
@@ -45,7 +46,7 @@ def test_a_window_on_disk_gives_the_same_inverse(tmp_path, gradients, dtype, blo
         window = GradientWindow(20, partition, dtype, folder=folder)
         for part in G.split(7):
             window.add(part)
-        inverses.append(window.invert(1e-4))
+        inverses.append(invert(window, 1e-4))
     memory, disk = inverses
     x, mask = torch.randn(4000), torch.rand(4000) > 0.5
 

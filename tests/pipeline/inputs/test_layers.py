@@ -68,22 +68,22 @@ def test_left_out_says_which_key_left_it_out():
     assert targets.left_out["layer1.0.weight"] == "not matched by prune.include"
 
 
-def test_overrides_have_their_own_budget_and_the_last_one_counts():
+def test_overrides_compete_alone_and_the_last_one_counts():
     targets = _match(overrides={"layer2.*": 0.25, "layer2.1": 0.75})
 
     by_name = {target.name: target for target in targets.matched}
     assert by_name["layer2.0.weight"].sparsity == 0.25
     assert by_name["layer2.1.weight"].sparsity == 0.75
-    together, *alone = targets.budgets()
-    assert together.sparsity == 0.5
-    assert together.ranges == ((0, 18), (66, 258), (258, 322))
-    assert [(b.ranges, b.sparsity) for b in alone] == [(((18, 50),), 0.25), (((50, 66),), 0.75)]
+    bounds = {t.name: slice(t.start, t.stop) for t in targets.layout}
+    competition = {name: targets.units.competition[at].unique() for name, at in bounds.items()}
+    assert targets.units.sparsity.tolist() == [0.5, 0.25, 0.75]
+    assert [int(competition[name]) for name in EVERYTHING] == [0, 1, 2, 0, 0]
 
 
-def test_layerwise_gives_every_tensor_its_own_budget():
-    budgets = _match(scope="layerwise").budgets()
-    assert len(budgets) == len(EVERYTHING)
-    assert {budget.sparsity for budget in budgets} == {0.5}
+def test_layerwise_lets_every_tensor_compete_alone():
+    units = _match(scope="layerwise").units
+    assert units.sparsity.tolist() == [0.5] * len(EVERYTHING)
+    assert len(units.competition.unique()) == len(EVERYTHING)
 
 
 @pytest.mark.parametrize("key", ["include", "exclude"])

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mfac_compress.mfac.inverse import InverseFisher
+from mfac_compress.mfac.fisher import Inverse
 
 Update = Literal["joint", "single", "none"]
 
@@ -13,43 +13,34 @@ _SMALLEST_STEP = 2.0**-14
 _MISSES = 2  # The search ends after this many step sizes in a row that do not lower the loss.
 
 
-def remove_weights(
-    weights: Tensor, mask: Tensor, inverse: InverseFisher | None, update: Update
-) -> Tensor:
+def remove_weights(weights: Tensor, mask: Tensor, inverse: Inverse, update: Update) -> Tensor:
     """Set the masked-out weights to zero and correct the others.
 
     Args:
         weights: w. Shape ``[d]``.
         mask: True = kept. Shape ``[d]``.
-        inverse: F⁻¹; may be None for ``update="none"`` only.
+        inverse: F⁻¹.
         update: ``joint`` solves for the whole removed set; ``single`` adds up the corrections for
             each weight removed on its own, as the paper does; ``none`` corrects nothing.
 
     Returns:
         The new weights, exactly +0 where masked out. Shape ``[d]``.
 
-    Raises:
-        ValueError: If the update needs an inverse and there is none.
-
     Example:
         >>> import torch
-        >>> inverse = InverseFisher.build(torch.tensor([[1.0, 1.0]]), damping=1e-6)
+        >>> from mfac_compress.mfac.fisher import fisher_of, invert
+        >>> inverse = invert(fisher_of(torch.tensor([[1.0, 1.0]])), damping=1e-6)
         >>> remove_weights(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), inverse, "joint")
         tensor([0.0000, 3.0000])
     """
     if update == "none":
         return weights.masked_fill(~mask, 0)
-    if inverse is None:
-        raise ValueError(
-            f"update {update!r} needs an inverse to correct the kept weights. Got None. "
-            'Build one with InverseFisher.build, or use update="none".'
-        )
     if update == "joint":
         return inverse.joint_update(weights, mask)
     return _single_update(weights, mask, inverse)
 
 
-def _single_update(weights: Tensor, mask: Tensor, inverse: InverseFisher) -> Tensor:
+def _single_update(weights: Tensor, mask: Tensor, inverse: Inverse) -> Tensor:
     """w − F⁻¹ (w_Q / diag F⁻¹): the sum of equation 1's corrections over the removed set Q."""
     removed = weights.masked_fill(mask, 0) / inverse.diagonal().to(weights)
     return (weights - inverse.ihvp(removed)).masked_fill(~mask, 0)

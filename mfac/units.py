@@ -1,0 +1,193 @@
+"""What is removed together, and what competes with what: the pattern of the zeros.
+
+A pattern turns the shapes of the tensors to prune into a :class:`~mfac_compress.mfac.layout.Layout`
+and :class:`Units` before any gradient is taken, since the order of the columns decides which
+weights share a block of the Fisher.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mfac_compress.mfac.layout import Layout, Shapes, TensorSlice
+
+
+@dataclass(frozen=True)
+class Units:
+    """Sets of weights that go together, and the competitions in which they are ranked.
+
+    Args:
+        of_weight: Unit of each weight, from 0, in the order of their first columns. Integers,
+            shape ``[d]``.
+        competition: Competition of each unit, from 0. Integers, shape ``[u]``.
+        sparsity: Share of its units that each competition loses in the end, in [0, 1). Float64,
+            shape ``[competitions]``.
+    """
+
+    of_weight: Tensor
+    competition: Tensor
+    sparsity: Tensor
+
+    @property
+    def count(self) -> int:
+        """u, the number of units."""
+        return len(self.competition)
+
+    @property
+    def single(self) -> bool:
+        """Whether each weight is a unit of its own."""
+        return self.count == len(self.of_weight)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex of all of it."""
+        parts = (self.of_weight.int(), self.competition.int(), self.sparsity.double())
+        return sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+
+    @property
+    def sizes(self) -> Tensor:
+        """Number of units of each competition. Int64, shape ``[competitions]``."""
+        return torch.bincount(self.competition, minlength=len(self.sparsity))
+
+    def columns_by_size(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the numbers ``[n]`` of all units of s weights, and their columns ``[n, s]``."""
+        sizes = torch.bincount(self.of_weight, minlength=self.count)
+        starts, order = sizes.cumsum(0) - sizes, torch.argsort(self.of_weight, stable=True)
+        for size in sizes.unique().tolist():
+            numbers = (sizes == size).nonzero().flatten()
+            yield numbers, order[starts[numbers, None] + torch.arange(size)]
+
+    def part(self, columns: slice) -> "Units":
+        """Return the units of some adjacent columns, numbered from 0.
+
+        Raises:
+            ValueError: If a unit has other columns as well.
+        """
+        of_weight = self.of_weight[columns]
+        first, last = int(of_weight[0]), int(of_weight[-1])
+        whole = (self.of_weight >= first) & (self.of_weight <= last)
+        if int(whole.sum()) != len(of_weight):
+            raise ValueError(
+                "Each process must hold whole units. Got some that are divided. Use fewer "
+                "processes, or blocks of the Fisher that hold whole units."
+            )
+        return Units(of_weight - first, self.competition[first : last + 1], self.sparsity)
+
+    def removed(self, sparsity: Tensor | None = None) -> Tensor:
+        """Number of units that each competition loses: at least the share, never all.
+
+        Args:
+            sparsity: Share of each competition; None for the last one, :attr:`sparsity`.
+
+        Returns:
+            Int64, shape ``[competitions]``.
+        """
+        share = self.sparsity if sparsity is None else sparsity.to(self.sparsity)
+        rounded_up = torch.ceil(share * self.sizes - 1e-6).long()
+        return torch.minimum(rounded_up, self.sizes - 1).clamp_min(0)
+
+
+class Pattern(Protocol):
+    """A rule for where zeros may be."""
+
+    def resolve(
+        self, shapes: Shapes, sparsity: float, own: Mapping[str, float] | None = None
+    ) -> tuple[Layout, Units]:
+        """Return the order of the columns, and their units.
+
+        Args:
+            shapes: Name to shape of the tensors to prune, in order.
+            sparsity: Share to remove of all tensors together that are not in ``own``.
+            own: Name to sparsity of the tensors whose units compete only with each other.
+        """
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Each weight may go by itself.
+
+    Example:
+        >>> layout, units = Unstructured().resolve({"a": (2, 2), "b": (3,)}, 0.5, {"b": 0.9})
+        >>> units.of_weight.tolist(), units.competition.tolist(), units.removed().tolist()
+        ([0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 1, 1, 1], [2, 2])
+    """
+
+    def resolve(
+        self, shapes: Shapes, sparsity: float, own: Mapping[str, float] | None = None
+    ) -> tuple[Layout, Units]:
+        """See :class:`Pattern`."""
+        layout, own = Layout.row_major(shapes), own or {}
+        competition, sparsities = _competitions(layout, [t.size for t in layout], sparsity, own)
+        of_weight = torch.arange(layout.size, dtype=torch.int32)
+        return layout, Units(of_weight, competition, sparsities)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring weights go together, so that a processor reads or skips them as one.
+
+    Args:
+        size: Number of weights of a unit.
+        axis: Whether they are neighbouring outputs (0) or inputs (1) of a weight
+            ``[outputs, inputs, ...]``.
+
+    Example:
+        >>> layout, units = Block(2, axis=0).resolve({"w": (4, 3)}, sparsity=0.5)
+        >>> layout.flatten({"w": torch.arange(12).view(4, 3)}).tolist()
+        [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+        >>> units.of_weight.tolist()
+        [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    """
+
+    size: int
+    axis: Literal[0, 1]
+
+    def resolve(
+        self, shapes: Shapes, sparsity: float, own: Mapping[str, float] | None = None
+    ) -> tuple[Layout, Units]:
+        """See :class:`Pattern`. Units are adjacent, so blocks of the Fisher hold whole ones where
+        their side is a multiple of ``size``.
+
+        Raises:
+            ValueError: If a tensor has no such axis, or one that is no multiple of ``size``.
+        """
+        for name, shape in shapes.items():
+            if len(shape) < 2 or shape[self.axis] % self.size:
+                raise ValueError(
+                    f"Blocks of {self.size} along axis {self.axis} must divide each tensor. Got "
+                    f"{name} {list(shape)}. Leave that tensor out, or use another size or axis."
+                )
+        tensors, start, group = [], 0, self.size if self.axis == 0 else 1
+        for name, shape in shapes.items():
+            axes = (0, *range(2, len(shape)), 1)
+            tensors.append(TensorSlice(name, tuple(shape), axes, start, group))
+            start = tensors[-1].stop
+        layout, own = Layout(tuple(tensors)), own or {}
+        counts = [tensor.size // self.size for tensor in layout]
+        competition, sparsities = _competitions(layout, counts, sparsity, own)
+        of_weight = torch.arange(layout.size, dtype=torch.int32) // self.size
+        return layout, Units(of_weight, competition, sparsities)
+
+
+def _competitions(
+    layout: Layout, counts: list[int], sparsity: float, own: Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """Return the competition of each unit, given how many each tensor has, and their sparsities.
+
+    One of all tensors that are not in ``own`` comes first, where there are such.
+    """
+    unknown = [name for name in own if name not in {t.name for t in layout}]
+    if unknown:
+        raise ValueError(f"own must name tensors that are pruned. Got {', '.join(unknown)}.")
+    alone = [t.name for t in layout if t.name in own]
+    together = [sparsity] if len(alone) < len(layout.tensors) else []
+    sparsities = torch.tensor([*together, *(own[name] for name in alone)], dtype=torch.float64)
+    if not ((sparsities >= 0) & (sparsities < 1)).all():
+        raise ValueError(f"sparsity must be in [0, 1). Got {sparsities.tolist()}.")
+    number = {name: len(together) + i for i, name in enumerate(alone)}
+    each = torch.tensor([number.get(t.name, 0) for t in layout], dtype=torch.int32)
+    return each.repeat_interleave(torch.tensor(counts)), sparsities
