@@ -181,6 +181,7 @@ class Case:
     expected: dict[str, Any]
     rng: random.Random
     seconds: float
+    units: int
     cache: Path | None = None
     kills: Counter = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -209,7 +210,7 @@ class Case:
         if self.rng.random() < 0.5:
             yield process.start + self.rng.uniform(0, self.seconds + 2 * cold)
             return
-        count = before + self.rng.randrange(1, 5)
+        count = self.rng.randint(before + 1, max(before + 1, self.units))
         while len(finished(self.output)) < count and not process.wait(0):
             yield time.monotonic() + 0.01
         yield time.monotonic() + self.rng.uniform(0, self.seconds / 20)
@@ -283,6 +284,7 @@ def run(kills: int, seed: int) -> int:
         folder = Path(temporary)
         write_project(folder)
         expected, seconds = _undisturbed(folder)
+        units = len(finished(folder / "undisturbed"))
         print(f"seed {seed}; an undisturbed run takes {seconds:.1f} s", flush=True)
         while killed.total() < kills:
             number = seed + runs
@@ -295,6 +297,7 @@ def run(kills: int, seed: int) -> int:
                     expected,
                     random.Random(f"{number}-{each}"),
                     seconds * (1 + pair),
+                    units,
                     cache,
                 )
                 for each in range(1 + pair)
