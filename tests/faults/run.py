@@ -276,7 +276,7 @@ def _undisturbed(folder: Path) -> tuple[dict[str, Any], float]:
 def run(kills: int, seed: int) -> int:
     """Kill that many times; returns the number of faults."""
     # Loaded before the forks; the command line would load them after its own.
-    from mfac_compress.pipeline import dry_run, runner  # noqa: F401
+    from mfac_compress.pipeline import compression, dry_run  # noqa: F401
 
     killed: Counter = Counter()
     faults, runs = [], 0

@@ -23,7 +23,7 @@ def said():
 def shared(tmp_path, said):
     """The pool, and a function that opens the cache of a run of some name."""
 
-    def open_cache(run, limit=10_000):
+    def open_cache(run, limit=100_000):
         pool = Pool(tmp_path / "pool", limit, "run.cache", said.append)
         return StageCache(tmp_path / run, pool=pool)
 
@@ -94,15 +94,15 @@ def _used_at(entry, seconds):
 
 
 def test_what_was_not_used_for_the_longest_time_goes_first(shared, tmp_path):
-    size = 3 * 5_000  # three of them, with their manifests
+    size = 3 * 50_000  # three of them, with their manifests
     for number in range(3):
-        shared(f"run-{number}", size).get(f"stage-{number}", {}, _make("x" * 4_000))
+        shared(f"run-{number}", size).get(f"stage-{number}", {}, _make("x" * 40_000))
     first, second, third = (tmp_path / "pool" / name for name in _entries(tmp_path))
     for age, entry in enumerate([second, third, first]):
         _used_at(entry, 1_000 + age)
     shared("reader", size).get("stage-1", {}, _never)
 
-    shared("writer", size).get("stage-3", {}, _make("x" * 4_000))
+    shared("writer", size).get("stage-3", {}, _make("x" * 40_000))
 
     assert [name[:7] for name in _entries(tmp_path)] == ["stage-0", "stage-1", "stage-3"]
 
@@ -116,23 +116,23 @@ def test_use_of_a_runs_own_links_counts(shared, tmp_path):
 
 
 def test_eviction_takes_nothing_from_a_run(shared, tmp_path):
-    artefact = shared("a", 5_000).get("prune", {}, _make("x" * 4_000))
-    shared("b", 5_000).get("recover", {}, _make("x" * 4_000))
+    artefact = shared("a", 50_000).get("prune", {}, _make("x" * 40_000))
+    shared("b", 50_000).get("recover", {}, _make("x" * 40_000))
 
     assert [name[:7] for name in _entries(tmp_path)] == ["recover"]
-    assert _result(artefact).read_text() == "x" * 4_000
-    assert shared("a", 5_000).get("prune", {}, _never).reused
+    assert _result(artefact).read_text() == "x" * 40_000
+    assert shared("a", 50_000).get("prune", {}, _never).reused
 
 
 def test_a_smaller_limit_holds_from_the_start(shared, tmp_path):
-    shared("a").get("prune", {}, _make("x" * 4_000))
-    shared("b", 1_000)
+    shared("a").get("prune", {}, _make("x" * 40_000))
+    shared("b", 10_000)
     assert _entries(tmp_path) == []
 
 
 def test_what_exceeds_the_limit_is_not_shared_and_pushes_nothing_out(shared, tmp_path, said):
     shared("a").get("prune", {}, _make("small"))
-    shared("a").get("calibrate", {}, _make("x" * 20_000))
+    shared("a").get("calibrate", {}, _make("x" * 200_000))
 
     assert _entry(tmp_path).name.startswith("prune-")
     (line,) = said
@@ -289,7 +289,7 @@ def test_what_a_killed_run_left_half_made_goes(shared, tmp_path):
 def test_code_that_cannot_be_hashed_shares_nothing(tmp_path, said):
     from mfac_compress.pipeline.inputs.code_sources import CodeSources
 
-    pool = Pool(tmp_path / "pool", 10_000, "run.cache", said.append)
+    pool = Pool(tmp_path / "pool", 100_000, "run.cache", said.append)
     cache = StageCache(tmp_path / "a", code=CodeSources(unseen=("model",)), pool=pool)
     cache.get("prune", {}, _make("a"))
     assert _entries(tmp_path) == []
