@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-long attack lint kernels-fuzz kernels-matrix kernels-aarch64 clean
+.PHONY: demo test test-long attack faults lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
@@ -15,6 +15,9 @@ test-long: .venv/installed  ## simulations and attacks in their long form, about
 
 attack: .venv/installed  ## some 2,500 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
 	$(BIN)/python tests/attack/run.py
+
+faults: .venv/installed  ## a run killed 100 times at random moments and started again; some five minutes
+	$(BIN)/python tests/faults/run.py --kills 100
 
 lint: .venv/installed
 	$(BIN)/ruff check .

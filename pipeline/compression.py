@@ -15,8 +15,10 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
-from mfac_compress.pipeline.run.cache import Artefact, StageCache
+from mfac_compress.pipeline.run.artefact import Artefact
+from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.directory import RunDirectory
+from mfac_compress.pipeline.run.pool import check_pool, open_pool
 from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
 from mfac_compress.pipeline.schedule import plan_stages
 from mfac_compress.pipeline.stages import accelerate, validate
@@ -62,13 +64,15 @@ def compress(
         ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
         with stage_named("load"), progress.stage("load"):
             recipe, inputs = load(recipe, model_path, overrides, trust_pickle, ranks)
+            with ranks.raise_on_every_rank():
+                pool = open_pool(recipe, progress.warn) if ranks.is_rank_zero else None
             storage = directory.cache if _keeps_gradients_on_disk(inputs, ranks) else None
             if storage is not None:
                 progress.detail("gradients on disk, being more than the memory budget")
             stages = plan_stages(recipe, inputs, storage)
             check_stages(stages, ranks)
         clock = StageClock(progress)
-        cache_of = partial(StageCache, directory.cache, code=inputs.code)
+        cache_of = partial(StageCache, directory.cache, code=inputs.code, pool=pool)
         artefacts = run_stages(stages, cache_of, inputs.code, ranks, clock)
         return ranks.on_rank_zero(
             partial(_judge, recipe, inputs, artefacts, directory, clock, ranks.size)
@@ -90,6 +94,10 @@ def load(
     with ranks.raise_on_every_rank():
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe, overrides)
+        if ranks.is_rank_zero:
+            check_pool(recipe)
+    ranks.wait_at_most(recipe.run.rank_timeout)
+    with ranks.raise_on_every_rank():
         inputs = load_inputs(recipe, model_path, trust_pickle=trust_pickle, ranks=ranks)
     _check_same_inputs(recipe, inputs, ranks)
     return recipe, inputs

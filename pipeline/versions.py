@@ -21,5 +21,6 @@ def library_versions() -> dict[str, str]:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the sections that make the model; not of how it is run and judged."""
-    how = {"run": {"threads", "memory_budget"}, "export": {"sparse_kernels"}, "validate_": True}
+    run = {"threads", "memory_budget", "cache", "cache_size", "rank_timeout"}
+    how = {"run": run, "export": {"sparse_kernels"}, "validate_": True}
     return content_key(recipe.model_dump(mode="json", exclude=how))

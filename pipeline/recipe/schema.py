@@ -6,9 +6,9 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 
 from collections.abc import Iterator
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.recipe.compress_schema import (
     CalibrateSection,
@@ -42,6 +42,7 @@ from mfac_compress.pipeline.recipe.section import (
     Bytes,
     CallableName,
     Index,
+    NoSwitch,
     Number,
     Section,
     Seed,
@@ -96,6 +97,16 @@ class RunSection(Section):
     memory_budget: Bytes | None = None
     """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free. With
     `fisher.block_size: full`, gradients beyond it are kept on disk, in the run directory."""
+    cache: Text | None = None
+    """Folder in which runs share what their stages have made, for example
+    `~/.cache/mfac-compress`; made where it is not there. Default: each run keeps its own."""
+    cache_size: Bytes = ByteSize(20_000_000_000)
+    """Most bytes in `run.cache`. Beyond it, what was not used for the longest time goes. Files that
+    a run uses stay in its own directory."""
+    rank_timeout: Annotated[float, Field(gt=0, le=604_800), NoSwitch] = 1800
+    """Seconds that the processes of a run wait for one that does not come before they end the run;
+    for the first process they wait twice as long, and while it works alone (it exports and
+    measures) as long as that takes."""
 
 
 class ModelSection(Section):

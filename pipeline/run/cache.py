@@ -1,65 +1,52 @@
 """Stage artefacts, kept by content.
 
 A stage's folder is named by the hash of everything that its result depends on, the content of the
-artefacts before it included. It is made beside its place, its manifest written last, and renamed
-into place. The manifest holds the digest of each file and of itself, and all of them are checked
-before anything is reused: what does not agree is made anew.
+artefacts before it included. It is made beside its place and renamed into place when it is
+complete. What is found is checked before it is reused; what does not agree is made anew. Where runs
+share a pool, an artefact is looked for there before it is made, and given to it afterwards.
 """
 
-import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mfac_compress.pipeline.digest import content_key, file_digest
-from mfac_compress.pipeline.inputs.code_sources import CodeSources, unchanged
+from mfac_compress.pipeline.digest import content_key
+from mfac_compress.pipeline.inputs.code_sources import CodeSources
 from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.run.artefact import Artefact, RejectedError, complete, verified
+from mfac_compress.pipeline.run.pool import Pool, remove
 
-MANIFEST = "manifest.json"
-_DIGEST = "digest"
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A complete stage result on disk.
-
-    Args:
-        folder: Its files.
-        digest: Of its files and facts, and of what it was made from.
-        facts: What the stage said of it.
-        files: SHA-256 of each file, by its path in the folder.
-        reused: Whether it was found rather than made.
-        rejected: Why an artefact that was found could not be reused; empty where there was none.
-    """
-
-    folder: Path
-    digest: str
-    facts: Any
-    files: dict[str, str]
-    reused: bool
-    rejected: str = ""
+_SCRATCH = ".making-"
 
 
 class StageCache:
     """The artefacts of a run directory, the newest of each stage.
 
     Args:
-        root: Folder of the cache; made when first needed. Only the first process looks at it.
+        root: Folder of the cache; made when first needed. Only the first process looks at it, and
+            no other run does meanwhile.
         ranks: The processes that ask for artefacts together. Default: this one.
         code: The user's code as it was loaded before the stages. Files of it that only a stage
             loads are noted in the artefact, and looked at before it is reused.
+        pool: What this run shares with others; of the first process. Default: nothing.
     """
 
     def __init__(
-        self, root: Path, ranks: Ranks | None = None, code: CodeSources | None = None
+        self,
+        root: Path,
+        ranks: Ranks | None = None,
+        code: CodeSources | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self._root = root
         self._ranks = ranks or Ranks()
         self._code = code or CodeSources()
+        # Code that cannot be hashed gives each run keys of its own, which no other will look for.
+        self._pool = None if self._code.unseen else pool
 
     def get(
         self,
@@ -76,107 +63,89 @@ class StageCache:
                 processes; the first one alone has a folder.
         """
         key = content_key({"stage": stage, **depends_on})
-        folder = self._root / stage / key[:16]
-        found = self._ranks.on_rank_zero(lambda: _find(folder, key))
+        found = self._ranks.on_rank_zero(lambda: self._find(stage, key))
         if isinstance(found, Artefact):
             return found
         made = None
         if self._ranks.is_rank_zero:
-            made = self._make(stage, folder, key, make, rejected=found)
+            made = self._make(stage, key, make, rejected=found)
         else:
             make(None)
         artefact = self._ranks.on_rank_zero(lambda: made)
         assert artefact is not None
         return artefact
 
+    def _find(self, stage: str, key: str) -> Artefact | str:
+        """The artefact, of this run or from the pool; or why what is there cannot be reused."""
+        folder = self._folder(stage, key)
+        for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a run that was killed
+            remove(left)
+        found = _verified(folder, key) if folder.is_dir() else ""
+        if self._pool is None:
+            return found
+        if isinstance(found, Artefact):
+            if not self._pool.note_use(stage, key):
+                self._give(stage, key, folder)
+            return found
+        return self._take(stage, key) or found
+
+    def _take(self, stage: str, key: str) -> Artefact | str:
+        """The artefact from the pool; or why what is there cannot be reused."""
+        assert self._pool is not None
+        with self._scratch(stage) as work:
+            if not self._pool.take(stage, key, work):
+                return ""
+            taken = _verified(work, key)
+            return self._put(taken, stage, key) if isinstance(taken, Artefact) else taken
+
     def _make(
-        self,
-        stage: str,
-        folder: Path,
-        key: str,
-        make: Callable[[Path], Mapping[str, Any]],
-        rejected: str,
+        self, stage: str, key: str, make: Callable[[Path | None], Mapping[str, Any]], rejected: str
     ) -> Artefact:
-        if folder.parent.is_file():
-            folder.parent.unlink()  # damage, like what is wrong within an artefact
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
+        with self._scratch(stage) as work:
+            facts = make(work)
+            made = complete(work, stage, key, facts, self._code.since())
+            if self._pool is not None and self._give(stage, key, work):
+                # Another run was faster. With its artefact, later stages of both have one key.
+                taken = self._take(stage, key)
+                if isinstance(taken, Artefact):
+                    return replace(taken, reused=False, rejected=rejected)
+            return replace(self._put(made, stage, key), rejected=rejected)
+
+    def _give(self, stage: str, key: str, folder: Path) -> bool:
+        """Put an artefact into the pool; whether one was there, of another run."""
+        assert self._pool is not None
+        return self._pool.give(
+            stage, key, folder, lambda entry: isinstance(_verified(entry, key), Artefact)
+        )
+
+    def _folder(self, stage: str, key: str) -> Path:
+        return self._root / stage / key[:16]
+
+    @contextmanager
+    def _scratch(self, stage: str) -> Iterator[Path]:
+        """An empty folder beside the stage's artefacts, of which nothing stays."""
+        place = self._root / stage
+        if place.is_file():
+            place.unlink()  # damage, like what is wrong within an artefact
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place) as scratch:
             work = Path(scratch) / "artefact"
             work.mkdir()
-            facts = dict(make(work))
-            manifest = {
-                "stage": stage,
-                "key": key,
-                "facts": json.loads(json.dumps(facts)),
-                "files": _file_digests(work),
-                "code": self._code.since(),
-            }
-            manifest[_DIGEST] = content_key(manifest)
-            (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-            _remove_older(folder.parent, but=Path(scratch))
-            os.rename(work, folder)
-        return _artefact(folder, manifest, reused=False, rejected=rejected)
+            yield work
+
+    def _put(self, artefact: Artefact, stage: str, key: str) -> Artefact:
+        """Move a complete artefact to its place, and remove the stage's older ones."""
+        folder, scratch = self._folder(stage, key), artefact.folder.parent
+        for other in folder.parent.iterdir():
+            if other != scratch:
+                remove(other)
+        os.rename(artefact.folder, folder)
+        return replace(artefact, folder=folder)
 
 
-class _RejectedError(Exception):
-    """An artefact cannot be reused. The message says what of it is wrong."""
-
-
-def _find(folder: Path, key: str) -> Artefact | str:
-    """The artefact in a folder; or why it cannot be reused, empty where there is none."""
-    if not folder.is_dir():
-        return ""
+def _verified(folder: Path, key: str) -> Artefact | str:
+    """The artefact in a folder; or why it cannot be reused."""
     try:
-        return _verified(folder, key)
-    except _RejectedError as error:
+        return verified(folder, key)
+    except RejectedError as error:
         return str(error)
-
-
-def _verified(folder: Path, key: str) -> Artefact:
-    """The artefact in a folder, all of which is as it was written.
-
-    Raises:
-        _RejectedError: If it is not, or if code that it was made with has changed.
-    """
-    if not (folder / MANIFEST).is_file():
-        raise _RejectedError(f"{MANIFEST} is missing")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        digest = manifest.pop(_DIGEST)
-        if digest != content_key(manifest) or manifest["key"] != key:
-            raise _RejectedError(f"{MANIFEST} does not have the content that was written")
-        found = _file_digests(folder)
-        wrong = [name for name, _ in {*manifest["files"].items()} ^ {*found.items()}]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _RejectedError(f"{MANIFEST} cannot be read ({type(error).__name__})") from error
-    if wrong:
-        raise _RejectedError(f"{min(wrong)} does not have the content that was written")
-    if not unchanged(manifest["code"]):
-        raise _RejectedError("code that it was made with has changed")
-    return _artefact(folder, {**manifest, _DIGEST: digest}, reused=True)
-
-
-def _artefact(
-    folder: Path, manifest: Mapping[str, Any], *, reused: bool, rejected: str = ""
-) -> Artefact:
-    return Artefact(
-        folder, manifest[_DIGEST], manifest["facts"], manifest["files"], reused, rejected
-    )
-
-
-def _file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of all files but the manifest, by path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    named = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: file_digest(path) for name, path in named.items() if name != MANIFEST}
-
-
-def _remove_older(stage: Path, but: Path) -> None:
-    """Remove the stage's older artefacts, and what a killed run left half made."""
-    for other in stage.iterdir():
-        if other == but:
-            continue
-        if other.is_dir() and not other.is_symlink():
-            shutil.rmtree(other)
-        else:
-            other.unlink()

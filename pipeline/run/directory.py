@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, MASKS, SPARSE, WEIGHTS
-from mfac_compress.pipeline.run.cache import Artefact
+from mfac_compress.pipeline.run.artefact import Artefact
 
 RESULTS = (
     "report.json",

@@ -16,7 +16,8 @@ from mfac_compress.pipeline.errors import stage_named
 from mfac_compress.pipeline.inputs.code_sources import CodeSources
 from mfac_compress.pipeline.progress import Line, Progress
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.run.cache import Artefact, StageCache
+from mfac_compress.pipeline.run.artefact import Artefact
+from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.stage import Before, Job, Stage
 from mfac_compress.pipeline.versions import library_versions
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.run.cache import Artefact
+from mfac_compress.pipeline.run.artefact import Artefact
 
 Before = Mapping[str, Artefact]
 

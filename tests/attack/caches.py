@@ -1,8 +1,9 @@
 """Damaged and edited caches, none of which may change what a run publishes.
 
-``python tests/attack/caches.py --count 200 --seed 1`` finishes one run, damages its cache that many
-times, runs again, and ends with 1 where a damage was mishandled: another exit code or verdict, a
-measurement or a published file other than those of the run before, or more than 20 s.
+``python tests/attack/caches.py --count 200 --seed 1`` finishes one run, damages its cache, or the
+one that it shares, that many times, runs again, and ends with 1 where a damage was mishandled:
+another exit code or verdict, a measurement or a published file other than those of the run before,
+or more than 20 s.
 """
 
 import argparse
@@ -31,6 +32,7 @@ SECONDS = 20
 PUBLISHED = ("model.onnx", "dense.onnx", "model.safetensors", "masks.safetensors")
 MEASURED = ("verdict", "gates", "metric", "sparsity", "size_bytes", "parity_error", "audit")
 RECIPE = {
+    "run": {"cache": "pool"},
     "model": {"factory": "net.py:net"},
     "data": {"source": "digits"},
     "prune": {"method": "magnitude", "sparsity": 0.5},
@@ -45,6 +47,9 @@ def net():
 """
 
 
+SPARED = ("run.lock", "pool.lock", "CACHEDIR.TAG")
+
+
 class Project:
     """A run that has passed, to be damaged again and again."""
 
@@ -57,7 +62,13 @@ class Project:
         save_file(net.state_dict(), folder / "net.safetensors")
         self.expected = self.run()
         assert self.expected[0] == 0, self.expected
-        shutil.copytree(self.output / ".cache", folder / "whole")
+        for name, place in self.caches.items():
+            shutil.copytree(place, folder / "whole" / name)
+
+    @property
+    def caches(self) -> dict[str, Path]:
+        """The run's own, and that which it shares."""
+        return {"own": self.output / ".cache", "pool": self.folder / "pool"}
 
     def run(self) -> tuple[Any, ...]:
         """Exit code, measurements and published bytes of a run."""
@@ -70,12 +81,13 @@ class Project:
         published = [(self.output / name).read_bytes() for name in PUBLISHED]
         return ended.exit_code, [measured[name] for name in MEASURED], published
 
-    def restore(self) -> Path:
-        """The cache as the first run left it."""
-        cache = self.output / ".cache"
-        shutil.rmtree(cache)
-        shutil.copytree(self.folder / "whole", cache)
-        return cache
+    def restore(self, attacked: str) -> Path:
+        """One cache as the first run left it; the other is empty, so that this one is used."""
+        for place in self.caches.values():
+            shutil.rmtree(place)
+            place.mkdir()
+        shutil.copytree(self.folder / "whole" / attacked, self.caches[attacked], dirs_exist_ok=True)
+        return self.caches[attacked]
 
 
 def _flip(file: Path, rng: random.Random) -> None:
@@ -177,9 +189,9 @@ def _limited(seconds: int) -> Any:
 def attack(project: Project, seed: int) -> str | None:
     """Damage the cache once and run; what was mishandled, or None."""
     rng = random.Random(seed)
-    cache = project.restore()
-    files = sorted(path for path in cache.rglob("*") if path.is_file() and path.name != "run.lock")
-    damage = DAMAGES[seed % len(DAMAGES)]
+    cache = project.restore("own" if seed % 2 else "pool")
+    files = sorted(path for path in cache.rglob("*") if path.is_file() and path.name not in SPARED)
+    damage = DAMAGES[seed // 2 % len(DAMAGES)]
     file = rng.choice([path for path in files if path.stat().st_size])
     damage(file, rng)
     start = time.monotonic()
@@ -190,7 +202,7 @@ def attack(project: Project, seed: int) -> str | None:
         found = ("timeout",)
     if found == project.expected and time.monotonic() - start < SECONDS:
         return None
-    return f"seed {seed}, {damage.__name__} of {file.relative_to(cache)}: {found[:2]}"
+    return f"seed {seed}, {damage.__name__} of {file.relative_to(project.folder)}: {found[:2]}"
 
 
 def run(count: int, seed: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -76,7 +77,7 @@ REFUSED = {
     "infinite": ({"task": {"loss": "loss.py:not_finite_in_1"}}, "^process 1: Gradients.*finite"),
 }
 LOSS = """
-import os, signal, traceback
+import os, signal, time, traceback
 from torch.nn.functional import cross_entropy
 
 def not_finite_in_1(outputs, targets):
@@ -90,6 +91,28 @@ def deadly(outputs, targets):
     if stage in stages and os.environ["RANK"] == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     return cross_entropy(outputs, targets)
+
+def endless(outputs, targets):
+    stages = {frame.name for frame in traceback.extract_stack()}
+    if os.environ["HANGS"] == os.environ["RANK"] and "calibrate" in stages:
+        time.sleep(600)
+    return cross_entropy(outputs, targets)
+"""
+# One is stopped from outside, as often within an exchange as before one.
+STOPPED = """
+import os, signal, sys, threading, torch
+from mfac_compress.pipeline.errors import StageError
+from mfac_compress.pipeline.ranks import open_ranks
+
+with open_ranks() as ranks:
+    ranks.wait_at_most(0.5)
+    if ranks.rank == int(sys.argv[1]):
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGSTOP)).start()
+    try:
+        while True:
+            ranks.all_reduce(torch.ones(1000))
+    except StageError as error:
+        sys.exit(str(error))
 """
 
 
@@ -249,6 +272,44 @@ def test_a_process_that_is_killed_ends_the_run_without_results(project, dies):
     stage = dies.split()[1]
     assert not list((project.output / ".cache" / stage).glob("*/manifest.json"))
     assert project.run().exit_code == 0, "what is left is in nobody's way"
+
+
+def test_a_process_that_hangs_ends_the_run_and_is_named(project):
+    (project.folder / "loss.py").write_text(LOSS)
+    project.recipe["task"] = {"loss": "loss.py:endless"}
+
+    result = _command(project, "--set", "run.rank_timeout=1", HANGS="1")
+
+    assert result.returncode == 1
+    assert "Got nothing from rank 1 within 1 s" in result.stderr, result.stderr
+    assert result.stderr.count("run.rank_timeout") == 1, result.stderr
+    assert not {path.name for path in project.output.iterdir()} & set(RESULTS)
+
+
+@pytest.mark.parametrize("stops", [0, 1])
+def test_a_process_that_is_stopped_in_the_midst_of_exchanges_is_named(stops):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPPED, str(stops)],
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        _, said = processes[1 - stops].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    assert f"Got nothing from rank {stops} within 0.5 s" in said
 
 
 if __name__ == "__main__":

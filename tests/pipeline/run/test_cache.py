@@ -63,3 +63,13 @@ def test_a_folder_without_a_manifest_is_not_an_artefact(tmp_path):
     (artefact.folder / "manifest.json").unlink()
 
     assert not cache.get("prune", {"a": 1}, _make("y")).reused
+
+
+def test_what_a_killed_run_left_goes_when_its_artefact_is_found(tmp_path):
+    cache = StageCache(tmp_path)
+    cache.get("prune", {"a": 1}, _make("x"))
+    (tmp_path / "prune" / ".making-1" / "artefact").mkdir(parents=True)
+
+    cache.get("prune", {"a": 1}, _never)
+
+    assert len(list((tmp_path / "prune").iterdir())) == 1

@@ -8,7 +8,7 @@ import torch
 
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.recipe.schema import RecoverSection
-from mfac_compress.pipeline.run.cache import Artefact
+from mfac_compress.pipeline.run.artefact import Artefact
 from mfac_compress.pipeline.run.stage import Keyed, Stage, digest_of
 
 
