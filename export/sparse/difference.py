@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from mfac_compress.export.graphs import nested
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.files import temporary_file
 from mfac_compress.export.sparse.graph import Graph
@@ -28,14 +27,12 @@ def max_difference(graph: Graph) -> float:
 
     It depends on the model only: its quantisation also rounds the values that are not replaced.
     """
-    nodes = (node for each in nested(graph.model.graph) for node in each.node)
+    nodes = graph.model.graph.all_nodes()
     quantised = any(node.op_type in _ROUNDS_VALUES for node in nodes)
     return MAX_QUANTISED_DIFFERENCE if quantised else MAX_DIFFERENCE
 
 
-def largest_difference(
-    dense: onnx.ModelProto, sparse: onnx.ModelProto, feeds: Feeds
-) -> float | None:
+def largest_difference(dense: ir.Model, sparse: ir.Model, feeds: Feeds) -> float | None:
     """Compare those outputs of two models that are floats, quantised or not.
 
     The dense model is run with and without ONNX Runtime's optimisations, and the smaller difference

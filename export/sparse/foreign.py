@@ -1,0 +1,87 @@
+"""Convert an ONNX file as protobuf reads it to onnx_ir, also what onnx_ir cannot represent."""
+
+import logging
+from itertools import chain
+from math import prod
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_ir as ir
+from onnx import AttributeProto, numpy_helper
+
+from mfac_compress.export.graphs import nested
+from mfac_compress.export.sparse.fold import MAX_ELEMENTS
+
+# It logs what is wrong with a file; ONNX Runtime refuses such a file, with an error.
+logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Inline functions where they are called, as ONNX Runtime does when it loads a file.
+
+    Args:
+        model: May be changed. Its functions must not be too large when inlined.
+    Returns:
+        The model; unchanged if it has no functions, or is too large for the ONNX inliner.
+    """
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception:  # its layers are reported as inside functions, then
+        return model
+
+
+def to_ir(model: onnx.ModelProto) -> ir.Model:
+    """Convert a model to onnx_ir.
+
+    Sparse tensors become dense ones, as in ONNX Runtime. Types of values that are neither tensors
+    nor sequences of tensors, such as maps, are left out: ONNX Runtime infers them.
+
+    Args:
+        model: Changed. The result shares its tensors.
+    Raises:
+        ValueError: If it is not valid, or a sparse tensor is too large.
+    """
+    bodies = [onnx.GraphProto(node=function.node) for function in model.functions]
+    for graph in chain.from_iterable(map(nested, (model.graph, *bodies))):
+        for sparse in graph.sparse_initializer:
+            graph.initializer.append(_dense(sparse))
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.SPARSE_TENSOR:
+                    dense = _dense(attribute.sparse_tensor)
+                    attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if not _is_known(value.type):
+                value.ClearField("type")
+    for function, body in zip(model.functions, bodies, strict=True):
+        del function.node[:]
+        function.node.extend(body.node)
+    return ir.from_proto(model)
+
+
+def _is_known(type_: onnx.TypeProto) -> bool:
+    match type_.WhichOneof("value"):
+        case "tensor_type" | "sparse_tensor_type":
+            return True
+        case "sequence_type":
+            return _is_known(type_.sequence_type.elem_type)
+        case "optional_type":
+            return _is_known(type_.optional_type.elem_type)
+    return False
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """Convert a sparse tensor; its name is that of its values."""
+    shape, name = tuple(sparse.dims), sparse.values.name
+    if prod(shape) > MAX_ELEMENTS:
+        raise ValueError(
+            f"Its sparse tensor {name!r} has {prod(shape):,} numbers, and at most {MAX_ELEMENTS:,} "
+            "are accepted."
+        )
+    values, places = (numpy_helper.to_array(each) for each in (sparse.values, sparse.indices))
+    dense = np.zeros(prod(shape), values.dtype)
+    dense[np.ravel_multi_index(places.T, shape) if places.ndim == 2 else places] = values
+    return numpy_helper.from_array(dense.reshape(shape), name)
