@@ -1,6 +1,7 @@
 """Convert an ONNX file as protobuf reads it to onnx_ir, also what onnx_ir cannot represent."""
 
 import logging
+from collections import Counter
 from itertools import chain
 from math import prod
 
@@ -42,12 +43,15 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
     Args:
         model: Changed. The result shares its tensors.
     Raises:
-        ValueError: If it is not valid, or a sparse tensor is too large.
+        ValueError: If it is not valid, a sparse tensor is too large, or two initializers have one
+            name.
     """
     bodies = [onnx.GraphProto(node=function.node) for function in model.functions]
     for graph in chain.from_iterable(map(nested, (model.graph, *bodies))):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse))
+        del graph.sparse_initializer[:]
+        _check_names(graph)
         for node in graph.node:
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.SPARSE_TENSOR:
@@ -60,6 +64,14 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
         del function.node[:]
         function.node.extend(body.node)
     return ir.from_proto(model)
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse two initializers of one name: onnx_ir would use the last, ONNX Runtime the first."""
+    names = Counter(tensor.name for tensor in graph.initializer)
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"It has {count} initializers of the name {name!r}.")
 
 
 def _is_known(type_: onnx.TypeProto) -> bool:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -94,7 +95,7 @@ def measure_speed(
     whole = fastest_model(graph, choice.segments, feeds)
     difference, too_much = None, False
     if whole.model is not None:
-        difference = largest_difference(model, whole.model, feeds[workloads[0]])
+        difference = largest_difference(Path(path), whole.model, feeds[workloads[0]])
         too_much = difference is not None and difference > max_difference(graph)
         if too_much:
             whole = replace(whole, plan={}, model=None)

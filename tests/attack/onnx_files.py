@@ -139,7 +139,7 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
         open_session(path).run(None, dict(feeds))
     except Exception:  # it takes one row only, whatever its input says
         feeds = inputs(1)
-    difference = largest_difference(dense, ir.load(output), feeds)
+    difference = largest_difference(path, ir.load(output), feeds)
     print("difference", difference)
     return difference is None or difference <= max_difference(Graph(dense))
 

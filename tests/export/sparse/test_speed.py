@@ -8,6 +8,7 @@ import pytest
 from mfac_compress.export import Workload, measure_speed, write_model
 from mfac_compress.export.sparse import choose, speed, whole
 from mfac_compress.export.sparse.difference import largest_difference, max_difference
+from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import DOMAIN
@@ -210,13 +211,32 @@ def test_a_model_whose_outputs_differ_is_not_written(two_layers, times, monkeypa
     assert "differ by 0.5" in found.reason
 
 
-def test_differences_are_relative_and_see_what_is_not_finite(make_model):
+def test_a_file_that_is_read_otherwise_than_by_onnx_runtime_is_not_replaced(
+    two_layers, times, monkeypatch
+):
+    """The sparse model is compared with the file, not with what was read of it."""
+    times(lambda blocks, batch: 1.0 if blocks else 2.0)
+
+    def read(path):
+        model = read_model(path)
+        value = model.graph.initializers["v"]
+        value.const_value = ir.tensor(2 * value.const_value.numpy(), name="v")
+        return model
+
+    monkeypatch.setattr(speed, "read_model", read)
+    found = measure_speed(two_layers, _feeds_of, WORKLOADS)
+    assert found.model is None
+    assert "differ by" in found.reason
+
+
+def test_differences_are_relative_and_see_what_is_not_finite(make_model, tmp_path):
     def scaled(factor):
         nodes = [("Mul", ["x", "f"], ["y"])]
         return to_ir(make_model(nodes, {"x": ["n", 2]}, ["y"], f=factor))
 
     feeds = {"x": np.array([[10.0, 20.0]], np.float32)}
-    one, more = (scaled(np.float32(factor)) for factor in (1.0, 1.01))
+    more = scaled(np.float32(1.01))
+    ir.save(scaled(np.float32(1)), one := tmp_path / "one.onnx")
     assert largest_difference(one, more, feeds) == pytest.approx(0.01, rel=1e-4)
     assert largest_difference(one, scaled(np.float32(np.nan)), feeds) == np.inf
 
@@ -226,7 +246,7 @@ def test_differences_are_relative_and_see_what_is_not_finite(make_model):
     [(onnx.TensorProto.UINT8, [0, 0.1]), (onnx.TensorProto.INT64, [None, None])],
 )
 def test_differences_of_quantised_outputs_count_and_those_of_indices_do_not(
-    make_model, dtype, differences
+    make_model, dtype, differences, tmp_path
 ):
     def rounded(factor):
         nodes = [("Mul", ["x", "f"], ["m"]), ("Cast", ["m"], ["y"], {"to": dtype})]
@@ -234,11 +254,10 @@ def test_differences_of_quantised_outputs_count_and_those_of_indices_do_not(
         model.graph.output[0].type.tensor_type.elem_type = dtype
         return to_ir(model)
 
-    models = [rounded(factor) for factor in (1, 1, 0.9)]
+    ir.save(rounded(1), path := tmp_path / "m.onnx")
     feeds = {"x": np.array([[100.0, 20.0]], np.float32)}
-    assert [largest_difference(models[0], other, feeds) for other in models[1:]] == pytest.approx(
-        differences
-    )
+    found = [largest_difference(path, rounded(factor), feeds) for factor in (1, 0.9)]
+    assert found == pytest.approx(differences)
 
 
 def _of_truths(make_model, weight):
