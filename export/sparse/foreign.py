@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from itertools import chain
 from math import prod
 
@@ -12,7 +13,9 @@ import onnx_ir as ir
 from onnx import AttributeProto, numpy_helper
 
 from mfac_compress.export.graphs import nested
-from mfac_compress.export.sparse.fold import MAX_ELEMENTS
+
+MAX_SPARSE_ELEMENTS = 2**28
+"""Limit for the numbers of all sparse tensors of a file, zeros included."""
 
 # It logs what is wrong with a file; ONNX Runtime refuses such a file, with an error.
 logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
@@ -43,20 +46,20 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
     Args:
         model: Changed. The result shares its tensors.
     Raises:
-        ValueError: If it is not valid, a sparse tensor is too large, or two initializers have one
-            name.
+        ValueError: If it is not valid, its sparse tensors are too large, or two initializers have
+            one name.
     """
     bodies = [onnx.GraphProto(node=function.node) for function in model.functions]
-    for graph in chain.from_iterable(map(nested, (model.graph, *bodies))):
+    graphs = list(chain.from_iterable(map(nested, (model.graph, *bodies))))
+    _check_sparse_tensors(graphs)
+    for graph in graphs:
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_dense(sparse))
         del graph.sparse_initializer[:]
         _check_names(graph)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.SPARSE_TENSOR:
-                    dense = _dense(attribute.sparse_tensor)
-                    attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+        for attribute in _sparse_attributes(graph):
+            dense = _dense(attribute.sparse_tensor)
+            attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
         for value in (*graph.input, *graph.output, *graph.value_info):
             if not _is_known(value.type):
                 value.ClearField("type")
@@ -64,6 +67,23 @@ def to_ir(model: onnx.ModelProto) -> ir.Model:
         del function.node[:]
         function.node.extend(body.node)
     return ir.from_proto(model)
+
+
+def _sparse_attributes(graph: onnx.GraphProto) -> list[AttributeProto]:
+    attributes = (attribute for node in graph.node for attribute in node.attribute)
+    return [each for each in attributes if each.type == AttributeProto.SPARSE_TENSOR]
+
+
+def _check_sparse_tensors(graphs: Iterable[onnx.GraphProto]) -> None:
+    """Refuse a few bytes that would become more numbers than memory can hold."""
+    tensors = [sparse for graph in graphs for sparse in graph.sparse_initializer]
+    tensors += [each.sparse_tensor for graph in graphs for each in _sparse_attributes(graph)]
+    numbers = sum(abs(prod(sparse.dims)) for sparse in tensors)
+    if numbers > MAX_SPARSE_ELEMENTS:
+        raise ValueError(
+            f"Its sparse tensors have {numbers:,} numbers, zeros included, and at most "
+            f"{MAX_SPARSE_ELEMENTS:,} are accepted."
+        )
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
@@ -87,13 +107,8 @@ def _is_known(type_: onnx.TypeProto) -> bool:
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     """Convert a sparse tensor; its name is that of its values."""
-    shape, name = tuple(sparse.dims), sparse.values.name
-    if prod(shape) > MAX_ELEMENTS:
-        raise ValueError(
-            f"Its sparse tensor {name!r} has {prod(shape):,} numbers, and at most {MAX_ELEMENTS:,} "
-            "are accepted."
-        )
+    shape = tuple(sparse.dims)
     values, places = (numpy_helper.to_array(each) for each in (sparse.values, sparse.indices))
     dense = np.zeros(prod(shape), values.dtype)
     dense[np.ravel_multi_index(places.T, shape) if places.ndim == 2 else places] = values
-    return numpy_helper.from_array(dense.reshape(shape), name)
+    return numpy_helper.from_array(dense.reshape(shape), sparse.values.name)

@@ -214,8 +214,8 @@ def test_a_sparse_initializer_is_a_constant(
     found = rewritten(model)
     assert found.kinds == ["SparseLinear"]
     assert not found.model.graph.sparse_initializer
-    monkeypatch.setattr(foreign, "MAX_ELEMENTS", 40)
+    monkeypatch.setattr(foreign, "MAX_SPARSE_ELEMENTS", 40)
     del model.graph.initializer[:]
     model.graph.sparse_initializer.append(sparse)
-    with pytest.raises(ValueError, match="sparse tensor 'w' has 48 numbers"):
+    with pytest.raises(ValueError, match="sparse tensors have 48 numbers"):
         _graph(model)

@@ -50,6 +50,16 @@ def test_sparse_constants_become_dense_ones_in_subgraphs_too(make_model):
     assert np.array_equal(numpy_helper.to_array(branch.initializer[0]), WEIGHT)
 
 
+def test_sparse_tensors_that_would_fill_the_memory_are_refused(make_model):
+    """Each of them would fit, all together would not."""
+    model = make_model([("Relu", ["x"], ["y"])], X, ["y"])
+    for n in range(5):
+        model.graph.sparse_initializer.append(_sparse(f"s{n}"))
+        model.graph.sparse_initializer[n].dims[:] = [2**13, 2**13]
+    with pytest.raises(ValueError, match="have 335,544,320 numbers"):
+        to_ir(model)
+
+
 def test_outputs_that_are_no_tensors_stay(make_model):
     """Classifiers of other libraries return a sequence of maps."""
     model = make_model([("Relu", ["x"], ["y"])], X, ["y"])
