@@ -20,18 +20,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx_ir as ir
 
 from mfac_compress.export import kernel_library, machine_load, open_session
 from mfac_compress.export.sparse import (
     DOMAIN,
     VERSION,
-    PackedWeight,
-    SparseNode,
+    Packed,
+    Window,
     pack,
-    sparse_conv,
-    sparse_linear,
+    sparse_node,
 )
 from mfac_compress.export.timing import time_interleaved
 
@@ -61,7 +59,7 @@ CASES = {
 }
 
 
-def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> PackedWeight:
+def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> Packed:
     rng = np.random.default_rng(0)
     kept = rng.random((shape[0] // block, *shape[1:])) >= sparsity
     weight = rng.standard_normal(shape) * np.repeat(kept, block, axis=0)
@@ -70,33 +68,28 @@ def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> PackedWeight
     return pack(weight.astype(np.float32), block=block)
 
 
-def _chain(case: Case, weight: PackedWeight) -> onnx.ModelProto:
-    nodes = [_operator(case, weight, place) for place in range(CHAIN)]
-    graph = helper.make_graph(
-        [node.node for node in nodes],
-        "chain",
-        [helper.make_tensor_value_info("v0", onnx.TensorProto.FLOAT, case.shape)],
-        [helper.make_tensor_value_info(f"v{CHAIN}", onnx.TensorProto.FLOAT, case.shape)],
-        [tensor for node in nodes for tensor in node.initializers],
+def _chain(case: Case, weight: Packed) -> ir.Model:
+    x = ir.val("v0", ir.DataType.FLOAT, case.shape)
+    values, nodes = [x], []
+    for place in range(CHAIN):
+        nodes.append(_operator(case, weight, values[-1], place))
+        values += nodes[-1].outputs
+    values[-1].type, values[-1].shape = x.type, x.shape
+    constants = [v for node in nodes for v in node.inputs if v is not None and v.const_value]
+    opsets = {"": 17, DOMAIN: VERSION}
+    graph = ir.Graph(
+        [x], values[-1:], nodes=nodes, initializers=constants, opset_imports=opsets, name="chain"
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return ir.Model(graph, ir_version=8)
 
 
-def _operator(case: Case, weight: PackedWeight, place: int) -> SparseNode:
-    name, x, y = f"o{place}", f"v{place}", f"v{place + 1}"
+def _operator(case: Case, weight: Packed, x: ir.Value, place: int) -> ir.Node:
+    name, y = f"o{place}", f"v{place + 1}"
     if len(case.weight) == 2:
-        return sparse_linear(name, x, y, weight)
-    border = case.weight[2] // 2
-    return sparse_conv(
-        name,
-        x,
-        y,
-        weight,
-        pads=(border,) * 4,
-        input_layout="planes" if case.planes and place > 0 else "nchw",
-        output_layout="planes" if case.planes and place < CHAIN - 1 else "nchw",
-    )
+        return sparse_node(name, x, y, weight)
+    window = Window(pads=(case.weight[2] // 2,) * 4)
+    planes = {f"v{n}" for n in range(1, CHAIN)} if case.planes else ()
+    return sparse_node(name, x, y, weight, window=window, planes=planes)
 
 
 class Limits:
@@ -134,7 +127,7 @@ def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Pat
     """Time one chain together with the limits."""
     weight = _weight(case.weight, sparsity, block)
     path = folder / "chain.onnx"
-    onnx.save(_chain(case, weight), path)
+    ir.save(_chain(case, weight), path)
     session = open_session(path, threads=1, library=kernel_library())
     x = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
     calls = [lambda: session.run(None, {"v0": x}), *limits.calls()]

@@ -9,9 +9,6 @@ from onnx import TensorProto
 
 from mfac_compress.export.graphs import tensors
 
-MAX_BYTES_IN_ONE_FILE = 1_900_000_000
-"""Bytes of tensors: a protobuf file is limited to 2 GiB, and the graph needs some of that."""
-
 
 def data_files(path: str | os.PathLike[str]) -> set[Path]:
     """Return the external data files of an ONNX file; empty if it contains all its tensors.

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -11,7 +10,6 @@ from torch import nn
 
 from mfac_compress.export.axes import Axes
 from mfac_compress.export.capture import capture
-from mfac_compress.export.external_data import MAX_BYTES_IN_ONE_FILE
 from mfac_compress.export.passes import (
     clear_traces,
     make_zeros_positive,
@@ -126,11 +124,8 @@ def write_graph(
     """
     path = Path(path)
     model.metadata_props.update(metadata or {})
-    # Tensors go to external data if one file would be too large.
-    sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
-    data = f"{path.name}.data" if sum(sizes) > MAX_BYTES_IN_ONE_FILE else None
     try:
-        replace_model(path, partial(ir.save, model, external_data=data), onnx.checker.check_model)
+        replace_model(model, path, onnx.checker.check_model)
     except onnx.checker.ValidationError as error:
         raise ValueError(
             f"The exported graph must pass the ONNX checker. It said: {error}. "

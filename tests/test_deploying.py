@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader
 
 from mfac_compress.export import kernel_library
+from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.format import pack
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.nodes import sparse_linear
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
+from mfac_compress.export.sparse.nodes import sparse_node
 from mfac_compress.pipeline.cli import main
 
 TEXT = (Path(__file__).parent.parent / "docs" / "deploying.md").read_text(encoding="utf-8")
@@ -33,13 +34,14 @@ def run_directory(tmp_path, monkeypatch):
         pytest.skip("the sparse kernels are not built: there was no C++ compiler")
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "libmfac_sparse.so").symlink_to(library)
-    built = sparse_linear("layer", "input", "y", pack(np.eye(4, dtype=np.float32)))
+    weight = pack(np.eye(4, dtype=np.float32))
+    node = sparse_node("layer", ir.Value(name="input"), "y", weight)
     graph = helper.make_graph(
-        [built.node],
+        [ir.to_proto(node)],
         "g",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
-        built.initializers,
+        [ir.to_proto(value.const_value) for value in node.inputs[1:4]],
     )
     domains = [helper.make_opsetid("", 18), helper.make_opsetid("mfac_compress", 1)]
     model = helper.make_model(graph, opset_imports=domains, ir_version=9)
@@ -75,8 +77,8 @@ def test_the_quantised_file_is_one_whose_layers_can_be_replaced(tmp_path, monkey
             return next(self.batches, None)
 
     exec(EXAMPLES[-1], {"calibration_reader": Reader()})
-    (layer,) = find_layers(Graph(onnx.load("model.int8.onnx")))
-    assert isinstance(layer.found, QuantisedOperator)
+    (layer,) = find_layers(Graph(read_model("model.int8.onnx")))
+    assert layer.found.is_quantised
 
 
 def test_the_error_without_the_library_is_as_shown(run_directory):

@@ -11,7 +11,6 @@ from statistics import fmean
 
 from mfac_compress.export.latency import Workload
 from mfac_compress.export.sparse.compose import extract_subgraph
-from mfac_compress.export.sparse.find import Operator
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, assign_layouts, chains
 from mfac_compress.export.sparse.measure import (
@@ -20,6 +19,7 @@ from mfac_compress.export.sparse.measure import (
     random_feeds,
     time_models,
 )
+from mfac_compress.export.sparse.operator import SparseOperator
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,7 +76,7 @@ class Choice:
     """
 
     segments: tuple[Segment, ...]
-    trials: Mapping[Operator, Trial]
+    trials: Mapping[SparseOperator, Trial]
 
     @property
     def plan(self) -> Plan:
@@ -86,7 +86,7 @@ class Choice:
 
 def choose(
     graph: Graph,
-    operators: Sequence[Operator],
+    operators: Sequence[SparseOperator],
     shapes: Mapping[Workload, Shapes],
     progress: ProgressCallback = lambda *_: None,
 ) -> Choice:
@@ -99,10 +99,10 @@ def choose(
         progress: Called before each operator is timed.
     """
     segments: list[Segment] = []
-    trials: dict[Operator, Trial] = {}
+    trials: dict[SparseOperator, Trial] = {}
     # An operator that is not faster may still be useful in a chain, where it saves conversions of
     # the layout.
-    timed = [chain for chain in chains(graph, operators) if any(map(_may_be_faster, chain))]
+    timed = [chain for chain in chains(operators) if any(map(_may_be_faster, chain))]
     for chain in timed:
         for operator in chain:
             progress(operator.weight_name or operator.name, len(trials), sum(map(len, timed)))
@@ -113,16 +113,16 @@ def choose(
         elif len(chain) > 1:
             # The chain is not faster as a whole, but shorter ones without dense layers may be.
             faster = [o for o in chain if _may_be_faster(o) and trials[o].is_faster]
-            shorter = [_best(graph, c, trials, shapes) for c in chains(graph, faster)]
+            shorter = [_best(graph, c, trials, shapes) for c in chains(faster)]
             segments += [segment for segment in shorter if segment is not None]
     return Choice(tuple(sorted(segments, key=lambda segment: segment.ratio)), trials)
 
 
-def _may_be_faster(operator: Operator) -> bool:
+def _may_be_faster(operator: SparseOperator) -> bool:
     return not operator.selection and operator.sparsity >= MIN_SPARSITY
 
 
-def _try(graph: Graph, operator: Operator, shapes: Mapping[Workload, Shapes]) -> Trial:
+def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Workload, Shapes]) -> Trial:
     """Time an operator with each block size that does not need too much padding."""
     blocks = operator.blocks(_MAX_PADDING)
     by_block: dict[int, list[WorkloadTime]] = {block: [] for block in blocks}
@@ -137,8 +137,8 @@ def _try(graph: Graph, operator: Operator, shapes: Mapping[Workload, Shapes]) ->
 
 def _best(
     graph: Graph,
-    chain: Sequence[Operator],
-    trials: Mapping[Operator, Trial],
+    chain: Sequence[SparseOperator],
+    trials: Mapping[SparseOperator, Trial],
     shapes: Mapping[Workload, Shapes],
 ) -> Segment | None:
     """Return the fastest plan for a chain; None if ONNX Runtime's own operators are faster."""
@@ -146,14 +146,14 @@ def _best(
     single = {o: block for o, block in blocks.items() if trials[o].is_faster and _may_be_faster(o)}
     if len(chain) == 1:
         worst = max(time.ratio for time in trials[chain[0]].times)
-        return Segment(assign_layouts(graph, single, "none"), worst) if single else None
+        return Segment(assign_layouts(single, "none"), worst) if single else None
     sparse = {o: block for o, block in blocks.items() if _may_be_faster(o) or o.selection}
     # First choose the layout of the sparse ones, then which of the others are worth including.
-    by_kind = [assign_layouts(graph, sparse, kind) for kind in KINDS]
+    by_kind = [assign_layouts(sparse, kind) for kind in KINDS]
     plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
     plan, ratio = _fastest(graph, chain, plans, shapes)
     kind = KINDS[by_kind.index(plan)]
-    others = [assign_layouts(graph, o, kind) for o in (single, blocks) if o and o != sparse]
+    others = [assign_layouts(o, kind) for o in (single, blocks) if o and o != sparse]
     if others:
         plan, ratio = _fastest(graph, chain, [plan, *others], shapes)
     return Segment(plan, ratio) if ratio <= MAX_RATIO else None
@@ -161,7 +161,7 @@ def _best(
 
 def _fastest(
     graph: Graph,
-    chain: Sequence[Operator],
+    chain: Sequence[SparseOperator],
     plans: Sequence[Plan],
     shapes: Mapping[Workload, Shapes],
 ) -> tuple[Plan, float]:
@@ -177,7 +177,7 @@ def _fastest(
 
 def _time_plans(
     graph: Graph,
-    operators: Sequence[Operator],
+    operators: Sequence[SparseOperator],
     plans: Sequence[Plan],
     workload: Workload,
     shapes: Shapes,

@@ -1,41 +1,27 @@
 """Write graphs in which sparse operators replace the nodes that they can compute."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from graphlib import TopologicalSorter
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
 
-import onnx
-import onnx.inliner
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.find import Operator
-from mfac_compress.export.sparse.graph import (
-    FIRST_WITH_DEFAULTS,
-    Graph,
-    needed_inputs,
-    value_names,
-    values_read,
-)
+from mfac_compress.export.sparse.graph import FIRST_WITH_DEFAULTS, Graph, needed_inputs, users
 from mfac_compress.export.sparse.layout import Plan, in_planes
-from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, SparseNode
+from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
+from mfac_compress.export.sparse.operator import SparseOperator
+
+_ANNOTATION = "quant_parameter_tensor_names"
+"""Where onnx_ir keeps the names of the tensors in a value's quantization annotation."""
 
 
-class _Composed(NamedTuple):
-    nodes: list[onnx.NodeProto]
-    initializers: list[TensorProto]
-    by_content: dict[bytes, str]
-    """Names of the initializers by a hash of their content."""
-
-
-def name_nodes(model: onnx.ModelProto) -> None:
+def name_nodes(model: ir.Model) -> None:
     """Give every node of the main graph a unique name.
 
     Args:
         model: Changed in place.
     """
     known: set[str] = set()
-    for position, node in enumerate(model.graph.node):
+    for position, node in enumerate(model.graph):
         if not node.name or node.name in known:
             node.name = f"{node.op_type}_{position}"
             while node.name in known:
@@ -43,190 +29,146 @@ def name_nodes(model: onnx.ModelProto) -> None:
         known.add(node.name)
 
 
-def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Inline functions where they are called, as ONNX Runtime does when it loads a file.
-
-    Args:
-        model: May be changed. Its functions must not be too large when inlined.
-    Returns:
-        The model; unchanged if it has no functions, or is too large for the ONNX inliner.
-    """
-    if not model.functions:
-        return model
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except Exception:  # its layers are reported as inside functions, then
-        return model
-
-
-def sort_nodes(model: onnx.ModelProto) -> None:
-    """Sort the nodes of the main graph topologically.
-
-    ONNX requires that, but ONNX Runtime also loads and sorts files in another order.
-
-    Args:
-        model: Changed in place, if it is not sorted. ONNX Runtime must be able to load it.
-    """
-    nodes = list(model.graph.node)
-    makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
-    before = {
-        place: [makers[name] for name in values_read(node) if name in makers]
-        for place, node in enumerate(nodes)
-    }
-    if any(maker >= place for place, makers in before.items() for maker in makers):
-        order = TopologicalSorter(before).static_order()
-        ordered = [onnx.NodeProto.FromString(nodes[place].SerializeToString()) for place in order]
-        del model.graph.node[:]
-        model.graph.node.extend(ordered)
-
-
-def rewrite(graph: Graph, plan: Plan) -> onnx.ModelProto:
+def rewrite(graph: Graph, plan: Plan) -> ir.Model:
     """Return the model with sparse operators in place of the operators of a plan.
 
     Args:
-        graph: The graph of the model, which is not changed.
+        graph: The graph of the model, whose nodes have unique names. Not changed.
         plan: Not empty.
     Returns:
-        A valid model that imports the domain of the sparse operators.
+        A valid model that imports the domain of the sparse operators. Its tensors may share memory
+        with those of the first model.
     """
-    composed = _compose(graph, range(len(graph.nodes)), plan)
-    model = onnx.ModelProto()
-    model.CopyFrom(_without_graph(graph.model))
-    source = graph.model.graph
-    model.graph.name = source.name
-    old = graph.model.ir_version < FIRST_WITH_DEFAULTS
-    model.graph.input.extend(needed_inputs(source) if old else source.input)
-    model.graph.output.extend(source.output)
-    nodes = _live_nodes(composed.nodes, graph.outputs)
-    read = {name for node in nodes for name in values_read(node)} | graph.outputs
-    model.graph.node.extend(nodes)
-    notes = [note for note in source.quantization_annotation if note.tensor_name in read]
-    scales = {entry.value for note in notes for entry in note.quant_parameter_tensor_names}
-    model.graph.quantization_annotation.extend(notes)
-    kept = {value.name for value in model.graph.input} | read | scales
-    tensors = [*source.initializer, *composed.initializers]
-    model.graph.initializer.extend(tensor for tensor in tensors if tensor.name in kept)
-    sparse = source.sparse_initializer
-    model.graph.sparse_initializer.extend(each for each in sparse if each.values.name in kept)
-    # The recorded shape of a value in planes is no longer true.
-    noted = {name for node in nodes for name in node.output} - in_planes(graph, plan)
-    model.graph.value_info.extend(info for info in source.value_info if info.name in noted)
-    _import_domain(model)
+    model = graph.model.clone()
+    if model.ir_version < FIRST_WITH_DEFAULTS:
+        # In the first versions of the format every initializer has to be listed as an input. From
+        # the next one on, initializers that are not listed are constants.
+        model.graph.inputs[:] = needed_inputs(model)
+        model.ir_version = FIRST_WITH_DEFAULTS
+    _replace(model, plan, in_planes(plan))
     return model
 
 
 def extract_subgraph(
     graph: Graph,
-    operators: Sequence[Operator],
+    operators: Sequence[SparseOperator],
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
-) -> onnx.ModelProto:
+) -> ir.Model:
     """Extract some operators into a model, to be timed.
 
     Args:
-        graph: The graph of the operators.
+        graph: The graph of the operators, whose nodes have unique names.
         operators: The operators to extract. Those that are not in the plan are not replaced.
         plan: As for :func:`rewrite`; may be empty.
         shapes: Shapes of the model's inputs.
     """
-    inside = {position for each in operators for position in (*each.nodes, *each.feeding)}
-    composed = _compose(graph, sorted(inside), plan)
-    returned = [
-        operator
-        for operator in operators
-        if operator.y in graph.outputs or not set(graph.users(operator.y)) <= inside
-    ]
-    nodes = _live_nodes(composed.nodes, [operator.y for operator in returned])
-    types = {operator.x: operator.element_type for operator in operators}
-    constants = {tensor.name: tensor for tensor in composed.initializers}
-    made = {name for node in nodes for name in node.output}
-    inputs = []
-    for name in dict.fromkeys(name for node in nodes for name in node.input if name):
-        if name in made or name in constants:
-            continue
-        array = graph.constant(name)
-        if array is not None:
-            constants[name] = onnx.numpy_helper.from_array(array, name)
-        else:
-            kind = types.get(name, TensorProto.FLOAT)
-            inputs.append(helper.make_tensor_value_info(name, kind, shapes[name]))
-    outputs = [helper.make_tensor_value_info(o.y, o.element_type, None) for o in returned]
-    model = onnx.ModelProto()
-    model.CopyFrom(_without_graph(graph.model))
-    model.graph.CopyFrom(
-        helper.make_graph(nodes, "subgraph", inputs, outputs, list(constants.values()))
+    inside = {node for each in operators for node in (*each.nodes, *each.feeding)}
+    nodes = sorted(inside, key=graph.position.__getitem__)
+    made = {value for node in nodes for value in node.outputs}
+    read = {value: None for node in nodes for value in node.inputs if value and value not in made}
+    found = ((value, graph.constant(value)) for value in read)
+    constants = {value: array for value, array in found if array is not None}
+    view = ir.GraphView(
+        [value for value in read if value not in constants],
+        [o.y for o in operators if o.y.is_graph_output() or not users(o.y) <= inside],
+        nodes=nodes,
+        initializers=list(constants),
+        opset_imports=graph.model.opset_imports,
+        name="subgraph",
     )
-    if plan:
-        _import_domain(model)
+    copy = view.clone()
+    types = {value.name: each.dtype for each in operators for value in (each.x, each.y)}
+    for value in (*copy.inputs, *(value for node in copy for value in node.outputs)):
+        value.type = value.shape = None  # recorded for the whole model
+    for value, array in constants.items():
+        copy.initializers[value.name].const_value = ir.tensor(array, name=value.name)
+    for value in (*copy.inputs, *copy.outputs):
+        value.dtype = types.get(value.name, ir.DataType.FLOAT)
+    for value in copy.inputs:
+        value.shape = ir.Shape(shapes[value.name])
+    model = ir.Model(copy, ir_version=max(FIRST_WITH_DEFAULTS, graph.model.ir_version))
+    _replace(model, plan, in_planes(plan))
     return model
 
 
-def _compose(graph: Graph, positions: Iterable[int], plan: Plan) -> _Composed:
-    """Return the nodes at these positions, with each operator in place of its last node."""
-    planes = in_planes(graph, plan)
-    ends = {operator.nodes[-1]: operator for operator in plan}
-    covered = {position for operator in plan for position in operator.nodes}
-    taken = value_names(graph.model.graph)
-    composed = _Composed([], [], {})
-    for position in positions:
-        operator = ends.get(position)
-        if operator is not None:
-            _add(composed, operator.build(plan[operator].block, planes), taken)
-        elif position not in covered:
-            composed.nodes.append(graph.nodes[position])
-    return composed
+def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
+    """Replace operators in a copy of the graph in which they were found, or of a part of it.
 
-
-def _add(composed: _Composed, built: SparseNode, taken: set[str]) -> None:
-    """Add a node; its initializers get unused names, and equal ones are stored once."""
-    names = {}
-    for tensor in built.initializers:
-        original, tensor.name = tensor.name, ""
-        content = hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest()
-        tensor.name = original
-        if content not in composed.by_content:
-            while tensor.name in taken:
-                tensor.name += "_"
-            taken.add(tensor.name)
-            composed.initializers.append(tensor)
-            composed.by_content[content] = tensor.name
-        names[original] = composed.by_content[content]
-    for place, read in enumerate(built.node.input):
-        built.node.input[place] = names.get(read, read)
-    composed.nodes.append(built.node)
-
-
-def _live_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """Return the nodes on which the outputs depend, without those of weights that are packed."""
-    needed = set(outputs)
-    live = []
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            live.append(node)
-            needed |= set(values_read(node))
-    return live[::-1]
-
-
-def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model without its graph, whose tensors would be copied.
-
-    In the first versions of the format every initializer has to be listed as an input. From the
-    next one on, initializers that are not listed are constants.
+    Args:
+        model: Changed in place. Its nodes and values have the names of those of the first graph.
+        plan: The operators, some or all of which are in the copy.
+        planes: Names of the values in this layout.
     """
-    bare = onnx.ModelProto(
-        ir_version=max(FIRST_WITH_DEFAULTS, model.ir_version),
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        domain=model.domain,
-        model_version=model.model_version,
-        doc_string=model.doc_string,
-    )
-    bare.opset_import.extend(model.opset_import)
-    bare.metadata_props.extend(model.metadata_props)
-    bare.functions.extend(model.functions)
-    return bare
+    graph = model.graph
+    nodes = {node.name: node for node in graph}
+    read_or_made = (value for node in graph for value in (*node.inputs, *node.outputs))
+    values = {value.name: value for value in read_or_made if value is not None}
+    taken = _value_names(model)
+    stored: dict[tuple, ir.Value] = {}
+    ends = {operator.nodes[-1].name: operator for operator in plan}
+    for last in list(graph):
+        operator = ends.get(last.name)
+        if operator is None:
+            continue
+        built = operator.build(plan[operator].block, values, planes)
+        _add_constants(graph, built, stored, taken)
+        (new,), old = built.outputs, values[operator.y.name]
+        new.meta.update(old.meta)
+        ir.convenience.replace_nodes_and_values(
+            graph, last, [nodes[node.name] for node in operator.nodes], [built], [old], [new]
+        )
+        values[new.name] = new
+        if new.name in planes:
+            new.shape = None  # the recorded one is no longer true
+    if plan:
+        graph.opset_imports.setdefault(DOMAIN, VERSION)
+    _remove_unused(graph)
 
 
-def _import_domain(model: onnx.ModelProto) -> None:
-    if all(imported.domain != DOMAIN for imported in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+def _add_constants(
+    graph: ir.Graph, node: ir.Node, stored: dict[tuple, ir.Value], taken: set[str]
+) -> None:
+    """Add a new node's constants to a graph, with unused names; equal ones are stored once."""
+    for place, value in enumerate(node.inputs):
+        if value is None or value.graph is not None:
+            continue
+        tensor = value.const_value
+        content = (tensor.dtype, tuple(tensor.shape), sha256(tensor.tobytes()).digest())
+        if content not in stored:
+            while value.name in taken:
+                value.name += "_"
+            taken.add(value.name)
+            graph.initializers.add(value)
+            stored[content] = value
+        node.replace_input_with(place, stored[content])
+
+
+def _remove_unused(graph: ir.Graph) -> None:
+    """Remove what the outputs do not depend on, such as weights that are packed.
+
+    Unlike onnx_ir's pass it leaves the other nodes as they are, and the scales of annotations.
+    """
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    kept = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    scales = {
+        name
+        for value in kept
+        if value.uses() or value.is_graph_output()
+        for name in value.meta.get(_ANNOTATION, {}).values()
+    }
+    for name, value in list(graph.initializers.items()):
+        used = value.uses() or value.is_graph_output() or value.is_graph_input()
+        if not used and name not in scales:
+            del graph.initializers[name]
+
+
+def _value_names(model: ir.Model) -> set[str]:
+    """Return the names of all values in a model's graphs, which a new name must avoid."""
+    names = set()
+    for graph in model.graphs():
+        names |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        names |= {v.name for node in graph for v in (*node.inputs, *node.outputs) if v is not None}
+    return names

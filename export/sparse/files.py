@@ -1,29 +1,27 @@
-"""Read and write ONNX models, in one file if protobuf's limit allows it."""
+"""Read and write ONNX models."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, set_external_data
+import onnx_ir as ir
+from onnx.external_data_helper import load_external_data_for_model
 
-from mfac_compress.export.external_data import MAX_BYTES_IN_ONE_FILE
-from mfac_compress.export.graphs import nested, tensors
-from mfac_compress.export.replace import replace_model
+from mfac_compress.export.replace import replace_model, save
 from mfac_compress.export.session import open_session
+from mfac_compress.export.sparse.foreign import inline_functions, to_ir
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.limits import check_external_data, check_file, check_functions
 from mfac_compress.export.sparse.nodes import DOMAIN
 
-_MIN_BYTES_BESIDE = 1024
 
-
-def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def read_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX file without sparse operators, with its tensors.
+
+    Functions are inlined where they are called, as ONNX Runtime does.
 
     Raises:
         ValueError: If it cannot be read, is too large when its functions are inlined, or has sparse
@@ -32,10 +30,12 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     path = Path(path)
     try:
         check_file(path)
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-        check_functions(model)
-        check_external_data(model, path.parent)
-        load_external_data_for_model(model, str(path.parent))
+        # Checked as protobuf reads it, before onnx_ir trusts it.
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        check_functions(proto)
+        check_external_data(proto, path.parent)
+        load_external_data_for_model(proto, str(path.parent))
+        model = to_ir(inline_functions(proto))
     except Exception as error:
         raise ValueError(
             f"There must be an ONNX file at {path}, whole and with its external data files beside "
@@ -49,7 +49,9 @@ def read_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
+    while isinstance(error, ir.serde.SerdeError):  # these quote whole nodes
+        error = error.__cause__
     return (
         str(error)
         if type(error) is ValueError
@@ -57,7 +59,7 @@ def _words(error: Exception) -> str:
     )
 
 
-def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+def write_model(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model atomically, once ONNX Runtime has loaded it.
 
     Args:
@@ -76,45 +78,21 @@ def write_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
         except ValueError as error:
             raise ValueError(f"The model to be written as {path} must be valid. {error}") from error
 
-    replace_model(Path(path), partial(_save, model), check)
+    replace_model(model, Path(path), check)
 
 
-def has_sparse_operators(model: onnx.ModelProto) -> bool:
+def has_sparse_operators(model: ir.Model) -> bool:
     """Whether a model needs the sparse kernels.
 
     Its nodes decide: ONNX Runtime writes every domain that it knows into files that it optimises.
     """
-    return any(node.domain == DOMAIN for graph in nested(model.graph) for node in graph.node)
+    return any(node.domain == DOMAIN for node in model.graph.all_nodes())
 
 
 @contextmanager
-def temporary_file(model: onnx.ModelProto) -> Iterator[Path]:
+def temporary_file(model: ir.Model) -> Iterator[Path]:
     """Write a model to a temporary file, removed at the end of the ``with`` block."""
     with tempfile.TemporaryDirectory(prefix="mfac-sparse-") as folder:
         path = Path(folder) / "model.onnx"
-        _save(model, path)
+        save(model, path)
         yield path
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    if sum(map(_bytes_of, tensors(model.graph))) > MAX_BYTES_IN_ONE_FILE:
-        model = _with_external_data(model, f"{path.name}.data")
-    onnx.save_model(model, path, format="protobuf")
-
-
-def _bytes_of(tensor: TensorProto) -> int:
-    """Return a tensor's size in a file; its numbers may be in typed fields."""
-    return len(tensor.raw_data) if tensor.HasField("raw_data") else tensor.ByteSize()
-
-
-def _with_external_data(model: onnx.ModelProto, location: str) -> onnx.ModelProto:
-    """Return a copy whose large initializers are saved as external data."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for tensor in (tensor for graph in nested(copy.graph) for tensor in graph.initializer):
-        if _bytes_of(tensor) < _MIN_BYTES_BESIDE:
-            continue
-        if not tensor.HasField("raw_data"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-        set_external_data(tensor, location)
-    return copy

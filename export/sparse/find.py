@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 
-from mfac_compress.export.graphs import subgraphs
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import Graph, is_operator
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.activation import add_activation
 from mfac_compress.export.sparse.patterns.batchnorm import fold_batchnorm
@@ -21,7 +20,6 @@ from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_
 from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
 from mfac_compress.export.sparse.patterns.residual import add_residual
 from mfac_compress.export.sparse.patterns.selection import match_selection
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LAYERS = {"Gemm": match_gemm, "MatMul": match_matmul, "Conv": match_conv}
@@ -31,17 +29,16 @@ _QUANTISED = {
     "Conv": match_quantised_conv,
 }
 _LEFT_ALONE = {"ConvTranspose": "sparse operators do not compute transposed convolutions"}
-Operator = SparseOperator | QuantisedOperator
 
 
 @dataclass(frozen=True)
 class Layer:
     """A layer of the graph, with the sparse operator that could replace it."""
 
-    node: onnx.NodeProto
-    found: Operator | Unsupported
-    position: int | None
-    """None in a subgraph or a function."""
+    node: ir.Node
+    found: SparseOperator | Unsupported
+    is_inner: bool = False
+    """Whether it is in a subgraph or a function."""
 
 
 def find_layers(graph: Graph) -> list[Layer]:
@@ -51,47 +48,47 @@ def find_layers(graph: Graph) -> list[Layer]:
         graph: Its nodes must have unique names.
     """
     layers = []
-    for position, node in enumerate(graph.nodes):
-        found = _match(graph, position)
+    for node in graph.nodes:
+        found = _match(graph, node)
         if found is not None:
-            layers.append(Layer(node, found, position))
-        for inner in _inner_layers(node):
-            reason = Unsupported(f"it is inside the {node.op_type} node {node.name}")
-            layers.append(Layer(inner, reason, None))
-    for function in graph.model.functions:
-        for inner in _layers_among(function.node):
-            reason = Unsupported(
-                f"it is inside the function {function.name}: give the file with its functions "
-                "inlined (onnx.inliner)"
-            )
-            layers.append(Layer(inner, reason, None))
+            layers.append(Layer(node, found))
+        reason = Unsupported(f"it is inside the {node.op_type} node {node.name}")
+        inner = _layers_among(each for part in _subgraphs(node) for each in part.all_nodes())
+        layers += [Layer(each, reason, is_inner=True) for each in inner]
+    for function in graph.model.functions.values():
+        reason = Unsupported(
+            f"it is inside the function {function.name}: give the file with its functions "
+            "inlined (onnx.inliner)"
+        )
+        inner = _layers_among(function.all_nodes())
+        layers += [Layer(each, reason, is_inner=True) for each in inner]
     return layers
 
 
-def _match(graph: Graph, position: int) -> Operator | Unsupported | None:
+def _match(graph: Graph, node: ir.Node) -> SparseOperator | Unsupported | None:
     """Return the operator of a node, or why there is none; None if the node is not a layer."""
-    node = graph.nodes[position]
-    if graph.is_operator(position, *_LAYERS):
+    if is_operator(node, *_LAYERS):
         matches = _QUANTISED if _is_quantised(graph, node) else _LAYERS
-        return matches[node.op_type](graph, position)
-    left_alone = graph.is_operator(position, *_LEFT_ALONE)
+        return matches[node.op_type](graph, node)
+    left_alone = is_operator(node, *_LEFT_ALONE)
     reason = _LEFT_ALONE[node.op_type] if left_alone else unsupported_reason(node)
     return None if reason is None else Unsupported(reason)
 
 
-def _is_quantised(graph: Graph, node: onnx.NodeProto) -> bool:
+def _is_quantised(graph: Graph, node: ir.Node) -> bool:
     """Whether a layer computes with quantised values, not only stores its weight quantised.
 
     The product of two activations can be quantised, too.
     """
-    producer = graph.producer(node.input[0])
-    of_floats = producer is None or graph.nodes[producer].op_type != "DequantizeLinear"
-    return dequantised_constant(graph, node.input[1]) is not None and not (
-        of_floats and graph.constant(node.input[1]) is not None
+    x, weight = node.inputs[:2]
+    producer = x.producer()
+    of_floats = producer is None or producer.op_type != "DequantizeLinear"
+    return dequantised_constant(graph, weight) is not None and not (
+        of_floats and graph.constant(weight) is not None
     )
 
 
-def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
+def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperator]:
     """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation.
 
     Args:
@@ -101,27 +98,24 @@ def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[Operator]:
     Returns:
         Operators whose nodes do not overlap, including selections, in the graph's order.
     """
-    taken: set[int] = set()
+    taken: set[ir.Node] = set()
     operators = []
     for layer in layers:
-        if isinstance(layer.found, QuantisedOperator):  # fused already
-            taken |= set(layer.found.nodes)
-            operators.append(layer.found)
         if isinstance(layer.found, SparseOperator):
             operator = _extend(graph, layer.found, shapes, taken)
             taken |= set(operator.nodes)
             operators.append(operator)
-    for position in range(len(graph.nodes)):
-        if position not in taken:
-            selection = match_selection(graph, position, shapes)
+    for node in graph.nodes:
+        if node not in taken:
+            selection = match_selection(graph, node, shapes)
             if selection is not None and not taken & set(selection.nodes):
                 taken |= set(selection.nodes)
                 operators.append(selection)
-    return sorted(operators, key=lambda operator: operator.nodes[-1])
+    return sorted(operators, key=lambda operator: graph.position[operator.nodes[-1]])
 
 
 def _extend(
-    graph: Graph, operator: SparseOperator, shapes: Shapes, taken: set[int]
+    graph: Graph, operator: SparseOperator, shapes: Shapes, taken: set[ir.Node]
 ) -> SparseOperator:
     steps = (
         add_bias,
@@ -131,20 +125,22 @@ def _extend(
         add_gelu,
     )
     for step in steps:
-        longer = step(graph, operator)
+        longer = step(graph, operator) if operator.can_fuse else None
         # In a sum of two layers, one takes the other as its residual.
         if longer is not None and not taken & set(longer.nodes):
             operator = longer
     return operator
 
 
-def _inner_layers(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    for graph in subgraphs(node):
-        yield from _layers_among(graph.node)
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs in a node's attributes, but not those nested in them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.value
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.value
 
 
-def _layers_among(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        if node.op_type in (*_LAYERS, *_LEFT_ALONE) or unsupported_reason(node):
-            yield node
-        yield from _inner_layers(node)
+def _layers_among(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    kinds = (*_LAYERS, *_LEFT_ALONE)
+    return [node for node in nodes if node.op_type in kinds or unsupported_reason(node)]

@@ -1,28 +1,36 @@
-"""Block-CSR, the storage format of sparse weights in a model file.
+"""The storage formats of sparse weights in a model file: block-CSR and quads.
 
 A weight is a matrix ``[outputs, inputs]``; that of a convolution is ``[outputs, inputs per group,
 kernel height, kernel width]``, or ``[outputs, inputs per group, kernel width]`` for one along one
-axis, with all but the first axis flattened. The outputs of each convolution group are split into
-groups of ``block`` consecutive ones (the last may be shorter) that share one ascending list of
-inputs: an input is stored if any weight of the block is nonzero.
+axis. Its numbers are stored in blocks: a block is stored if any of its numbers is nonzero.
+
+Block-CSR, for float32: a block is one input of ``block`` consecutive outputs. All but the first
+axis of the weight are flattened into its inputs. The outputs of each convolution group are split
+into rows of blocks; the last row of a group may be padded with zeros.
+
+Quads (1x4), for int8: a block is four consecutive inputs of one output, which processors multiply
+and add in one instruction: four consecutive inputs of a matrix, or four consecutive channels of a
+convolution at the same position of its window. The last quad may be padded with zeros.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-BLOCKS = (1, 4, 8, 16)
+_QUAD = 4
 
 
 @dataclass(frozen=True)
-class PackedWeight:
-    """A weight in block-CSR.
+class Packed:
+    """A weight of which only nonzero blocks are stored.
 
     Attributes:
-        values: float32, shape ``[stored, block]``; 0 beyond a group's last output.
-        indices: int32, shape ``[stored]``: inputs, ascending within a group.
-        starts: int32, shape ``[groups + 1]``: where each group's indices begin.
-        block: Outputs in a group, one of ``BLOCKS``.
+        values: Shape ``[stored, block]``.
+        indices: int32, shape ``[stored]``: blocks of inputs, ascending within a row. Quads of a
+            convolution are ``(quad of channels * kernel height + y) * kernel width + x``.
+        starts: int32, shape ``[rows + 1]``: where each row's indices begin.
+        block: Numbers in a block.
         shape: Shape of the dense weight.
         group: Convolution groups; 1 for a matrix.
     """
@@ -35,68 +43,95 @@ class PackedWeight:
     group: int = 1
 
 
-def check_dense(weight: np.ndarray, dtype: type[np.generic], group: int) -> None:
-    """Check a weight that is to be packed.
+@dataclass(frozen=True)
+class Format:
+    """A storage format.
 
-    Raises:
-        ValueError: If its type is not ``dtype``, its shape is not that of a layer's weight, or its
-            outputs are not divisible by ``group``.
+    Attributes:
+        dtype: Type of the numbers.
+        blocks: Block sizes.
+        split: Splits a weight, for a block size and a number of groups. Returns ``[rows, blocks in
+            a row, block]``.
     """
-    if weight.dtype != dtype or weight.ndim < 2 or weight.size == 0:
-        raise ValueError(
-            f"weight must be {np.dtype(dtype)} [outputs, inputs, ...] and not empty. "
-            f"Got {weight.dtype} {weight.shape}."
+
+    dtype: type[np.generic]
+    blocks: tuple[int, ...]
+    split: Callable[[np.ndarray, int, int], np.ndarray]
+
+    def pack(self, weight: np.ndarray, block: int, group: int = 1) -> Packed:
+        """Pack a dense weight.
+
+        Args:
+            weight: Shape ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
+            block: One of ``blocks``.
+            group: Convolution groups.
+        Raises:
+            ValueError: If block, group or the weight's type or shape do not fit.
+        """
+        if block not in self.blocks:
+            raise ValueError(f"block must be one of {self.blocks}. Got {block}.")
+        if weight.dtype != self.dtype or weight.ndim < 2 or weight.size == 0:
+            raise ValueError(
+                f"weight must be {np.dtype(self.dtype)} [outputs, inputs, ...] and not empty. "
+                f"Got {weight.dtype} {weight.shape}."
+            )
+        if group < 1 or weight.shape[0] % group:
+            raise ValueError(
+                f"group must divide the weight's {weight.shape[0]} outputs. Got {group}."
+            )
+        blocks = self.split(weight, block, group)
+        rows, indices = np.nonzero(blocks.any(axis=2))
+        counts = np.bincount(rows, minlength=len(blocks))
+        return Packed(
+            values=np.ascontiguousarray(blocks[rows, indices]),
+            indices=indices.astype(np.int32),
+            starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+            block=block,
+            shape=weight.shape,
+            group=group,
         )
-    if group < 1 or weight.shape[0] % group:
-        raise ValueError(f"group must divide the weight's {weight.shape[0]} outputs. Got {group}.")
 
 
-def starts_of(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return where each of ``count`` rows begins among stored blocks in ascending order. int32."""
-    counts = np.bincount(rows, minlength=count)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+def _of_outputs(weight: np.ndarray, block: int, group: int) -> np.ndarray:
+    """Split into blocks of consecutive outputs."""
+    outputs = weight.shape[0] // group
+    rows = -(-outputs // block)
+    padded = np.pad(
+        weight.reshape(group, outputs, -1), ((0, 0), (0, rows * block - outputs), (0, 0))
+    )
+    return padded.reshape(group * rows, block, -1).transpose(0, 2, 1)
 
 
-def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> PackedWeight:
-    """Pack a dense weight.
+def _of_inputs(weight: np.ndarray, block: int, group: int) -> np.ndarray:
+    """Split into blocks of consecutive inputs; convolution groups do not matter."""
+    outputs, inputs = weight.shape[:2]
+    blocks = -(-inputs // block)
+    padded = np.pad(
+        weight.reshape(outputs, inputs, -1), ((0, 0), (0, blocks * block - inputs), (0, 0))
+    )
+    windows = padded.reshape(outputs, blocks, block, -1).transpose(0, 1, 3, 2)
+    return windows.reshape(outputs, -1, block)
 
-    Args:
-        weight: float32, shape ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
-        block: Consecutive outputs that share their inputs.
-        group: Convolution groups.
-    Raises:
-        ValueError: If block, group or the weight's type or shape do not fit.
+
+BLOCK_CSR = Format(np.float32, (1, 4, 8, 16), _of_outputs)
+QUADS = Format(np.int8, (_QUAD,), _of_inputs)
+
+
+def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> Packed:
+    """Pack a float32 weight in block-CSR; arguments as those of :meth:`Format.pack`.
 
     >>> packed = pack(np.array([[0, 2, 0], [3, 0, 0]], dtype=np.float32))
     >>> packed.values.ravel().tolist(), packed.indices.tolist(), packed.starts.tolist()
     ([2.0, 3.0], [1, 0], [0, 1, 2])
     """
-    if block not in BLOCKS:
-        raise ValueError(f"block must be one of {BLOCKS}. Got {block}.")
-    check_dense(weight, np.float32, group)
-    outputs = weight.shape[0] // group
-    blocks = -(-outputs // block)
-    matrix = weight.reshape(group, outputs, -1)
-    matrix = np.pad(matrix, ((0, 0), (0, blocks * block - outputs), (0, 0)))
-    matrix = matrix.reshape(group * blocks, block, -1)
-    rows, inputs = np.nonzero((matrix != 0).any(axis=1))
-    return PackedWeight(
-        values=np.ascontiguousarray(matrix[rows, :, inputs]),
-        indices=inputs.astype(np.int32),
-        starts=starts_of(rows, len(matrix)),
-        block=block,
-        shape=weight.shape,
-        group=group,
-    )
+    return BLOCK_CSR.pack(weight, block, group)
 
 
-def unpack(packed: PackedWeight) -> np.ndarray:
-    """Return the dense weight. Shape ``packed.shape``."""
-    outputs = packed.shape[0] // packed.group
-    blocks = -(-outputs // packed.block)
-    inputs = int(np.prod(packed.shape[1:]))
-    matrix = np.zeros((packed.group * blocks, packed.block, inputs), dtype=np.float32)
-    rows = np.repeat(np.arange(len(matrix)), np.diff(packed.starts))
-    matrix[rows, :, packed.indices] = packed.values
-    matrix = matrix.reshape(packed.group, blocks * packed.block, inputs)
-    return matrix[:, :outputs].reshape(packed.shape)
+def pack_1x4(weight: np.ndarray, *, group: int = 1) -> Packed:
+    """Pack an int8 weight in quads; arguments as those of :meth:`Format.pack`.
+
+    >>> packed = pack_1x4(np.array([[0, 2, 0, 0, 0, 0], [0, 0, 0, 0, 3, 4]], dtype=np.int8))
+    >>> packed.values.tolist(), packed.indices.tolist(), packed.starts.tolist()
+    ([[0, 2, 0, 0], [3, 4, 0, 0]], [0, 1], [0, 1, 2])
+    """
+    return QUADS.pack(weight, _QUAD, group)

@@ -4,8 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx_ir as ir
 
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.graph import is_open, needed_inputs
@@ -46,7 +45,7 @@ class RandomInputs:
     ) -> None:
         model = read_model(path)
         given = dict(shapes or {})
-        inputs = needed_inputs(model.graph)
+        inputs = needed_inputs(model)
         names = [value.name for value in inputs]
         for name in given:
             if name not in names:
@@ -90,24 +89,24 @@ class RandomInputs:
             ) from error
 
 
-def _axes(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> _Axes:
+def _axes(value: ir.Value, given: Sequence[int] | None) -> _Axes:
     """Return the lengths of an input's axes, with ``_BATCH`` for a dynamic batch."""
-    if not value.type.tensor_type.HasField("shape"):
+    if value.shape is None:
         return _axes_of_any_number(value.name, given)
-    dimensions = value.type.tensor_type.shape.dim
-    open_axes = [is_open(d) for d in dimensions]
-    both = list(zip(dimensions, open_axes, strict=True))
-    said = [d.dim_param or "?" if o else d.dim_value for d, o in both]
+    axes = list(value.shape)
+    open_axes = [is_open(axis) for axis in axes]
+    both = list(zip(axes, open_axes, strict=True))
+    said = [getattr(a, "value", None) or "?" if o else a for a, o in both]
     if given is None and any(open_axes[1:]):
-        lengths = ["128" if o else str(d.dim_value) for d, o in both]
+        lengths = ["128" if o else str(a) for a, o in both]
         example = ",".join(["1" if open_axes[0] else lengths[0], *lengths[1:]])
         raise ShapeError(
             f"The shape of input {value.name} must be known: the file leaves axes of {said} open. "
             f"Give it, for example {value.name}={example}."
         )
-    lengths = [d.dim_value for d in dimensions] if given is None else list(given)
-    fits = len(lengths) == len(dimensions) and all(
-        o or length == d.dim_value for length, (d, o) in zip(lengths, both, strict=True)
+    lengths = [0 if o else a for a, o in both] if given is None else list(given)
+    fits = len(lengths) == len(axes) and all(
+        o or length == a for length, (a, o) in zip(lengths, both, strict=True)
     )
     if not fits or any(length < 1 for length in lengths[1:]):
         raise ShapeError(f"The shape of input {value.name} must fit {said}. Got {lengths}.")
@@ -124,9 +123,9 @@ def _axes_of_any_number(name: str, given: Sequence[int] | None) -> _Axes:
     return (_BATCH, *given[1:])
 
 
-def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
-    kind = value.type.tensor_type.elem_type
-    dtype = helper.tensor_dtype_to_np_dtype(kind) if value.type.HasField("tensor_type") else None
+def _dtype(value: ir.Value) -> np.dtype:
+    is_tensor = isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.UNDEFINED
+    dtype = np.dtype(value.dtype.numpy()) if is_tensor else None
     if dtype is None or dtype.kind not in "fiub":
         raise ValueError(
             f"Input {value.name} must be a tensor of numbers, so that random inputs can be made."

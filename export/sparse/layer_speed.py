@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfac_compress.export.sparse.choose import MIN_SPARSITY, Choice, Trial
-from mfac_compress.export.sparse.find import Layer, Operator
+from mfac_compress.export.sparse.find import Layer
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.macs import count_macs
 from mfac_compress.export.sparse.measure import WorkloadTime
-from mfac_compress.export.sparse.operator import Unsupported
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 
@@ -44,7 +44,7 @@ class LayerSpeed:
 def layer_speeds(
     graph: Graph,
     layers: Sequence[Layer],
-    operators: Sequence[Operator],
+    operators: Sequence[SparseOperator],
     choice: Choice,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
@@ -62,7 +62,7 @@ def layer_speeds(
     by_name = {operator.name: operator for operator in operators}
     return tuple(
         _describe(graph, layer, by_name.get(layer.node.name), choice, plan, shapes)
-        if layer.position is not None
+        if not layer.is_inner
         else LayerSpeed(
             layer.node.name, layer.node.op_type, None, (), None, None, None, None, (),
             layer.found.reason,
@@ -74,7 +74,7 @@ def layer_speeds(
 def _describe(
     graph: Graph,
     layer: Layer,
-    operator: Operator | None,
+    operator: SparseOperator | None,
     choice: Choice,
     plan: Plan,
     shapes: Mapping[str, tuple[int, ...]],
@@ -101,7 +101,7 @@ def _describe(
 
 def _reason(
     layer: Layer,
-    operator: Operator | None,
+    operator: SparseOperator | None,
     trial: Trial | None,
     choice: Choice,
     plan: Plan,

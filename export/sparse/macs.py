@@ -29,8 +29,8 @@ def count_macs(
     if stored is not None and stored.array is None:
         return None
     if has_left_weight(graph, node):
-        return _of_left_weight(stored.array, shapes.get(node.output[0]))
-    x, y = (shapes.get(name) for name in (node.input[0], node.output[0]))
+        return _of_left_weight(stored.array, shapes.get(node.outputs[0].name))
+    x, y = (shapes.get(value.name) for value in (node.inputs[0], node.outputs[0]))
     if not x or not y:
         return None
     is_convolution = "Conv" in node.op_type  # ConvTranspose and ConvInteger, too

@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
 
 from mfac_compress.export.latency import Workload
@@ -43,7 +43,7 @@ class WorkloadTime:
 
 
 def time_models(
-    models: Sequence[onnx.ModelProto], feeds: Feeds, *, threads: int, rounds: int
+    models: Sequence[ir.Model], feeds: Feeds, *, threads: int, rounds: int
 ) -> list[list[float]]:
     """Time models on the same inputs, interleaved, each opened once.
 
@@ -58,7 +58,7 @@ def time_models(
         For each model, milliseconds per call by round.
     """
 
-    def open_call(model: onnx.ModelProto) -> Call:
+    def open_call(model: ir.Model) -> Call:
         return partial(open_model(model, threads).run, None, dict(feeds))
 
     timed = time_interleaved(
@@ -77,7 +77,7 @@ def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
-def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]:
+def random_feeds(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
     """Draw standard normal or random uint8 inputs for a model whose inputs have fixed shapes.
 
     Args:
@@ -86,19 +86,18 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0) -> dict[str, np.ndarray]
     """
     rng = np.random.default_rng(seed)
     feeds = {}
-    for value in model.graph.input:
-        kind = value.type.tensor_type
-        shape = [dimension.dim_value for dimension in kind.shape.dim]
-        if kind.elem_type == onnx.TensorProto.UINT8:
+    for value in model.graph.inputs:
+        shape = value.shape.numpy()
+        if value.dtype == ir.DataType.UINT8:
             feeds[value.name] = rng.integers(256, size=shape, dtype=np.uint8)
         else:
             feeds[value.name] = rng.standard_normal(shape, dtype=np.float32)
     return feeds
 
 
-def open_model(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
+def open_model(model: ir.Model, threads: int) -> onnxruntime.InferenceSession:
     """Open a session of a model in memory, with the kernels if it has sparse operators."""
-    sparse = any(imported.domain == DOMAIN for imported in model.opset_import)
+    sparse = DOMAIN in model.opset_imports
     # Once the session is open, ONNX Runtime has read the file.
     with temporary_file(model) as path:
         return open_session(path, threads=threads, library=kernel_library() if sparse else None)

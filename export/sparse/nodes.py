@@ -1,114 +1,134 @@
 """ONNX nodes of the sparse operators, as specified in docs/sparse-operators.md."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.format import PackedWeight
-from mfac_compress.export.sparse.quads import Packed1x4
+from mfac_compress.export.sparse.format import Packed
 
 DOMAIN = "mfac_compress"
 VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
-_LAYOUTS = ("nchw", "planes")
 _READ_BEYOND = 32
 _ALIGNED = (8, 16, 32)
 _BETWEEN_ROWS = 8
 
 
 @dataclass(frozen=True)
-class SparseNode:
-    """A node and its initializers."""
+class Window:
+    """Strides, pads, dilations and groups of a convolution, along two axes or one.
 
-    node: onnx.NodeProto
-    initializers: tuple[onnx.TensorProto, ...]
-
-
-def sparse_linear(
-    name: str,
-    x: str,
-    y: str,
-    weight: PackedWeight,
-    *,
-    bias: np.ndarray | None = None,
-    residual: str | None = None,
-    activation: str = "none",
-    clip: tuple[float, float] | None = None,
-) -> SparseNode:
-    """Build ``y = activation(x Wᵀ + bias + residual)``.
-
-    Args:
-        name: Name of the node; the initializers' names begin with it.
-        x: Name of the input, shape ``[..., inputs]``.
-        y: Name of the output, shape ``[..., outputs]``.
-        weight: Packed from ``[outputs, inputs]``.
-        bias: float32, shape ``[outputs]``.
-        residual: Name of a tensor of the output's shape that is added before the activation.
-        activation: none, relu, clip, gelu (with erf) or gelu_tanh.
-        clip: Bounds, for the activation clip.
-    Raises:
-        ValueError: If weight, bias or activation do not fit.
+    Pads are top, left, bottom, right, or left and right.
     """
-    attributes = linear_attributes(weight)
-    return _node("SparseLinear", name, x, y, weight, bias, residual, activation, clip, attributes)
+
+    strides: tuple[int, ...] = (1, 1)
+    pads: tuple[int, ...] = (0, 0, 0, 0)
+    dilations: tuple[int, ...] = (1, 1)
+    group: int = 1
 
 
-def sparse_conv(
+@dataclass(frozen=True)
+class Activation:
+    """Epilogue of a float operator: y = activation(sum + bias + residual).
+
+    Attributes:
+        kind: none, relu, clip, gelu (with erf) or gelu_tanh.
+        clip: Bounds of clip; None for the others.
+    """
+
+    kind: str = "none"
+    clip: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {_ACTIVATIONS}. Got {self.kind!r}.")
+        if (self.clip is None) == (self.kind == "clip"):
+            raise ValueError(f"clip must be given for the activation clip only. Got {self.clip}.")
+
+
+NO_ACTIVATION = Activation()
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Epilogue of a quantised operator: y = clip(round((sum + bias) · scale) + zero point), uint8.
+
+    Attributes:
+        scales: float32, ``[outputs]``: scales of the sums, x_scale · w_scale / y_scale.
+        x_zero_point: In 0 to 255. That of the weight is 0.
+        y_zero_point: In 0 to 255.
+        low: Smallest y, at least 0: the activation's lower bound.
+        high: Largest y, at most 255: the activation's upper bound.
+    """
+
+    scales: np.ndarray
+    x_zero_point: int
+    y_zero_point: int
+    low: int = 0
+    high: int = 255
+
+
+def sparse_node(
     name: str,
-    x: str,
+    x: ir.Value,
     y: str,
-    weight: PackedWeight,
+    weight: Packed,
     *,
+    window: Window | None = None,
     bias: np.ndarray | None = None,
-    residual: str | None = None,
-    activation: str = "none",
-    clip: tuple[float, float] | None = None,
-    strides: Sequence[int] = (1, 1),
-    pads: Sequence[int] = (0, 0, 0, 0),
-    dilations: Sequence[int] = (1, 1),
-    input_layout: str = "nchw",
-    output_layout: str = "nchw",
-    residual_layout: str | None = None,
-) -> SparseNode:
-    """Build ``y = activation(conv(x, W) + bias + residual)`` for images, or along one axis.
-
-    Arguments with one number per axis have two for images, vertical and horizontal, and one for a
-    convolution along one axis. The defaults are those of images.
+    residual: ir.Value | None = None,
+    epilogue: Activation | Rounding = NO_ACTIVATION,
+    planes: Collection[str] = (),
+) -> ir.Node:
+    """Build ``y = epilogue(x ∘ W + bias + residual)``, ∘ a matrix product or a convolution.
 
     Args:
-        name: Name of the node; the initializers' names begin with it.
-        x: Name of the input, shape ``[N, C, H, W]``, ``[N, C, W]`` or that of ``planes_shape``.
+        name: Name of the node; the constants' names begin with it.
+        x: Input: ``[..., inputs]``, ``[N, C, H, W]``, ``[N, C, W]`` or that of ``planes_shape``;
+            uint8 for a quantised operator, else float32.
         y: Name of the output.
-        weight: Packed from ``[outputs, C / group, h, w]`` or ``[outputs, C / group, w]``.
-        bias: float32, shape ``[outputs]``.
-        residual: Name of a tensor like the output that is added before the activation.
-        activation: none, relu, clip, gelu (with erf) or gelu_tanh.
-        clip: Bounds, for the activation clip.
-        strides: One per axis.
-        pads: Padding at the beginning of each axis, then at the end of each.
-        dilations: One per axis.
-        input_layout: nchw, or planes if the input is the output of a sparse convolution in planes.
-        output_layout: Layout of the output.
-        residual_layout: Layout of the residual; by default that of the output.
+        weight: Packed in quads for a quantised operator, else in block-CSR. Its groups are those of
+            the convolution.
+        window: Convolution window; None for matmul.
+        bias: Shape ``[outputs]``, float32; int32 in steps of x_scale · w_scale if quantised.
+        residual: Tensor of y's shape. None for a quantised operator.
+        epilogue: What follows the sums; its type decides whether the operator is quantised.
+        planes: Names of the values in the layout planes. The others are in nchw.
+    Returns:
+        A node with one output. The inputs that belong to no graph are its constants.
     Raises:
-        ValueError: If weight, bias, activation or layout do not fit.
+        ValueError: If weight, window, bias or epilogue do not fit.
     """
-    attributes = conv_attributes(weight, strides, pads, dilations)
-    residual_layout = residual_layout or output_layout
-    for layout in (input_layout, output_layout, residual_layout):
-        if layout not in _LAYOUTS:
-            raise ValueError(f"layouts must be one of {_LAYOUTS}. Got {layout!r}.")
-    attributes |= {
-        "input_layout": input_layout,
-        "output_layout": output_layout,
-        "residual_layout": residual_layout,
-    }
-    return _node("SparseConv", name, x, y, weight, bias, residual, activation, clip, attributes)
+    quantised = isinstance(epilogue, Rounding)
+    _check_outputs("bias", bias, np.int32 if quantised else np.float32, weight)
+    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
+    attributes = _matmul(weight) if window is None else _convolution(weight, window)
+    if quantised:
+        _check_outputs("scales", epilogue.scales, np.float32, weight)
+        arrays |= {"scales": epilogue.scales} | ({} if bias is None else {"bias": bias})
+        attributes |= {"x_zero_point": epilogue.x_zero_point, "min": epilogue.low}
+        attributes |= {"y_zero_point": epilogue.y_zero_point, "max": epilogue.high}
+    else:
+        arrays |= {"bias": bias}
+        attributes |= {"block": weight.block, "activation": epilogue.kind}
+        if epilogue.clip is not None:
+            attributes |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
+        if window is not None:
+            ends = {"input": x.name, "output": y, "residual": residual.name if residual else y}
+            attributes |= {f"{end}_layout": _layout(value, planes) for end, value in ends.items()}
+    kind = f"Sparse{'Q' if quantised else ''}{'Linear' if window is None else 'Conv'}"
+    return ir.node(
+        kind,
+        [x, *_constants(name, arrays), *([] if quantised else [residual])],
+        dict(sorted(attributes.items())),
+        domain=DOMAIN,
+        name=name,
+        outputs=[ir.Value(name=y)],
+    )
 
 
 def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:
@@ -126,104 +146,55 @@ def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[in
     return batch * channels + -(-_READ_BEYOND // plane), height + 2, *row
 
 
-def linear_attributes(weight: PackedWeight | Packed1x4) -> dict[str, Any]:
-    """Return the sizes of a matrix product, as attributes.
+def _constants(name: str, arrays: Mapping[str, np.ndarray | None]) -> list[ir.Value | None]:
+    """Return the constant inputs of a node; None for an omitted one."""
+    return [
+        None
+        if array is None
+        else ir.Value(name=f"{name}.{key}", const_value=ir.tensor(array, name=f"{name}.{key}"))
+        for key, array in arrays.items()
+    ]
 
-    Raises:
-        ValueError: If the weight was not packed from a matrix.
-    """
+
+def _layout(name: str, planes: Collection[str]) -> str:
+    return "planes" if name in planes else "nchw"
+
+
+def _matmul(weight: Packed) -> dict[str, Any]:
+    """Return the sizes of a matrix product, as attributes."""
     if len(weight.shape) != 2:
         raise ValueError(f"weight must be packed from [outputs, inputs]. Got {weight.shape}.")
     return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
 
 
-def conv_attributes(
-    weight: PackedWeight | Packed1x4,
-    strides: Sequence[int],
-    pads: Sequence[int],
-    dilations: Sequence[int],
-) -> dict[str, Any]:
-    """Return the sizes, strides, pads and dilations of a convolution, as attributes.
-
-    Raises:
-        ValueError: If the weight's window does not have one or two axes, or strides, pads and
-            dilations are not given for as many.
-    """
+def _convolution(weight: Packed, window: Window) -> dict[str, Any]:
+    """Return the sizes, strides, pads and dilations of a convolution, as attributes."""
     axes = len(weight.shape) - 2
     if axes not in (1, 2):
         raise ValueError(
             f"weight must be packed from [outputs, C, h, w] or [outputs, C, w]. Got {weight.shape}."
         )
-    if not len(strides) == len(dilations) == len(pads) / 2 == axes:
+    if not len(window.strides) == len(window.dilations) == len(window.pads) / 2 == axes:
         raise ValueError(
-            f"strides, dilations and pads must be for {axes} axes. Got {list(strides)}, "
-            f"{list(dilations)} and {list(pads)}."
+            f"strides, dilations and pads must be for {axes} axes. Got {list(window.strides)}, "
+            f"{list(window.dilations)} and {list(window.pads)}."
         )
     return {
         "out_channels": weight.shape[0],
         "in_channels": weight.shape[1] * weight.group,
         "group": weight.group,
         "kernel_shape": list(weight.shape[2:]),
-        "strides": list(strides),
-        "pads": list(pads),
-        "dilations": list(dilations),
+        "strides": list(window.strides),
+        "pads": list(window.pads),
+        "dilations": list(window.dilations),
     }
 
 
-def node_with(
-    kind: str,
-    name: str,
-    x: str,
-    y: str,
-    arrays: Mapping[str, np.ndarray | None],
-    attributes: Mapping[str, Any],
-    more: Sequence[str] = (),
-) -> SparseNode:
-    """Build a node of our domain with its constants.
-
-    Args:
-        kind: Type of the operator.
-        name: Name of the node; the initializers' names begin with it.
-        x: Name of the first input.
-        y: Name of the output.
-        arrays: Constants, in the order of the following inputs; None for an omitted one.
-        attributes: Attributes of the node.
-        more: Names of the inputs after these.
-    """
-    there = {key: array for key, array in arrays.items() if array is not None}
-    inputs = [x, *(f"{name}.{key}" if key in there else "" for key in arrays), *more]
-    node = helper.make_node(kind, inputs, [y], name=name, domain=DOMAIN, **attributes)
-    tensors = (numpy_helper.from_array(array, f"{name}.{key}") for key, array in there.items())
-    return SparseNode(node, tuple(tensors))
-
-
-def _node(
-    kind: str,
-    name: str,
-    x: str,
-    y: str,
-    weight: PackedWeight,
-    bias: np.ndarray | None,
-    residual: str | None,
-    activation: str,
-    clip: tuple[float, float] | None,
-    attributes: dict[str, Any],
-) -> SparseNode:
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {_ACTIVATIONS}. Got {activation!r}.")
-    if (clip is None) == (activation == "clip"):
-        raise ValueError(f"clip must be given for the activation clip only. Got {clip}.")
-    if bias is not None and (bias.dtype != np.float32 or bias.shape != weight.shape[:1]):
+def _check_outputs(
+    name: str, array: np.ndarray | None, dtype: type[np.generic], weight: Packed
+) -> None:
+    if array is not None and (array.dtype != dtype or array.shape != weight.shape[:1]):
         raise ValueError(
-            f"bias must be float32 [{weight.shape[0]}]. Got {bias.dtype} {bias.shape}."
+            f"{name} must be {np.dtype(dtype)} [{weight.shape[0]}]. "
+            f"Got {array.dtype} {array.shape}."
         )
-    arrays = {
-        "values": weight.values,
-        "indices": weight.indices,
-        "starts": weight.starts,
-        "bias": bias,
-    }
-    attributes = {"block": weight.block, "activation": activation, **attributes}
-    if clip is not None:
-        attributes |= {"min": float(clip[0]), "max": float(clip[1])}
-    return node_with(kind, name, x, y, arrays, attributes, more=[residual or ""])

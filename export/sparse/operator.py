@@ -1,70 +1,74 @@
 """A part of a graph that one sparse operator can compute."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from onnx import TensorProto
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.format import BLOCKS, pack
-from mfac_compress.export.sparse.nodes import SparseNode, sparse_conv, sparse_linear
-
-
-@dataclass(frozen=True)
-class Window:
-    """Strides, pads, dilations and groups of a convolution, along two axes or one.
-
-    Pads are top, left, bottom, right, or left and right.
-    """
-
-    strides: tuple[int, ...] = (1, 1)
-    pads: tuple[int, ...] = (0, 0, 0, 0)
-    dilations: tuple[int, ...] = (1, 1)
-    group: int = 1
+from mfac_compress.export.sparse.format import BLOCK_CSR, QUADS, Format, Packed
+from mfac_compress.export.sparse.nodes import (
+    NO_ACTIVATION,
+    Activation,
+    Rounding,
+    Window,
+    sparse_node,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseOperator:
-    """y = activation(x ∘ W + bias + residual), where ∘ is a matrix product or a convolution.
+    """y = epilogue(x ∘ W + bias + residual), where ∘ is a matrix product or a convolution.
 
     Attributes:
         name: Name of the layer's node, unique among the operators of a graph.
         weight_name: Name of the tensor that the weight was read from.
-        nodes: Positions of the nodes that it replaces, ascending. Of their outputs, other nodes
-            read only y.
-        x: Name of the input.
-        y: Name of the output.
-        weight: float32, ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
+        nodes: The nodes that it replaces, in the graph's order; the last one makes y. Of their
+            outputs, other nodes read only y.
+        x: The input: float32, or uint8 if the operator is quantised. So is the output.
+        weight: ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``; float32, or int8 if
+            the operator is quantised.
         window: Convolution window; None for matmul.
-        bias: float32, ``[outputs]``.
-        residual: Name of a value of y's shape.
-        activation: As :func:`sparse_linear` takes it.
-        clip: Bounds of the activation clip.
+        bias: ``[outputs]``; float32, or int32 if the operator is quantised.
+        residual: A value of y's shape.
+        epilogue: The activation, or the requantisation of a quantised operator's sums.
+        feeding: The DequantizeLinear nodes before a quantised layer, whose outputs other nodes may
+            read.
         selection: Whether it only copies values: it is useful between sparse convolutions, never on
             its own.
     """
 
     name: str
     weight_name: str
-    nodes: tuple[int, ...]
-    x: str
-    y: str
+    nodes: tuple[ir.Node, ...]
+    x: ir.Value
     weight: np.ndarray
     window: Window | None = None
     bias: np.ndarray | None = None
-    residual: str | None = None
-    activation: Literal["none", "relu", "clip", "gelu", "gelu_tanh"] = "none"
-    clip: tuple[float, float] | None = None
+    residual: ir.Value | None = None
+    epilogue: Activation | Rounding = NO_ACTIVATION
+    feeding: tuple[ir.Node, ...] = ()
     selection: bool = False
 
-    element_type = TensorProto.FLOAT
-    feeding = ()
+    @property
+    def y(self) -> ir.Value:
+        """The output."""
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it multiplies 8-bit numbers."""
+        return isinstance(self.epilogue, Rounding)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Type of x and y."""
+        return ir.DataType.UINT8 if self.is_quantised else ir.DataType.FLOAT
 
     @property
     def takes_planes(self) -> bool:
         """Whether its input and output can be in the layout planes."""
-        return self.window is not None
+        return self.window is not None and not self.is_quantised
 
     @property
     def sparsity(self) -> float:
@@ -73,51 +77,48 @@ class SparseOperator:
 
     @property
     def can_fuse(self) -> bool:
-        """Whether a sum may still be fused: not after the activation."""
-        return self.activation == "none"
+        """Whether it may be extended: not after an activation, and not if it is quantised."""
+        return self.epilogue == NO_ACTIVATION
+
+    @property
+    def format(self) -> Format:
+        """The storage format of its weight."""
+        return QUADS if self.is_quantised else BLOCK_CSR
 
     def blocks(self, max_padding: float) -> list[int]:
-        """Return the block sizes that do not need too much padding with zeros.
+        """Return the block sizes that do not need too much padding with zeros; at least one.
 
         Args:
             max_padding: Largest number of stored values per nonzero value.
         """
-        kept = max(1, np.count_nonzero(self.weight))
-        sizes = {size: self._stored(size) for size in BLOCKS}
-        return [size for size in BLOCKS if size == 1 or sizes[size] <= max_padding * kept]
+        smallest, *others = self.format.blocks
+        most = max_padding * max(1, np.count_nonzero(self.weight))
+        return [smallest, *(b for b in others if self._pack(b).values.size <= most)]
 
-    def _stored(self, block: int) -> int:
-        group = self.window.group if self.window else 1
-        return pack(self.weight, block=block, group=group).values.size
+    def _pack(self, block: int) -> Packed:
+        return self.format.pack(self.weight, block, self.window.group if self.window else 1)
 
-    def build(self, block: int, planes: Collection[str] = ()) -> SparseNode:
-        """Build the node that computes it.
+    def build(
+        self, block: int, values: Mapping[str, ir.Value], planes: Collection[str] = ()
+    ) -> ir.Node:
+        """Build the node that computes it, as :func:`sparse_node` does.
 
         Args:
-            block: Number of outputs that share their inputs.
+            block: Block size of the weight's storage format.
+            values: The values that it may read, by name.
             planes: Names of the values in this layout.
         """
-        ends = {"bias": self.bias, "residual": self.residual}
-        ends |= {"activation": self.activation, "clip": self.clip}
-        if self.window is None:
-            return sparse_linear(self.name, self.x, self.y, pack(self.weight, block=block), **ends)
-        return sparse_conv(
+        return sparse_node(
             self.name,
-            self.x,
-            self.y,
-            pack(self.weight, block=block, group=self.window.group),
-            strides=self.window.strides,
-            pads=self.window.pads,
-            dilations=self.window.dilations,
-            input_layout=_layout(self.x, planes),
-            output_layout=_layout(self.y, planes),
-            residual_layout=_layout(self.residual or self.y, planes),
-            **ends,
+            values[self.x.name],
+            self.y.name,
+            self._pack(block),
+            window=self.window,
+            bias=self.bias,
+            residual=values[self.residual.name] if self.residual else None,
+            epilogue=self.epilogue,
+            planes=planes,
         )
-
-
-def _layout(name: str, planes: Collection[str]) -> str:
-    return "planes" if name in planes else "nchw"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ import threading
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, helper
 
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.files import temporary_file
@@ -15,7 +14,7 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def shapes_of(
-    model: onnx.ModelProto, names: Iterable[str], feeds: Feeds, seconds: float | None = None
+    model: ir.Model, names: Iterable[str], feeds: Feeds, seconds: float | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Run a model and record the shapes of internal values.
 
@@ -32,13 +31,15 @@ def shapes_of(
     wanted = sorted(set(names))
     if not wanted:
         return {}
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
+    probe = model.clone()
+    graph = probe.graph
+    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    values |= {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
     for name in wanted:
-        probe.graph.node.append(helper.make_node("Shape", [name], [f"shape of {name}"]))
-        info = helper.make_tensor_value_info(f"shape of {name}", TensorProto.INT64, None)
-        probe.graph.output.append(info)
+        shape = ir.val(f"shape of {name}", ir.DataType.INT64)
+        graph.append(ir.node("Shape", [values[name]], outputs=[shape]))
+        graph.outputs.append(shape)
     with temporary_file(probe) as path:
         session = load(str(path), unoptimised())
         try:

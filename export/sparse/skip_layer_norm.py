@@ -7,12 +7,12 @@ two operators; it has no fusion for the second, which computes the same. Session
 disable the fusion as well, but every program that opens the file would have to set them.
 """
 
-import onnx
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import is_operator
 
 
-def prevent_skip_layer_norm(model: onnx.ModelProto) -> int:
+def prevent_skip_layer_norm(model: ir.Model) -> int:
     """Turn the Adds before layer norms into Sums.
 
     Args:
@@ -20,12 +20,12 @@ def prevent_skip_layer_norm(model: onnx.ModelProto) -> int:
     Returns:
         The number of nodes changed.
     """
-    graph = Graph(model)
-    changed = 0
-    for position, node in enumerate(graph.nodes):
-        if graph.is_operator(position, "LayerNormalization"):
-            before = graph.producer(node.input[0])
-            if graph.is_operator(before, "Add"):
-                graph.nodes[before].op_type = "Sum"
-                changed += 1
-    return changed
+    sums = {
+        node.inputs[0].producer()
+        for node in model.graph
+        if is_operator(node, "LayerNormalization") and node.inputs[0] is not None
+    }
+    adds = [node for node in sums if is_operator(node, "Add")]
+    for node in adds:
+        node.op_type = "Sum"
+    return len(adds)

@@ -4,17 +4,18 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
 from mfac_compress.export.latency import LatencyComparison, Workload
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, ProgressCallback, choose
-from mfac_compress.export.sparse.compose import inline_functions, name_nodes, sort_nodes
+from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import largest_difference, max_difference
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
-from mfac_compress.export.sparse.graph import Graph, is_open, needed_inputs
+from mfac_compress.export.sparse.graph import Graph, is_open, is_operator, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import WorkloadTime
@@ -43,7 +44,7 @@ class FileSpeed:
 
     layers: tuple[LayerSpeed, ...]
     whole: tuple[WorkloadTime, ...]
-    model: onnx.ModelProto | None
+    model: ir.Model | None
     reason: str
     difference: float | None
     compared: tuple[LatencyComparison, ...] = ()
@@ -76,9 +77,9 @@ def measure_speed(
     Raises:
         ValueError: If the file cannot be read or run on the inputs, or the kernels are not built.
     """
-    model = inline_functions(read_model(path))
+    model = read_model(path)
     open_session(path)  # so that an error of loading names this file, not a part of it
-    sort_nodes(model)
+    model.graph.sort()  # ONNX Runtime also loads files in another order
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)
@@ -94,7 +95,7 @@ def measure_speed(
     whole = fastest_model(graph, choice.segments, feeds)
     difference, too_much = None, False
     if whole.model is not None:
-        difference = largest_difference(model, whole.model, feeds[workloads[0]])
+        difference = largest_difference(Path(path), whole.model, feeds[workloads[0]])
         too_much = difference is not None and difference > max_difference(graph)
         if too_much:
             whole = replace(whole, plan={}, model=None)
@@ -129,13 +130,10 @@ def _untried(layers: Sequence[Layer]) -> str:
     return "no layer that a sparse operator could compute has enough zeros"
 
 
-def _open_batch(graph: onnx.GraphProto) -> bool:
+def _open_batch(model: ir.Model) -> bool:
     """Whether any input leaves its first axis open."""
-    tensors = [value.type.tensor_type for value in needed_inputs(graph)]
-    firsts = [(tensor, tensor.shape.dim[:1]) for tensor in tensors]
-    return any(
-        is_open(first[0]) if first else not tensor.HasField("shape") for tensor, first in firsts
-    )
+    shapes = [value.shape for value in needed_inputs(model)]
+    return any(shape is None or any(map(is_open, shape[:1])) for shape in shapes)
 
 
 def _shapes(
@@ -147,14 +145,14 @@ def _shapes(
     """Return by batch size the shapes of all inputs and outputs of layers and of fusible nodes."""
     batches = {workload.batch_size for workload in workloads}
     names = {
-        name
-        for position, node in enumerate(graph.nodes)
-        if graph.is_operator(position, *_SHAPED) or unsupported_reason(node)
-        for name in (*node.input[:2], *node.output)
-        if name and graph.constant(name) is None
+        value.name
+        for node in graph.nodes
+        if is_operator(node, *_SHAPED) or unsupported_reason(node)
+        for value in (*node.inputs[:2], *node.outputs)
+        if value is not None and value.name and graph.constant(value) is None
     }
     shapes = {b: shapes_of(graph.model, names, feeds_of(b), timeout) for b in batches}
-    if batches == {1} and _open_batch(graph.model.graph):
+    if batches == {1} and _open_batch(graph.model):
         # At batch size 1, a value that is broadcast over the batch looks like any other. A file
         # that does not run at 2, despite its dynamic axes, has nothing to broadcast over.
         with suppress(ValueError):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import onnx
+import onnx_ir as ir
 
 from mfac_compress.export.latency import Workload
 from mfac_compress.export.sparse.choose import MAX_RATIO, Segment, merge
@@ -29,7 +29,7 @@ class Whole:
     """
 
     plan: Plan
-    model: onnx.ModelProto | None
+    model: ir.Model | None
     speeds: tuple[WorkloadTime, ...]
 
 
@@ -70,7 +70,7 @@ def _mean(speeds: Sequence[WorkloadTime]) -> float:
     return fmean(speed.ratio for speed in speeds)
 
 
-def _forms(graph: Graph, plan: Plan) -> Iterator[onnx.ModelProto]:
+def _forms(graph: Graph, plan: Plan) -> Iterator[ir.Model]:
     """Yield the models that implement a plan: with and without fused layer norms."""
     yield rewrite(graph, plan)
     apart = rewrite(graph, plan)
@@ -78,9 +78,7 @@ def _forms(graph: Graph, plan: Plan) -> Iterator[onnx.ModelProto]:
         yield apart
 
 
-def _time(
-    models: Sequence[onnx.ModelProto], workload: Workload, feeds: Feeds
-) -> list[WorkloadTime]:
+def _time(models: Sequence[ir.Model], workload: Workload, feeds: Feeds) -> list[WorkloadTime]:
     """Time all models except the first against the first."""
     dense, *others = time_models(models, feeds, threads=workload.threads, rounds=_ROUNDS)
     return [WorkloadTime.of_rounds(workload, dense, times) for times in others]

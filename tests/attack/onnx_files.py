@@ -121,7 +121,7 @@ def _run(case: Case, folder: Path) -> int:
 
 def _are_equal(path: Path, output: Path, case: Case) -> bool:
     """Whether two files compute the same of other inputs."""
-    import onnx
+    import onnx_ir as ir
 
     from mfac_compress.export import RandomInputs, open_session
     from mfac_compress.export.sparse.difference import largest_difference, max_difference
@@ -139,7 +139,7 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
         open_session(path).run(None, dict(feeds))
     except Exception:  # it takes one row only, whatever its input says
         feeds = inputs(1)
-    difference = largest_difference(dense, onnx.load(output), feeds)
+    difference = largest_difference(path, ir.load(output), feeds)
     print("difference", difference)
     return difference is None or difference <= max_difference(Graph(dense))
 

@@ -5,7 +5,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from mfac_compress.export import export_onnx, onnx_file, open_session, parity_error
+from mfac_compress.export import export_onnx, open_session, parity_error, replace
 
 
 class Fixed(nn.Module):
@@ -129,7 +129,7 @@ def test_large_tensors_become_external_data_and_are_removed_with_it(tmp_path, mo
     model = nn.Linear(64, 16)
     path = tmp_path / "m.onnx"
     inputs = torch.randn(3, 64)
-    monkeypatch.setattr(onnx_file, "MAX_BYTES_IN_ONE_FILE", 4 * 64 * 16)
+    monkeypatch.setattr(replace, "MAX_BYTES_IN_ONE_FILE", 4 * 64 * 16)
     export_onnx(model, inputs, path)
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
     assert path.stat().st_size < 4 * 64 * 16

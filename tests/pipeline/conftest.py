@@ -145,7 +145,7 @@ def sparse_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def say(ratio: float, compared: Interval | None = None) -> None:
         def time_models(models, *_, **__):
-            domains = [[node.domain for node in model.graph.node] for model in models]
+            domains = [[node.domain for node in model.graph] for model in models]
             return [[ratio if DOMAIN in each else 1.0] * 3 for each in domains]
 
         def compare_latency(dense, sparse, feeds_of, settings, *, library=None, **_):

@@ -7,21 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, only_user
 from mfac_compress.export.sparse.operator import SparseOperator
 
 
 def fold_batchnorm(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
     """Return the operator with the batch norm after it folded in; None if there is none."""
-    position = graph.only_user(operator.y)
-    if not operator.window or operator.residual or not operator.can_fuse:
+    node = only_user(operator.y)
+    if not operator.window or operator.residual or not is_operator(node, "BatchNormalization"):
         return None
-    if not graph.is_operator(position, "BatchNormalization"):
-        return None
-    node = graph.nodes[position]
     given = attributes(node)
-    constants = [graph.constant(name) for name in node.input[1:5]]
-    if len(node.output) > 1 or given.get("training_mode", 0) or any(c is None for c in constants):
+    constants = [graph.constant(value) for value in node.inputs[1:5]]
+    if len(node.outputs) > 1 or given.get("training_mode", 0) or any(c is None for c in constants):
         return None
     scale, shift, mean, variance = (c.astype(np.float64) for c in constants)
     factor = scale / np.sqrt(variance + given.get("epsilon", 1e-5))
@@ -31,5 +28,4 @@ def fold_batchnorm(graph: Graph, operator: SparseOperator) -> SparseOperator | N
     weight = (operator.weight * of_outputs).astype(np.float32)
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         return None
-    nodes = (*operator.nodes, position)
-    return replace(operator, nodes=nodes, y=node.output[0], weight=weight, bias=bias)
+    return replace(operator, nodes=(*operator.nodes, node), weight=weight, bias=bias)

@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from mfac_compress.export.sparse.graph import Graph, attributes
-from mfac_compress.export.sparse.operator import SparseOperator, Unsupported, Window
+import onnx_ir as ir
+
+from mfac_compress.export.sparse.graph import Graph, argument, attributes
+from mfac_compress.export.sparse.nodes import Window
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.layer import layer_operator
 from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
 
@@ -13,21 +16,19 @@ _LARGEST = 2**15
 """Largest attribute that the kernels accept."""
 
 
-def match_conv(graph: Graph, position: int) -> SparseOperator | Unsupported:
+def match_conv(graph: Graph, node: ir.Node) -> SparseOperator | Unsupported:
     """Return the operator of a Conv node, or why there is none."""
-    node = graph.nodes[position]
-    weight = constant_weight(graph, node.input[1], *AXES)
+    weight = constant_weight(graph, node.inputs[1], *AXES)
     if isinstance(weight, Unsupported):
         return weight
     window = constant_window(attributes(node), weight.shape[2:])
     if isinstance(window, Unsupported):
         return window
-    bias = None
-    if len(node.input) > 2 and node.input[2]:
-        bias = constant_bias(graph, node.input[2], len(weight))
-        if bias is None:
-            return Unsupported("its bias is not constant")
-    return layer_operator(graph, position, weight, window=window, bias=bias)
+    given = argument(node, 2)
+    bias = constant_bias(graph, given, len(weight))
+    if given is not None and bias is None:
+        return Unsupported("its bias is not constant")
+    return layer_operator(node, weight, window=window, bias=bias)
 
 
 def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | Unsupported:
@@ -41,7 +42,7 @@ def constant_window(given: dict[str, Any], kernel: tuple[int, ...]) -> Window | 
     strides = tuple(given.get("strides", ones))
     dilations = tuple(given.get("dilations", ones))
     pads = tuple(given.get("pads", (0, 0) * len(kernel)))
-    automatic = given.get("auto_pad", b"NOTSET").decode()
+    automatic = given.get("auto_pad", "NOTSET")
     if automatic == "VALID":
         pads = (0, 0) * len(kernel)
     if automatic in ("SAME_UPPER", "SAME_LOWER"):

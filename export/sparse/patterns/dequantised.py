@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.graph import Graph, argument, attributes, is_operator
 from mfac_compress.export.sparse.operator import Unsupported
 
 
@@ -13,65 +14,62 @@ class Quantised:
     """The quantised value of a QuantizeLinear or DequantizeLinear.
 
     Attributes:
-        position: Position of the node.
-        name: Name of the quantised value.
+        node: The node.
+        value: The quantised value.
         scale: float32, one number or one for each index of an axis.
         zero_point: Of the quantised value's type; None if the file has none.
         axis: Axis of the scales. Not negative if the value is constant.
     """
 
-    position: int
-    name: str
+    node: ir.Node
+    value: ir.Value
     scale: np.ndarray
     zero_point: np.ndarray | None
     axis: int
 
 
-def dequantised_constant(graph: Graph, name: str) -> int | None:
-    """Return the position of a DequantizeLinear (any domain) of a constant; None for others."""
-    position = graph.producer(name)
-    if position is None or graph.nodes[position].op_type != "DequantizeLinear":
+def dequantised_constant(graph: Graph, value: ir.Value) -> ir.Node | None:
+    """Return the DequantizeLinear (any domain) that makes a value of a constant, if one does."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
         return None
-    return None if graph.constant(graph.nodes[position].input[0]) is None else position
+    return None if graph.constant(node.inputs[0]) is None else node
 
 
-def dequantised(graph: Graph, name: str, what: str) -> Quantised | Unsupported:
+def dequantised(graph: Graph, value: ir.Value, what: str) -> Quantised | Unsupported:
     """Return what a value was dequantised from, or why there is nothing.
 
     Args:
         graph: The graph of the value.
-        name: Name of the value.
+        value: The value.
         what: Description of it, with which the reason begins.
     """
-    position = graph.producer(name)
-    if position is None or graph.nodes[position].op_type != "DequantizeLinear":
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
         return Unsupported(f"{what} is not quantised")
-    return _read(graph, position, graph.nodes[position].input[0], what)
+    return _read(graph, node, node.inputs[0], what)
 
 
-def quantised(graph: Graph, position: int | None, what: str) -> Quantised | Unsupported:
+def quantised(graph: Graph, node: ir.Node | None, what: str) -> Quantised | Unsupported:
     """Return the output of a QuantizeLinear, or why there is none.
 
     Args:
         graph: The graph of the node.
-        position: Position of the node; None or another node if there is no QuantizeLinear.
+        node: The node; None or another node if there is no QuantizeLinear.
         what: Description of the output, with which the reason begins.
     """
-    if position is None or graph.nodes[position].op_type != "QuantizeLinear":
+    if node is None or node.op_type != "QuantizeLinear":
         return Unsupported(f"{what} is not quantised")
-    return _read(graph, position, graph.nodes[position].output[0], what)
+    return _read(graph, node, node.outputs[0], what)
 
 
-def _read(graph: Graph, position: int, name: str, what: str) -> Quantised | Unsupported:
-    node = graph.nodes[position]
-    if not graph.is_operator(position, node.op_type):
+def _read(graph: Graph, node: ir.Node, value: ir.Value, what: str) -> Quantised | Unsupported:
+    if not is_operator(node, node.op_type):
         known = f"only that of ONNX is supported ({node.op_type} without UseQDQContribOps)"
         return Unsupported(f"{what} has a {node.op_type} of {node.domain}, and {known}")
     given = attributes(node)
-    scale = graph.constant(node.input[1])
-    has_zero_point = len(node.input) > 2 and node.input[2]
-    zero_point = graph.constant(node.input[2]) if has_zero_point else None
-    if scale is None or (has_zero_point and zero_point is None):
+    scale, zero_point = (graph.constant(argument(node, place)) for place in (1, 2))
+    if scale is None or (argument(node, 2) is not None and zero_point is None):
         return Unsupported(f"{what} has a scale or zero point that is not constant")
     if given.get("block_size", 0) or scale.ndim > 1:
         return Unsupported(
@@ -82,7 +80,7 @@ def _read(graph: Graph, position: int, name: str, what: str) -> Quantised | Unsu
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         return Unsupported(f"{what} has scales that are not finite and positive")
     axis = given.get("axis", 1)
-    array = graph.constant(name)
+    array = graph.constant(value)
     if array is not None and array.ndim:
         axis %= array.ndim
-    return Quantised(position, name, scale, zero_point, axis)
+    return Quantised(node, value, scale, zero_point, axis)

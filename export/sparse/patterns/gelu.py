@@ -7,13 +7,15 @@ Exporters order these factors in many ways, so a formula is recognised by its va
 nodes that read only z and constants are evaluated at some points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 from scipy.special import erf
 
-from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, only_user, users
+from mfac_compress.export.sparse.nodes import Activation
 from mfac_compress.export.sparse.operator import SparseOperator
 
 _MAX_NODES = 12
@@ -38,54 +40,54 @@ _FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def add_gelu(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
     """Return the operator with the Gelu after it; None if there is none."""
-    if not operator.can_fuse or operator.y in graph.outputs:
+    node = only_user(operator.y)
+    if is_operator(node, "Gelu"):
+        plain = attributes(node).get("approximate", "none") == "none"
+        nodes, form = [node], "gelu" if plain else "gelu_tanh"
+    else:
+        nodes, form = _formula(graph, operator.y)
+    if not nodes or operator.y.is_graph_output():
         return None
-    position = graph.only_user(operator.y)
-    if graph.is_operator(position, "Gelu"):
-        node = graph.nodes[position]
-        plain = attributes(node).get("approximate", b"none") == b"none"
-        nodes, y = (*operator.nodes, position), node.output[0]
-        return replace(operator, nodes=nodes, y=y, activation="gelu" if plain else "gelu_tanh")
-    found = _formula(graph, operator.y)
-    if found is None:
-        return None
-    nodes, y, form = found
-    return replace(operator, nodes=(*operator.nodes, *nodes), y=y, activation=form)
+    return replace(operator, nodes=(*operator.nodes, *nodes), epilogue=Activation(form))
 
 
-def _formula(graph: Graph, z: str) -> tuple[list[int], str, str] | None:
-    """Return the nodes that compute a Gelu of z, the name of its output, and its form."""
+def _formula(graph: Graph, z: ir.Value) -> tuple[list[ir.Node], str]:
+    """Return the nodes that compute a Gelu of z, and its form; no nodes if there is none."""
     values, nodes = {z: _POINTS}, []
     while len(nodes) < _MAX_NODES:
-        position = _next(graph, values, nodes)
-        if position is None:
-            return None
-        node = graph.nodes[position]
-        arguments = [_argument(graph, values, name) for name in node.input]
+        node = _next(graph, values, nodes)
+        if node is None:
+            break
+        arguments = [_argument(graph, values, value) for value in node.inputs]
         with np.errstate(all="ignore"):  # other formulas may overflow
-            values[node.output[0]] = _ELEMENTWISE[node.op_type](*arguments)
-        nodes.append(position)
-        if _is_closed(graph, set(values) - {node.output[0]}, nodes):
+            found = _ELEMENTWISE[node.op_type](*arguments)
+        nodes.append(node)
+        if _is_closed(values, nodes):
             for form, compute in _FORMS.items():
-                if np.allclose(values[node.output[0]], compute(_POINTS), 0, _TOLERANCE):
-                    return nodes, node.output[0], form
-    return None
+                if np.allclose(found, compute(_POINTS), 0, _TOLERANCE):
+                    return nodes, form
+        values[node.outputs[0]] = found
+    return [], ""
 
 
-def _next(graph: Graph, values: dict[str, np.ndarray], nodes: list[int]) -> int | None:
+def _next(
+    graph: Graph, values: Mapping[ir.Value, np.ndarray], nodes: Sequence[ir.Node]
+) -> ir.Node | None:
     """Return the first node that computes a new value from these values."""
-    users = {position for name in values for position in graph.users(name)} - set(nodes)
-    for position in sorted(users):
-        arguments = [_argument(graph, values, name) for name in graph.nodes[position].input]
-        if graph.is_operator(position, *_ELEMENTWISE) and all(a is not None for a in arguments):
-            return position
+    readers = {node for value in values for node in users(value)} & graph.position.keys()
+    for node in sorted(readers - set(nodes), key=graph.position.__getitem__):
+        arguments = [_argument(graph, values, value) for value in node.inputs]
+        if is_operator(node, *_ELEMENTWISE) and all(a is not None for a in arguments):
+            return node
     return None
 
 
-def _argument(graph: Graph, values: dict[str, np.ndarray], name: str) -> np.ndarray | float | None:
-    return values[name] if name in values else graph.scalar(name)
+def _argument(
+    graph: Graph, values: Mapping[ir.Value, np.ndarray], value: ir.Value | None
+) -> np.ndarray | float | None:
+    return values[value] if value in values else graph.scalar(value)
 
 
-def _is_closed(graph: Graph, inner: set[str], nodes: list[int]) -> bool:
+def _is_closed(inner: Iterable[ir.Value], nodes: Sequence[ir.Node]) -> bool:
     """Whether only these nodes read these values."""
-    return all(name not in graph.outputs and set(graph.users(name)) <= set(nodes) for name in inner)
+    return all(not value.is_graph_output() and users(value) <= set(nodes) for value in inner)

@@ -1,14 +1,14 @@
 """The operator of one layer's node, before fusion."""
 
 import numpy as np
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import SparseOperator, Window
+from mfac_compress.export.sparse.nodes import Window
+from mfac_compress.export.sparse.operator import SparseOperator
 
 
 def layer_operator(
-    graph: Graph,
-    position: int,
+    node: ir.Node,
     weight: np.ndarray,
     *,
     window: Window | None = None,
@@ -17,19 +17,16 @@ def layer_operator(
     """Build y = x ∘ W + bias for a node whose first input is x and whose second is the weight.
 
     Args:
-        graph: The graph of the node.
-        position: Position of the node.
+        node: The node.
         weight: As :class:`SparseOperator` takes it, in any memory order.
         window: Convolution window; None for matmul.
         bias: As :class:`SparseOperator` takes it.
     """
-    node = graph.nodes[position]
     return SparseOperator(
         name=node.name,
-        weight_name=node.input[1],
-        nodes=(position,),
-        x=node.input[0],
-        y=node.output[0],
+        weight_name=node.inputs[1].name,
+        nodes=(node,),
+        x=node.inputs[0],
         weight=np.ascontiguousarray(weight),
         window=window,
         bias=bias,

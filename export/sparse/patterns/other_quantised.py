@@ -4,7 +4,7 @@ ONNX Runtime has fused.
 
 from typing import NamedTuple
 
-import onnx
+import onnx_ir as ir
 
 _QDQ = "quantise with QuantFormat.QDQ, uint8 activations and symmetric int8 weights"
 _WHOLE = f"it is in the QOperator format: {_QDQ}"
@@ -49,17 +49,17 @@ _KINDS = {
 }
 
 
-def unsupported_reason(node: onnx.NodeProto) -> str | None:
+def unsupported_reason(node: ir.Node) -> str | None:
     """Return why no sparse operator can compute such a layer; None for other nodes."""
     found = _KINDS.get(_key(node))
     return found[1] if found else None
 
 
-def weight_inputs(node: onnx.NodeProto) -> WeightInputs | None:
+def weight_inputs(node: ir.Node) -> WeightInputs | None:
     """Return which inputs of such a layer are its weight; None for other nodes."""
     found = _KINDS.get(_key(node))
     return found[0] if found else None
 
 
-def _key(node: onnx.NodeProto) -> tuple[str, str]:
-    return ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
+def _key(node: ir.Node) -> tuple[str, str]:
+    return (node.domain, node.op_type)

@@ -8,13 +8,13 @@ with x and y uint8, W int8 and symmetric (zero point 0), and no activation, Relu
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.operator import Unsupported, Window
+from mfac_compress.export.sparse.graph import Graph, argument, is_operator, only_user
+from mfac_compress.export.sparse.nodes import Rounding, Window
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.activation import bounds
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, quantised
-from mfac_compress.export.sparse.quantised_nodes import Rounding
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 _SAME = 1e-4  # relative difference of scales that ONNX Runtime's quantiser may cause
 
@@ -29,22 +29,20 @@ class _Weight:
 
 
 def quantised_operator(
-    graph: Graph, position: int, *, output_axis: int, window: Window | None = None
-) -> QuantisedOperator | Unsupported:
+    graph: Graph, node: ir.Node, *, output_axis: int, window: Window | None = None
+) -> SparseOperator | Unsupported:
     """Return the operator of a layer with a quantised weight, or why there is none.
 
     Args:
         graph: The graph of the layer.
-        position: Position of a node whose inputs are x, a weight dequantised from a constant, and
-            perhaps a bias.
+        node: A node whose inputs are x, a weight dequantised from a constant, and perhaps a bias.
         output_axis: Axis of the outputs in the weight.
         window: Convolution window; None for matmul.
     """
-    node = graph.nodes[position]
-    x = _input(graph, node.input[0])
+    x = _input(graph, node.inputs[0])
     axes = 2 + (len(window.strides) if window else 0)
-    weight = _weight(graph, node.input[1], axes, output_axis)
-    ends = _ends(graph, position)
+    weight = _weight(graph, node.inputs[1], axes, output_axis)
+    ends = _ends(graph, node)
     for found in (x, weight, ends):
         if isinstance(found, Unsupported):
             return found
@@ -54,30 +52,29 @@ def quantised_operator(
         return Unsupported(
             "the scales of its input and weight are too large for that of its output"
         )
-    bias, feeding = None, {x.position, weight.source.position}
-    if len(node.input) > 2 and node.input[2]:
-        bias = _bias(graph, node.input[2], x.scale.reshape(()) * weight.scales)
+    bias, feeding = None, {x.node, weight.source.node}
+    if (given := argument(node, 2)) is not None:
+        bias = _bias(graph, given, x.scale.reshape(()) * weight.scales)
         if isinstance(bias, Unsupported):
             return bias
-        feeding.add(graph.producer(node.input[2]))
+        feeding.add(given.producer())
     if _may_leave_32_bits(weight.array, rounding.x_zero_point, bias):
         return Unsupported("its sums may overflow 32 bits")
-    return QuantisedOperator(
+    return SparseOperator(
         name=node.name,
-        weight_name=weight.source.name,
+        weight_name=weight.source.value.name,
         nodes=nodes,
-        feeding=tuple(sorted(feeding)),
-        x=x.name,
-        y=output.name,
+        feeding=tuple(feeding),
+        x=x.value,
         weight=weight.array,
-        rounding=rounding,
+        epilogue=rounding,
         window=window,
         bias=bias,
     )
 
 
-def _input(graph: Graph, name: str) -> Quantised | Unsupported:
-    x = dequantised(graph, name, "its weight is quantised, but its input")
+def _input(graph: Graph, value: ir.Value) -> Quantised | Unsupported:
+    x = dequantised(graph, value, "its weight is quantised, but its input")
     if isinstance(x, Unsupported):
         return x
     return _unless_bytes(x, "its input", "take") or x
@@ -95,11 +92,11 @@ def _unless_bytes(end: Quantised, what: str, verb: str) -> Unsupported | None:
     return None
 
 
-def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | Unsupported:
-    source = dequantised(graph, name, "its weight")
+def _weight(graph: Graph, value: ir.Value, axes: int, output_axis: int) -> _Weight | Unsupported:
+    source = dequantised(graph, value, "its weight")
     if isinstance(source, Unsupported):
         return source
-    array = graph.constant(source.name)
+    array = graph.constant(source.value)
     if array.dtype != np.int8:
         return Unsupported(
             f"its weight is {array.dtype}, and the kernels take int8 (QuantType.QInt8)"
@@ -117,12 +114,12 @@ def _weight(graph: Graph, name: str, axes: int, output_axis: int) -> _Weight | U
     return _Weight(source, np.ascontiguousarray(np.moveaxis(array, output_axis, 0)), scales)
 
 
-def _bias(graph: Graph, name: str, scales: np.ndarray) -> np.ndarray | Unsupported:
+def _bias(graph: Graph, value: ir.Value, scales: np.ndarray) -> np.ndarray | Unsupported:
     """Return the int32 bias, in steps of the sums, or why there is none."""
-    source = dequantised(graph, name, "its bias")
+    source = dequantised(graph, value, "its bias")
     if isinstance(source, Unsupported):
         return source
-    array = graph.constant(source.name)
+    array = graph.constant(source.value)
     if array is None or array.dtype != np.int32 or array.shape != scales.shape:
         return Unsupported("its bias is not a constant int32 with one number per output")
     if source.zero_point is not None and source.zero_point.any():
@@ -151,18 +148,18 @@ def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray |
 
 
 def _ends(
-    graph: Graph, position: int
-) -> tuple[tuple[int, ...], Quantised, tuple[float, float]] | Unsupported:
+    graph: Graph, node: ir.Node
+) -> tuple[tuple[ir.Node, ...], Quantised, tuple[float, float]] | Unsupported:
     """Return the layer's nodes, their quantised output, and the bounds of an activation."""
-    nodes, limits = [position], (-np.inf, np.inf)
-    user = graph.only_user(graph.nodes[position].output[0])
-    if graph.is_operator(user, "Relu", "Clip"):
+    nodes, limits = [node], (-np.inf, np.inf)
+    user = only_user(node.outputs[0])
+    if is_operator(user, "Relu", "Clip"):
         found = bounds(graph, user)
         if found is None:
             return Unsupported("the bounds of the Clip after it are not constant, or not in order")
         limits = found
         nodes.append(user)
-        user = graph.only_user(graph.nodes[user].output[0])
+        user = only_user(user.outputs[0])
     output = quantised(graph, user, "its output")
     if isinstance(output, Unsupported):
         return output

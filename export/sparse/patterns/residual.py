@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
 from mfac_compress.export.sparse.operator import SparseOperator
 
 
@@ -18,14 +18,13 @@ def add_residual(
         shapes: Shapes of the values at a batch size other than 1, at which a value that is
             broadcast over the batch would look like any other.
     """
-    position = graph.only_user(operator.y)
-    if operator.residual or not operator.can_fuse or not graph.is_operator(position, "Add"):
+    node = only_user(operator.y)
+    if operator.residual or not is_operator(node, "Add"):
         return None
-    node = graph.nodes[position]
-    residual = node.input[1] if node.input[0] == operator.y else node.input[0]
+    residual = node.inputs[1] if node.inputs[0] is operator.y else node.inputs[0]
     if graph.constant(residual) is not None:
         return None
-    if residual not in shapes or shapes[residual] != shapes.get(node.output[0]):
+    shape = shapes.get(residual.name)
+    if shape is None or shape != shapes.get(node.outputs[0].name):
         return None
-    nodes = (*operator.nodes, position)
-    return replace(operator, nodes=nodes, y=node.output[0], residual=residual)
+    return replace(operator, nodes=(*operator.nodes, node), residual=residual)

@@ -9,62 +9,58 @@ that use another one, this is far less work than two layout conversions.
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, attributes
-from mfac_compress.export.sparse.operator import SparseOperator, Window
+from mfac_compress.export.sparse.graph import Graph, argument, attributes, is_operator, only_user
+from mfac_compress.export.sparse.nodes import Window
+from mfac_compress.export.sparse.operator import SparseOperator
 
 _CHANNELS, _HEIGHT, _WIDTH = 1, 2, 3
 
 
 def match_selection(
-    graph: Graph, position: int, shapes: Mapping[str, tuple[int, ...]]
+    graph: Graph, node: ir.Node, shapes: Mapping[str, tuple[int, ...]]
 ) -> SparseOperator | None:
     """Return the operator of a chain of Slice nodes and a Pad that begins here, or None.
 
     Args:
         graph: The graph of the nodes.
-        position: Position of the first node.
+        node: The first node.
         shapes: Shapes of the values.
     """
-    if not graph.is_operator(position, "Slice"):
+    if not is_operator(node, "Slice"):
         return None
-    x = graph.nodes[position].input[0]
-    if len(shapes.get(x, ())) != 4:
+    x = node.inputs[0]
+    shape = shapes.get(x.name, ())
+    if len(shape) != 4:
         return None
-    strides, nodes, y = [1, 1], [], x
-    current: int | None = position
-    while graph.is_operator(current, "Slice"):
-        steps = _steps(graph, current, shapes)
+    strides, nodes = [1, 1], []
+    current: ir.Node | None = node
+    while is_operator(current, "Slice"):
+        steps = _steps(graph, current)
         if steps is None:
             return None
         strides = [old * new for old, new in zip(strides, steps, strict=True)]
         nodes.append(current)
-        y = graph.nodes[current].output[0]
-        current = graph.only_user(y)
+        current = only_user(current.outputs[0])
     added = _added_channels(graph, current)
     if added is None:
         return None
-    node = graph.nodes[current]
-    channels = shapes[x][_CHANNELS]
-    weight = np.pad(np.eye(channels, dtype=np.float32), (added, (0, 0)))[:, :, None, None]
+    weight = np.pad(np.eye(shape[_CHANNELS], dtype=np.float32), (added, (0, 0)))
     return SparseOperator(
-        name=node.name,
+        name=current.name,
         weight_name="",
         nodes=(*nodes, current),
         x=x,
-        y=node.output[0],
-        weight=weight,
+        weight=weight[:, :, None, None],
         window=Window(strides=(strides[0], strides[1])),
         selection=True,
     )
 
 
-def _steps(
-    graph: Graph, position: int, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int] | None:
+def _steps(graph: Graph, node: ir.Node) -> tuple[int, int] | None:
     """Return the strides; None if a Slice does anything but take every s-th row and column."""
-    node = graph.nodes[position]
-    parts = [graph.constant(name) for name in node.input[1:]]
+    parts = [graph.constant(value) for value in node.inputs[1:]]
     if len(parts) != 4 or any(part is None for part in parts):
         return None
     steps = {_HEIGHT: 1, _WIDTH: 1}
@@ -77,17 +73,15 @@ def _steps(
     return steps[_HEIGHT], steps[_WIDTH]
 
 
-def _added_channels(graph: Graph, position: int | None) -> tuple[int, int] | None:
+def _added_channels(graph: Graph, node: ir.Node | None) -> tuple[int, int] | None:
     """Return how many zero channels a Pad adds before and after; None if it does anything else."""
-    if not graph.is_operator(position, "Pad"):
+    if not is_operator(node, "Pad"):
         return None
-    node = graph.nodes[position]
-    pads = graph.constant(node.input[1]) if len(node.input) > 1 else None
-    if pads is None or pads.size != 8 or attributes(node).get("mode", b"constant") != b"constant":
+    pads = graph.constant(argument(node, 1))
+    if pads is None or pads.size != 8 or attributes(node).get("mode", "constant") != "constant":
         return None
-    if len(node.input) > 2 and node.input[2] and graph.scalar(node.input[2]) != 0:
-        return None
-    if len(node.input) > 3 and node.input[3]:  # axes
+    number = argument(node, 2)
+    if (number is not None and graph.scalar(number) != 0) or argument(node, 3) is not None:
         return None
     others = [p for place, p in enumerate(pads) if place % 4 != _CHANNELS]
     before, behind = int(pads[_CHANNELS]), int(pads[4 + _CHANNELS])

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, attributes
+from mfac_compress.export.sparse.graph import Graph, argument, attributes
 from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
 from mfac_compress.export.sparse.patterns.matmul import has_left_weight
 from mfac_compress.export.sparse.patterns.other_quantised import WeightInputs, weight_inputs
@@ -25,7 +25,7 @@ class StoredWeight:
     array: np.ndarray | None
 
 
-def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
+def stored_weight(graph: Graph, node: ir.Node) -> StoredWeight | None:
     """Return the weight of a Conv, Gemm, MatMul or their quantised forms; None if not constant.
 
     Args:
@@ -35,49 +35,47 @@ def stored_weight(graph: Graph, node: onnx.NodeProto) -> StoredWeight | None:
     inputs = weight_inputs(node)
     if inputs is not None:
         return _of_other(graph, node, inputs)
-    name = node.input[0 if has_left_weight(graph, node) else 1]
-    position = dequantised_constant(graph, name)
-    if position is None:
-        array = graph.constant(name)
-        return None if array is None else StoredWeight(graph.stored(name), array)
-    source = graph.nodes[position]
+    value = node.inputs[0 if has_left_weight(graph, node) else 1]
+    source = dequantised_constant(graph, value)
+    if source is None:
+        array = graph.constant(value)
+        return None if array is None else StoredWeight(graph.stored(value), array)
     given = attributes(source)
-    return _centred(
-        graph, source.input[0], source.input[2:3], given.get("axis", 1), given.get("block_size", 0)
-    )
+    axis, block_size = given.get("axis", 1), given.get("block_size", 0)
+    return _centred(graph, source.inputs[0], argument(source, 2), axis, block_size)
 
 
-def _of_other(graph: Graph, node: onnx.NodeProto, inputs: WeightInputs) -> StoredWeight | None:
-    name = node.input[inputs.weight]
-    if graph.constant(name) is None:
+def _of_other(graph: Graph, node: ir.Node, inputs: WeightInputs) -> StoredWeight | None:
+    value = argument(node, inputs.weight)
+    array = graph.constant(value)
+    if array is None:
         return None
     if inputs.packed:
-        return StoredWeight(name, None)
+        return StoredWeight(value.name, None)
     if inputs.zero_point is None:
-        return StoredWeight(graph.stored(name), graph.constant(name))
+        return StoredWeight(graph.stored(value), array)
     outputs_first = "Conv" in node.op_type or attributes(node).get("transB", 0)
-    zero_point = node.input[inputs.zero_point : inputs.zero_point + 1]
-    return _centred(graph, name, zero_point, 0 if outputs_first else -1)
+    return _centred(graph, value, argument(node, inputs.zero_point), 0 if outputs_first else -1)
 
 
 def _centred(
-    graph: Graph, name: str, zero_points: list[str], axis: int, block_size: int = 0
+    graph: Graph, value: ir.Value, zero_points: ir.Value | None, axis: int, block_size: int = 0
 ) -> StoredWeight:
     """Return the weight less its zero point: one number, one per index of an axis, or per block.
 
     Args:
         graph: The graph of the values.
-        name: Name of the weight.
-        zero_points: Name of the zero point; empty, or an empty name, if there is none.
+        value: The weight.
+        zero_points: None if there are none.
         axis: Axis of the zero points or blocks; a negative one counts from the end.
         block_size: Length of a block along the axis; 0 without blocks.
     """
-    array, stored = graph.constant(name), graph.stored(name)
+    array, stored = graph.constant(value), graph.stored(value)
     if array.dtype.kind not in "iu":
         return StoredWeight(stored, None)
-    if not any(zero_points):
+    if zero_points is None:
         return StoredWeight(stored, array)
-    zero_point = graph.constant(zero_points[0])
+    zero_point = graph.constant(zero_points)
     if zero_point is None:
         return StoredWeight(stored, None)
     zero_point = zero_point.astype(np.int64)

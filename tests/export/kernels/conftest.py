@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, sparse_linear
+from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, sparse_node
 
 FLOATS = TensorProto.FLOAT
 
@@ -35,16 +36,16 @@ class Sessions:
 
     def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS):
         """Nodes read graph inputs unless another node writes what they read."""
-        written = {name for node in nodes for name in node.node.output}
-        brought = {tensor.name for node in nodes for tensor in node.initializers}
-        read = {name for node in nodes for name in node.node.input if name}
-        inputs = sorted(read - written - brought)
+        written = {value.name for node in nodes for value in node.outputs}
+        read = {value for node in nodes for value in node.inputs if value is not None}
+        constants = {v.name: v.const_value for v in read if v.const_value is not None}
+        inputs = sorted({value.name for value in read} - written - constants.keys())
         graph = helper.make_graph(
-            [node.node for node in nodes],
+            [ir.to_proto(node) for node in nodes],
             "sparse",
             [helper.make_tensor_value_info(name, kind, None) for name in inputs],
             [helper.make_tensor_value_info(name, kind, None) for name in outputs or written],
-            [tensor for node in nodes for tensor in node.initializers],
+            [ir.to_proto(tensor) for tensor in constants.values()],
         )
         return self.load(graph, threads)
 
@@ -71,7 +72,8 @@ def sessions_by_set(tmp_path_factory):
             shutil.copy(kernel_library(), copy)
             patch.setenv("MFAC_SPARSE_ISA", name)
             opened[name] = Sessions(copy)
-            opened[name].open([sparse_linear("l", "x", "y", pack(np.ones((1, 1), np.float32)))])
+            weight = pack(np.ones((1, 1), np.float32))
+            opened[name].open([sparse_node("l", ir.Value(name="x"), "y", weight)])
     return opened
 
 

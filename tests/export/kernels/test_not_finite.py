@@ -1,10 +1,11 @@
 """NaN and infinities propagate as in ONNX Runtime's own dense operators."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from mfac_compress.export.sparse import pack, sparse_conv, sparse_linear
+from mfac_compress.export.sparse import Activation, Window, pack, sparse_node
 
 BAD = (np.nan, np.inf, -np.inf)
 
@@ -42,7 +43,7 @@ def test_linear(sessions, rows, bad):
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
     expected = _dense(sessions, nodes, {"w": weight, "b": bias}, {"x": x})
     assert not np.isfinite(expected).all()
-    found = sessions.open([sparse_linear("l", "x", "y", pack(weight), bias=bias)])
+    found = sessions.open([sparse_node("l", ir.Value(name="x"), "y", pack(weight), bias=bias)])
     _assert_same(found.run(None, {"x": x})[0], expected)
 
 
@@ -65,15 +66,13 @@ def test_conv_chain(sessions, layout, batch, bad, activation, width):
     nodes.append(helper.make_node("Conv", [middle, "v"], ["y"], **around))
     expected = _dense(sessions, nodes, {"w": first, "v": second}, {"x": x})
     assert not np.isfinite(expected).all()
-    pads = (1, 1, 1, 1)
-    found = sessions.open(
-        [
-            sparse_conv("a", "x", "m", pack(first), pads=pads, output_layout=layout,
-                        activation=activation),
-            sparse_conv("b", "m", "y", pack(second, block=4), pads=pads, input_layout=layout),
-        ],
-        ["y"],
-    )  # fmt: skip
+    options = {"window": Window(pads=(1, 1, 1, 1)), "planes": {"m"} if layout == "planes" else ()}
+    epilogue = Activation(activation)
+    nodes = [
+        sparse_node("a", ir.Value(name="x"), "m", pack(first), epilogue=epilogue, **options),
+        sparse_node("b", ir.Value(name="m"), "y", pack(second, block=4), **options),
+    ]
+    found = sessions.open(nodes, ["y"])
     _assert_same(found.run(None, {"x": x})[0], expected)
 
 
@@ -81,9 +80,12 @@ def test_an_overflow_between_two_convolutions_is_seen(sessions):
     first = np.full((4, 4, 1, 1), 1e20, dtype=np.float32)
     second = np.zeros((4, 4, 3, 3), dtype=np.float32)
     nodes = [
-        sparse_conv("a", "x", "m", pack(first), output_layout="planes"),
-        sparse_conv("b", "m", "y", pack(second), pads=(1, 1, 1, 1), input_layout="planes"),
-    ]
+        sparse_node("a", ir.Value(name="x"), "m", pack(first), window=Window(), planes={"m"}),
+        sparse_node(
+            "b", ir.Value(name="m"), "y", pack(second),
+            window=Window(pads=(1, 1, 1, 1)), planes={"m"},
+        ),
+    ]  # fmt: skip
     session = sessions.open(nodes, ["y"])
     x = np.ones((1, 4, 8, 8), dtype=np.float32)
     assert (session.run(None, {"x": x})[0] == 0).all()

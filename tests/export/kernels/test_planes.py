@@ -1,12 +1,13 @@
 """Planes are as in docs/sparse-operators.md: pixels, zeros around them, and a flag for NaN."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from mfac_compress.export.sparse import pack, planes_shape, sparse_conv
+from mfac_compress.export.sparse import Window, pack, planes_shape, sparse_node
 
 FIRST_COLUMN = {8: 4, 16: 8, 32: 8}
-AROUND = {"pads": (1, 1, 1, 1)}
+AROUND = Window(pads=(1, 1, 1, 1))
 
 
 def _pixels(planes, batch, channels, height, width):
@@ -28,11 +29,13 @@ def test_pixels_have_zeros_around_them(sessions, width, block, source):
     weight = random.standard_normal((18, 3, 3, 3)).astype(np.float32)
     bias = np.full(18, 2, np.float32)  # not 0 where nothing is added up
     identity = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    x_value, planes = ir.Value(name="x"), {"i", "p"}
+    read = ir.Value(name="i") if source == "planes" else x_value
     nodes = [
-        sparse_conv("i", "x", "planes", pack(identity), output_layout="planes"),
-        sparse_conv("p", {"nchw": "x"}.get(source, source), "p", pack(weight, block=block),
-                    bias=bias, **AROUND, input_layout=source, output_layout="planes"),
-        sparse_conv("n", "x", "n", pack(weight), bias=bias, **AROUND),
+        sparse_node("i", x_value, "i", pack(identity), window=Window(), planes=planes),
+        sparse_node("p", read, "p", pack(weight, block=block), bias=bias, window=AROUND,
+                    planes=planes),
+        sparse_node("n", x_value, "n", pack(weight), bias=bias, window=AROUND),
     ]  # fmt: skip
     session = sessions.open(nodes, ["p", "n"])
     for _ in range(2):  # the second time on memory that has been used

@@ -1,11 +1,12 @@
 """Thousands of random quantised operators are bit-identical to integer arithmetic."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, pack_1x4, sparse_qconv, sparse_qlinear
+from mfac_compress.export.sparse import Rounding, Window, pack_1x4, sparse_node
 
 BATCHES = 32  # of OPERATORS each
 OPERATORS = 32
@@ -65,8 +66,9 @@ class _Linear:
         sums = sums if bias is None else sums + bias
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
+        x = ir.Value(name=f"{name}.x")
         weights = pack_1x4(weight)
-        self.nodes = [sparse_qlinear(name, f"{name}.x", f"{name}.y", weights, rounding, bias=bias)]
+        self.nodes = [sparse_node(name, x, f"{name}.y", weights, epilogue=rounding, bias=bias)]
 
 
 def _conv(x, zero_point, weight, strides, pads, dilations, group):
@@ -98,16 +100,14 @@ class _Conv:
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, 1)}
         self.nodes = [
-            sparse_qconv(
+            sparse_node(
                 name,
-                f"{name}.x",
+                ir.Value(name=f"{name}.x"),
                 f"{name}.y",
                 pack_1x4(self.weight, group=self.group),
-                rounding,
+                window=Window(self.strides, self.pads, self.dilations),
+                epilogue=rounding,
                 bias=bias,
-                strides=self.strides,
-                pads=self.pads,
-                dilations=self.dilations,
             )
         ]
 

@@ -3,10 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, pack_1x4, sparse_qconv, sparse_qlinear
+from mfac_compress.export.sparse import Rounding, Window, pack_1x4, sparse_node
 
 
 def _packed(random, *shape):
@@ -17,7 +18,8 @@ def _packed(random, *shape):
 def _linear(random, inputs):
     scales = random.uniform(1e-4, 4e-4, 310).astype(np.float32)
     packed = _packed(random, 310, inputs)
-    return [sparse_qlinear("l", "x", "y", packed, Rounding(scales, 100, 128))]
+    rounding = Rounding(scales, 100, 128)
+    return [sparse_node("l", ir.Value(name="x"), "y", packed, epilogue=rounding)]
 
 
 def _convs(random):
@@ -27,10 +29,12 @@ def _convs(random):
         Rounding(random.uniform(1e-3, 4e-3, p.shape[0]).astype(np.float32), 100, 128)
         for p in packed
     ]
+    around = (1, 1, 1, 1)
+    windows = [Window(pads=around), Window(strides=(2, 2), pads=around), Window()]
+    ends = [("x", "a"), ("a", "b"), ("b", "y")]
     return [
-        sparse_qconv("a", "x", "a", packed[0], rounding[0], pads=(1, 1, 1, 1)),
-        sparse_qconv("b", "a", "b", packed[1], rounding[1], strides=(2, 2), pads=(1, 1, 1, 1)),
-        sparse_qconv("c", "b", "y", packed[2], rounding[2]),
+        sparse_node(f"to {y}", ir.Value(name=x), y, weight, window=window, epilogue=ends)
+        for (x, y), weight, window, ends in zip(ends, packed, windows, rounding, strict=True)
     ]
 
 

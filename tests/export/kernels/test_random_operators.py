@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mfac_compress.export.sparse import pack, sparse_conv, sparse_linear
+from mfac_compress.export.sparse import Activation, Window, pack, sparse_node
 
 BATCHES = 64  # of OPERATORS each: 2,048 for each instruction set
 OPERATORS = 32
@@ -24,6 +25,10 @@ ACTIVATIONS = {
     "gelu": _gelu,
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }
+
+
+def _epilogue(kind):
+    return Activation(kind, (-0.5, 0.75) if kind == "clip" else None)
 
 
 def _weight(random, shape):
@@ -60,15 +65,14 @@ class _Linear:
             y = y + self.arrays[residual]
         self.expected = {f"{name}.y": ACTIVATIONS[self.activation](y)}
         self.nodes = [
-            sparse_linear(
+            sparse_node(
                 name,
-                f"{name}.x",
+                ir.Value(name=f"{name}.x"),
                 f"{name}.y",
                 pack(self.weight, block=int(random.choice([1, 4, 8, 16]))),
                 bias=self.bias,
-                residual=residual,
-                activation=self.activation,
-                clip=(-0.5, 0.75) if self.activation == "clip" else None,
+                residual=ir.Value(name=residual) if residual else None,
+                epilogue=_epilogue(self.activation),
             )
         ]
 
@@ -85,9 +89,9 @@ def _conv(x, weight, strides, pads, dilations, group):
     return np.concatenate([np.einsum("nchwyx,ocyx->nohw", a, w) for a, w in parts], axis=1)
 
 
-def _identity(name, x, y, channels, **layouts):
+def _identity(name, x, y, channels, planes):
     weight = np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1)
-    return sparse_conv(name, x, y, pack(weight), **layouts)
+    return sparse_node(name, ir.Value(name=x), y, pack(weight), window=Window(), planes=planes)
 
 
 class _Conv:
@@ -109,39 +113,32 @@ class _Conv:
 
         # An identity converts to planes, and another one back.
         planes = {end: bool(random.integers(2)) for end in ("x", "r", "y")}
-        layout = {end: "planes" if there else "nchw" for end, there in planes.items()}
         at = {end: f"{name}.{end}" + (".planes" if planes[end] else "") for end in planes}
+        in_planes = {at[end] for end in planes if planes[end]}
         self.nodes = []
         sources = {"x": self.shape[1]} | ({"r": y.shape[1]} if residual else {})
         for end, channels in sources.items():
             if planes[end]:
                 self.nodes.append(
-                    _identity(f"{name}.to.{end}", f"{name}.{end}", at[end], channels,
-                              output_layout="planes")
-                )  # fmt: skip
+                    _identity(f"{name}.to.{end}", f"{name}.{end}", at[end], channels, in_planes)
+                )
         self.nodes.append(
-            sparse_conv(
+            sparse_node(
                 name,
-                at["x"],
+                ir.Value(name=at["x"]),
                 at["y"],
                 pack(self.weight, block=int(random.choice([1, 4, 8, 16])), group=self.group),
                 bias=bias,
-                residual=at["r"] if residual else None,
-                activation=activation,
-                clip=(-0.5, 0.75) if activation == "clip" else None,
-                strides=self.strides,
-                pads=self.pads,
-                dilations=self.dilations,
-                input_layout=layout["x"],
-                output_layout=layout["y"],
-                residual_layout=layout["r"],
+                residual=ir.Value(name=at["r"]) if residual else None,
+                epilogue=_epilogue(activation),
+                window=Window(self.strides, self.pads, self.dilations),
+                planes=in_planes,
             )
         )
         if planes["y"]:
             self.nodes.append(
-                _identity(f"{name}.from.y", at["y"], f"{name}.y", y.shape[1],
-                          input_layout="planes")
-            )  # fmt: skip
+                _identity(f"{name}.from.y", at["y"], f"{name}.y", y.shape[1], in_planes)
+            )
 
     def _draw(self, random):
         self.group = int(random.choice([1, 1, 1, 2, 3]))

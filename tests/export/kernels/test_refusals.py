@@ -3,26 +3,31 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from mfac_compress.export.sparse import SparseNode, pack, planes_shape, sparse_conv, sparse_linear
+from mfac_compress.export.sparse import Activation, Window, pack, planes_shape, sparse_node
 
 WEIGHT = np.eye(8, dtype=np.float32)
 KERNEL = np.ones((4, 2, 3, 3), dtype=np.float32)
 
 
+def _linear(packed=None, **options):
+    return sparse_node("l", ir.Value(name="x"), "y", packed or PACKED, **options)
+
+
+def _conv(window=Window(), **options):  # noqa: B008
+    return sparse_node("c", ir.Value(name="x"), "y", pack(KERNEL), window=window, **options)
+
+
 def _with(node, **attributes):
-    """Return the node with some of its attributes replaced."""
-    changed = SparseNode(type(node.node)(), node.initializers)
-    changed.node.CopyFrom(node.node)
-    kept = [a for a in changed.node.attribute if a.name not in attributes]
-    del changed.node.attribute[:]
-    changed.node.attribute.extend(kept)
-    for name, value in attributes.items():
-        if value is not None:
-            changed.node.attribute.append(helper.make_attribute(name, value))
-    return changed
+    """Return the node with some of its attributes replaced; None: without it."""
+    given = {name: attribute.value for name, attribute in node.attributes.items()} | attributes
+    given = {name: value for name, value in given.items() if value is not None}
+    names = [value.name for value in node.outputs]
+    outputs = [ir.Value(name=name) for name in names]
+    return ir.node(node.op_type, node.inputs, given, domain=node.domain, outputs=outputs)
 
 
 def _ints(*values):
@@ -51,7 +56,7 @@ PACKED = pack(WEIGHT)
 )
 def test_broken_weights_are_refused_at_load(any_sessions, packed, message):
     with pytest.raises(Exception, match=message):
-        any_sessions.open([sparse_linear("l", "x", "y", packed)])
+        any_sessions.open([_linear(packed)])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_broken_weights_are_refused_at_load(any_sessions, packed, message):
     ],
 )
 def test_attributes_of_linear_are_refused_at_load(any_sessions, attributes, message):
-    node = sparse_linear("l", "x", "y", PACKED)
+    node = _linear()
     with pytest.raises(Exception, match=message):
         any_sessions.open([_with(node, **attributes)])
 
@@ -93,7 +98,7 @@ def test_attributes_of_linear_are_refused_at_load(any_sessions, attributes, mess
     ],
 )
 def test_attributes_of_conv_are_refused_at_load(any_sessions, attributes, message):
-    node = sparse_conv("c", "x", "y", pack(KERNEL), pads=(1, 1, 1, 1))
+    node = _conv(Window(pads=(1, 1, 1, 1)))
     with pytest.raises(Exception, match=message):
         any_sessions.open([_with(node, **attributes)])
 
@@ -118,12 +123,12 @@ CONV = {
 
 def _complete():
     """Return a node of each operator, and a value of a wrong type for each attribute."""
-    clipped = {"activation": "clip", "clip": (0.0, 6.0)}
+    clipped = Activation("clip", (0.0, 6.0))
     return {
-        "linear": (sparse_linear("l", "x", "y", PACKED), LINEAR),
-        "clip": (sparse_linear("l", "x", "y", PACKED, **clipped), LINEAR | CLIP),
-        "conv": (sparse_conv("c", "x", "y", pack(KERNEL)), CONV),
-        "conv clip": (sparse_conv("c", "x", "y", pack(KERNEL), **clipped), CONV | CLIP),
+        "linear": (_linear(), LINEAR),
+        "clip": (_linear(epilogue=clipped), LINEAR | CLIP),
+        "conv": (_conv(), CONV),
+        "conv clip": (_conv(epilogue=clipped), CONV | CLIP),
     }
 
 
@@ -133,7 +138,7 @@ ATTRIBUTES = [(kind, name) for kind, (_, wrong) in _complete().items() for name 
 @pytest.mark.parametrize("kind", _complete())
 def test_every_attribute_is_written_and_read(any_sessions, kind):
     node, wrong = _complete()[kind]
-    assert {attribute.name for attribute in node.node.attribute} == set(wrong)
+    assert set(node.attributes) == set(wrong)
     any_sessions.open([node])
 
 
@@ -152,25 +157,25 @@ def test_an_attribute_of_another_type_is_refused_at_load(any_sessions, kind, nam
 
 @pytest.mark.parametrize("index", [1, 2, 3])
 def test_weights_must_be_constant(any_sessions, index):
-    node = sparse_linear("l", "x", "y", PACKED)
+    node = _linear()
     kinds = {1: 1, 2: 6, 3: 6}
     graph = helper.make_graph(
-        [node.node],
+        [ir.to_proto(node)],
         "open",
         [
             helper.make_tensor_value_info("x", 1, None),
-            helper.make_tensor_value_info(node.node.input[index], kinds[index], None),
+            helper.make_tensor_value_info(node.inputs[index].name, kinds[index], None),
         ],
         [helper.make_tensor_value_info("y", 1, None)],
-        [t for t in node.initializers if t.name != node.node.input[index]],
+        [ir.to_proto(node.inputs[n].const_value) for n in (1, 2, 3) if n != index],
     )
     with pytest.raises(Exception, match="must be a constant initializer"):
         any_sessions.load(graph)
 
 
 def test_a_bias_must_be_constant(any_sessions):
-    node = sparse_linear("l", "x", "y", PACKED)
-    node.node.input[4] = "b"
+    node = _linear()
+    node.replace_input_with(4, ir.Value(name="b"))
     session = any_sessions.open([node])
     with pytest.raises(Exception, match="bias must be a constant"):
         session.run(None, {"x": np.ones((2, 8), np.float32), "b": np.ones(8, np.float32)})
@@ -178,7 +183,7 @@ def test_a_bias_must_be_constant(any_sessions):
 
 @pytest.mark.parametrize("shape", [(), (7,), (8, 7), (2, 3, 9), (3, 0)])
 def test_inputs_of_another_shape_are_refused(any_sessions, shape):
-    session = any_sessions.open([sparse_linear("l", "x", "y", PACKED)])
+    session = any_sessions.open([_linear()])
     with pytest.raises(Exception, match=r"X must be \[\.\.\., 8\]"):
         session.run(None, {"x": np.ones(shape, np.float32)})
 
@@ -188,21 +193,21 @@ def test_inputs_of_another_shape_are_refused(any_sessions, shape):
     "shape", [(1, 2, 5), (1, 3, 5, 5), (1, 2, 0, 5), (3, 6, 0), (3, 6, 5), (2, 7, 6), (1, 2, 1, 1)]
 )
 def test_images_of_another_shape_are_refused(any_sessions, layout, shape):
-    node = sparse_conv("c", "x", "y", pack(KERNEL), input_layout=layout)
+    node = _conv(planes={"x"} if layout == "planes" else ())
     session = any_sessions.open([node])
     with pytest.raises(Exception, match=r"must be|must have"):
         session.run(None, {"x": np.ones(shape, np.float32)})
 
 
 def test_a_residual_must_have_the_shape_of_the_output(any_sessions):
-    session = any_sessions.open([sparse_linear("l", "x", "y", PACKED, residual="r")])
+    session = any_sessions.open([_linear(residual=ir.Value(name="r"))])
     with pytest.raises(Exception, match="residual must have"):
         session.run(None, {"x": np.ones((2, 8), np.float32), "r": np.ones((1, 8), np.float32)})
 
 
 def test_an_empty_batch_gives_an_empty_batch(sessions):
-    session = sessions.open([sparse_linear("l", "x", "y", PACKED)])
+    session = sessions.open([_linear()])
     assert session.run(None, {"x": np.ones((0, 8), np.float32)})[0].shape == (0, 8)
-    conv = sparse_conv("c", "x", "y", pack(KERNEL), output_layout="planes")
+    conv = _conv(planes={"y"})
     y = sessions.open([conv]).run(None, {"x": np.ones((0, 2, 5, 6), np.float32)})[0]
     assert y.shape == planes_shape(0, 4, 3, 4)

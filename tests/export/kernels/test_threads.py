@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from mfac_compress.export.sparse import pack, sparse_conv, sparse_linear
+from mfac_compress.export.sparse import Activation, Window, pack, sparse_node
 
 
 def _sparse(random, *shape):
@@ -15,7 +16,8 @@ def _sparse(random, *shape):
 
 def _linear(random, rows, block):
     weight = _sparse(random, 310, 2000)
-    node = sparse_linear("l", "x", "y", pack(weight, block=block), activation="gelu")
+    gelu = Activation("gelu")
+    node = sparse_node("l", ir.Value(name="x"), "y", pack(weight, block=block), epilogue=gelu)
     x = random.standard_normal((rows, 2000)).astype(np.float32)
     y = x.astype(np.float64) @ weight.T
     return [node], x, y
@@ -27,12 +29,13 @@ def _conv_chain(random, batch, block):
         _sparse(random, *shape) for shape in ((90, 70, 3, 3), (40, 90, 3, 3), (50, 40, 1, 1))
     ]
     first, second, third = (pack(weight, block=block) for weight in weights)
-    planes = {"input_layout": "planes", "output_layout": "planes"}
-    around = {"pads": (1, 1, 1, 1)}
+    planes, around, relu = {"a", "b"}, (1, 1, 1, 1), Activation("relu")
+    x, a, b = (ir.Value(name=name) for name in "xab")
+    near, apart = Window(pads=around), Window(strides=(2, 2), pads=around)
     nodes = [
-        sparse_conv("a", "x", "a", first, output_layout="planes", activation="relu", **around),
-        sparse_conv("b", "a", "b", second, strides=(2, 2), **around, **planes),
-        sparse_conv("c", "b", "y", third, input_layout="planes"),
+        sparse_node("a", x, "a", first, window=near, planes=planes, epilogue=relu),
+        sparse_node("b", a, "b", second, window=apart, planes=planes),
+        sparse_node("c", b, "y", third, window=Window(), planes=planes),
     ]
     return nodes, random.standard_normal((batch, 70, 21, 30)).astype(np.float32), None
 

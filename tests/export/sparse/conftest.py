@@ -5,18 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mfac_compress.export import kernel_library
-from mfac_compress.export.sparse.compose import name_nodes, rewrite
+from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
+from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.operator import SparseOperator
 from mfac_compress.export.sparse.probe import shapes_of
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,8 @@ def _make_model(nodes, inputs, outputs, *, opset=20, **constants) -> onnx.ModelP
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     model = onnx.shape_inference.infer_shapes(model)  # of the outputs, as the checker requires
     del model.graph.value_info[:]
-    name_nodes(model)
+    for place, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{place}"
     return model
 
 
@@ -88,10 +90,11 @@ def kernels():
 
 
 def _find(model: onnx.ModelProto, batch: int = 3) -> tuple[Graph, list[Layer], dict]:
-    graph = Graph(model)
-    names = {n for node in graph.nodes for n in (*node.input, *node.output) if n}
-    names -= {n for n in names if graph.constant(n) is not None}
-    return graph, find_layers(graph), shapes_of(model, names, _random_inputs(model, batch))
+    graph = Graph(to_ir(model))
+    values = {v for node in graph.nodes for v in (*node.inputs, *node.outputs) if v is not None}
+    names = {v.name for v in values if v.name and graph.constant(v) is None}
+    feeds = _random_inputs(model, batch)
+    return graph, find_layers(graph), shapes_of(graph.model, names, feeds)
 
 
 def _random_inputs(model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
@@ -110,9 +113,10 @@ def rewritten(kernels) -> Callable[..., Rewritten]:
     def check(model: onnx.ModelProto, block: int = 1, only: Callable = lambda _: True):
         graph, layers, shapes = _find(model)
         operators = fuse(graph, layers, shapes)
-        before = model.SerializeToString()
-        sparse = rewrite(graph, {each: Placement(block) for each in operators if only(each)})
-        assert model.SerializeToString() == before
+        before = ir.to_proto(graph.model).SerializeToString()
+        plan = {each: Placement(block) for each in operators if only(each)}
+        sparse = ir.to_proto(rewrite(graph, plan))
+        assert ir.to_proto(graph.model).SerializeToString() == before
         onnx.checker.check_model(sparse, full_check=False)
         options = onnxruntime.SessionOptions()
         options.register_custom_ops_library(str(kernels))
@@ -138,10 +142,10 @@ def replaced(kernels):
     """
 
     def check(model, inputs, steps=1):
-        graph = Graph(model)
+        graph = Graph(to_ir(model))
         found = fuse(graph, find_layers(graph), {})
-        operators = [each for each in found if isinstance(each, QuantisedOperator)]
-        sparse = rewrite(graph, {operator: Placement(1) for operator in operators})
+        operators = [each for each in found if each.is_quantised]
+        sparse = ir.to_proto(rewrite(graph, {operator: Placement(4) for operator in operators}))
         onnx.checker.check_model(sparse)
         plain, ours = onnxruntime.SessionOptions(), onnxruntime.SessionOptions()
         plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -149,7 +153,9 @@ def replaced(kernels):
         expected = onnxruntime.InferenceSession(model.SerializeToString(), plain).run(None, inputs)
         found = onnxruntime.InferenceSession(sparse.SerializeToString(), ours).run(None, inputs)
         scale = next(
-            graph.scalar(node.input[1]) for node in graph.nodes if node.output[0] in graph.outputs
+            graph.scalar(node.inputs[1])
+            for node in graph.nodes
+            if node.outputs[0].is_graph_output()
         )
         for a, b in zip(found, expected, strict=True):
             differences = np.rint(np.abs(a - b) / scale)

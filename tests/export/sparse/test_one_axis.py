@@ -2,12 +2,13 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 
 from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse.format import pack
-from mfac_compress.export.sparse.nodes import sparse_conv
+from mfac_compress.export.sparse.nodes import Window, sparse_node
 
 X = {"x": ["n", 8, 45]}
 
@@ -112,20 +113,19 @@ def test_multiplications_are_those_of_images_of_one_row(make_model, sparse_weigh
 def test_numbers_for_two_axes_are_refused(sparse_weight, window):
     one = {"strides": (1,), "pads": (0, 0), "dilations": (1,)}
     packed = pack(sparse_weight(4, 8, 3))
-    assert sparse_conv("c", "x", "y", packed, **one)
+    x = ir.Value(name="x")
+    assert sparse_node("c", x, "y", packed, window=Window(**one))
     with pytest.raises(ValueError, match="must be for 1 axes"):
-        sparse_conv("c", "x", "y", packed, **one | window)
+        sparse_node("c", x, "y", packed, window=Window(**one | window))
 
 
 def test_a_window_of_one_axis_takes_nothing_else(kernels, sparse_weight):
     """The kernels check the attributes of the nodes."""
-    built = sparse_conv(
-        "c", "x", "y", pack(sparse_weight(4, 8, 3)), strides=(1,), pads=(0, 0), dilations=(1,)
-    )
+    window = Window((1,), (0, 0), (1,))
+    node = sparse_node("c", ir.Value(name="x"), "y", pack(sparse_weight(4, 8, 3)), window=window)
+    constants = [ir.to_proto(each.const_value) for each in node.inputs[1:4]]
     infos = [onnx.helper.make_tensor_value_info(n, 1, None) for n in "xy"]
-    graph = onnx.helper.make_graph(
-        [built.node], "g", infos[:1], infos[1:], list(built.initializers)
-    )
+    graph = onnx.helper.make_graph([ir.to_proto(node)], "g", infos[:1], infos[1:], constants)
     opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("mfac_compress", 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()

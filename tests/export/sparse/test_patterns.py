@@ -1,12 +1,12 @@
 """Each pattern becomes one sparse operator that computes what ONNX Runtime computes."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from mfac_compress.export import export_onnx
-from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.find import fuse
 
 X = {"x": ["n", 12]}
@@ -91,7 +91,7 @@ def test_a_clip_without_a_range_stays(find, make_model, sparse_weight, low, high
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Clip", ["m", "low", "high"], ["y"])]
     bounds = {"low": np.float32(low), "high": np.float32(high)}
     graph, layers, shapes = find(make_model(nodes, X, ["y"], w=sparse_weight(12, 5), **bounds))
-    assert [operator.activation for operator in fuse(graph, layers, shapes)] == ["none"]
+    assert [each.epilogue.kind for each in fuse(graph, layers, shapes)] == ["none"]
 
 
 def test_clip_with_bounds_as_attributes(find, make_model, sparse_weight):
@@ -100,7 +100,7 @@ def test_clip_with_bounds_as_attributes(find, make_model, sparse_weight):
 
     nodes = [("MatMul", ["x", "w"], ["m"]), ("Clip", ["m"], ["y"], {"min": 0.0, "max": 6.0})]
     graph, layers, _ = find(make_model(nodes, X, ["y"], opset=10, w=sparse_weight(12, 5)))
-    assert add_activation(graph, layers[0].found).clip == (0.0, 6.0)
+    assert add_activation(graph, layers[0].found).epilogue.clip == (0.0, 6.0)
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -109,7 +109,7 @@ def test_gelu_as_torch_exports_it(rewritten, tmp_path, approximate, opset):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 8), nn.GELU(approximate))
     export_onnx(net, torch.randn(2, 3, 12), tmp_path / "net.onnx", opset=opset)
-    found = rewritten(read_model(tmp_path / "net.onnx"))
+    found = rewritten(onnx.load(tmp_path / "net.onnx"))
     assert found.kinds == ["SparseLinear"]
     expected = "gelu" if approximate == "none" else "gelu_tanh"
     assert found.attributes[0]["activation"].decode() == expected

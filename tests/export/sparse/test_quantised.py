@@ -9,10 +9,10 @@ import pytest
 from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse import choose, whole
 from mfac_compress.export.sparse.find import find_layers
+from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
-from mfac_compress.export.sparse.quantised_operator import QuantisedOperator
 
 X_SCALE, W_SCALE, Y_SCALE = np.float32(0.05), np.float32(0.02), np.float32(0.11)
 
@@ -117,12 +117,16 @@ def test_activations_are_bounds_of_the_bytes(replaced, make_model, behind, const
     model = _qdq(make_model, _weight(12, 6), behind=behind, **constants)
     kinds, operators = replaced(model, _feed(40, 12))
     assert kinds == [*FROM_X, "SparseQLinear", *TO_Y]
-    rounding = operators[0].rounding
+    rounding = operators[0].epilogue
     assert (rounding.low, rounding.high) != (0, 255)
 
 
+def _graph(model):
+    return Graph(to_ir(model))
+
+
 def _reason(model, place=0):
-    found = find_layers(Graph(model))[place].found
+    found = find_layers(_graph(model))[place].found
     assert isinstance(found, Unsupported)
     return found.reason
 
@@ -149,13 +153,13 @@ def test_what_does_not_fit_has_a_reason(make_model, reason):
 def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels, dequantised):
     """Whether the file returns the dequantised floats, or the bytes themselves."""
     del kernels
-    build = QuantisedOperator.build
+    build = SparseOperator.build
 
     def wrong(self, *args):
-        rounding = replace(self.rounding, scales=self.rounding.scales * np.float32(3))
-        return build(replace(self, rounding=rounding), *args)
+        rounding = replace(self.epilogue, scales=self.epilogue.scales * np.float32(3))
+        return build(replace(self, epilogue=rounding), *args)
 
-    monkeypatch.setattr(QuantisedOperator, "build", wrong)
+    monkeypatch.setattr(SparseOperator, "build", wrong)
     for module in (choose, whole):
         monkeypatch.setattr(module, "time_models", _sparse_is_faster)
     model = _qdq(make_model, _weight(12, 6))
@@ -193,7 +197,7 @@ def test_a_clip_without_a_range_has_a_reason(make_model, low, high):
 def test_a_clip_beyond_the_range_of_floats_does_nothing(replaced, make_model):
     constants = {"low": np.float32(-np.inf), "high": np.float32(3e38)}
     model = _qdq(make_model, _weight(12, 6), behind=[("Clip", "low", "high")], **constants)
-    rounding = replaced(model, _feed(40, 12))[1][0].rounding
+    rounding = replaced(model, _feed(40, 12))[1][0].epilogue
     assert (rounding.low, rounding.high) == (0, 255)
 
 
@@ -211,7 +215,7 @@ def test_sums_that_may_overflow_32_bits_are_left_to_onnx_runtime(make_model, sig
     if over:
         assert "32 bits" in _reason(model)
     else:
-        assert isinstance(find_layers(Graph(model))[0].found, QuantisedOperator)
+        assert find_layers(_graph(model))[0].found.is_quantised
 
 
 def test_a_file_with_sums_that_may_overflow_32_bits_has_its_other_layers_replaced(
@@ -241,7 +245,7 @@ def test_a_file_with_sums_that_may_overflow_32_bits_has_its_other_layers_replace
 
 
 def _sparse_is_faster(models, feeds, *, threads, rounds):
-    sparse = [any(node.domain == DOMAIN for node in model.graph.node) for model in models]
+    sparse = [any(node.domain == DOMAIN for node in model.graph) for model in models]
     return [[1.0 if each else 2.0] * 3 for each in sparse]
 
 
@@ -323,8 +327,8 @@ def test_a_layer_whose_output_others_read_as_floats_has_a_reason(make_model):
 def test_a_layer_with_only_its_weight_quantised_is_a_float_layer(make_model):
     model = _qdq(make_model, _weight(12, 6))
     next(node for node in model.graph.node if node.op_type == "Gemm").input[0] = "x"
-    (operator,) = [layer.found for layer in find_layers(Graph(model))]
-    assert isinstance(operator, SparseOperator)
+    (operator,) = [layer.found for layer in find_layers(_graph(model))]
+    assert not operator.is_quantised
     assert operator.sparsity == 1 - np.count_nonzero(_weight(12, 6)) / 72
 
 
@@ -391,12 +395,12 @@ def test_one_of_two_layers_with_one_weight_may_stay(replaced, make_model):
 
 def test_an_operator_with_other_scales_computes_something_else(replaced, make_model, monkeypatch):
     """The comparison above detects a wrong scale."""
-    build = QuantisedOperator.build
+    build = SparseOperator.build
 
     def wrong(self, *args):
-        rounding = replace(self.rounding, scales=self.rounding.scales * np.float32(1.05))
-        return build(replace(self, rounding=rounding), *args)
+        rounding = replace(self.epilogue, scales=self.epilogue.scales * np.float32(1.05))
+        return build(replace(self, epilogue=rounding), *args)
 
-    monkeypatch.setattr(QuantisedOperator, "build", wrong)
+    monkeypatch.setattr(SparseOperator, "build", wrong)
     with pytest.raises(AssertionError):
         replaced(_qdq(make_model, _weight(12, 6)), _feed(50, 12))

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mfac_compress.export.sparse.find import find_layers
+from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
@@ -14,8 +15,12 @@ X = {"x": ["n", 12]}
 MATMUL = ("MatMul", ["x", "w"], ["y"])
 
 
+def _graph(model):
+    return Graph(to_ir(model))
+
+
 def _reason(model, place=0):
-    return find_layers(Graph(model))[place].found.reason
+    return find_layers(_graph(model))[place].found.reason
 
 
 def test_a_weight_that_is_computed(make_model):
@@ -117,7 +122,7 @@ def test_an_operator_of_the_same_name_in_another_domain_is_not_ours(sparse_weigh
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 12])
     weight = numpy_helper.from_array(sparse_weight(12, 4), "w")
     graph = helper.make_graph([node], "g", [x], [], [weight])
-    assert find_layers(Graph(onnx.ModelProto(graph=graph))) == []
+    assert find_layers(_graph(onnx.ModelProto(graph=graph))) == []
 
 
 @pytest.mark.parametrize(
@@ -138,10 +143,10 @@ def test_layers_that_onnx_runtime_has_optimised_are_listed(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.optimized_model_filepath = str(tmp_path / "model.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options)
-    layers = find_layers(Graph(onnx.load(tmp_path / "model.onnx")))
+    graph = _graph(onnx.load(tmp_path / "model.onnx"))
+    layers = find_layers(graph)
     assert [layer.node.op_type for layer in layers] == kinds
     optimised = [layer for layer in layers if layer.node.domain]
     assert all("give the file before optimisation" in each.found.reason for each in optimised)
     if "FusedConv" in kinds:
-        graph = Graph(onnx.load(tmp_path / "model.onnx"))
         assert np.array_equal(stored_weight(graph, layers[0].node).array, weights["w"])

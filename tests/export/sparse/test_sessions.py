@@ -1,6 +1,7 @@
 """Files with sparse operators open in one call, and errors are explained."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from mfac_compress.export import kernel_library, sparse_session, write_model
@@ -11,7 +12,7 @@ from mfac_compress.export.sparse import sessions
 def file(rewritten, make_model, sparse_weight, tmp_path):
     model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"],
                        w=sparse_weight(12, 4))  # fmt: skip
-    write_model(rewritten(model).model, tmp_path / "model.sparse.onnx")
+    write_model(ir.from_proto(rewritten(model).model), tmp_path / "model.sparse.onnx")
     return tmp_path / "model.sparse.onnx"
 
 

@@ -7,10 +7,16 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from mfac_compress.export import Workload, measure_speed
+from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.patterns.stored import stored_weight
 
 WEIGHT = np.array([[0, 3, 0, -4], [5, 0, 0, 0], [0, 0, 7, 0]], np.int64)  # inputs, outputs
+
+
+def _of_last(model):
+    graph = Graph(to_ir(model))
+    return stored_weight(graph, graph.nodes[-1])
 
 
 def _read(*nodes, **constants):
@@ -21,7 +27,7 @@ def _read(*nodes, **constants):
     ]
     tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(made, "test", [], [], tensors)
-    return stored_weight(Graph(helper.make_model(graph)), made[-1])
+    return _of_last(helper.make_model(graph))
 
 
 def _dequantise(**attributes):
