@@ -19,6 +19,10 @@ def _of_last(model):
     return stored_weight(graph, graph.nodes[-1])
 
 
+def _ones(*shape):
+    return lambda workload: {"x": np.ones((workload.batch_size, *shape), np.float32)}
+
+
 def _read(*nodes, **constants):
     """The weight of the last of some nodes, given as (kind, inputs, attributes)."""
     made = [
@@ -103,7 +107,7 @@ def test_packed_weights_are_not_described(make_model, tmp_path):
     quantiser.process()
     onnx.save(quantiser.model.model, tmp_path / "q.onnx")
     (layer,) = measure_speed(
-        tmp_path / "q.onnx", lambda n: {"x": np.ones((n, 64), np.float32)}, [Workload(2, 1)],
+        tmp_path / "q.onnx", _ones(64), [Workload(2, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert layer.weight is not None
