@@ -81,7 +81,8 @@ def test_nodes_in_any_order_are_sorted(make_model, sparse_weight, tmp_path):
     model.graph.node.extend(kinds[place] for place in (2, 0, 1))
     onnx.save(model, tmp_path / "model.onnx")
     found = measure_speed(
-        tmp_path / "model.onnx", lambda each: {"x": np.ones((each.batch_size, 2, 4, 6), np.float32)},
+        tmp_path / "model.onnx",
+        lambda each: {"x": np.ones((each.batch_size, 2, 4, 6), np.float32)},
         [Workload(2, 1)], kernels=False,
     )  # fmt: skip
     assert [layer.weight for layer in found.layers] == ["w", "v"]
