@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def quantised_files(recipe: Recipe, inputs: Inputs, plain: Path, folder: Path) -
         per_channel=True,
     )
     workloads = [Workload(size, threads=1) for size in BATCH_SIZES]
-    found = measure_speed(dense, lambda size: feeds(recipe, inputs, size), workloads)
+    found = measure_speed(dense, lambda each: feeds(recipe, inputs, each.batch_size), workloads)
     if found.model is None:
         raise SystemExit(f"no sparse file: {found.reason}")
     write_model(found.model, sparse)
@@ -134,7 +135,7 @@ def main() -> None:
         ratios = ("{1:.2f} ({0:.2f} to {2:.2f})".format(*row[f"ratio_{n}"]) for n in BATCH_SIZES)
         print(f"| {name} | {row['metric']:.4f} | {' | '.join(ratios)} |")
     named = [{"file": name} | row for name, row in zip(files, rows, strict=True)]
-    print(json.dumps({"machine": machine_load(), "rows": named}))
+    print(json.dumps({"machine": asdict(machine_load()), "rows": named}))
 
 
 if __name__ == "__main__":

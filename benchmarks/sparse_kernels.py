@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -201,10 +201,11 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     (prune_inputs if case.int8 else prune_outputs)(model, sparsity, block)
     export(model, few, plain, case.int8)
 
-    def feeds_of(batch_size: int) -> dict[str, np.ndarray]:
-        return {"input": torch.randn(batch_size, *case.shape).numpy()}
+    def feeds_of(workload: Workload) -> dict[str, np.ndarray]:
+        return {"input": torch.randn(workload.batch_size, *case.shape).numpy()}
 
-    found = measure_speed(plain, feeds_of, [Workload(case.batch, threads)])
+    workload = Workload(case.batch, threads)
+    found = measure_speed(plain, feeds_of, [workload])
     row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"
@@ -212,7 +213,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
         ratios = {"ratio": 1.0, "low": 1.0, "high": 1.0, "float_ratio": float("nan")}
         return row | ratios | {"reason": found.reason}
     write_model(found.model, sparse)
-    feeds = feeds_of(case.batch)
+    feeds = feeds_of(workload)
     sessions = [
         open_session(dense, threads=threads),
         # Not sparse_session: its workers spin after a call and would slow the other session.
@@ -268,7 +269,7 @@ def main() -> None:
                         f"{row['high']:.2f}) | {row['replaced']} | {row['float_ratio']:.2f} |",
                         flush=True,
                     )
-    print(json.dumps({"machine": machine_load(), "rows": rows}))
+    print(json.dumps({"machine": asdict(machine_load()), "rows": rows}))
 
 
 if __name__ == "__main__":

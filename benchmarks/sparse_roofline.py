@@ -15,7 +15,7 @@ import ctypes
 import json
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -167,7 +167,11 @@ def main() -> None:
                     f"{row['of_fma']:.0%} | {row['of_loads']:.0%} | {row['of_memory']:.0%} |",
                     flush=True,
                 )
-    print(json.dumps({"machine": machine_load(), "sparsity": arguments.sparsity, "rows": rows}))
+    print(
+        json.dumps(
+            {"machine": asdict(machine_load()), "sparsity": arguments.sparsity, "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
 """ONNX files: writing, running, measuring and auditing them."""
 
 import mfac_compress.export.environment  # noqa: F401  (before onnxruntime is imported)
-from mfac_compress.export.audit import TensorAudit, audit_zeros
+from mfac_compress.export.audit import TensorAudit, audit_zeros, removed_zeros
 from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import (
     LatencyComparison,
     Spread,
     Timing,
-    Workload,
     compare_latency,
+    finding_of,
+    in_words,
     why_not_faster,
 )
-from mfac_compress.export.machine import machine_load
+from mfac_compress.export.machine import Machine, machine_load
 from mfac_compress.export.onnx_file import build_graph, export_onnx, write_graph
 from mfac_compress.export.parity import largest_difference, parity_error
 from mfac_compress.export.session import open_session, predict
-from mfac_compress.export.size import FileSize, file_size
+from mfac_compress.export.size import FileSize, compare_size
 from mfac_compress.export.sparse.confirm import WHOLE_NOT_FASTER, confirm
 from mfac_compress.export.sparse.files import write_model
 from mfac_compress.export.sparse.inputs import RandomInputs, ShapeError
@@ -27,6 +28,8 @@ from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
 from mfac_compress.export.sparse.trial import try_file
 from mfac_compress.export.survival import lost_zeros
+from mfac_compress.export.variant import Variant
+from mfac_compress.export.workload import Workload
 
 __all__ = [
     "WHOLE_NOT_FASTER",
@@ -35,21 +38,25 @@ __all__ = [
     "Interval",
     "LatencyComparison",
     "LayerSpeed",
+    "Machine",
     "RandomInputs",
     "ShapeError",
     "Spread",
     "TensorAudit",
     "Timing",
+    "Variant",
     "Workload",
     "WorkloadTime",
     "audit_zeros",
     "build_graph",
     "compare_latency",
+    "compare_size",
     "confirm",
     "data_files",
     "data_path",
     "export_onnx",
-    "file_size",
+    "finding_of",
+    "in_words",
     "kernel_library",
     "largest_difference",
     "lost_zeros",
@@ -59,6 +66,7 @@ __all__ = [
     "open_session",
     "parity_error",
     "predict",
+    "removed_zeros",
     "sparse_session",
     "try_file",
     "why_not_faster",

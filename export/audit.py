@@ -1,9 +1,9 @@
-"""Count the zeros of each pruned tensor in the exported ONNX file."""
+"""Count the zeros of each pruned tensor in exported ONNX files."""
 
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mfac_compress.export.passes import GATES, TRANSPOSED, torch_gates
 from mfac_compress.export.session import load
+from mfac_compress.export.sparse.read_back import packed_weights
+from mfac_compress.export.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,19 @@ class TensorAudit:
     """Negative zeros anywhere in the ONNX file's tensor. None: not found."""
     optimized_zeros: int | None
     """Removed weights that are zero after ONNX Runtime's optimisation. None: not found."""
-
-    @property
-    def intact(self) -> bool:
-        """Whether every removed weight was found as zero in both places, and as +0 in the file.
-
-        A tensor of which nothing was removed need not be found.
-        """
-        if self.mask_zeros == 0:
-            return not self.negative_zeros
-        found = (self.onnx_zeros, self.optimized_zeros)
-        return found == (self.mask_zeros, self.mask_zeros) and self.negative_zeros == 0
+    intact: bool
+    """Whether every removed weight was found as zero in both places, and as +0 in the file. A
+    tensor of which nothing was removed need not be found."""
 
 
-def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> list[TensorAudit]:
-    """Look for every removed weight in the ONNX file and in the graph that ONNX Runtime runs.
+def audit_zeros(
+    variants: Sequence[Variant], masks: Mapping[str, Tensor]
+) -> dict[str, tuple[TensorAudit, ...]]:
+    """Look for every removed weight in ONNX files and in the graphs that ONNX Runtime runs.
 
     A tensor is found by its name, or by the name that :func:`export_onnx` gives to a transpose or
-    to the weights of a recurrent layer, or ONNX Runtime to a fused convolution.
+    to the weights of a recurrent layer, or ONNX Runtime to a fused convolution. The weight of a
+    sparse operator is unpacked, and found as the layer's in the file that it was made from.
     If an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, transposed or
     not, that is zero exactly where the mask removes, provided that no other mask fits that tensor.
     Otherwise it is reported as not found, as is a renamed tensor that has lost even one zero.
@@ -63,31 +60,47 @@ def audit_zeros(path: str | os.PathLike[str], masks: Mapping[str, Tensor]) -> li
     names and positions.
 
     Args:
-        path: ONNX file.
+        variants: The files, and those they were made from.
         masks: Boolean mask per parameter name, True = kept. Shape of the parameter.
     Returns:
-        One audit per mask, in their order.
+        By variant, one audit per mask, in their order.
     Raises:
-        ValueError: If ONNX Runtime cannot load the file.
+        ValueError: If ONNX Runtime cannot load a file.
     """
     keep = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    paths = {variant.name: variant.path for variant in variants}
+    return {each.name: _audit(each, paths.get(each.made_from), keep) for each in variants}
+
+
+def removed_zeros(audit: Sequence[TensorAudit]) -> int | None:
+    """Return how many removed weights are zero in the file. None: a tensor was not found."""
+    counts = [tensor.onnx_zeros for tensor in audit]
+    return None if not counts or None in counts else sum(filter(None, counts))
+
+
+def _audit(
+    variant: Variant, source_path: Path | None, keep: Mapping[str, np.ndarray]
+) -> tuple[TensorAudit, ...]:
     with tempfile.TemporaryDirectory() as folder:
-        optimized = _match(_initializers(_optimize(os.fspath(path), Path(folder))), keep)
-    exported = _match(_initializers(Path(path)), keep)
-    return [
-        TensorAudit(
-            name=name,
-            size=mask.size,
-            mask_zeros=int((~mask).sum()),
-            onnx_zeros=_zeros(exported[name], mask),
-            negative_zeros=_negative_zeros(exported[name]),
-            optimized_zeros=_zeros(optimized[name], mask),
-        )
-        for name, mask in keep.items()
-    ]
+        optimized = onnx.load(_optimize(variant, Path(folder)))
+    exported = onnx.load(variant.path)
+    source = onnx.load(source_path, load_external_data=False) if source_path else None
+    in_file, in_runtime = (_match(_weights(model, source), keep) for model in (exported, optimized))
+    return tuple(
+        _audit_tensor(name, mask, in_file[name], in_runtime[name]) for name, mask in keep.items()
+    )
 
 
-def _optimize(path: str, folder: Path) -> Path:
+def _audit_tensor(
+    name: str, mask: np.ndarray, in_file: np.ndarray | None, in_runtime: np.ndarray | None
+) -> TensorAudit:
+    removed = int((~mask).sum())
+    negative, zeros = _negative_zeros(in_file), (_zeros(in_file, mask), _zeros(in_runtime, mask))
+    intact = not negative if removed == 0 else zeros == (removed, removed) and negative == 0
+    return TensorAudit(name, mask.size, removed, zeros[0], negative, zeros[1], intact)
+
+
+def _optimize(variant: Variant, folder: Path) -> Path:
     """Write the graph that ONNX Runtime runs, with the tensor layout and names of the file."""
     optimized = folder / "optimized.onnx"
     options = onnxruntime.SessionOptions()
@@ -98,16 +111,21 @@ def _optimize(path: str, folder: Path) -> Path:
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", "optimized.data"
     )
-    load(path, options)
+    if variant.library is not None:
+        options.register_custom_ops_library(os.fspath(variant.library))
+    load(os.fspath(variant.path), options)
     return optimized
 
 
-def _initializers(path: Path) -> dict[str, np.ndarray]:
-    model = onnx.load(path)
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def _weights(model: onnx.ModelProto, source: onnx.ModelProto | None) -> dict[str, np.ndarray]:
+    """Return the initializers by name, and the weights of sparse operators by their layers'."""
+    named = [(tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.initializer]
     found: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        found |= _recurrent(name, array) or {name: array}
+    for name, array in (*named, *packed_weights(model, source)):
+        for part, weights in (_recurrent(name, array) or {name: array}).items():
+            # Several layers may use one weight: what is not zero in any of them is not zero.
+            other = found.get(part)
+            found[part] = weights if other is None else np.where(other == 0, weights, other)
     return found
 
 

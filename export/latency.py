@@ -1,11 +1,9 @@
-"""Compare the latency of two ONNX files in ONNX Runtime."""
+"""Compare the latency of ONNX files in ONNX Runtime."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -19,32 +17,24 @@ from mfac_compress.export.timing import (
     Clock,
     Clocks,
     Run,
+    Timed,
     clock_for,
     time_interleaved,
 )
+from mfac_compress.export.variant import Variant
+from mfac_compress.export.workload import Workload
 
 Finding = Literal["faster", "slower", "no speed-up", "too noisy to judge"]
+FeedsOf = Callable[[Workload], Mapping[str, np.ndarray]]
+"""The inputs of a model for a workload, by their names in its file."""
 
 # One session may be a few percent faster than the next of the same file, because of its memory
-# addresses, and stays so for its lifetime. Each round reopens both files and counts as one value.
+# addresses, and stays so for its lifetime. Each round reopens all files and counts as one value.
 _ROUNDS = 20
 _LONGEST_OPENING_MS = 5000.0  # for each workload; large files are opened less often
 _WIDEST = 0.1
 """Half the width of an interval around 1, as a share of the median, up to which it is conclusive:
 a wider one contains both a gain and a loss that would matter."""
-
-_Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Batch size and number of threads of a timed call."""
-
-    batch_size: int
-    threads: int
-
-    def __str__(self) -> str:
-        return f"batch {self.batch_size}, {self.threads} thread{'s' * (self.threads > 1)}"
 
 
 @dataclass(frozen=True)
@@ -63,63 +53,69 @@ class Timing:
     cpu: Spread | None
     """CPU time of the calling thread. None with several threads, since the others work too."""
 
+    def by(self, clock: Clock) -> Spread:
+        """Return the time on one of the clocks."""
+        return self.cpu if self.cpu and clock == "thread CPU" else self.wall
+
 
 @dataclass(frozen=True)
 class LatencyComparison:
-    """Latency of a sparse file against a dense one, for one workload."""
+    """Latency of a file against another one, for one workload."""
 
+    reference: str
+    """Name of the file that it is compared with."""
     workload: Workload
     rounds: int
-    """How often both files were reopened."""
+    """How often all files were reopened; each round gives one value of ``ratio``'s interval."""
     runs: int
-    """Pairs of timed runs, in all rounds."""
+    """Timed runs of each file, interleaved, in all rounds."""
     calls_per_run: int
     """Calls timed as one, so that a run is long compared to the clock's resolution."""
-    dense: Timing
-    sparse: Timing
+    reference_time: Timing
+    time: Timing
     clock: Clock
-    """The clock of ``ratio``."""
+    """The clock of ``ratio``: CPU time of the calling thread with one thread, else wall time."""
     ratio: Interval
-    """Sparse / dense: median of the rounds' median paired ratios, and its 95% interval."""
+    """Time / reference's time: median of the rounds' median paired ratios, and its 95% interval."""
+    finding: Finding
+    """What the interval shows. Where it includes 1: "no speed-up", or "too noisy to judge" if half
+    its width is more than 10% of the ratio."""
+    verdict: str
+    """The finding in words."""
 
-    def clocked(self, which: Literal["dense", "sparse"]) -> Spread:
-        """Return the times of one file on the clock of ``ratio``."""
-        timing = getattr(self, which)
-        return timing.cpu if self.clock == "thread CPU" else timing.wall
 
-    @property
-    def finding(self) -> Finding:
-        """What the interval shows; no speed-up is claimed if it includes 1.00."""
-        # Both bounds as they are printed: a verdict must not contradict its own figures.
-        low, high = self._speed_up
-        if low > 1:
-            return "faster"
-        if high < 1:
-            return "slower"
-        wide = (self.ratio.high - self.ratio.low) / 2 > _WIDEST * self.ratio.median
-        return "too noisy to judge" if wide else "no speed-up"
+def finding_of(ratio: Interval) -> Finding:
+    """Return what an interval of time / reference's time shows.
 
-    @property
-    def verdict(self) -> str:
-        """The finding in words, with the interval if it adds information."""
-        low, high = self._speed_up
-        match self.finding:
-            case "faster":
-                return f"{1 / self.ratio.median:.2f}x faster (95% interval {low:.2f} to {high:.2f})"
-            case "slower":
-                return (
-                    f"{self.ratio.median:.2f}x slower "
-                    f"(95% interval {self.ratio.low:.2f} to {self.ratio.high:.2f})"
-                )
-            case "too noisy to judge":
-                return f"too noisy to judge (95% interval {low:.2f}x to {high:.2f}x as fast)"
-            case other:
-                return other
+    No speed-up is claimed if it includes 1.00.
+    """
+    # Both bounds as they are printed: a verdict must not contradict its own figures.
+    low, high = _speed_up(ratio)
+    if low > 1:
+        return "faster"
+    if high < 1:
+        return "slower"
+    wide = (ratio.high - ratio.low) / 2 > _WIDEST * ratio.median
+    return "too noisy to judge" if wide else "no speed-up"
 
-    @property
-    def _speed_up(self) -> tuple[float, float]:
-        """The interval of dense / sparse, as it is printed."""
-        return round(1 / self.ratio.high, 2), round(1 / self.ratio.low, 2)
+
+def in_words(ratio: Interval) -> str:
+    """Return :func:`finding_of` in words, with the interval if it adds information."""
+    low, high = _speed_up(ratio)
+    match finding_of(ratio):
+        case "faster":
+            return f"{1 / ratio.median:.2f}x faster (95% interval {low:.2f} to {high:.2f})"
+        case "slower":
+            return f"{ratio.median:.2f}x slower (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        case "too noisy to judge":
+            return f"too noisy to judge (95% interval {low:.2f}x to {high:.2f}x as fast)"
+        case other:
+            return other
+
+
+def _speed_up(ratio: Interval) -> tuple[float, float]:
+    """Return the interval of reference's time / time, as it is printed."""
+    return round(1 / ratio.high, 2), round(1 / ratio.low, 2)
 
 
 def why_not_faster(comparisons: Sequence[LatencyComparison]) -> tuple[Finding, str] | None:
@@ -142,60 +138,61 @@ def why_not_faster(comparisons: Sequence[LatencyComparison]) -> tuple[Finding, s
 
 
 def compare_latency(
-    dense_path: _Path,
-    sparse_path: _Path,
-    feeds_of: Callable[[int], Mapping[str, np.ndarray]],
+    reference: Variant,
+    variants: Sequence[Variant],
+    feeds: FeedsOf,
     workloads: Sequence[Workload],
     *,
     warmup: int,
     runs: int,
-    library: Path | None = None,
     **timing: float,
-) -> list[LatencyComparison]:
-    """Time two files, interleaved, so that both run under the same load.
+) -> dict[str, tuple[LatencyComparison, ...]]:
+    """Time files against a reference, all of them interleaved, so that they run under one load.
 
     With one thread the ratio is that of CPU times of the calling thread, which other programs do
     not lengthen; with several threads that of wall times.
 
     Args:
-        dense_path: The ONNX file to compare with.
-        sparse_path: The ONNX file to be judged.
-        feeds_of: Batch size -> the inputs of both files.
-        workloads: Batch sizes and threads of ONNX Runtime.
+        reference: The file to compare with.
+        variants: The files to be judged. Each is opened with its own library.
+        feeds: The inputs of all files.
+        workloads: Batch sizes, threads of ONNX Runtime and lengths.
         warmup: Untimed calls of each file, each time it is opened. There is always one, which
             checks the inputs.
-        runs: Timed pairs. At least six.
-        library: Shared library of custom operators that the sparse file needs. The dense file is
-            always opened without it.
+        runs: Timed runs of each file. At least six.
         timing: Further arguments of :func:`time_interleaved`.
     Returns:
-        A comparison for each workload.
+        By variant, a comparison for each workload.
     Raises:
         ValueError: If ``runs`` is too small, or a file cannot be loaded or does not take the
             inputs.
     """
-    comparisons = []
-    for workload in workloads:
-        feeds = feeds_of(workload.batch_size)
+    compared: dict[str, list[LatencyComparison]] = {variant.name: [] for variant in variants}
+    for workload in workloads if variants else ():
+        inputs = feeds(workload)
         openers = [
-            partial(_open, path, feeds, workload.threads, needed)
-            for path, needed in ((dense_path, None), (sparse_path, library))
+            partial(_open, each, inputs, workload.threads) for each in (reference, *variants)
         ]
         untimed = max(0, warmup - 1)
-        comparisons.append(compare(openers, workload, warmup=untimed, runs=runs, **timing))
-    return comparisons
+        found = compare(
+            openers, workload, reference=reference.name, warmup=untimed, runs=runs, **timing
+        )
+        for variant, comparison in zip(variants, found, strict=True):
+            compared[variant.name].append(comparison)
+    return {name: tuple(found) for name, found in compared.items()}
 
 
 def compare(
     openers: Sequence[Callable[[], Call]],
     workload: Workload,
     *,
+    reference: str,
     warmup: int,
     runs: int,
     clocks: Clocks = CLOCKS,
     **timing: float,
-) -> LatencyComparison:
-    """Compare two candidates that can be opened and called, the dense one first.
+) -> list[LatencyComparison]:
+    """Compare candidates that can be opened and called with the first of them.
 
     The runs of one session share the effects of its memory addresses, so a round gives one value,
     the median of its paired ratios. The rounds are independent, and the interval is that of their
@@ -204,11 +201,14 @@ def compare(
 
     Args:
         openers: As :func:`time_interleaved` takes them.
-        workload: Batch size and threads; the threads decide the clock.
+        workload: The threads decide the clock.
+        reference: Name of the first candidate.
         warmup: Untimed calls of each, each time it is opened.
-        runs: Timed pairs. At least six.
+        runs: Timed runs of each. At least six.
         clocks: The clocks to read.
         timing: Further arguments of :func:`time_interleaved`.
+    Returns:
+        A comparison for each candidate after the first.
     """
     timed = time_interleaved(
         openers,
@@ -220,32 +220,40 @@ def compare(
         **timing,
     )
     clock = clock_for(workload.threads)
-    logarithms = [
-        median(math.log(sparse.by(clock) / dense.by(clock)) for dense, sparse in pairs)
-        for pairs in timed.rounds
+    times = [_summarise(runs, clock) for runs in zip(*timed.runs, strict=True)]
+    ratios = [_ratio(timed, place, clock) for place in range(1, len(openers))]
+    return [
+        LatencyComparison(
+            reference=reference,
+            workload=workload,
+            rounds=len(timed.rounds),
+            runs=len(timed.runs),
+            calls_per_run=timed.calls_per_run,
+            reference_time=times[0],
+            time=time,
+            clock=clock,
+            ratio=ratio,
+            finding=finding_of(ratio),
+            verdict=in_words(ratio),
+        )
+        for time, ratio in zip(times[1:], ratios, strict=True)
     ]
-    dense, sparse = zip(*timed.runs, strict=True)
-    return LatencyComparison(
-        workload=workload,
-        rounds=len(timed.rounds),
-        runs=len(timed.runs),
-        calls_per_run=timed.calls_per_run,
-        dense=_summarise(dense, clock),
-        sparse=_summarise(sparse, clock),
-        clock=clock,
-        ratio=_exponentials(median_interval(logarithms)),
-    )
 
 
-def _open(path: _Path, feeds: Mapping[str, np.ndarray], threads: int, library: Path | None) -> Call:
+def _ratio(timed: Timed, place: int, clock: Clock) -> Interval:
+    """Return the ratio of the candidate at a place to the first one."""
+    logarithms = [
+        median(math.log(runs[place].by(clock) / runs[0].by(clock)) for runs in each)
+        for each in timed.rounds
+    ]
+    return Interval(*map(math.exp, astuple(median_interval(logarithms))))
+
+
+def _open(variant: Variant, feeds: Mapping[str, np.ndarray], threads: int) -> Call:
     """Open a file and check with a first call that it takes the inputs."""
-    session = open_session(path, threads=threads, library=library)
+    session = open_session(variant.path, threads=threads, library=variant.library)
     call(session, feeds)
     return partial(session.run, None, dict(feeds))
-
-
-def _exponentials(logarithms: Interval) -> Interval:
-    return Interval(*map(math.exp, astuple(logarithms)))
 
 
 def _summarise(runs: Sequence[Run], clock: Clock) -> Timing:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -9,17 +10,22 @@ import psutil
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def machine_load() -> dict[str, str | int | float]:
-    """Read the CPU's model, its number of logical cores, and the load of the last minute.
+@dataclass(frozen=True)
+class Machine:
+    """The machine on which latency was measured, and its load."""
 
-    Returns:
-        ``cpu`` (name), ``cores`` (count) and ``load_1min`` (average number of runnable processes).
-    """
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count() or 1,
-        "load_1min": round(psutil.getloadavg()[0], 2),
-    }
+    cpu: str
+    """Model of the processor."""
+    cores: int
+    """Logical cores."""
+    load_1min: float
+    """Average number of runnable processes in the last minute; above ``cores``, wall times lie."""
+
+
+def machine_load() -> Machine:
+    """Read the CPU's model, its number of logical cores, and the load of the last minute."""
+    load = round(psutil.getloadavg()[0], 2)
+    return Machine(cpu=_cpu_model(), cores=os.cpu_count() or 1, load_1min=load)
 
 
 def _cpu_model() -> str:

@@ -20,6 +20,7 @@ from mfac_compress.export.evaluation import evaluating
 from mfac_compress.export.onnx_file import write_graph
 from mfac_compress.export.passes import TRANSPOSED
 from mfac_compress.export.session import fixed_batch, open_session, predict
+from mfac_compress.export.variant import Variant
 from mfac_compress.mfac.batch import Tree, call, map_tensors, size
 
 _ROWS = 8
@@ -109,12 +110,12 @@ def _swaps(
 
 def _audit(
     graph: ir.Model, pruned: nn.Module, example: Tree, masks: Mapping[str, Tensor]
-) -> list[TensorAudit]:
+) -> tuple[TensorAudit, ...]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.onnx"
         write_graph(graph, path)
         _check_outputs(path, pruned, example)
-        return audit_zeros(path, masks)
+        return audit_zeros([Variant("trial", path)], masks)["trial"]
 
 
 def _check_outputs(path: Path, model: nn.Module, example: Tree) -> None:

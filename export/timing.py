@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -84,7 +84,9 @@ def time_interleaved(
 ) -> Timed:
     """Time calls alternately, in rounds; each round reopens all candidates.
 
-    The order of opening is reversed from round to round, the order of calls also from run to run.
+    Each round begins with the next candidate, in opening and in calling; within a round the order
+    of calls is reversed from run to run. So each candidate comes first, last and after each other
+    one equally often.
 
     Args:
         openers: Each opens one candidate and returns the call to time.
@@ -99,7 +101,7 @@ def time_interleaved(
         clocks: The clocks to read.
     """
     start = clocks.wall()
-    calls = _open(openers, warmup, 0)
+    calls = _open(openers, warmup, first=0)
     opening_ms = max((clocks.wall() - start) / 1e6, 1e-6)
     if rounds * opening_ms > longest_opening_ms:
         rounds = min(rounds, max(_FEWEST_ROUNDS, int(longest_opening_ms / opening_ms)))
@@ -112,28 +114,34 @@ def time_interleaved(
     for number, share in enumerate(np.array_split(range(runs), min(rounds, runs))):
         if number > 0:
             calls.clear()  # closed before the next ones are opened: large models need the memory
-            calls = _open(openers, warmup, number)
-        # The first run after opening has cold caches: in the next round another candidate is first.
-        turns = range(number, number + len(share))
+            calls = _open(openers, warmup, first=number)
         timed.append(
-            tuple(_in_order(calls, lambda call: _time(call, repeats, clocks), i) for i in turns)
+            tuple(
+                _in_turn(calls, lambda call: _time(call, repeats, clocks), number, turn % 2 == 1)
+                for turn in range(len(share))
+            )
         )
     return Timed(repeats, tuple(timed))
 
 
-def _open(openers: Iterable[Callable[[], Call]], warmup: int, number: int) -> list[Call]:
-    calls = list(_in_order(openers, lambda opener: opener(), number))
+def _open(openers: Sequence[Callable[[], Call]], warmup: int, first: int) -> list[Call]:
+    calls = list(_in_turn(openers, lambda opener: opener(), first))
     for _ in range(warmup):
-        _in_order(calls, lambda call: call(), number)
+        _in_turn(calls, lambda call: call(), first)
     return calls
 
 
-def _in_order(things: Iterable[_T], act: Callable[[_T], object], number: int) -> tuple:
-    """Act on all, in reverse if ``number`` is odd. Return the results in the original order."""
-    things = list(things)
-    if number % 2:
-        return tuple(reversed([act(thing) for thing in reversed(things)]))
-    return tuple(act(thing) for thing in things)
+def _in_turn(
+    things: Sequence[_T], act: Callable[[_T], object], first: int, reverse: bool = False
+) -> tuple:
+    """Act on all, beginning with one of them, or in the reverse of that order.
+
+    Returns:
+        The results in the original order.
+    """
+    order = [(first + place) % len(things) for place in range(len(things))]
+    results = {place: act(things[place]) for place in (reversed(order) if reverse else order)}
+    return tuple(results[place] for place in range(len(things)))
 
 
 def _time(call: Call, repeats: int, clocks: Clocks) -> Run:

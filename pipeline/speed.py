@@ -74,7 +74,7 @@ def speed(
         if output is not None:
             _check_output(output, model)
         sizes = _batch_sizes(batch_sizes, feeds_of)
-        feeds = [feeds_of(size) for size in sizes]
+        feeds = [feeds_of(Workload(size, threads=1)) for size in sizes]
         try_file(model, feeds, seconds=timeout)
         workloads = [Workload(size, count) for count in threads for size in sizes]
         progress = progress or Progress()
@@ -163,7 +163,7 @@ def _batch_sizes(asked: Sequence[int] | None, feeds_of: RandomInputs) -> Sequenc
         )
     for size in sizes:
         try:
-            feeds_of(size)
+            feeds_of(Workload(size, threads=1))
         except ValueError as error:
             raise InputError(f"--batch, --shape: {error}") from error
     return sizes
@@ -212,7 +212,12 @@ def _show(measured: FileSpeed, workloads: Sequence[Workload], console: Console) 
 def _whole(measured: FileSpeed) -> list[tuple[Workload, float, float, str]]:
     """Workload, times of both files and what they say: as compared, else as looked through."""
     compared = [
-        (one.workload, one.clocked("dense").median_ms, one.clocked("sparse").median_ms, one.verdict)
+        (
+            one.workload,
+            one.reference_time.by(one.clock).median_ms,
+            one.time.by(one.clock).median_ms,
+            one.verdict,
+        )
         for one in measured.compared
     ]
     return compared or [

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from mfac_compress.export.latency import Workload
 from mfac_compress.export.sparse.compose import extract_subgraph
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, assign_layouts, chains
@@ -20,6 +19,7 @@ from mfac_compress.export.sparse.measure import (
     time_models,
 )
 from mfac_compress.export.sparse.operator import SparseOperator
+from mfac_compress.export.workload import Workload
 
 Shapes = Mapping[str, tuple[int, ...]]
 

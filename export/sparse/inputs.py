@@ -9,6 +9,7 @@ import onnx_ir as ir
 from mfac_compress.export.sparse.files import read_model
 from mfac_compress.export.sparse.graph import is_open, needed_inputs
 from mfac_compress.export.sparse.probe import Feeds
+from mfac_compress.export.workload import Workload
 
 _BATCH = None
 """Marks the dynamic batch axis."""
@@ -64,12 +65,13 @@ class RandomInputs:
             return None
         return next((axes[0] for axes in self._axes.values() if axes), 1)
 
-    def __call__(self, batch_size: int) -> Feeds:
-        """Generate inputs.
+    def __call__(self, workload: Workload) -> Feeds:
+        """Generate inputs of a workload's batch size.
 
         Raises:
             ValueError: If the file does not take this batch size, or it does not fit into memory.
         """
+        batch_size = workload.batch_size
         if self.fixed_batch not in (None, batch_size):
             raise ValueError(
                 f"The batch size must be {self.fixed_batch}, for which the file was exported. Got "

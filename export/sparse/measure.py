@@ -9,13 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from mfac_compress.export.latency import Workload
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.files import temporary_file
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.timing import Call, clock_for, time_interleaved
+from mfac_compress.export.workload import Workload
 
 _WARMUP = 2
 _SHORTEST_RUN_MS = 1.0  # half of that of a comparison: here many candidates are timed

@@ -1,14 +1,14 @@
 """The speed of an ONNX file with sparse operators, and the layers that they compute."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from mfac_compress.export.latency import LatencyComparison, Workload
+from mfac_compress.export.latency import FeedsOf, LatencyComparison
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.choose import Choice, ProgressCallback, choose
 from mfac_compress.export.sparse.compose import name_nodes
@@ -21,8 +21,9 @@ from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import WorkloadTime
 from mfac_compress.export.sparse.operator import Unsupported
 from mfac_compress.export.sparse.patterns.other_quantised import unsupported_reason
-from mfac_compress.export.sparse.probe import Feeds, shapes_of
+from mfac_compress.export.sparse.probe import shapes_of
 from mfac_compress.export.sparse.whole import fastest_model
+from mfac_compress.export.workload import Workload
 
 _SHAPED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
 
@@ -52,7 +53,7 @@ class FileSpeed:
 
 def measure_speed(
     path: str | os.PathLike[str],
-    feeds_of: Callable[[int], Feeds],
+    feeds_of: FeedsOf,
     workloads: Sequence[Workload],
     *,
     kernels: bool = True,
@@ -66,8 +67,8 @@ def measure_speed(
 
     Args:
         path: ONNX file without sparse operators.
-        feeds_of: Batch size -> the model's inputs.
-        workloads: Batch sizes and threads. A layer is replaced only if that is faster for all.
+        feeds_of: The model's inputs for a workload.
+        workloads: What is timed. A layer is replaced only if that is faster for all of them.
         kernels: If false, nothing is timed or replaced, and the kernels need not be built.
         timeout: Time limit in seconds of a call that only finds shapes; None for no limit.
         progress: Called with the name of what is timed next, how many layers were timed, and how
@@ -83,14 +84,14 @@ def measure_speed(
     name_nodes(model)
     graph = Graph(model)
     layers = find_layers(graph)
-    by_batch = _shapes(graph, feeds_of, workloads, timeout)
-    operators = fuse(graph, layers, by_batch[max(by_batch)])
+    shapes = _shapes(graph, feeds_of, workloads, timeout)
+    operators = fuse(graph, layers, shapes[max(shapes, key=_extent)])
     choice = Choice((), {})
     if kernels:
         kernel_library()
-        shapes = {workload: by_batch[workload.batch_size] for workload in workloads}
-        choice = choose(graph, operators, shapes, progress)
-    feeds = {workload: feeds_of(workload.batch_size) for workload in workloads}
+        timed = {workload: shapes[_on_one_thread(workload)] for workload in workloads}
+        choice = choose(graph, operators, timed, progress)
+    feeds = {workload: feeds_of(workload) for workload in workloads}
     progress("whole model", len(choice.trials), len(choice.trials))
     whole = fastest_model(graph, choice.segments, feeds)
     difference, too_much = None, False
@@ -99,7 +100,7 @@ def measure_speed(
         too_much = difference is not None and difference > max_difference(graph)
         if too_much:
             whole = replace(whole, plan={}, model=None)
-    first = by_batch[workloads[0].batch_size]
+    first = shapes[_on_one_thread(workloads[0])]
     rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
     reason = _reason(kernels, layers, choice, whole.plan)
     if too_much:
@@ -137,13 +138,9 @@ def _open_batch(model: ir.Model) -> bool:
 
 
 def _shapes(
-    graph: Graph,
-    feeds_of: Callable[[int], Feeds],
-    workloads: Sequence[Workload],
-    timeout: float | None,
-) -> dict[int, dict[str, tuple[int, ...]]]:
-    """Return by batch size the shapes of all inputs and outputs of layers and of fusible nodes."""
-    batches = {workload.batch_size for workload in workloads}
+    graph: Graph, feeds_of: FeedsOf, workloads: Sequence[Workload], timeout: float | None
+) -> dict[Workload, dict[str, tuple[int, ...]]]:
+    """Return, for each workload on one thread, the shapes of what layers and fusible nodes use."""
     names = {
         value.name
         for node in graph.nodes
@@ -151,10 +148,27 @@ def _shapes(
         for value in (*node.inputs[:2], *node.outputs)
         if value is not None and value.name and graph.constant(value) is None
     }
-    shapes = {b: shapes_of(graph.model, names, feeds_of(b), timeout) for b in batches}
-    if batches == {1} and _open_batch(graph.model):
-        # At batch size 1, a value that is broadcast over the batch looks like any other. A file
-        # that does not run at 2, despite its dynamic axes, has nothing to broadcast over.
+
+    def shapes_for(workload: Workload) -> dict[str, tuple[int, ...]]:
+        return shapes_of(graph.model, names, feeds_of(workload), timeout)
+
+    shapes = {each: shapes_for(each) for each in map(_on_one_thread, workloads)}
+    # At length 1, a value that is broadcast over an axis looks like any other. A file that does
+    # not run at 2, despite its dynamic axes, has nothing to broadcast over.
+    largest = max(shapes, key=_extent)
+    batch = max(largest.batch_size, 2 if _open_batch(graph.model) else 1)
+    lengths = {name: max(2, length) for name, length in largest.lengths.items()}
+    longer = replace(largest, batch_size=batch, lengths=lengths)
+    if longer not in shapes:
         with suppress(ValueError):
-            shapes[2] = shapes_of(graph.model, names, feeds_of(2), timeout)
+            shapes[longer] = shapes_for(longer)
     return shapes
+
+
+def _on_one_thread(workload: Workload) -> Workload:
+    return replace(workload, threads=1)
+
+
+def _extent(workload: Workload) -> tuple[int, ...]:
+    """Return the lengths of all open axes."""
+    return workload.batch_size, *workload.lengths.values()

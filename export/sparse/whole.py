@@ -6,7 +6,6 @@ from statistics import fmean
 
 import onnx_ir as ir
 
-from mfac_compress.export.latency import Workload
 from mfac_compress.export.sparse.choose import MAX_RATIO, Segment, merge
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
@@ -14,6 +13,7 @@ from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import WorkloadTime, time_models
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.sparse.skip_layer_norm import prevent_skip_layer_norm
+from mfac_compress.export.workload import Workload
 
 _ROUNDS = 11
 

@@ -123,7 +123,7 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
     """Whether two files compute the same of other inputs."""
     import onnx_ir as ir
 
-    from mfac_compress.export import RandomInputs, open_session
+    from mfac_compress.export import RandomInputs, Workload, open_session
     from mfac_compress.export.sparse.difference import largest_difference, max_difference
     from mfac_compress.export.sparse.files import read_model
     from mfac_compress.export.sparse.graph import Graph
@@ -133,12 +133,12 @@ def _are_equal(path: Path, output: Path, case: Case) -> bool:
         name, numbers = case.options[case.options.index("--shape") + 1].split("=")
         shapes[name] = [int(number) for number in numbers.split(",")]
     inputs = RandomInputs(path, shapes, seed=_SEED)
-    feeds = inputs(inputs.fixed_batch or 3)
+    feeds = inputs(Workload(inputs.fixed_batch or 3, threads=1))
     dense = read_model(path)
     try:
         open_session(path).run(None, dict(feeds))
     except Exception:  # it takes one row only, whatever its input says
-        feeds = inputs(1)
+        feeds = inputs(Workload(1, threads=1))
     difference = largest_difference(path, ir.load(output), feeds)
     print("difference", difference)
     return difference is None or difference <= max_difference(Graph(dense))

@@ -14,9 +14,12 @@ from mfac_compress.export import (
     LatencyComparison,
     Spread,
     Timing,
+    Variant,
     Workload,
     compare_latency,
     export_onnx,
+    finding_of,
+    in_words,
     latency,
     why_not_faster,
 )
@@ -28,7 +31,7 @@ ONE = Workload(2, 1)
 
 @dataclass
 class Machine:
-    """Two files of fixed speeds in milliseconds per call; each session and each run may differ."""
+    """Files of fixed speeds in milliseconds per call; each session and each run may differ."""
 
     cost: dict[str, float] = field(default_factory=lambda: {"dense": 4.0, "sparse": 3.0})
     session_spread: float = 0.0
@@ -58,11 +61,23 @@ class Machine:
 
         return open_session
 
-    def compare(self, *, threads=1, warmup=0, runs=40, **timing):
+    def compare_all(self, *, threads=1, warmup=0, runs=40, **timing):
+        """The first file with each of the others."""
         clocks = Clocks(wall=lambda: int(self.wall * 1e6), cpu=lambda: int(self.cpu * 1e6))
-        openers = [self.opener("dense"), self.opener("sparse")]
-        workload = Workload(2, threads)
-        return compare(openers, workload, warmup=warmup, runs=runs, clocks=clocks, **timing)
+        reference, *_ = self.cost
+        return compare(
+            [self.opener(name) for name in self.cost],
+            Workload(2, threads),
+            reference=reference,
+            warmup=warmup,
+            runs=runs,
+            clocks=clocks,
+            **timing,
+        )
+
+    def compare(self, **arguments):
+        (found,) = self.compare_all(**arguments)
+        return found
 
     def of(self, what):
         return [name for done, name in self.log if done == what]
@@ -71,8 +86,9 @@ class Machine:
 def test_with_one_thread_the_ratio_is_of_cpu_time():
     found = Machine().compare()
     assert found.clock == "thread CPU"
-    assert found.dense == Timing(wall=Spread(9, 0), cpu=Spread(4, 0))
-    assert found.sparse == Timing(wall=Spread(7, 0), cpu=Spread(3, 0))
+    assert found.reference == "dense"
+    assert found.reference_time == Timing(wall=Spread(9, 0), cpu=Spread(4, 0))
+    assert found.time == Timing(wall=Spread(7, 0), cpu=Spread(3, 0))
     assert astuple(found.ratio) == pytest.approx((0.75, 0.75, 0.75))
     assert found.verdict == "1.33x faster (95% interval 1.33 to 1.33)"
 
@@ -80,8 +96,8 @@ def test_with_one_thread_the_ratio_is_of_cpu_time():
 def test_with_more_threads_the_ratio_is_of_wall_time():
     found = Machine().compare(threads=2)
     assert found.clock == "wall"
-    assert found.dense.cpu is None
-    assert found.sparse.cpu is None
+    assert found.reference_time.cpu is None
+    assert found.time.cpu is None
     assert found.ratio.median == pytest.approx(7 / 9)
 
 
@@ -93,6 +109,33 @@ def test_the_order_of_opening_and_of_running_alternates():
     # Two pairs a round; what ran first after opening runs second after the next.
     one, other = ["dense", "sparse", "sparse", "dense"], ["sparse", "dense", "dense", "sparse"]
     assert machine.of("run")[-80:] == (one + other) * 10
+
+
+def test_each_of_three_files_comes_first_last_and_after_each_other_equally_often():
+    machine = Machine({"dense": 4.0, "plain": 3.0, "kernels": 2.0})
+    machine.compare_all(runs=6)  # six rounds of one run
+    opened = np.reshape(machine.of("open"), (-1, 3))
+    for place in range(3):
+        assert sorted(opened[:, place]) == sorted(list(machine.cost) * 2)
+    machine = Machine(dict(machine.cost))
+    machine.compare_all(runs=60)  # rounds of three runs
+    called = [tuple(three) for three in np.reshape(machine.of("run")[9:], (-1, 3))]
+    assert called[:3] == [
+        ("dense", "plain", "kernels"),
+        ("kernels", "plain", "dense"),
+        ("dense", "plain", "kernels"),
+    ]
+    assert called[3] == ("plain", "kernels", "dense")
+    assert len(set(called)) == 6
+
+
+def test_of_several_files_each_is_compared_with_the_first_alone():
+    """However slow and noisy another one is."""
+    together = Machine({"dense": 4.0, "plain": 3.0, "kernels": 2.0}).compare_all()
+    assert [one.ratio.median for one in together] == pytest.approx([0.75, 0.5])
+    apart = Machine({"dense": 4.0, "plain": 3.0, "kernels": 400.0}).compare_all()
+    assert astuple(apart[0].ratio) == pytest.approx((0.75, 0.75, 0.75))
+    assert apart[1].finding == "slower"
 
 
 @pytest.mark.parametrize(("runs", "rounds"), [(6, 6), (7, 7), (20, 20), (50, 20), (200, 20)])
@@ -120,7 +163,7 @@ def test_short_calls_are_timed_together():
     found = Machine(cost={"dense": 0.5, "sparse": 0.25}).compare(runs=6)
     assert found.calls_per_run == 2  # 1.5 ms of wall time a call
     assert found.runs == 6
-    assert found.sparse.cpu == Spread(0.25, 0)
+    assert found.time.cpu == Spread(0.25, 0)
 
 
 def test_long_calls_are_timed_less_often_on_request():
@@ -132,7 +175,7 @@ def test_long_calls_are_timed_less_often_on_request():
 
 def test_a_drift_of_the_machine_does_not_move_the_ratio():
     found = Machine(drift=0.01).compare(runs=40)
-    assert found.dense.cpu.iqr_ms > 1
+    assert found.reference_time.cpu.iqr_ms > 1
     assert found.ratio.median == pytest.approx(0.75, rel=0.02)
 
 
@@ -152,15 +195,15 @@ def test_too_few_runs_are_refused():
 
 
 def _simulate(count, runs):
-    """Equal files, whose sessions differ by much more than their runs: (covers, passes)."""
+    """Three equal files, whose sessions differ by much more than their runs: (covers, passes)."""
     found = []
     for seed in range(count):
-        cost = {"dense": 4.0, "sparse": 4.0}
+        cost = {"dense": 4.0, "plain": 4.0, "kernels": 4.0}
         rng = np.random.default_rng([seed, runs])
         machine = Machine(cost, session_spread=0.014, run_spread=0.005, rng=rng)
-        ratio = machine.compare(runs=runs).ratio
-        found.append((ratio.low <= 1 <= ratio.high, ratio.high <= 1))
-    return np.mean(found, axis=0)
+        ratios = [one.ratio for one in machine.compare_all(runs=runs)]
+        found.append([(ratio.low <= 1 <= ratio.high, ratio.high <= 1) for ratio in ratios])
+    return np.mean(found, axis=(0, 1))
 
 
 def test_intervals_hold_the_truth_though_the_runs_of_a_session_are_alike():
@@ -182,8 +225,20 @@ def test_intervals_hold_the_truth_as_often_as_they_say(runs):
 
 
 def _found(low, middle, high, workload=ONE):
-    timing = Timing(wall=Spread(1, 0), cpu=None)
-    return LatencyComparison(workload, 6, 6, 1, timing, timing, "wall", Interval(middle, low, high))
+    timing, ratio = Timing(wall=Spread(1, 0), cpu=None), Interval(middle, low, high)
+    return LatencyComparison(
+        reference="dense",
+        workload=workload,
+        rounds=6,
+        runs=6,
+        calls_per_run=1,
+        reference_time=timing,
+        time=timing,
+        clock="wall",
+        ratio=ratio,
+        finding=finding_of(ratio),
+        verdict=in_words(ratio),
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,27 +276,55 @@ def test_a_file_is_faster_if_it_is_so_for_every_workload():
 
 def test_identical_files_are_compared_for_every_workload(pruned):
     workloads = [Workload(1, 1), Workload(4, 1), Workload(1, 2), Workload(4, 2)]
-    found = compare_latency(pruned.path, pruned.path, _feeds, workloads, warmup=1, runs=6)
-    assert [comparison.workload for comparison in found] == workloads
-    for comparison in found:
-        assert comparison.calls_per_run > 1
-        assert comparison.dense.wall.median_ms > 0
-        assert (comparison.sparse.cpu is None) == (comparison.workload.threads > 1)
-        assert comparison.ratio.low <= comparison.ratio.median <= comparison.ratio.high
+    dense, plain, other = (Variant(name, pruned.path) for name in ("dense", "plain", "other"))
+    found = compare_latency(dense, [plain, other], _feeds, workloads, warmup=1, runs=6)
+    assert list(found) == ["plain", "other"]
+    for comparisons in found.values():
+        assert [comparison.workload for comparison in comparisons] == workloads
+        for comparison in comparisons:
+            assert comparison.calls_per_run > 1
+            assert comparison.reference_time.wall.median_ms > 0
+            assert (comparison.time.cpu is None) == (comparison.workload.threads > 1)
+            assert comparison.ratio.low <= comparison.ratio.median <= comparison.ratio.high
 
 
-def _feeds(batch):
-    return {"input": np.ones((batch, 3, 4, 4), np.float32)}
+def test_the_inputs_are_made_for_the_whole_workload(pruned):
+    workload, asked = Workload(2, 1, {"sequence": 7}), []
+
+    def feeds(workload):
+        asked.append(workload)
+        return _feeds(workload)
+
+    dense, plain = Variant("dense", pruned.path), Variant("plain", pruned.path)
+    (comparison,) = compare_latency(dense, [plain], feeds, [workload], warmup=1, runs=6)["plain"]
+    assert asked == [workload]
+    assert str(comparison.workload) == "batch 2, sequence 7, 1 thread"
+    assert {workload: 1}[Workload(2, 1, {"sequence": 7})] == 1
+    assert Workload(2, 1, {"sequence": 8}) != workload
+
+
+def test_nothing_is_opened_without_a_file_to_compare():
+    assert (
+        compare_latency(Variant("dense", Path("none")), [], _feeds, [ONE], warmup=1, runs=6) == {}
+    )
+
+
+def _feeds(workload):
+    return {"input": np.ones((workload.batch_size, 3, 4, 4), np.float32)}
 
 
 def test_a_batch_size_that_the_file_does_not_take_is_refused(tmp_path):
     path = tmp_path / "m.onnx"
     export_onnx(nn.Flatten(), torch.ones(3, 3, 4, 4), path, dynamic_batch=False)
     with pytest.raises(ValueError, match=r"of shape \[3, 3, 4, 4\].*of shape \[2, 3, 4, 4\]"):
-        compare_latency(path, path, _feeds, [ONE], warmup=0, runs=6)
+        compare_latency(*_two(path, path), _feeds, [ONE], warmup=0, runs=6)
 
 
-def test_the_library_is_for_the_sparse_file_alone(monkeypatch):
+def _two(dense, sparse, library=None):
+    return Variant("dense", dense), [Variant("sparse", sparse, library)]
+
+
+def test_a_library_is_for_the_file_that_needs_it_alone(monkeypatch):
     libraries = {}
 
     def open_session(path, threads, library=None):
@@ -249,5 +332,6 @@ def test_the_library_is_for_the_sparse_file_alone(monkeypatch):
         return SimpleNamespace(run=lambda *_: [])
 
     monkeypatch.setattr(latency, "open_session", open_session)
-    compare_latency("dense", "sparse", _feeds, [ONE], warmup=0, runs=6, library=Path("kernels.so"))
+    files = _two("dense", "sparse", Path("kernels.so"))
+    compare_latency(*files, _feeds, [ONE], warmup=0, runs=6)
     assert libraries == {"dense": None, "sparse": Path("kernels.so")}

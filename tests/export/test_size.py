@@ -4,7 +4,7 @@ import pytest
 import zstandard
 from onnx import helper, numpy_helper
 
-from mfac_compress.export import file_size
+from mfac_compress.export import Variant, compare_size
 
 
 def save(path, weights, external=False):
@@ -22,6 +22,10 @@ def save(path, weights, external=False):
     return path
 
 
+def file_size(path):
+    return compare_size(Variant("one", path), [])["one"]
+
+
 @pytest.fixture(scope="module")
 def weights():
     return np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
@@ -37,11 +41,22 @@ def test_one_file_is_measured_as_it_is_and_compressed(tmp_path, weights):
 
 
 def test_zeros_shrink_the_compressed_file_only(tmp_path, weights):
-    dense = file_size(save(tmp_path / "dense.onnx", weights))
     zeros = np.random.default_rng(1).random(weights.shape) < 0.9
-    sparse = file_size(save(tmp_path / "sparse.onnx", np.where(zeros, np.float32(0), weights)))
-    assert sparse.raw_bytes == dense.raw_bytes
-    assert sparse.compressed_bytes < 0.3 * dense.compressed_bytes
+    dense = save(tmp_path / "dense.onnx", weights)
+    sparse = save(tmp_path / "sparse.onnx", np.where(zeros, np.float32(0), weights))
+    sizes = compare_size(Variant("dense", dense), [Variant("sparse", sparse)])
+    assert sizes["sparse"].raw_bytes == sizes["dense"].raw_bytes
+    ratio = sizes["sparse"].compressed_bytes / sizes["dense"].compressed_bytes
+    assert sizes["sparse"].ratio == ratio < 0.3
+    assert sizes["dense"].ratio == 1
+
+
+def test_a_library_is_counted_apart(tmp_path, weights):
+    path, library = save(tmp_path / "m.onnx", weights), tmp_path / "kernels.so"
+    library.write_bytes(b"0" * 1000)
+    sizes = compare_size(Variant("plain", path), [Variant("kernels", path, library)])
+    assert (sizes["plain"].library_bytes, sizes["kernels"].library_bytes) == (0, 1000)
+    assert sizes["kernels"].raw_bytes == sizes["plain"].raw_bytes
 
 
 def test_external_data_counts(tmp_path, weights):

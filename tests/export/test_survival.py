@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mfac_compress.export import audit_zeros, build_graph, lost_zeros, survival, write_graph
+from mfac_compress.export import (
+    Variant,
+    audit_zeros,
+    build_graph,
+    lost_zeros,
+    survival,
+    write_graph,
+)
 
 
 class Standardised(nn.Module):
@@ -142,6 +149,6 @@ def test_recurrent_weights_are_audited_by_name(kind, tmp_path):
         back[tuple(torch.nonzero(~masks["layer.weight_hh_l1_reverse"])[0])] = 1e-6
     write_graph(build_graph(model, example), tmp_path / "m.onnx")
 
-    for audit in audit_zeros(tmp_path / "m.onnx", masks):
+    for audit in audit_zeros([Variant("m", tmp_path / "m.onnx")], masks)["m"]:
         came_back = audit.name == "layer.weight_hh_l1_reverse"
         assert audit.onnx_zeros == audit.optimized_zeros == audit.mask_zeros - came_back

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mfac_compress.export import RandomInputs
+from mfac_compress.export import RandomInputs, Workload
 from mfac_compress.export.sparse.foreign import to_ir
 from mfac_compress.export.sparse.graph import needed_inputs
 
@@ -28,7 +28,7 @@ def test_types_and_the_open_batch(tmp_path):
         mask=(TensorProto.BOOL, ["n", 5]),
         half=(TensorProto.FLOAT16, [2, 2]),
     )
-    made = RandomInputs(path)(7)
+    made = RandomInputs(path)(Workload(7, 1))
     assert {name: array.shape for name, array in made.items()} == {
         "image": (7, 3, 4), "ids": (7, 5), "mask": (7, 5), "half": (2, 2),
     }  # fmt: skip
@@ -42,7 +42,7 @@ def test_other_open_axes_must_be_given(tmp_path):
     path = _file(tmp_path, ids=(TensorProto.INT64, ["n", "length"]))
     with pytest.raises(ValueError, match=r"ids.*length.*for example ids=1,128"):
         RandomInputs(path)
-    assert RandomInputs(path, {"ids": (1, 32)})(4)["ids"].shape == (4, 32)
+    assert RandomInputs(path, {"ids": (1, 32)})(Workload(4, 1))["ids"].shape == (4, 32)
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 2, 3), (1, 9), (1, -4)])
@@ -58,7 +58,7 @@ def test_an_input_of_any_number_of_axes_must_be_given(tmp_path):
         RandomInputs(path)
     inputs = RandomInputs(path, {"x": (2, 8)})
     assert (inputs.fixed_batch, inputs.given_batches) == (None, {2})
-    assert inputs(4)["x"].shape == (4, 8)
+    assert inputs(Workload(4, 1))["x"].shape == (4, 8)
 
 
 def test_an_unknown_name_is_refused(tmp_path):
@@ -71,7 +71,7 @@ def test_a_fixed_batch_is_the_only_one(tmp_path):
     inputs = RandomInputs(_file(tmp_path, x=(TensorProto.FLOAT, [2, 8])))
     assert inputs.fixed_batch == 2
     with pytest.raises(ValueError, match="must be 2"):
-        inputs(1)
+        inputs(Workload(1, 1))
 
 
 def test_inputs_that_are_not_numbers_are_refused(tmp_path):
@@ -98,7 +98,7 @@ def test_initializers_that_are_listed_as_inputs_need_no_inputs(tmp_path):
     model = helper.make_model(graph)
     onnx.save(model, tmp_path / "model.onnx")
     assert [value.name for value in needed_inputs(to_ir(model))] == ["x"]
-    assert RandomInputs(tmp_path / "model.onnx")(2).keys() == {"x"}
+    assert RandomInputs(tmp_path / "model.onnx")(Workload(2, 1)).keys() == {"x"}
 
 
 def test_an_axis_of_minus_one_is_open(tmp_path):
@@ -107,4 +107,4 @@ def test_an_axis_of_minus_one_is_open(tmp_path):
         RandomInputs(path)
     inputs = RandomInputs(path, {"x": (1, 3, 128)})
     assert inputs.fixed_batch is None
-    assert inputs(5)["x"].shape == (5, 3, 128)
+    assert inputs(Workload(5, 1))["x"].shape == (5, 3, 128)

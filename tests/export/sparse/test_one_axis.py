@@ -13,6 +13,10 @@ from mfac_compress.export.sparse.nodes import Window, sparse_node
 X = {"x": ["n", 8, 45]}
 
 
+def _ones(*shape):
+    return lambda workload: {"x": np.ones((workload.batch_size, *shape), np.float32)}
+
+
 @pytest.mark.parametrize("block", [1, 4, 8, 16])
 @pytest.mark.parametrize(
     ("attributes", "group", "kernel"),
@@ -101,7 +105,7 @@ def test_multiplications_are_those_of_images_of_one_row(make_model, sparse_weigh
     model = make_model([("Conv", ["x", "w"], ["y"], {"strides": [2]})], X, ["y"], w=weight)
     onnx.save(model, tmp_path / "model.onnx")
     (layer,) = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 45), np.float32)}, [Workload(3, 1)],
+        tmp_path / "model.onnx", _ones(8, 45), [Workload(3, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert (layer.macs, layer.kept_macs) == (3 * 22 * 96, 3 * 22 * np.count_nonzero(weight))

@@ -17,6 +17,10 @@ from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 X_SCALE, W_SCALE, Y_SCALE = np.float32(0.05), np.float32(0.02), np.float32(0.11)
 
 
+def _feeds_of(features):
+    return lambda workload: _feed(workload.batch_size, features)
+
+
 def _qdq(
     make_model,
     weight,
@@ -168,7 +172,7 @@ def test_wrong_bytes_are_not_written(make_model, tmp_path, monkeypatch, kernels,
         model.graph.output[0].name = "yq"
         model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     onnx.save(model, tmp_path / "model.onnx")
-    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Workload(50, 1)])
+    found = measure_speed(tmp_path / "model.onnx", _feeds_of(12), [Workload(50, 1)])
     assert found.difference > 0.05
     assert found.model is None
 
@@ -238,7 +242,7 @@ def test_a_file_with_sums_that_may_overflow_32_bits_has_its_other_layers_replace
     )
     model.graph.output[0].name = "z"
     onnx.save(model, tmp_path / "model.onnx")
-    found = measure_speed(tmp_path / "model.onnx", lambda n: _feed(n, 12), [Workload(5, 1)])
+    found = measure_speed(tmp_path / "model.onnx", _feeds_of(12), [Workload(5, 1)])
     assert [layer.block for layer in found.layers] == [None, 4]
     assert "32 bits" in found.layers[0].reason
     assert found.model is not None

@@ -19,6 +19,14 @@ from mfac_compress.export.sparse.layout import chains
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 
+def _inputs_of(shape):
+    return lambda workload: {"input": _feed(workload.batch_size, *shape[1:])["x"]}
+
+
+def _feeds_of(features):
+    return lambda workload: _feed(workload.batch_size, features)
+
+
 def _feed(*shape):
     return {"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32) * 3}
 
@@ -102,7 +110,7 @@ def _times(monkeypatch, kernels):
 def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, monkeypatch, kernels):
     path, shape = _quantised(exported, "cnn", tmp_path, per_channel=True)
     _times(monkeypatch, kernels)
-    found = measure_speed(path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Workload(2, 1)])
+    found = measure_speed(path, _inputs_of(shape), [Workload(2, 1)])
     assert [layer.block for layer in found.layers] == [4, 4, 4, 4]
     assert found.layers[1].shape == (16, 8, 3, 3)
     assert found.layers[1].sparsity == pytest.approx(0.8, abs=0.05)
@@ -129,7 +137,10 @@ def test_the_report_counts_the_zeros_of_quantised_weights(exported, tmp_path, mo
 def test_files_of_other_kinds_are_listed_with_their_reason(exported, tmp_path, options, reason):
     path, shape = _quantised(exported, "mlp", tmp_path, **options)
     found = measure_speed(
-        path, lambda n: {"input": _feed(n, *shape[1:])["x"]}, [Workload(2, 1)], kernels=False
+        path,
+        _inputs_of(shape),
+        [Workload(2, 1)],
+        kernels=False,
     )
     assert len(found.layers) == 3
     assert {layer.sparsity is not None for layer in found.layers} == {True}
@@ -143,7 +154,7 @@ def test_dynamic_quantisation_is_listed_with_its_reason(make_model, sparse_weigh
     model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 12]}, ["y"], w=weight)
     onnx.save(model, tmp_path / "f.onnx")
     quantize_dynamic(tmp_path / "f.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8)
-    found = measure_speed(tmp_path / "q.onnx", lambda n: _feed(n, 12), [Workload(2, 1)],
+    found = measure_speed(tmp_path / "q.onnx", _feeds_of(12), [Workload(2, 1)],
                           kernels=False)  # fmt: skip
     assert [layer.operator for layer in found.layers] == ["MatMulInteger"]
     assert "dynamically" in found.layers[0].reason

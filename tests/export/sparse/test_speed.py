@@ -16,8 +16,12 @@ from mfac_compress.export.sparse.nodes import DOMAIN
 WORKLOADS = [Workload(1, 1), Workload(8, 1)]
 
 
-def _feeds_of(batch):
-    return {"x": np.ones((batch, 12), np.float32)}
+def _ones(*shape):
+    return lambda workload: {"x": np.ones((workload.batch_size, *shape), np.float32)}
+
+
+def _feeds_of(workload):
+    return {"x": np.ones((workload.batch_size, 12), np.float32)}
 
 
 @pytest.fixture
@@ -79,9 +83,7 @@ def test_the_fastest_block_size_is_taken(make_model, tmp_path, times):
     model = make_model([("MatMul", ["x", "w"], ["y"])], {"x": ["n", 24]}, ["y"], w=weight)
     write_model(to_ir(model), tmp_path / "model.onnx")
     times(lambda blocks, batch: {1: 0.5, 4: 0.2, 8: 0.1, 16: 0.3}[blocks[0]] if blocks else 1.0)
-    found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 24), np.float32)}, WORKLOADS
-    )
+    found = measure_speed(tmp_path / "model.onnx", _ones(24), WORKLOADS)
     assert found.layers[0].block == 8
 
 
@@ -113,7 +115,9 @@ def test_a_chain_is_timed_as_a_whole(make_model, sparse_weight, tmp_path, times)
     write_model(to_ir(model), tmp_path / "model.onnx")
     times(lambda blocks, batch: [2.0, 3.0, 1.0][len(blocks)])
     found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 3, 6, 6), np.float32)}, WORKLOADS
+        tmp_path / "model.onnx",
+        _ones(3, 6, 6),
+        WORKLOADS,
     )
     assert [layer.block for layer in found.layers] == [1, 1]
     assert {layer.reason for layer in found.layers} == {"saves layout conversions around it"}
@@ -138,7 +142,9 @@ def test_transposed_convolutions_are_counted_by_the_pixels_of_their_input(
     )  # fmt: skip
     write_model(to_ir(model), tmp_path / "m.onnx")
     found = measure_speed(
-        tmp_path / "m.onnx", lambda n: {"x": np.ones((n, 4, 5, 6), np.float32)}, [Workload(7, 1)]
+        tmp_path / "m.onnx",
+        _ones(4, 5, 6),
+        [Workload(7, 1)],
     )
     (layer,) = found.layers
     assert layer.macs == 7 * 5 * 6 * weight.size
@@ -175,12 +181,31 @@ def test_shapes_are_found_at_two_batch_sizes_if_the_file_takes_them(
     onnx.save(model, tmp_path / "model.onnx")
     batches = set()
 
-    def feeds_of(batch):
-        batches.add(batch)
-        return _feeds_of(batch)
+    def feeds_of(workload):
+        batches.add(workload.batch_size)
+        return _feeds_of(workload)
 
     measure_speed(tmp_path / "model.onnx", feeds_of, WORKLOADS[:1], kernels=False)
     assert batches == asked
+
+
+def test_shapes_are_found_at_lengths_other_than_one(make_model, sparse_weight, tmp_path):
+    """At 1, a value that is broadcast over an axis looks like any other."""
+    model = make_model(
+        [("MatMul", ["x", "w"], ["y"])], {"x": [4, "sequence", 12]}, ["y"], w=sparse_weight(12, 4)
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    asked = []
+
+    def feeds_of(workload):
+        asked.append(workload.lengths["sequence"])
+        return {"x": np.ones((4, workload.lengths["sequence"], 12), np.float32)}
+
+    for lengths, expected in (([1], [1, 2]), ([1, 7], [1, 7])):
+        asked.clear()
+        workloads = [Workload(4, 1, {"sequence": length}) for length in lengths]
+        measure_speed(tmp_path / "model.onnx", feeds_of, workloads, kernels=False)
+        assert sorted(set(asked)) == expected
 
 
 def test_without_the_library_it_says_so_or_times_nothing(two_layers, monkeypatch):
@@ -307,7 +332,7 @@ def four_convolutions(make_model, sparse_weight, tmp_path):
     }
     model = make_model(nodes, {"x": ["n", 8, 6, 6]}, ["y"], **weights)
     write_model(to_ir(model), tmp_path / "model.onnx")
-    return tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 8, 6, 6), np.float32)}
+    return tmp_path / "model.onnx", _ones(8, 6, 6)
 
 
 def test_a_chain_that_is_not_faster_is_split_at_its_dense_layers(four_convolutions, times):
@@ -366,8 +391,8 @@ def test_a_fixed_input_is_no_residual_where_the_batch_of_another_is_open(
     )  # fmt: skip
     onnx.save(model, tmp_path / "m.onnx")
 
-    def feeds_of(batch):
-        return {"r": np.ones((1, 8), np.float32), **_feeds_of(batch)}
+    def feeds_of(workload):
+        return {"r": np.ones((1, 8), np.float32), **_feeds_of(workload)}
 
     found = measure_speed(tmp_path / "m.onnx", feeds_of, WORKLOADS[:1]).model
     assert [node.op_type for node in found.graph] == ["SparseLinear", "Add"]
@@ -394,7 +419,9 @@ def test_a_weight_at_the_left_and_two_constants_are_described(
     weights = {"a": sparse_weight(6, 3), "b": sparse_weight(3, 12), "v": sparse_weight(5, 6)}
     onnx.save(make_model(nodes, {"x": ["n", 12, 4]}, ["y"], **weights), tmp_path / "model.onnx")
     found = measure_speed(
-        tmp_path / "model.onnx", lambda n: {"x": np.ones((n, 12, 4), np.float32)}, [Workload(2, 1)]
+        tmp_path / "model.onnx",
+        _ones(12, 4),
+        [Workload(2, 1)],
     )
     two, product, left = found.layers
     assert (two.weight, two.macs) == ("b", None)

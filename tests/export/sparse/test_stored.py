@@ -14,6 +14,10 @@ from mfac_compress.export.sparse.patterns.stored import stored_weight
 WEIGHT = np.array([[0, 3, 0, -4], [5, 0, 0, 0], [0, 0, 7, 0]], np.int64)  # inputs, outputs
 
 
+def _ones(*shape):
+    return lambda workload: {"x": np.ones((workload.batch_size, *shape), np.float32)}
+
+
 def _of_last(model):
     graph = Graph(to_ir(model))
     return stored_weight(graph, graph.nodes[-1])
@@ -103,7 +107,7 @@ def test_packed_weights_are_not_described(make_model, tmp_path):
     quantiser.process()
     onnx.save(quantiser.model.model, tmp_path / "q.onnx")
     (layer,) = measure_speed(
-        tmp_path / "q.onnx", lambda n: {"x": np.ones((n, 64), np.float32)}, [Workload(2, 1)],
+        tmp_path / "q.onnx", _ones(64), [Workload(2, 1)],
         kernels=False,
     ).layers  # fmt: skip
     assert layer.weight is not None
