@@ -15,7 +15,7 @@ from mfac_compress.export.latency import (
 )
 from mfac_compress.export.machine import Machine, machine_load
 from mfac_compress.export.onnx_file import build_graph, export_onnx, write_graph
-from mfac_compress.export.parity import largest_difference, parity_error
+from mfac_compress.export.parity import largest_difference, model_outputs, parity_error
 from mfac_compress.export.session import open_session, predict
 from mfac_compress.export.size import FileSize, compare_size
 from mfac_compress.export.sparse.confirm import WHOLE_NOT_FASTER, confirm
@@ -63,6 +63,7 @@ __all__ = [
     "machine_load",
     "measure_speed",
     "median_interval",
+    "model_outputs",
     "open_session",
     "parity_error",
     "predict",

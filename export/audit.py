@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import numpy_helper
 from torch import Tensor
 
 from mfac_compress.export.passes import GATES, TRANSPOSED, torch_gates
@@ -81,14 +80,16 @@ def removed_zeros(audit: Sequence[TensorAudit]) -> int | None:
 def _audit(
     variant: Variant, source_path: Path | None, keep: Mapping[str, np.ndarray]
 ) -> tuple[TensorAudit, ...]:
+    source = ir.load(source_path) if source_path else None
     with tempfile.TemporaryDirectory() as folder:
-        optimized = onnx.load(_optimize(variant, Path(folder)))
-    exported = onnx.load(variant.path)
-    source = onnx.load(source_path, load_external_data=False) if source_path else None
-    in_file, in_runtime = (_match(_weights(model, source), keep) for model in (exported, optimized))
-    return tuple(
-        _audit_tensor(name, mask, in_file[name], in_runtime[name]) for name, mask in keep.items()
-    )
+        optimized = _optimize(variant, Path(folder))
+        in_file, in_runtime = (
+            _match(_weights(ir.load(path), source), keep) for path in (variant.path, optimized)
+        )
+        return tuple(
+            _audit_tensor(name, mask, in_file[name], in_runtime[name])
+            for name, mask in keep.items()
+        )
 
 
 def _audit_tensor(
@@ -117,15 +118,16 @@ def _optimize(variant: Variant, folder: Path) -> Path:
     return optimized
 
 
-def _weights(model: onnx.ModelProto, source: onnx.ModelProto | None) -> dict[str, np.ndarray]:
+def _weights(model: ir.Model, source: ir.Model | None) -> dict[str, np.ndarray]:
     """Return the initializers by name, and the weights of sparse operators by their layers'."""
-    named = [(tensor.name, numpy_helper.to_array(tensor)) for tensor in model.graph.initializer]
+    values = model.graph.initializers.items()
+    named = [(name, value.const_value.numpy()) for name, value in values]
     found: dict[str, np.ndarray] = {}
     for name, array in (*named, *packed_weights(model, source)):
         for part, weights in (_recurrent(name, array) or {name: array}).items():
             # Several layers may use one weight: what is not zero in any of them is not zero.
-            other = found.get(part)
-            found[part] = weights if other is None else np.where(other == 0, weights, other)
+            other = found.get(part, weights)
+            found[part] = np.where(other == 0, weights, other)
     return found
 
 

@@ -36,18 +36,7 @@ def parity_error(
     """
     session = open_session(path, library=library)
     expected = model_outputs(model, inputs)
-    return _largest(expected, predict(session, inputs, size(inputs), expected))
-
-
-def largest_difference(model: nn.Module, inputs: Tree, outputs: Any) -> float:
-    """Compare a model with what its ONNX file returned for one batch.
-
-    Args:
-        model: As for :func:`parity_error`. So is what is returned and raised.
-        inputs: Each of shape ``[n, ...]``.
-        outputs: Of the file, as :func:`predict` returns them in the form of the model's.
-    """
-    return _largest(model_outputs(model, inputs), outputs)
+    return largest_difference(expected, predict(session, inputs, size(inputs), expected))
 
 
 def model_outputs(model: nn.Module, inputs: Tree) -> Any:
@@ -62,7 +51,13 @@ def model_outputs(model: nn.Module, inputs: Tree) -> Any:
     return map_tensors(lambda output: output.double().cpu().numpy(), outputs)
 
 
-def _largest(expected: Any, outputs: Any) -> float:
+def largest_difference(expected: Any, outputs: Any) -> float:
+    """Compare what a model returned with what its ONNX file returned, as :func:`parity_error` does.
+
+    Args:
+        expected: Of the model, by :func:`model_outputs`.
+        outputs: Of the file, as :func:`predict` returns them in the form of the model's.
+    """
     errors = map_tensors(_difference, expected, outputs)
     return max(error for _, error in named_tensors(errors))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mfac_compress.pipeline.errors import InputError, stage_named
+from mfac_compress.pipeline.file_names import SPARSE_KERNELS
 from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
 from mfac_compress.pipeline.progress import Progress
@@ -21,7 +22,10 @@ from mfac_compress.pipeline.run.directory import RunDirectory
 from mfac_compress.pipeline.run.pool import check_pool, open_pool
 from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
 from mfac_compress.pipeline.schedule import plan_stages
-from mfac_compress.pipeline.stages import accelerate, validate
+from mfac_compress.pipeline.stages import accelerate
+from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
+from mfac_compress.pipeline.stages.latency import measure_latency
+from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.report_text import markdown
 from mfac_compress.pipeline.versions import recipe_hash
@@ -138,18 +142,17 @@ def _judge(
     """Measure latency, judge and publish, in one process."""
     exported, accelerated = artefacts["export"], artefacts["accelerate"]
     accelerate.check_written(recipe, accelerated.facts)
-    timed = validate.Latencies()
-    candidate = accelerated.facts["state"] == accelerate.CANDIDATE
-    if recipe.validate_.latency is not None or candidate:
+    kernels, timed = accelerated.facts, {}
+    if recipe.validate_.latency is not None or kernels.state == "candidate":
         with clock.stage("latency"):
-            timed = validate.measure_latency(
+            timed = measure_latency(
+                dense_variant(exported.folder),
+                sparse_variants(exported.folder, accelerated.folder),
+                validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
+                workloads_of(recipe.export, recipe.validate_),
                 recipe.validate_.latency,
-                accelerate.workloads_of(recipe),
-                accelerate.Feeds(inputs.data.validation, recipe.export.input_name),
-                exported.folder,
-                accelerated.folder,
             )
-    decided = accelerate.decided(accelerated.facts, timed.accelerated)
+    decided = accelerate.decided(kernels, timed.get(SPARSE_KERNELS, ()))
     accelerate.check_written(recipe, decided)
     with stage_named("report", resumable=True):
         report = make_report(
@@ -162,7 +165,7 @@ def _judge(
         )
         calibrated = artefacts.get("calibrate")
         resolved = resolved_recipe(recipe, calibrated and calibrated.facts, decided)
-        used = [accelerated] if decided["state"] == "used" else []
+        used = [accelerated] if decided.state == "used" else []
         published = [artefacts["recover"], exported, *used]
         for artefact in published:
             directory.publish(artefact)

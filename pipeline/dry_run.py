@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mfac_compress.pipeline.file_names import ACCELERATED, SPARSE
+from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE, SPARSE_KERNELS
 from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, readable_bytes
@@ -77,8 +77,8 @@ def _kernels(recipe: Recipe) -> str:
         return "off (export.sparse_kernels)"
     library = built_library()
     if library is None:
-        return f"not built: there was no C++ compiler. Only {SPARSE} will be written"
-    return f"{ACCELERATED} will be written where that is faster, with {library}"
+        return f"not built: there was no C++ compiler. Only {ONNX_FILES[SPARSE]} will be written"
+    return f"{ONNX_FILES[SPARSE_KERNELS]} will be written where that is faster, with {library}"
 
 
 def _memory(plan: MemoryPlan) -> list[str]:

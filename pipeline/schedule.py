@@ -13,6 +13,7 @@ from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Keyed, Stage
 from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 
 
@@ -131,12 +132,13 @@ def _accelerate(recipe: Recipe, inputs: Inputs) -> Stage:
         reads={
             "sparse_kernels": recipe.export.sparse_kernels,
             "library": Keyed(library, library and file_digest(library)),
-            "workloads": accelerate.workloads_of(recipe),
-            "feeds": accelerate.Feeds(inputs.data.validation, recipe.export.input_name),
-            "cpu": machine_load()["cpu"],
+            "workloads": workloads_of(recipe.export, recipe.validate_),
+            "feeds": validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
+            "cpu": machine_load().cpu,
         },
         after=("export",),
         check=partial(accelerate.check, artifact=recipe.validate_.artifact, where=recipe.where),
+        facts=accelerate.Kernels,
         ranks="zero",
     )
 
@@ -148,6 +150,7 @@ def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
         validate.validate,
         reads={
             "model": inputs.model,
+            "pruned": [target.name for target in inputs.targets.matched],
             "samples": inputs.data.validation,
             "task": Keyed(inputs.task, recipe.task.model_dump(mode="json", exclude={"loss"})),
             "batch_size": section.batch_size,
@@ -160,5 +163,6 @@ def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
             gates=section.gates,
             where=recipe.where,
         ),
+        facts=validate.Validation,
         ranks="zero",
     )

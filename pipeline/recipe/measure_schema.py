@@ -1,11 +1,13 @@
 """The sections of a recipe on the files that ship, what is measured of them, and the gates."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from onnx.defs import onnx_opset_version
 from pydantic import BeforeValidator, Field
 
+from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
@@ -19,6 +21,8 @@ from mfac_compress.pipeline.recipe.section import (
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+_SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name != DENSE)
 
 # YAML reads `off` as false.
 _OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
@@ -35,6 +39,8 @@ class ExportSection(Section):
     """Name of the graph's input."""
     output_name: Text = "output"
     """Name of the graph's output."""
+    dynamic_axes: dict[str, dict[Count, Text]] = Field({})
+    """Names of further open axes, by input and axis."""
     sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
     """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
     them, too. The plain `model.onnx` is always written."""
@@ -55,12 +61,16 @@ class ExportSection(Section):
 
 
 class LatencySection(Section):
-    """How latency is measured: dense and sparse in turn, both opened anew up to 20 times."""
+    """How latency is measured: all files in turn, each opened anew up to 20 times."""
 
     batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 16)
     """Samples of one call."""
     threads: Annotated[tuple[Threads, ...], Field(min_length=1)] = (1,)
     """Threads of ONNX Runtime."""
+    lengths: dict[Text, Annotated[tuple[Count, ...], Field(min_length=1)]] = Field({})
+    """Lengths of open axes beside the batch, by the axis's name in `export.dynamic_axes`
+    (`{sequence: [16, 128]}`): each is measured with each batch size. Inputs are validation samples
+    cut or repeated to it. Without it, they have their own length."""
     warmup: Index = 2
     """Calls of each file that are not timed, each time it is opened; at least one."""
     runs: Annotated[int, Field(ge=6), NoSwitch] = 40
@@ -69,6 +79,9 @@ class LatencySection(Section):
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from duplicates("batch_sizes", self.batch_sizes)
         yield from duplicates("threads", self.threads)
+        for name, lengths in self.lengths.items():
+            for issue in duplicates(name, lengths):
+                yield replace(issue, key=("lengths", *issue.key))
 
 
 class GatesSection(Section):
@@ -103,7 +116,7 @@ class GatesSection(Section):
 class ValidateSection(Section):
     """What is measured in ONNX Runtime on the file that ships."""
 
-    artifact: Literal["model.onnx", "model.sparse.onnx"] = "model.onnx"
+    artifact: Literal[_SHIPPED] = ONNX_FILES[SPARSE]
     """The file that ships: the gates apply to it. `model.sparse.onnx` needs the sparse kernels
     wherever it runs; the run ends with an error if it was not written."""
     batch_size: Count = 256

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
+from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE
 from mfac_compress.pipeline.recipe.compress_schema import (
     CalibrateSection,
     FisherSection,
@@ -220,12 +221,21 @@ class Recipe(Section):
                 "must be 0 unless task.loss is cross_entropy. "
                 f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
             )
-        if self.validate_.artifact != "model.onnx" and self.export.sparse_kernels == "off":
+        plain = ONNX_FILES[SPARSE]
+        if self.validate_.artifact != plain and self.export.sparse_kernels == "off":
             yield RecipeIssue(
                 ("validate", "artifact"),
-                "must be model.onnx where export.sparse_kernels is off, which writes no other. "
+                f"must be {plain} where export.sparse_kernels is off, which writes no other. "
                 f"Got {self.validate_.artifact}.",
             )
+        named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
+        for name in (self.validate_.latency or LatencySection()).lengths:
+            if name not in named:
+                yield RecipeIssue(
+                    ("validate", "latency", "lengths", name),
+                    f"must be the name of an axis of export.dynamic_axes: "
+                    f"{', '.join(sorted(named)) or 'none is there'}. Got {name!r}.",
+                )
         useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
         if getattr(self.validate_.gates, useless) is not None:
             other = "min_metric" if useless == "max_metric" else "max_metric"

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, MASKS, SPARSE, WEIGHTS
+from mfac_compress.pipeline.file_names import LIBRARY, MASKS, ONNX_FILES, WEIGHTS
 from mfac_compress.pipeline.run.artefact import Artefact
 
 RESULTS = (
@@ -19,7 +19,7 @@ RESULTS = (
     "report.md",
     "manifest.json",
     "recipe.resolved.yaml",
-    *(f"{name}{data}" for name in (SPARSE, ACCELERATED, DENSE) for data in ("", ".data")),
+    *(f"{name}{data}" for name in ONNX_FILES.values() for data in ("", ".data")),
     LIBRARY.as_posix(),
     WEIGHTS,
     MASKS,

@@ -5,13 +5,10 @@ latencies that the report prints, which every run measures anew: see :func:`deci
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Any, Literal
 
 from mfac_compress.export import (
     WHOLE_NOT_FASTER,
@@ -24,34 +21,41 @@ from mfac_compress.export import (
     why_not_faster,
     write_model,
 )
+from mfac_compress.export.latency import FeedsOf
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.file_names import ACCELERATED, LIBRARY, SPARSE
-from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.file_names import LIBRARY, ONNX_FILES, SPARSE, SPARSE_KERNELS
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import LatencySection, Recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 
-CANDIDATE = "candidate"
-"""State of a file that was chosen and is not compared yet."""
 _USED = "faster at every batch size and number of threads of validate.latency"
 
 
 @dataclass(frozen=True)
-class Feeds:
-    """Batch size -> the first validation samples, by the name of the file's input.
+class Flops:
+    """Multiplications in theory, of all convolutions and matrix products in one call. Not time."""
 
-    Args:
-        split: The samples.
-        name: Of the input.
-    """
+    workload: Workload
+    dense: int
+    sparse: int
+    """Those by weights that are not zero."""
+    ratio: float
+    """Sparse / dense."""
 
-    split: Split
-    name: str
 
-    def __call__(self, batch_size: int) -> Mapping[str, np.ndarray]:
-        rows = torch.arange(batch_size) % len(self.split)
-        inputs, _ = next(iter(self.split.batches(batch_size, indices=rows)))
-        return {self.name: inputs.numpy()}
+@dataclass(frozen=True)
+class Kernels:
+    """How a file with sparse operators came about, or why there is none."""
+
+    made_from: str
+    """Name of the variant whose layers were looked at."""
+    state: Literal["candidate", "used", "no gain", "too noisy", "not built", "off"]
+    """``used`` where the file was written: each of its latencies shows it faster. ``too noisy``:
+    the machine was too busy to tell, so it was not. ``candidate``: not compared yet, which no
+    report says."""
+    reason: str
+    layers: tuple[LayerSpeed, ...]
+    flops: Flops
 
 
 def built_library() -> Path | None:
@@ -69,73 +73,73 @@ def check(ranks: Ranks, *, artifact: str, where: Callable[..., str], **_: Any) -
         InputError: If it needs the kernels and they are not built.
     """
     with ranks.raise_on_every_rank():
-        if artifact == ACCELERATED:
+        if artifact == ONNX_FILES[SPARSE_KERNELS]:
             try:
                 kernel_library()
             except ValueError as error:
                 raise InputError(f"{where('validate.artifact')}: {error}") from error
 
 
-def check_written(recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def check_written(recipe: Recipe, kernels: Kernels) -> None:
     """Check that the file to which the gates apply is there.
 
     Args:
         recipe: Names it.
-        facts: Of this stage, or decided.
+        kernels: Of the stage, or decided.
     Raises:
         StageError: If it is not to be written.
     """
-    if recipe.validate_.artifact == ACCELERATED and facts["state"] not in (CANDIDATE, "used"):
+    file = ONNX_FILES[SPARSE_KERNELS]
+    if recipe.validate_.artifact == file and kernels.state not in ("candidate", "used"):
         raise StageError(
             "accelerate",
-            f"{recipe.where('validate.artifact')}: {ACCELERATED} is written only where it is "
-            f"faster. It was not: {facts['reason']}. {_advice(facts)}",
+            f"{recipe.where('validate.artifact')}: {file} is written only where it is faster. It "
+            f"was not: {kernels.reason}. {_advice(kernels)}",
         )
 
 
-def _advice(facts: Mapping[str, Any]) -> str:
-    if facts["state"] == "too noisy":
+def _advice(kernels: Kernels) -> str:
+    if kernels.state == "too noisy":
         return "Run again when the machine is less busy: only latency is measured again."
-    return f"Set validate.artifact to {SPARSE}, or raise prune.sparsity."
+    return f"Set validate.artifact to {ONNX_FILES[SPARSE]}, or raise prune.sparsity."
 
 
-def decided(facts: Mapping[str, Any], comparisons: Sequence[LatencyComparison]) -> dict[str, Any]:
-    """The facts, once the candidate was compared with the dense file.
+def decided(kernels: Kernels, comparisons: Sequence[LatencyComparison]) -> Kernels:
+    """What came of the candidate, once it was compared with the dense file.
 
     It is used where each comparison shows it faster. So a file of the dense one's speed is used in
     at most 2.5% of all runs, and the report never shows another result than the one that decided.
 
     Args:
-        facts: Of this stage.
-        comparisons: At each setting where it must be faster; empty where there is no candidate.
+        kernels: Of the stage.
+        comparisons: At each workload where it must be faster; empty where there is no candidate.
     """
-    if facts["state"] != CANDIDATE:
-        return dict(facts)
+    if kernels.state != "candidate":
+        return kernels
     refuted = why_not_faster(comparisons)
     if refuted is None:
-        return {**facts, "state": "used", "reason": _USED}
+        return replace(kernels, state="used", reason=_USED)
     finding, reason = refuted
-    return {
-        **facts,
-        "state": "too noisy" if finding == "too noisy to judge" else "no gain",
-        "reason": reason,
-        "library_bytes": None,
-        "layers": [
-            {**layer, "block": None, "reason": WHOLE_NOT_FASTER} if layer["block"] else layer
-            for layer in facts["layers"]
-        ],
-    }
+    return replace(
+        kernels,
+        state="too noisy" if finding == "too noisy to judge" else "no gain",
+        reason=reason,
+        layers=tuple(
+            replace(layer, block=None, reason=WHOLE_NOT_FASTER) if layer.block else layer
+            for layer in kernels.layers
+        ),
+    )
 
 
 def accelerate(
     job: Job,
     *,
-    sparse_kernels: str,
+    sparse_kernels: Literal["auto", "off"],
     library: Path | None,
     workloads: Sequence[Workload],
-    feeds: Feeds,
+    feeds: FeedsOf,
     cpu: str,
-) -> dict[str, Any]:
+) -> Kernels:
     """Write the candidate and the library to the job's folder, where there is one.
 
     Args:
@@ -143,30 +147,24 @@ def accelerate(
         sparse_kernels: The recipe's ``export.sparse_kernels``.
         library: Shared library of the kernels; None where they are not built.
         workloads: Where the file must be faster.
-        feeds: Inputs by batch size.
+        feeds: Inputs of the file for a workload.
         cpu: By whose clock the choice is made.
     """
     del cpu  # measured on, not looked at
     off = sparse_kernels == "off"
     speed = measure_speed(
-        job.before["export"].folder / SPARSE,
+        job.before["export"].folder / ONNX_FILES[SPARSE],
         feeds,
         workloads,
-        kernels=bool(library) and not off,
+        kernels=library is not None and not off,
         progress=job.progress.step,
     )
     state, reason = _state(speed, library, off)
     if speed.model is not None:
-        write_model(speed.model, job.folder / ACCELERATED)
+        write_model(speed.model, job.folder / ONNX_FILES[SPARSE_KERNELS])
         (job.folder / LIBRARY).parent.mkdir()
         shutil.copyfile(library, job.folder / LIBRARY)
-    return {
-        "state": state,
-        "reason": reason,
-        "batch_size": workloads[0].batch_size,
-        "layers": [_layer(layer) for layer in speed.layers],
-        "library_bytes": library.stat().st_size if speed.model is not None else None,
-    }
+    return Kernels(SPARSE, state, reason, speed.layers, flops_of(speed.layers, workloads[0]))
 
 
 def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]:
@@ -176,20 +174,11 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
         return "not built", "the sparse kernels were not built: no C++ compiler was there"
     if speed.model is None:
         return "no gain", speed.reason
-    return CANDIDATE, "not compared yet"
+    return "candidate", "not compared yet"
 
 
-def workloads_of(recipe: Recipe) -> list[Workload]:
-    """Where the file must be faster: what the recipe measures, or would by default."""
-    section = recipe.validate_.latency or LatencySection()
-    fixed = not recipe.export.dynamic_batch
-    sizes = (recipe.validate_.batch_size,) if fixed else section.batch_sizes
-    return [Workload(size, threads) for threads in section.threads for size in sizes]
-
-
-def _layer(layer: LayerSpeed) -> dict[str, Any]:
-    """A layer as plain JSON."""
-    times = [{**asdict(time), **asdict(time.workload)} for time in layer.times]
-    for time in times:
-        del time["workload"]
-    return {**asdict(layer), "shape": list(layer.shape), "times": times}
+def flops_of(layers: Sequence[LayerSpeed], workload: Workload) -> Flops:
+    """Sum up layers. Without any, nothing is saved."""
+    dense = sum(layer.macs or 0 for layer in layers)
+    sparse = sum(layer.kept_macs or 0 for layer in layers)
+    return Flops(workload, dense, sparse, sparse / dense if dense else 1.0)

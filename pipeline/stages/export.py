@@ -5,7 +5,7 @@ from typing import Any
 
 from mfac_compress.export import write_graph
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.file_names import DENSE, SPARSE
+from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
 from mfac_compress.pipeline.run.stage import Job
@@ -38,7 +38,7 @@ def export(
     ]
     for name, properties, graph in job.progress.track(models, "export", total=len(models)):
         try:
-            write_graph(graph(), job.folder / name, metadata=properties)
+            write_graph(graph(), job.folder / ONNX_FILES[name], metadata=properties)
         except ValueError as error:
             raise InputError(f"export: {error}") from error
     return {}

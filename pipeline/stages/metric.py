@@ -1,18 +1,21 @@
-"""The metric of two files' outputs, the intervals of it and of its drop, and what chance gives."""
+"""The metric of files' outputs, the intervals of it and of its drop, and what chance gives."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.task import Task
-from mfac_compress.pipeline.verdict.resampling import whole_set_intervals
-from mfac_compress.pipeline.verdict.statistics import (
-    Ends,
+from mfac_compress.pipeline.inputs.task_checks import IGNORED
+from mfac_compress.pipeline.statistics.per_sample import (
     MetricIntervals,
     per_sample_intervals,
 )
+from mfac_compress.pipeline.statistics.resampling import rows_of, whole_set_intervals
 
 _REPORT_CONFIDENCE = 0.95
 _ROUNDING = 1e-6
@@ -20,103 +23,159 @@ _ROUNDING = 1e-6
 _SHUFFLES = 19
 """Of which the best is beaten by chance in one of twenty cases."""
 
+Values = np.ndarray | float
+"""One for each sample, shape ``[n]``, or one for the whole set."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What files are judged by, on which samples, and what a model that knows nothing reaches."""
+
+    name: str
+    direction: Literal["maximize", "minimize"]
+    range: tuple[float, float] | None
+    """Least and greatest value. null: not declared."""
+    samples: int
+    confidence: float
+    """Of all intervals."""
+    chance: float | None
+    """What a model that knows nothing reaches: by the most frequent class, or with the targets
+    shuffled. null: not known."""
+    better_than_chance: bool | None
+    """Whether the dense file is shown to be better than ``chance``."""
+
+
+@dataclass(frozen=True)
+class MetricDrop:
+    """The metric of one file, and how much worse it is than that of the dense file."""
+
+    value: float
+    interval: tuple[float, float] | None
+    """Two-sided interval of ``value``. null: the samples show nothing; ``method`` says why, and a
+    gate on it fails."""
+    drop: float
+    """How much worse than the dense file, in the metric's unit; negative where it is better."""
+    drop_interval: tuple[float, float] | None
+    """Two-sided paired interval of ``drop``. null: as for ``interval``, and for the dense file."""
+    method: str
+    """How the intervals were made, or why there are none."""
+    assumed_range: tuple[float, float] | None
+    """Range taken from the values met, where none is declared and the intervals need one."""
+    spread: float | None
+    """Standard deviation of one sample's share in ``drop``."""
+    reach: float | None
+    """Most that one sample is taken to be able to change the metric by, times ``samples``."""
+    resamples_left_out: int
+    """Of 2,000, on which a metric of the whole set had no value."""
+
 
 def compare_metric(
     task: Task,
     confidence: float | Literal["none"],
-    dense: np.ndarray,
-    sparse: np.ndarray,
-    targets: np.ndarray,
-) -> dict[str, Any]:
-    """Judge two files by the metric on the same samples.
+    outputs: Mapping[str, Tree],
+    targets: Tree,
+) -> tuple[Metric, dict[str, MetricDrop]]:
+    """Judge files by the metric on the same samples.
 
     Args:
         task: Has the metric.
-        confidence: Of the intervals; ``none`` for the report's own.
-        dense: Outputs of the dense file. Shape ``[n, ...]``.
-        sparse: Of the sparse file. Shape ``[n, ...]``.
-        targets: Shape ``[n, ...]``.
+        confidence: Of the intervals; ``"none"`` for that of a report without gates on them.
+        outputs: Of each file by its name, the dense one first. Trees of arrays ``[n, ...]``.
+        targets: Tree of arrays ``[n, ...]``.
     Returns:
-        The fields of :class:`mfac_compress.pipeline.verdict.report.MetricResult`.
+        The metric, and what it is for each file.
     Raises:
         InputError: If the metric has no finite value on these outputs.
     """
-    before, after = (task.evaluate(outputs, targets) for outputs in (dense, sparse))
-    if np.shape(before) != np.shape(after):
-        raise InputError(
-            "task.metric must return one value per sample for both files, or one number for both. "
-            f"{task.metric_name!r} returned shape {list(np.shape(before))} for the dense file and "
-            f"{list(np.shape(after))} for the sparse one."
-        )
-    _check_repeats(task, ((sparse, after), (dense, before)), targets)
-    sign = 1 if task.direction == "maximize" else -1
-    confidence = _REPORT_CONFIDENCE if confidence == "none" else confidence
+    values = {name: task.evaluate(each, targets) for name, each in outputs.items()}
+    _check_shapes(task, values)
+    _check_repeats(task, outputs, values, targets)
+    level = _REPORT_CONFIDENCE if confidence == "none" else confidence
+    intervals = _intervals(task, values, outputs, targets, level)
+    dense, before = next(iter(values.items()))
+    drops = {
+        name: _metric_drop(task, before, after, intervals[name]) for name, after in values.items()
+    }
+    drops[dense] = replace(drops[dense], drop_interval=None)
+    chance, is_better = _chance(task, outputs[dense], targets, drops[dense])
+    metric = Metric(
+        name=task.metric_name,
+        direction=task.direction,
+        range=task.range,
+        samples=size(targets),
+        confidence=level,
+        chance=chance,
+        better_than_chance=is_better,
+    )
+    return metric, drops
+
+
+def _metric_drop(
+    task: Task, before: Values, after: Values, intervals: MetricIntervals
+) -> MetricDrop:
     with np.errstate(all="ignore"):
-        drop = sign * float(np.mean(before - after))
-        intervals = _intervals(task, (before, after), (dense, sparse), targets, sign, confidence)
-    chance, is_better = _chance(task, dense, targets, float(np.mean(before)), intervals.dense)
-    ends = (intervals.dense, intervals.sparse, intervals.drop)
-    numbers = (drop, *(end for pair in ends if pair for end in pair), intervals.reach or 0.0)
+        drop = _sign(task) * float(np.mean(before - after))
+    found = MetricDrop(
+        value=float(np.mean(after)),
+        interval=intervals.own,
+        drop=drop,
+        drop_interval=intervals.drop,
+        method=intervals.method,
+        assumed_range=intervals.assumed_range,
+        spread=intervals.spread,
+        reach=intervals.reach,
+        resamples_left_out=intervals.resamples_left_out,
+    )
+    numbers = (drop, *(found.interval or ()), *(found.drop_interval or ()), found.reach or 0.0)
     if not np.isfinite(numbers).all():
         raise InputError(
             "task.metric must return values of which differences and sums are finite. "
             f"{task.metric_name!r} has {np.mean(before):.3g} for the dense file and "
             f"{np.mean(after):.3g} for the sparse one. Return them in a larger unit."
         )
-    return {
-        "name": task.metric_name,
-        "direction": task.direction,
-        "dense": float(np.mean(before)),
-        "sparse": float(np.mean(after)),
-        "drop": drop,
-        "interval": intervals.drop,
-        "dense_interval": intervals.dense,
-        "sparse_interval": intervals.sparse,
-        "confidence": confidence,
-        "method": intervals.method,
-        "range": task.range,
-        "assumed_range": intervals.assumed_range,
-        "spread": intervals.spread,
-        "reach": intervals.reach,
-        "samples": len(targets),
-        "resamples_left_out": intervals.resamples_left_out,
-        "chance": chance,
-        "better_than_chance": is_better,
-    }
+    return found
+
+
+def _sign(task: Task) -> int:
+    return 1 if task.direction == "maximize" else -1
+
+
+def _check_shapes(task: Task, values: Mapping[str, Values]) -> None:
+    shapes = {name: list(np.shape(each)) for name, each in values.items()}
+    if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
+        returned = ", ".join(f"shape {shape} for {name}" for name, shape in shapes.items())
+        raise InputError(
+            "task.metric must return one value per sample for all files, or one number for all. "
+            f"{task.metric_name!r} returned {returned}."
+        )
 
 
 def _check_repeats(
-    task: Task,
-    measured: tuple[tuple[np.ndarray, np.ndarray | float], ...],
-    targets: np.ndarray,
+    task: Task, outputs: Mapping[str, Tree], values: Mapping[str, Values], targets: Tree
 ) -> None:
     """Check that the metric returns the same again, whatever it was asked before.
 
     One that sums up over its calls, as metric objects of libraries do, gives the second file a
-    share in what the first one reached.
+    share in what the first one reached. It is asked in the reverse of the first order, so that no
+    state can come out the same by turns.
 
-    Args:
-        task: Has the metric.
-        measured: Outputs and what the metric returned for them, the last ones first: in another
-            order than at first, so that no state can come out the same by turns.
-        targets: Shape ``[n, ...]``.
     Raises:
         InputError: If it does not.
     """
     if task.metric_name == "accuracy":
         return
-    for outputs, values in measured:
-        again = task.evaluate(outputs, targets)
-        if not _are_same(again, values):
+    for name, before in reversed(values.items()):
+        again = task.evaluate(outputs[name], targets)
+        if not _are_same(again, before):
             raise InputError(
                 "task.metric must return the same each time for the same outputs and targets. "
-                f"{task.metric_name!r} returned {np.mean(values):.6g}, and then "
+                f"{task.metric_name!r} returned {np.mean(before):.6g}, and then "
                 f"{np.mean(again):.6g}. Let it keep nothing between calls (a metric object is made "
                 "anew or reset in each), and draw no random numbers, or with a seed of its own."
             )
 
 
-def _are_same(again: np.ndarray | float, values: np.ndarray | float) -> bool:
+def _are_same(again: Values, values: Values) -> bool:
     if np.shape(again) != np.shape(values):
         return False
     with np.errstate(all="ignore"):
@@ -125,26 +184,35 @@ def _are_same(again: np.ndarray | float, values: np.ndarray | float) -> bool:
 
 def _intervals(
     task: Task,
-    values: tuple[np.ndarray | float, np.ndarray | float],
-    outputs: tuple[np.ndarray, np.ndarray],
-    targets: np.ndarray,
-    sign: int,
+    values: Mapping[str, Values],
+    outputs: Mapping[str, Tree],
+    targets: Tree,
     confidence: float,
-) -> MetricIntervals:
-    if isinstance(values[0], np.ndarray):
-        return per_sample_intervals(*values, sign, task.range, confidence)
+) -> dict[str, MetricIntervals]:
+    """Those of each file against the first."""
+    sign, range_ = _sign(task), task.range
+    first = next(iter(values.values()))
+    with np.errstate(all="ignore"):
+        if isinstance(first, np.ndarray):
+            return {
+                name: per_sample_intervals(first, after, sign, range_, confidence)
+                for name, after in values.items()
+            }
 
-    def measure(part: np.ndarray, of: np.ndarray) -> float | None:
-        try:
-            return float(np.mean(task.evaluate_rows(part, of)))
-        except UndefinedMetricError:
-            return None
+        def measure(part: Tree, of: Tree) -> float | None:
+            try:
+                return float(np.mean(task.evaluate_rows(part, of)))
+            except UndefinedMetricError:
+                return None
 
-    return whole_set_intervals(measure, *outputs, targets, sign, task.range, confidence)
+        found = whole_set_intervals(
+            measure, list(outputs.values()), targets, sign, range_, confidence
+        )
+    return dict(zip(outputs, found, strict=True))
 
 
 def _chance(
-    task: Task, outputs: np.ndarray, targets: np.ndarray, dense: float, interval: Ends | None
+    task: Task, outputs: Tree, targets: Tree, dense: MetricDrop
 ) -> tuple[float | None, bool | None]:
     """What a model that knows nothing would reach, and whether the dense file is shown to beat it.
 
@@ -152,17 +220,17 @@ def _chance(
     above. For other metrics: the best of 19 shuffles of the targets, which must be worse.
     """
     if task.metric_name == "accuracy":
-        chance = max(
-            np.unique(targets, return_counts=True)[1].max() / len(targets), 1 / outputs.shape[1]
-        )
-        return float(chance), interval is not None and bool(interval[0] > chance)
-    sign, rng = 1 if task.direction == "maximize" else -1, np.random.default_rng(0)
+        labels = targets[targets != IGNORED]
+        shares = np.unique(labels, return_counts=True)[1] / max(1, labels.size)
+        chance = max(shares.max(initial=0.0), 1 / outputs.shape[1])
+        return float(chance), dense.interval is not None and bool(dense.interval[0] > chance)
+    sign, rng, n = _sign(task), np.random.default_rng(0), size(targets)
+    shuffled: list[float] = []
     try:
-        shuffled = [
-            float(np.mean(task.evaluate_rows(outputs.copy(), rng.permutation(targets))))
-            for _ in range(_SHUFFLES)
-        ]
+        for _ in range(_SHUFFLES):
+            given = map_tensors(np.copy, outputs), rows_of(targets, rng.permutation(n))
+            shuffled.append(float(np.mean(task.evaluate_rows(*given))))
     except InputError:  # a metric that fits the targets' order only
         return None, None
     best = max(shuffled, key=lambda value: sign * value)
-    return best, sign * dense > sign * best
+    return best, sign * dense.value > sign * best

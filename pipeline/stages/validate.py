@@ -1,41 +1,81 @@
 """Measure, in ONNX Runtime, the files that ship."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from mfac_compress.export import (
+    FileSize,
     LatencyComparison,
-    Workload,
+    TensorAudit,
+    Variant,
     audit_zeros,
-    compare_latency,
-    file_size,
+    compare_size,
     largest_difference,
+    model_outputs,
     open_session,
     parity_error,
     predict,
+    removed_zeros,
 )
+from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import GatesSection, LatencySection
+from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.stages.accelerate import Feeds
-from mfac_compress.pipeline.stages.metric import compare_metric
+from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
+from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
 from mfac_compress.pipeline.weights import load_masks, load_weights
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
 report warns."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured on one file."""
+
+    file: str
+    """Name in the run directory."""
+    made_from: str | None
+    """Name of the variant that was rewritten into this one."""
+    metric: MetricDrop
+    size: FileSize
+    sparsity: float | None
+    """Share of the matched weights that the masks remove and that are zero in the file. null: a
+    tensor was not found there; also for the dense file."""
+    model_sparsity: float | None
+    """The same zeros as a share of all parameters of the model."""
+    parity_error: float | None
+    """Largest absolute difference between PyTorch and ONNX Runtime, over all validation samples and
+    for one sample alone. null: an output was NaN or infinite. Also for the dense file, with which
+    PyTorch is not compared."""
+    audit: tuple[TensorAudit, ...]
+    """Of each pruned tensor, in the model's order; of the dense file none."""
+    latency: tuple[LatencyComparison, ...] = ()
+    """For each batch size, number of threads and length. Empty: not measured; as for the dense
+    file, with which the others are compared."""
+    written: bool = True
+    """Whether the file is in the run directory. Not where ``kernels`` says that it is no faster."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured on all files. Latency is not among it, being the machine's of that hour."""
+
+    metric: Metric
+    variants: dict[str, Measured]
+    """By the variant's name, the dense file first."""
 
 
 def check(
@@ -68,19 +108,18 @@ def validate(
     job: Job,
     *,
     model: LoadedModel,
+    pruned: Sequence[str],
     samples: Split,
     task: Task,
     batch_size: int,
     confidence: float | Literal["none"],
-) -> dict[str, Any]:
-    """Measure metric, parity, sizes and zeros; returns the report's parts of these names.
-
-    What was measured on the file with sparse operators, where there is one, is in
-    ``sparse_kernels``.
+) -> Validation:
+    """Measure metric, parity, sizes and zeros.
 
     Args:
         job: With whom, after the stages ``recover``, ``export`` and ``accelerate``.
         model: The dense model.
+        pruned: Names of the pruned tensors, in the model's order.
         samples: The validation samples.
         task: Has the metric.
         batch_size: Samples of one call.
@@ -89,124 +128,95 @@ def validate(
     recovered, exported, accelerated = (
         job.before[name].folder for name in ("recover", "export", "accelerate")
     )
-    files = [_File(exported / DENSE), *_judged(exported, accelerated)]
-    sizes = [asdict(file_size(file.path)) for file in files]
+    dense, variants = dense_variant(exported), sparse_variants(exported, accelerated)
     module = load_weights(model.copy(), recovered).cpu()
-    (dense, *sparse), targets, parity = _outputs(module, files, samples, batch_size, job.progress)
-    metrics = [compare_metric(task, confidence, dense, outputs, targets) for outputs in sparse]
-    measured = [
+    stored = load_masks(recovered)
+    masks = {name: stored[name] for name in pruned}
+    files = (dense, *variants)
+    sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
+    run = _run_files(files, module, samples, batch_size, job.progress)
+    metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
+    audits = {dense.name: (), **audit_zeros(variants, masks)}
+    return Validation(
+        metric,
         {
-            "metric": metric,
-            "parity_error": error,
-            "size_bytes": {"dense": sizes[0], "sparse": size},
-        }
-        for size, metric, error in zip(sizes[1:], metrics, parity, strict=True)
-    ]
-    audit = audit_zeros(exported / SPARSE, load_masks(recovered))
-    return {
-        **measured[0],
-        "audit": [{**asdict(tensor), "intact": tensor.intact} for tensor in audit],
-        "sparse_kernels": measured[1] if len(measured) > 1 else None,
-    }
-
-
-class Latencies(NamedTuple):
-    """Of the two sparse files against the dense one, at each setting."""
-
-    plain: tuple[LatencyComparison, ...] = ()
-    accelerated: tuple[LatencyComparison, ...] = ()
-    """Empty where there is no such file."""
-
-
-def measure_latency(
-    section: LatencySection | None,
-    workloads: Sequence[Workload],
-    feeds: Feeds,
-    exported: Path,
-    accelerated: Path,
-) -> Latencies:
-    """Time the dense file against the plain sparse one, and the one with sparse operators.
-
-    Never cached: it is the machine's, not the files'. The file with sparse operators is always
-    compared, since that decides whether it is used; the plain one where the recipe asks for it.
-
-    Args:
-        section: The recipe's ``validate.latency``.
-        workloads: Batch sizes and threads.
-        feeds: Inputs by batch size.
-        exported: Folder of the stage ``export``.
-        accelerated: Folder of the stage ``accelerate``.
-    """
-    timing = section or LatencySection()
-    files = _judged(exported, accelerated)
-    compared = [
-        tuple(
-            compare_latency(
-                exported / DENSE,
-                file.path,
-                feeds,
-                workloads,
-                warmup=timing.warmup,
-                runs=timing.runs,
-                library=file.library,
+            file.name: Measured(
+                file=file.path.name,
+                made_from=file.made_from,
+                metric=drops[file.name],
+                size=sizes[file.name],
+                sparsity=_share(audits[file.name], sum(mask.numel() for mask in masks.values())),
+                model_sparsity=_share(audits[file.name], parameters),
+                parity_error=run.parity.get(file.name),
+                audit=audits[file.name],
             )
-        )
-        for file in files[section is None :]
-    ]
-    return Latencies((), *compared) if section is None else Latencies(*compared)
+            for file in files
+        },
+    )
 
 
-class _File(NamedTuple):
-    path: Path
-    library: Path | None = None
+def _share(audit: Sequence[TensorAudit], weights: int) -> float | None:
+    """Removed weights that are zero in a file, as a share; None where they were not all found."""
+    zeros = removed_zeros(audit)
+    return None if zeros is None else zeros / weights
 
 
-def _judged(exported: Path, accelerated: Path) -> list[_File]:
-    """The sparse files: the plain one, and where it was written that with sparse operators."""
-    files = [_File(exported / SPARSE)]
-    if (accelerated / ACCELERATED).is_file():
-        files.append(_File(accelerated / ACCELERATED, accelerated / LIBRARY))
-    return files
+@dataclass(frozen=True)
+class _Run:
+    """What files return for the whole split, by their names.
+
+    Attributes:
+        outputs: Trees of arrays ``[n, ...]``.
+        targets: Tree of arrays ``[n, ...]``.
+        parity: Largest difference from PyTorch, of each file but the dense one; None where an
+            output was not finite.
+    """
+
+    outputs: dict[str, Tree]
+    targets: Tree
+    parity: dict[str, float | None]
 
 
-class _Outputs(NamedTuple):
-    of_files: list[np.ndarray]
-    """Each of shape ``[n, ...]``."""
-    targets: np.ndarray
-    parity: list[float]
-    """Of each file but the first."""
-
-
-def _outputs(
-    module: nn.Module, files: list[_File], split: Split, batch_size: int, progress: Progress
-) -> _Outputs:
-    """What each file returns for the whole validation split, and how far that is from PyTorch.
+def _run_files(
+    files: Sequence[Variant], module: nn.Module, split: Split, batch_size: int, progress: Progress
+) -> _Run:
+    """Run files on all samples, and the sparse model in PyTorch beside them.
 
     All samples are compared, since some may lie where rounding is coarse, and one sample by itself.
 
     Args:
-        module: The sparse model.
         files: The dense file, then those of the sparse model.
+        module: The sparse model.
         split: The samples.
         batch_size: Samples of one call.
-        progress: Shows the batches.
+        progress: Where batches are counted.
     """
-    sessions = [open_session(f.path, threads=_threads(), library=f.library) for f in files]
+    threads = torch.get_num_threads()
+    sessions = [open_session(each.path, threads=threads, library=each.library) for each in files]
     first = next(split.batches(1, indices=[0]))[0]
-    parity = [parity_error(module, f.path, first, library=f.library) for f in files[1:]]
+    parity = [parity_error(module, each.path, first, library=each.library) for each in files[1:]]
 
-    def run() -> Iterator[tuple[np.ndarray, ...]]:
+    def run() -> Iterator[tuple[Tree, ...]]:
         for x, y in split.batches(batch_size):
-            outputs = [predict(session, x.numpy(), batch_size) for session in sessions]
+            expected = model_outputs(module, x)
+            outputs = [predict(session, x, batch_size, expected) for session in sessions]
             for at, sparse in enumerate(outputs[1:]):
-                parity[at] = max(parity[at], largest_difference(module, x, sparse))
-            yield (*outputs, y.numpy())
+                parity[at] = max(parity[at], largest_difference(expected, sparse))
+            yield (*outputs, map_tensors(lambda tensor: tensor.numpy(), y))
 
     total = -(-len(split) // batch_size)
     parts = list(progress.track(run(), "validate", total))
-    *outputs, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return _Outputs(outputs, targets, parity)
+    *outputs, targets = (_concatenated(column) for column in zip(*parts, strict=True))
+    names = [each.name for each in files]
+    return _Run(
+        outputs=dict(zip(names, outputs, strict=True)),
+        targets=targets,
+        parity={
+            name: error if isfinite(error) else None
+            for name, error in zip(names[1:], parity, strict=True)
+        },
+    )
 
 
-def _threads() -> int:
-    return torch.get_num_threads()
+def _concatenated(trees: Sequence[Tree]) -> Tree:
+    return map_tensors(lambda *arrays: np.concatenate(arrays), *trees)

@@ -1,26 +1,21 @@
 """The report for people: a page of Markdown, and the verdict table of the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import wrap
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from mfac_compress.pipeline.file_names import ACCELERATED, SPARSE
-from mfac_compress.pipeline.inputs.memory import readable_bytes
+from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.terminal import add_row, plain_table
-from mfac_compress.pipeline.verdict.kernels_text import LAYER_HEAD, kernels_summary, layer_rows
-from mfac_compress.pipeline.verdict.report import (
-    CodeResult,
-    GateResult,
-    LatencyResult,
-    Report,
-    SparsityResult,
-    SpreadResult,
-)
+from mfac_compress.pipeline.verdict import tables
+from mfac_compress.pipeline.verdict.gates import Gate
+from mfac_compress.pipeline.verdict.inputs import Code
+from mfac_compress.pipeline.verdict.report import Report
+from mfac_compress.pipeline.verdict.tables import Row
 
-Rows = list[Sequence[str]]
-_NAME_WIDTH = 30
+_NAME_WIDTH, _COLUMN_WIDTH = 24, 18
 
 
 def markdown(report: Report, seconds: Mapping[str, float]) -> str:
@@ -30,26 +25,23 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
         report: What was measured.
         seconds: Time of each stage.
     """
+    gates = [(gate.name, "pass" if gate.passed else "FAIL", gate.reason) for gate in report.gates]
     parts = [
         f"# {_headline(report)}",
         *(f"**Warning.** {warning}" for warning in report.warnings),
         "## Gates",
-        f"Of {report.artifact}.\n\n{_table(('gate', 'result', 'why'), _gate_rows(report.gates))}"
-        if report.gates
+        f"Of {report.judged}, {report.shipped.file}.\n\n{_table(('gate', 'result', 'why'), gates)}"
+        if gates
         else "The recipe sets none, so nothing was judged.",
         "## Measured in ONNX Runtime",
-        _table(("", "dense", "sparse", ""), _measured_rows(report)),
+        _table(("", *_titles(report)), tables.measured_rows(report)),
         "## Latency",
         _latency_text(report),
         "## Sparse kernels",
-        kernels_summary(report.sparse_kernels),
-        _table(LAYER_HEAD, layer_rows(report.sparse_kernels.layers)),
+        *_kernels_text(report),
         "## Zeros",
-        _table(
-            ("tensor", "weights", "removed", "zero in the file", "after optimisation", "intact"),
-            _audit_rows(report),
-        ),
-        _left_out_text(report.sparsity),
+        _table(tables.AUDIT_HEAD, tables.audit_rows(report)),
+        _left_out_text(report),
         "## Your code that these results depend on",
         _code_text(report.code),
         "## Time",
@@ -60,12 +52,10 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
 
 def print_verdict(report: Report, console: Console) -> None:
     """The measurements, the gates, and at last the verdict: readable at 80 columns."""
-    table = plain_table("", "", "dense", "sparse", "")
-    for column in table.columns[:3]:
-        column.no_wrap = True
-    for row in [*_measured_rows(report), *_latency_rows(report), *_kernels_rows(report)]:
-        add_row(table, "\n".join(wrap(row[0], _NAME_WIDTH)), *row[1:])
-    console.print(table)
+    for part in _side_by_side(report, console.width):
+        console.print(_measurements(part))
+    for line in _unwritten(report):
+        console.print(Text(line))
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
         console.print(Text.assemble(" ", result, f"  {gate.name:<20}{_compared(gate)}"))
@@ -78,7 +68,35 @@ def print_verdict(report: Report, console: Console) -> None:
     console.print(Text(_headline(report), f"bold {color}"))
 
 
-def _compared(gate: GateResult) -> str:
+def _side_by_side(report: Report, width: int) -> Iterator[Report]:
+    """The report in parts, each of the dense file and as many others as there is room for."""
+    others = [name for name in report.variants if name != DENSE]
+    room = max(1, (width - _NAME_WIDTH) // _COLUMN_WIDTH - 1)
+    for start in range(0, len(others), room):
+        names = [DENSE, *others[start : start + room]]
+        variants = {name: report.variants[name] for name in names}
+        yield report.model_copy(update={"variants": variants})
+
+
+def _measurements(report: Report) -> Table:
+    table = plain_table("", "", *report.variants)
+    table.columns[0].no_wrap = True
+    for column, name in zip(table.columns[1:], report.variants, strict=True):
+        column.min_width = len(name)
+    for name, *cells in (*tables.measured_rows(report), *tables.latency_rows(report)):
+        label = name if len(name) <= _NAME_WIDTH else "\n".join(wrap(name, _NAME_WIDTH))
+        add_row(table, label, *cells)
+    return table
+
+
+def _titles(report: Report) -> list[str]:
+    return [
+        f"{name} ({measured.file}{'' if measured.written else ', not written'})"
+        for name, measured in report.variants.items()
+    ]
+
+
+def _compared(gate: Gate) -> str:
     bound = "at most" if gate.name.startswith("max_") else "at least"
     measured = "not measured" if gate.measured is None else f"{gate.measured:.4g}"
     return f"{measured}, must be {bound} {gate.threshold:g}"
@@ -88,187 +106,84 @@ def _headline(report: Report) -> str:
     """The verdict, and how much of the model was removed."""
     failed = sum(not gate.passed for gate in report.gates)
     of = f"{len(report.gates)} gate{'s' * (len(report.gates) != 1)}"
-    if report.artifact != SPARSE:
-        of += f" of {report.artifact}"
+    if report.judged != SPARSE:
+        of += f" of {report.shipped.file}"
     verdict = {
         "none": "NOT JUDGED: no gates set",
         "pass": f"PASS: {of} passed",
         "fail": f"FAIL: {failed} of {of} failed",
     }[report.verdict]
-    return f"{verdict}; zeros: {_zeros(report.sparsity)}"
+    return f"{verdict}; zeros: {_zeros(report)}"
 
 
-def _zeros(sparsity: SparsityResult) -> str:
-    if sparsity.onnx is None or sparsity.model is None:
-        return f"not found in {SPARSE}"
+def _zeros(report: Report) -> str:
+    shipped = report.shipped
+    if shipped.sparsity is None or shipped.model_sparsity is None:
+        return f"not found in {shipped.file}"
     return (
-        f"{sparsity.onnx:.1%} of matched, {sparsity.model:.1%} of all {sparsity.parameters:,} "
-        "parameters"
+        f"{shipped.sparsity:.1%} of matched, {shipped.model_sparsity:.1%} of all "
+        f"{report.sparsity.parameters:,} parameters"
     )
 
 
-def _gate_rows(gates: Iterable[GateResult]) -> Rows:
-    return [(gate.name, "pass" if gate.passed else "FAIL", gate.reason) for gate in gates]
-
-
-def _measured_rows(report: Report) -> Rows:
-    metric, size = report.metric, report.size_bytes
-    drop = f"drop {metric.drop:.4g}, {metric.confidence:.0%}: {_ends(metric.interval)}"
-    found = report.sparsity.onnx
-    intact = sum(tensor.intact for tensor in report.audit)
-    parity = report.parity_error
+def _unwritten(report: Report) -> list[str]:
+    """Why files with sparse operators were not written."""
     return [
-        (metric.name, f"{metric.dense:.4g}", f"{metric.sparse:.4g}", drop),
-        (
-            "sparsity",
-            "",
-            "not found" if found is None else f"{found:.4f}",
-            f"of {report.sparsity.weights:,} matched weights; intact in {intact} of "
-            f"{len(report.audit)} tensors",
-        ),
-        (
-            "",
-            "",
-            "" if report.sparsity.model is None else f"{report.sparsity.model:.4f}",
-            f"of all {report.sparsity.parameters:,} parameters",
-        ),
-        (
-            "file, compressed",
-            readable_bytes(size.dense.compressed_bytes),
-            readable_bytes(size.sparse.compressed_bytes),
-            "ratio not finite" if size.ratio is None else f"ratio {size.ratio:.3f}",
-        ),
-        (
-            "file",
-            readable_bytes(size.dense.raw_bytes),
-            readable_bytes(size.sparse.raw_bytes),
-            "",
-        ),
-        (
-            "parity error",
-            "",
-            "not finite" if parity is None else f"{parity:.2g}",
-            "largest difference from PyTorch",
-        ),
+        f"{ONNX_FILES[name]} not written: {kernels.reason}."
+        for name, kernels in report.kernels.items()
+        if kernels.state != "used"
     ]
-
-
-def _latency_rows(report: Report) -> Rows:
-    """First of the plain file, then of the one with sparse operators."""
-    return [
-        (
-            f"{name}, batch {one.batch_size}, {one.threads} thread{'s' * (one.threads > 1)}",
-            f"{_clocked(one, 'dense').median_ms:.3f} ms",
-            f"{_clocked(one, 'sparse').median_ms:.3f} ms",
-            one.verdict,
-        )
-        for name, latency in (
-            ("latency", report.latency),
-            ("kernels", report.sparse_kernels.latency),
-        )
-        for one in latency
-    ]
-
-
-def _kernels_rows(report: Report) -> Rows:
-    """What the file with sparse operators differs in, or why there is none."""
-    kernels, flops = report.sparse_kernels, report.flops
-    theory = "in theory, not measured"
-    rows = [("FLOPs", f"{flops.dense / 1e6:,.1f} M", f"{flops.sparse / 1e6:,.1f} M", theory)]
-    if kernels.metric is None or kernels.size_bytes is None:
-        return [*rows, (ACCELERATED, "", "not written", kernels.reason)]
-    parity = kernels.parity_error
-    error = "not finite" if parity is None else f"{parity:.2g}"
-    return [
-        *rows,
-        (
-            ACCELERATED,
-            "",
-            f"{kernels.metric.sparse:.4g}",
-            f"{kernels.metric.name}, drop {kernels.metric.drop:.4g}; parity error {error}; "
-            f"{readable_bytes(kernels.size_bytes.sparse.compressed_bytes)} compressed",
-        ),
-    ]
-
-
-def _clocked(result: LatencyResult, which: str) -> SpreadResult:
-    """The times of the clock that the ratio is taken on."""
-    return getattr(result, f"{which}_{'cpu' if result.clock == 'thread CPU' else 'wall'}")
 
 
 def _latency_text(report: Report) -> str:
-    """Three things apart: the plain file, the file with sparse operators, and theory."""
-    flops, machine = report.flops, report.machine
-    theory = (
-        f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at batch "
-        f"{flops.batch_size} ({flops.ratio:.3f}). Counted, not measured."
-    )
-    if not (report.latency or report.sparse_kernels.latency):
-        return f"Not measured.\n\n{theory}"
-    rows = []
-    for name, latency in (
-        (f"{SPARSE}, stock ONNX Runtime", report.latency),
-        (f"{ACCELERATED}, with the sparse kernels", report.sparse_kernels.latency),
-    ):
-        for one in latency:
-            for clock, dense, sparse in (
-                ("thread CPU", one.dense_cpu, one.sparse_cpu),
-                ("wall", one.dense_wall, one.sparse_wall),
-            ):
-                if dense and sparse:
-                    says = one.verdict if clock == one.clock else ""
-                    where = (name, str(one.batch_size), str(one.threads), clock)
-                    rows.append((*where, _milliseconds(dense), _milliseconds(sparse), says))
-    head = ("file", "batch", "threads", "clock", "dense ms (IQR)", "sparse ms (IQR)", "verdict")
+    machine = report.machine
+    if not tables.workloads_of(report):
+        return "Not measured."
     return (
-        f"{_table(head, rows)}\n\nONNX Runtime on {machine.cpu}, {machine.cores} cores, load "
-        f"{machine.load_1min:g}. Median of interleaved runs and interquartile range; the "
-        f"interval is of the medians of rounds, for each of which both files are opened anew. The "
-        f"dense file always runs in stock ONNX Runtime.\n\n{theory}"
+        f"{_table(tables.LATENCY_HEAD, tables.latency_details(report))}\n\n"
+        f"ONNX Runtime on {machine.cpu}, {machine.cores} cores, load {machine.load_1min:g}. Median "
+        "of interleaved runs and interquartile range; the interval is of the medians of rounds, "
+        "for each of which all files are opened anew. Files that need no library run in stock "
+        "ONNX Runtime."
     )
 
 
-def _milliseconds(spread: SpreadResult) -> str:
-    return f"{spread.median_ms:.3f} ({spread.iqr_ms:.3f})"
-
-
-def _audit_rows(report: Report) -> Rows:
-    def count(value: int | None) -> str:
-        return "not found" if value is None else f"{value:,}"
-
-    return [
-        (
-            tensor.name,
-            f"{tensor.size:,}",
-            f"{tensor.mask_zeros:,}",
-            count(tensor.onnx_zeros),
-            count(tensor.optimized_zeros),
-            "yes" if tensor.intact else "NO",
+def _kernels_text(report: Report) -> Iterable[str]:
+    """What each file with sparse operators computes, or why there is none, and what is theory."""
+    yield from _unwritten(report)
+    for name, kernels in report.kernels.items():
+        replaced, flops = sum(layer.block is not None for layer in kernels.layers), kernels.flops
+        if kernels.state == "used":
+            yield (
+                f"{ONNX_FILES[name]} computes {replaced} of {len(kernels.layers)} layers with "
+                "sparse operators and needs the library in kernels/."
+            )
+        yield _table(tables.LAYER_HEAD, tables.layer_rows(kernels))
+        workloads = dict.fromkeys(str(t.workload) for layer in kernels.layers for t in layer.times)
+        if workloads:
+            yield f"Milliseconds a call of the layer alone, at {' / '.join(workloads)}."
+        yield (
+            f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at "
+            f"{flops.workload} ({flops.ratio:.3f}). Counted, not measured."
         )
-        for tensor in report.audit
-    ]
 
 
-def _left_out_text(sparsity: SparsityResult) -> str:
+def _left_out_text(report: Report) -> str:
     """How much of the model could not be pruned, and why."""
-    total = f"Zeros: {_zeros(sparsity)}."
-    if not sparsity.left_out:
+    total, left_out = f"Zeros: {_zeros(report)}.", report.sparsity.left_out
+    if not left_out:
         return f"{total} No parameter was left out."
-    rows = [(name, f"{one.size:,}", one.reason) for name, one in sparsity.left_out.items()]
+    rows = [(name, f"{one.size:,}", one.reason) for name, one in left_out.items()]
     return f"{total} Left out:\n\n{_table(('parameter', 'size', 'why'), rows)}"
 
 
-def _ends(interval: tuple[float, float] | None) -> str:
-    return "no interval" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-
-
-def _code_text(code: CodeResult) -> str:
+def _code_text(code: Code) -> str:
     rows = [(path, digest[:12]) for path, digest in code.files.items()]
     files = _table(("file of your code", "SHA-256"), rows) if rows else "No code of yours is used."
     hidden = f"\n\nNot hashed, so nothing is reused: {', '.join(code.not_reusable)}."
     return f"{files}{hidden if code.not_reusable else ''}\n\nNot covered: {code.not_covered}."
 
 
-def _table(head: Sequence[str], rows: Rows) -> str:
+def _table(head: Row, rows: Iterable[Row]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -11,11 +11,19 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 
-from mfac_compress.export import Interval, LatencyComparison, Spread, Timing, kernel_library
+from mfac_compress.export import (
+    Interval,
+    LatencyComparison,
+    Spread,
+    Timing,
+    finding_of,
+    in_words,
+    kernel_library,
+)
 from mfac_compress.export.sparse import choose, confirm, whole
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.pipeline.cli import main
-from mfac_compress.pipeline.stages import validate
+from mfac_compress.pipeline.stages import latency
 
 FACTORY = """
 from torch import nn
@@ -148,18 +156,36 @@ def sparse_takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             domains = [[node.domain for node in model.graph] for model in models]
             return [[ratio if DOMAIN in each else 1.0] * 3 for each in domains]
 
-        def compare_latency(dense, sparse, feeds_of, settings, *, library=None, **_):
+        def compare_latency(reference, variants, feeds, workloads, **_):
             found = compared or Interval(ratio, ratio, ratio)
-            found = Interval(1.0, 0.99, 1.01) if library is None else found
-            timing = Timing(wall=Spread(1, 0), cpu=None)
-            return [
-                LatencyComparison(each, 20, 40, 1, timing, timing, "wall", found)
-                for each in settings
-            ]
+            return {
+                each.name: tuple(
+                    _comparison(workload, found if each.library else Interval(1.0, 0.99, 1.01))
+                    for workload in workloads
+                )
+                for each in variants
+            }
 
         for module in (choose, whole):
             monkeypatch.setattr(module, "time_models", time_models)
-        for module in (confirm, validate):
+        for module in (confirm, latency):
             monkeypatch.setattr(module, "compare_latency", compare_latency)
 
     return say
+
+
+def _comparison(workload, ratio: Interval) -> LatencyComparison:
+    timing = Timing(wall=Spread(1, 0), cpu=None)
+    return LatencyComparison(
+        reference="dense",
+        workload=workload,
+        rounds=20,
+        runs=40,
+        calls_per_run=1,
+        reference_time=timing,
+        time=timing,
+        clock="wall",
+        ratio=ratio,
+        finding=finding_of(ratio),
+        verdict=in_words(ratio),
+    )

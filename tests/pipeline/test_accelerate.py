@@ -7,9 +7,10 @@ import onnx
 import pytest
 import yaml
 
-from mfac_compress.export import Interval, sparse_session
+from mfac_compress.export import Interval, LayerSpeed, Workload, sparse_session
 from mfac_compress.export.sparse import library
 from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover
+from mfac_compress.pipeline.stages.accelerate import Flops, flops_of
 
 SPARSE = "validate.artifact=model.sparse.onnx"
 
@@ -43,10 +44,11 @@ def test_the_file_stands_beside_the_plain_one_with_its_library(project, always_f
     result = project.run("-q", "--set", "validate.latency={runs: 6, batch_sizes: [1]}")
     assert result.exit_code == 0, result.output
 
-    kernels = _report(project)["sparse_kernels"]
-    assert kernels["state"] == "used"
+    report = _report(project)
+    assert report["kernels"]["sparse+kernels"]["state"] == "used"
     library = project.output / "kernels" / "libmfac_sparse.so"
-    assert library.stat().st_size == kernels["library_bytes"]
+    size = report["variants"]["sparse+kernels"]["size"]
+    assert library.stat().st_size == size["library_bytes"]
     onnx.checker.check_model(project.output / "model.sparse.onnx")
     x = np.load(project.folder / "test.npz")["x"]
     sparse, plain = (
@@ -59,17 +61,25 @@ def test_the_file_stands_beside_the_plain_one_with_its_library(project, always_f
 def test_all_is_measured_on_it_too(project, always_faster):
     project.run("-q", "--set", "validate.latency={runs: 6, batch_sizes: [1, 4]}")
     report = _report(project)
-    kernels = report["sparse_kernels"]
-    assert kernels["metric"]["dense"] == report["metric"]["dense"]
-    assert kernels["metric"]["samples"] == 200
-    assert kernels["parity_error"] < 1e-4
+    variants, kernels = report["variants"], report["kernels"]["sparse+kernels"]
+    assert list(variants) == ["dense", "sparse", "sparse+kernels"]
+    found = variants["sparse+kernels"]
+    assert found["made_from"] == kernels["made_from"] == "sparse"
+    assert found["metric"]["value"] == pytest.approx(variants["sparse"]["metric"]["value"])
+    assert 0 < found["parity_error"] < 1e-4
     size = (project.output / "model.sparse.onnx").stat().st_size
-    assert kernels["size_bytes"]["sparse"]["raw_bytes"] == size
-    assert [one["batch_size"] for one in kernels["latency"]] == [1, 4]
+    assert found["size"]["raw_bytes"] == size
+    for name in ("sparse", "sparse+kernels"):
+        measured = variants[name]
+        assert [one["workload"]["batch_size"] for one in measured["latency"]] == [1, 4]
+        assert [one["intact"] for one in measured["audit"]] == [True, True]
+        assert measured["sparsity"] == 0.5
     assert [layer["block"] is not None for layer in kernels["layers"]] == [True, True]
-    assert {time["batch_size"] for time in kernels["layers"][0]["times"]} == {1, 4}
+    times = kernels["layers"][0]["times"]
+    assert {time["workload"]["batch_size"] for time in times} == {1, 4}
+    assert kernels["flops"]["sparse"] < kernels["flops"]["dense"]
     text = (project.output / "report.md").read_text()
-    for said in ("stock ONNX Runtime", "with the sparse kernels", "FLOPs in theory"):
+    for said in ("stock ONNX Runtime", "with sparse operators", "FLOPs in theory"):
         assert said in text
 
 
@@ -80,15 +90,18 @@ def test_gates_apply_to_the_file_that_the_recipe_names(project, always_faster):
     (judged,) = [gate for gate in report["gates"] if gate["name"] == "max_size_ratio"]
     assert result.exit_code == 1
     assert "of model.sparse.onnx" in result.output
-    assert report["artifact"] == "model.sparse.onnx"
-    assert judged["measured"] == report["sparse_kernels"]["size_bytes"]["ratio"]
-    assert judged["measured"] != report["size_bytes"]["ratio"]
+    assert report["judged"] == judged["variant"] == "sparse+kernels"
+    variants = report["variants"]
+    assert judged["measured"] == variants["sparse+kernels"]["size"]["ratio"]
+    assert judged["measured"] != variants["sparse"]["size"]["ratio"]
 
 
 def test_where_nothing_is_faster_there_is_no_file_and_a_reason(project, never_faster):
     assert project.run("-q").exit_code == 0
-    kernels = _report(project)["sparse_kernels"]
-    assert (kernels["state"], kernels["metric"], kernels["latency"]) == ("no gain", None, [])
+    report = _report(project)
+    kernels = report["kernels"]["sparse+kernels"]
+    assert kernels["state"] == "no gain"
+    assert list(report["variants"]) == ["dense", "sparse"]
     assert kernels["reason"] in (project.output / "report.md").read_text()
     assert not (project.output / "model.sparse.onnx").exists()
     assert not (project.output / "kernels").exists()
@@ -118,12 +131,17 @@ def test_what_is_published_is_faster_in_the_comparison_that_the_report_prints(
     """Chosen as twice as fast, and then compared: the report's own figures decide."""
     sparse_takes(0.5, compared)
     assert project.run("-q", "--set", f"validate.latency={latency}").exit_code == 0
-    kernels = _report(project)["sparse_kernels"]
+    report = _report(project)
+    kernels = report["kernels"]["sparse+kernels"]
     assert kernels["state"] == state
     assert said in kernels["reason"]
-    assert said in (project.output / "report.md").read_text()
-    assert kernels["latency"][0]["interval"] == [compared.low, compared.high]
-    assert (kernels["metric"], kernels["library_bytes"]) == (None, None)
+    text = (project.output / "report.md").read_text()
+    assert f"model.sparse.onnx not written: {kernels['reason']}" in text
+    assert "(model.sparse.onnx, not written)" in text
+    measured = report["variants"]["sparse+kernels"]
+    assert [one["written"] for one in report["variants"].values()] == [True, True, False]
+    ratio = measured["latency"][0]["ratio"]
+    assert (ratio["low"], ratio["high"]) == (compared.low, compared.high)
     assert all(layer["block"] is None for layer in kernels["layers"])
     assert not (project.output / "model.sparse.onnx").exists()
     assert not (project.output / "kernels").exists()
@@ -137,7 +155,7 @@ def test_what_an_earlier_run_found_does_not_decide(project, sparse_takes, frozen
     for compared, state in [(Interval(0.5, 0.4, 0.6), "used"), (NO_GAIN, "no gain")]:
         sparse_takes(0.5, compared)
         assert project.run("-q").exit_code == 0
-        assert _report(project)["sparse_kernels"]["state"] == state
+        assert _report(project)["kernels"]["sparse+kernels"]["state"] == state
         assert (project.output / "model.sparse.onnx").exists() == (state == "used")
 
 
@@ -160,7 +178,7 @@ def test_a_file_of_an_earlier_run_does_not_stay(project, always_faster, monkeypa
 
 def test_the_layers_that_are_timed_are_shown(project, never_faster):
     shown = project.run("-v").output
-    for layer in _report(project)["sparse_kernels"]["layers"]:
+    for layer in _report(project)["kernels"]["sparse+kernels"]["layers"]:
         assert f"{layer['weight']} (" in shown
 
 
@@ -169,8 +187,9 @@ def test_off_is_off_and_costs_no_stage_before_it(project, always_faster, frozen_
     frozen_stages(calibrate, prune, recover, export)
     assert project.run("-q", "--set", "export.sparse_kernels=off").exit_code == 0
     report = _report(project)
-    assert report["sparse_kernels"]["state"] == "off"
-    assert report["flops"]["sparse"] < report["flops"]["dense"]
+    assert report["kernels"]["sparse+kernels"]["state"] == "off"
+    flops = report["kernels"]["sparse+kernels"]["flops"]
+    assert flops["sparse"] < flops["dense"]
 
 
 def test_other_gates_do_not_time_again_and_other_batch_sizes_do(
@@ -186,8 +205,8 @@ def test_other_gates_do_not_time_again_and_other_batch_sizes_do(
 def test_without_the_library_the_run_says_so(project, no_library):
     assert project.run("-q").exit_code == 0
     report = _report(project)
-    assert report["sparse_kernels"]["state"] == "not built"
-    assert report["sparse_kernels"]["layers"][0]["sparsity"] > 0
+    assert report["kernels"]["sparse+kernels"]["state"] == "not built"
+    assert report["kernels"]["sparse+kernels"]["layers"][0]["sparsity"] > 0
     resolved = yaml.safe_load((project.output / "recipe.resolved.yaml").read_text())
     assert resolved["export"]["sparse_kernels"] == "off"
 
@@ -214,3 +233,17 @@ def test_the_resolved_recipe_says_auto_where_they_were_tried(project, never_fast
 
 def test_a_dry_run_tells_what_is_there(project, no_library):
     assert "sparse kernels: not built" in project.run("--dry-run").output
+
+
+def _layer(macs, kept):
+    return LayerSpeed("n", "Gemm", "w", (2, 2), None, macs, kept, None, (), "")
+
+
+@pytest.mark.parametrize("layers", [[], [_layer(None, None)]])
+def test_a_model_of_which_nothing_is_counted_has_saved_nothing(layers):
+    assert flops_of(layers, Workload(4, 1)) == Flops(Workload(4, 1), 0, 0, 1.0)
+
+
+def test_multiplications_of_layers_are_summed_up():
+    layers = [_layer(30, 10), _layer(None, None), _layer(10, 0)]
+    assert flops_of(layers, Workload(4, 1)) == Flops(Workload(4, 1), 40, 10, 0.25)

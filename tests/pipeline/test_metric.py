@@ -1,14 +1,16 @@
 """The metric of two files: whole runs with metrics of every kind, and what chance gives."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.recipe.schema import TaskSection
-from mfac_compress.pipeline.stages.metric import compare_metric
+from mfac_compress.pipeline.stages import metric
 
 OWN = """
 import torch
@@ -69,6 +71,14 @@ def _task(folder, **task):
     return load_task(TaskSection(**task), folder=folder)
 
 
+def compare_metric(task, confidence, dense, sparse, targets):
+    """What the metric is, and what it says of each file."""
+    found, drops = metric.compare_metric(
+        task, confidence, {"dense": dense, "sparse": sparse}, targets
+    )
+    return found, drops["dense"], drops["sparse"]
+
+
 def _answers(n=60, wrong=6, classes=3):
     targets = np.random.default_rng(0).integers(classes, size=n)
     answers = targets.copy()
@@ -79,27 +89,69 @@ def _answers(n=60, wrong=6, classes=3):
 def test_a_metric_in_percent_gets_the_interval_of_accuracy_in_percent(own):
     dense, targets = _answers()
     sparse, _ = _answers(wrong=8)
-    accuracy = compare_metric(_task(own), 0.95, dense, sparse, targets)
+    _, *accuracy = compare_metric(_task(own), 0.95, dense, sparse, targets)
     task = {"metric": "own.py:percent", "range": (0, 100)}
-    percent = compare_metric(_task(own, **task), 0.95, dense, sparse, targets)
-    for key in ("interval", "dense_interval", "sparse_interval"):
-        assert percent[key] == pytest.approx([100 * end for end in accuracy[key]])
-    assert percent["method"] == accuracy["method"]
+    _, *percent = compare_metric(_task(own, **task), 0.95, dense, sparse, targets)
+    for one, other in zip(accuracy, percent, strict=True):
+        assert other.interval == pytest.approx([100 * end for end in one.interval])
+    assert percent[1].drop_interval == pytest.approx(
+        [100 * end for end in accuracy[1].drop_interval]
+    )
+    assert percent[1].method == accuracy[1].method
 
 
 def test_unchanged_samples_leave_room_whatever_the_metric_returns(own):
     dense, targets = _answers(n=8, wrong=1)
     for name in ("right", "percent", "share", "squared"):
-        found = compare_metric(_task(own, metric=f"own.py:{name}"), 0.95, dense, dense, targets)
-        assert found["drop"] == 0
-        assert found["interval"][0] < 0 < found["interval"][1]
+        task = _task(own, metric=f"own.py:{name}")
+        _, before, after = compare_metric(task, 0.95, dense, dense, targets)
+        assert after.drop == 0
+        assert after.drop_interval[0] < 0 < after.drop_interval[1]
+        assert before.drop_interval is None  # it is what the others are compared with
 
 
-def test_the_result_can_be_stored(own):
+def test_the_result_can_be_stored_as_json(own):
     dense, targets = _answers()
     for name in ("right", "share"):
-        found = compare_metric(_task(own, metric=f"own.py:{name}"), 0.95, dense, dense, targets)
-        assert json.loads(json.dumps(found, allow_nan=False))["samples"] == 60
+        task = _task(own, metric=f"own.py:{name}")
+        found, *_, drop = compare_metric(task, 0.95, dense, dense, targets)
+        for one in (found, drop):
+            kind = TypeAdapter(type(one))
+            stored = json.dumps(asdict(one), allow_nan=False)
+            assert kind.validate_python(json.loads(stored)) == one
+
+
+def test_each_file_is_judged_apart_from_the_others(own):
+    dense, targets = _answers()
+    worse, useless = _answers(wrong=9)[0], 1 - dense
+    for name in ("accuracy", "own.py:share", "own.py:squared"):
+        task = _task(own, metric=name)
+        alone = metric.compare_metric(task, 0.95, {"dense": dense, "other": worse}, targets)[1]
+        files = {"dense": dense, "useless": useless, "other": worse}
+        together = metric.compare_metric(task, 0.95, files, targets)[1]
+        assert list(together) == list(files)
+        assert (together["dense"], together["other"]) == (alone["dense"], alone["other"])
+
+
+def test_outputs_and_targets_may_be_trees(own):
+    dense, targets = _answers()
+    worse = _answers(wrong=9)[0]
+    trees = [{"scores": (each, np.zeros(60))} for each in (dense, worse)]
+    found, *drops = compare_metric(_TreeTask(), 0.95, *trees, {"label": targets})
+    expected = compare_metric(_task(own, metric="own.py:share"), 0.95, dense, worse, targets)
+    assert found.samples == 60
+    assert drops == list(expected[1:])
+
+
+class _TreeTask:
+    """A metric of the whole set of trees."""
+
+    metric_name, direction, range = "own", "maximize", None
+
+    def evaluate(self, outputs, targets):
+        return float((outputs["scores"][0].argmax(1) == targets["label"]).mean())
+
+    evaluate_rows = evaluate
 
 
 def test_values_whose_differences_overflow_are_refused(own):
@@ -113,7 +165,7 @@ def test_values_whose_differences_overflow_are_refused(own):
     [
         ("huge", "a float can hold"),
         ("moves", "wrote into outputs"),
-        ("sometimes_one", "for both files"),
+        ("sometimes_one", "for all files"),
         ("sums_up", "the same each time"),
         ("by_turns", "the same each time"),
         ("random", "the same each time"),
@@ -132,9 +184,9 @@ def test_resamples_of_one_class_do_not_end_the_run(own):
         targets = (np.arange(20) < rare).astype(int)
         dense = np.eye(2, dtype=np.float32)[targets]
         task = _task(own, metric="own.py:both_classes")
-        found = compare_metric(task, 0.95, dense, dense, targets)
-        assert found["resamples_left_out"] > 0
-        assert (found["interval"] is not None) == is_judged
+        *_, found = compare_metric(task, 0.95, dense, dense, targets)
+        assert found.resamples_left_out > 0
+        assert (found.drop_interval is not None) == is_judged
 
 
 def test_a_model_that_knows_nothing_is_not_better_than_chance(own):
@@ -142,31 +194,32 @@ def test_a_model_that_knows_nothing_is_not_better_than_chance(own):
     wrong = (targets + 1) % 3
     for name, direction in (("accuracy", "maximize"), ("own.py:share", "maximize")):
         task = _task(own, metric=name, direction=direction)
-        assert compare_metric(task, 0.95, dense, dense, targets)["better_than_chance"] is True
-        assert compare_metric(task, 0.95, dense, dense, wrong)["better_than_chance"] is False
+        for given, is_better in ((targets, True), (wrong, False)):
+            found, *_ = compare_metric(task, 0.95, dense, dense, given)
+            assert found.better_than_chance is is_better
 
 
 def test_always_the_most_frequent_class_is_chance(own):
     targets = (np.arange(100) < 5).astype(int)
     dense = np.eye(2, dtype=np.float32)[np.zeros(100, dtype=int)]
-    found = compare_metric(_task(own), 0.95, dense, dense, targets)
-    assert (found["dense"], found["chance"]) == (0.95, 0.95)
-    assert found["better_than_chance"] is False
+    found, drop, _ = compare_metric(_task(own), 0.95, dense, dense, targets)
+    assert (drop.value, found.chance) == (0.95, 0.95)
+    assert found.better_than_chance is False
 
 
 def test_errors_are_compared_with_chance_the_other_way(own):
     targets = np.random.default_rng(0).normal(size=50).astype(np.float32)
     good = np.stack([targets + 0.1, targets], 1)
     task = _task(own, metric="own.py:squared", direction="minimize")
-    assert compare_metric(task, 0.95, good, good, targets)["better_than_chance"] is True
-    bad = good[::-1].copy()
-    assert compare_metric(task, 0.95, bad, bad, targets)["better_than_chance"] is False
+    for outputs, is_better in ((good, True), (good[::-1].copy(), False)):
+        found, *_ = compare_metric(task, 0.95, outputs, outputs, targets)
+        assert found.better_than_chance is is_better
 
 
 def test_the_order_of_the_samples_changes_nothing(own):
     dense, targets = _answers()
     sparse, _ = _answers(wrong=9)
     order = np.random.default_rng(1).permutation(len(targets))
-    one = compare_metric(_task(own), 0.95, dense, sparse, targets)
-    other = compare_metric(_task(own), 0.95, dense[order], sparse[order], targets[order])
-    assert one["interval"] == pytest.approx(other["interval"])
+    *_, one = compare_metric(_task(own), 0.95, dense, sparse, targets)
+    *_, other = compare_metric(_task(own), 0.95, dense[order], sparse[order], targets[order])
+    assert one.drop_interval == pytest.approx(other.drop_interval)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -75,8 +76,8 @@ def test_edited_facts_do_not_turn_a_verdict(quick):
     assert quick.run().exit_code == 1
     manifest = _cached(quick, "validate", "manifest.json")
     content = json.loads(manifest.read_text())
-    content["facts"]["metric"]["drop"] = 0.0
-    content["facts"]["metric"]["interval"] = [0.0, 0.0]
+    metric = content["facts"]["variants"]["sparse"]["metric"]
+    metric |= {"drop": 0.0, "drop_interval": [0.0, 0.0]}
     manifest.write_text(json.dumps(content, indent=2))
 
     assert quick.run().exit_code == 1
@@ -98,7 +99,7 @@ def test_a_stage_is_keyed_by_the_content_before_it(quick, monkeypatch):
     made = accelerate.accelerate
 
     def otherwise(job, **reads):
-        return made(job, **reads) | {"reason": "chosen otherwise this time"}
+        return replace(made(job, **reads), reason="chosen otherwise this time")
 
     monkeypatch.setattr(accelerate, "accelerate", otherwise)
     shutil.rmtree(quick.output / ".cache" / "accelerate")
@@ -136,7 +137,8 @@ def fresh(quick, monkeypatch):
 
 
 def _metric(project):
-    return json.loads((project.output / "report.json").read_text())["metric"]["dense"]
+    report = json.loads((project.output / "report.json").read_text())
+    return report["variants"]["dense"]["metric"]["value"]
 
 
 def _reused(output):
@@ -216,7 +218,7 @@ def test_a_notebooks_functions_are_noticed(quick):
         def scaled(x): return factor * x
         def score(outputs, targets): return scaled((outputs.argmax(1) == targets).float())
         report = compress({str(recipe)!r}, {str(quick.model)!r}, {str(quick.output)!r})
-        print(report.metric.dense)
+        print(report.variants["dense"].metric.value)
         """
     )
 

@@ -45,10 +45,27 @@ def test_the_report_keeps_its_contract(finished):
     report = json.loads(text)
 
     assert Report.model_validate_json(text).verdict == report["verdict"] == "pass"
-    assert {"name", "threshold", "measured", "passed", "reason"} == set(report["gates"][0])
-    assert {"name", "dense", "sparse", "drop", "interval"} <= set(report["metric"])
-    assert [(one["batch_size"], one["threads"]) for one in report["latency"]] == [(1, 1), (4, 1)]
-    assert {"sparsity", "size_bytes", "parity_error", "audit"} <= set(report)
+    assert report["schema"] == 2
+    gate = {"name", "variant", "threshold", "measured", "passed", "reason"}
+    assert gate == set(report["gates"][0])
+    assert list(report["variants"]) == ["dense", "sparse"]
+    assert report["judged"] in report["variants"]
+    for measured in report["variants"].values():
+        assert {"file", "metric", "size", "parity_error", "audit", "latency"} <= set(measured)
+        assert {"value", "interval", "drop", "drop_interval"} <= set(measured["metric"])
+    workloads = [one["workload"] for one in report["variants"]["sparse"]["latency"]]
+    assert [(one["batch_size"], one["threads"]) for one in workloads] == [(1, 1), (4, 1)]
+
+
+def test_the_schema_of_the_report_describes_what_it_holds(finished):
+    """Every field of every part has its words, which come from the objects themselves."""
+    schema = Report.model_json_schema()
+    report = json.loads((finished.output / "report.json").read_text())
+    assert set(schema["properties"]) == set(report)
+    for part in ("Measured", "MetricDrop", "FileSize", "TensorAudit", "LatencyComparison"):
+        assert schema["$defs"][part]["description"]
+        assert schema["$defs"][part]["additionalProperties"] is False
+    assert schema["$defs"]["FileSize"]["properties"]["ratio"]["description"]
 
 
 def test_the_metric_is_that_of_the_file_in_onnx_runtime(finished):
@@ -58,7 +75,7 @@ def test_the_metric_is_that_of_the_file_in_onnx_runtime(finished):
         session = onnxruntime.InferenceSession(str(finished.output / file))
         outputs = session.run(None, {"input": data["x"]})[0]
         accuracy = (outputs.argmax(1) == data["y"]).mean()
-        assert report["metric"][name] == pytest.approx(accuracy)
+        assert report["variants"][name]["metric"]["value"] == pytest.approx(accuracy)
 
 
 def test_removed_weights_are_positive_zeros_everywhere(finished):
@@ -198,9 +215,9 @@ def test_sparsity_is_said_of_the_whole_model_too(project):
 
     assert result.exit_code == 1
     report = json.loads((project.output / "report.json").read_text())
-    sparsity = report["sparsity"]
-    assert (sparsity["onnx"], sparsity["weights"]) == (0.5, 48)
-    assert sparsity["model"] == 24 / sparsity["parameters"]
+    sparsity, measured = report["sparsity"], report["variants"]["sparse"]
+    assert (measured["sparsity"], sparsity["weights"]) == (0.5, 48)
+    assert measured["model_sparsity"] == 24 / sparsity["parameters"]
     left_out = sparsity["left_out"]
     assert left_out["0.weight"] == {"reason": "not matched by prune.include", "size": 96}
     sizes = sum(one["size"] for one in left_out.values())
@@ -238,12 +255,14 @@ def test_a_metric_in_percent_is_judged_as_one_from_zero_to_one(project):
         "def percent(outputs, targets):\n    return 100 * (outputs.argmax(1) == targets).double()\n"
     )
     project.run()
-    share = json.loads((project.output / "report.json").read_text())["metric"]
+    share = json.loads((project.output / "report.json").read_text())["variants"]["sparse"]["metric"]
     project.recipe["task"] = {"metric": "own.py:percent", "range": [0, 100]}
     project.recipe["validate"]["gates"]["max_metric_drop"] = 50
     assert project.run().exit_code == 0
-    percent = json.loads((project.output / "report.json").read_text())["metric"]
-    assert percent["interval"] == pytest.approx([100 * end for end in share["interval"]])
+    report = json.loads((project.output / "report.json").read_text())
+    percent = report["variants"]["sparse"]["metric"]
+    for name in ("interval", "drop_interval"):
+        assert percent[name] == pytest.approx([100 * end for end in share[name]])
 
 
 def test_the_parity_gate_looks_at_every_validation_sample(project):
@@ -259,7 +278,7 @@ def test_the_parity_gate_looks_at_every_validation_sample(project):
 
     assert project.run().exit_code == 1
     report = json.loads((project.output / "report.json").read_text())
-    assert report["parity_error"] > 1e-3
+    assert report["variants"]["sparse"]["parity_error"] > 1e-3
 
 
 def test_a_gate_without_its_measurement_fails(project):
@@ -521,7 +540,8 @@ def test_the_audit_is_in_the_order_of_the_model(project):
     torch.save({name: torch.randn(shape) for name, shape in state.items()}, model)
     project.run("-q", model=model)
 
-    audit = json.loads((project.output / "report.json").read_text())["audit"]
+    report = json.loads((project.output / "report.json").read_text())
+    audit = report["variants"]["sparse"]["audit"]
     assert [tensor["name"] for tensor in audit] == ["b.weight", "a.weight"]
 
 

@@ -56,8 +56,9 @@ def test_own_torch_datasets_give_the_run_that_their_arrays_give(project):
     result = project.run("-q")
 
     assert result.exit_code == 0, result.output
-    assert _report(project)["metric"] == of_arrays["metric"]
-    assert _report(project)["audit"] == of_arrays["audit"]
+    for name, measured in _report(project)["variants"].items():
+        assert measured["metric"] == of_arrays["variants"][name]["metric"]
+        assert measured["audit"] == of_arrays["variants"][name]["audit"]
 
 
 def test_folders_of_images(project):
@@ -108,9 +109,10 @@ def test_an_own_metric_is_judged_by_its_interval(project, metric):
     assert project.run("-q").exit_code == 1
 
     report = _report(project)
-    drop, (low, high) = report["metric"]["drop"], report["metric"]["interval"]
+    dense, metric = (report["variants"][name]["metric"] for name in ("dense", "sparse"))
+    drop, (low, high) = metric["drop"], metric["drop_interval"]
     sign = 1 if direction == "maximize" else -1
-    assert drop == pytest.approx(sign * (report["metric"]["dense"] - report["metric"]["sparse"]))
+    assert drop == pytest.approx(sign * (dense["value"] - metric["value"]))
     assert low <= drop <= high
     assert low < high
     assert report["gates"][0]["measured"] == high

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
@@ -11,6 +12,7 @@ from mfac_compress.export.sparse.find import fuse
 from mfac_compress.export.sparse.format import pack
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.export.sparse.read_back import packed_weights
 
 
 @pytest.fixture(params=[1, 8], ids="blocks of {}".format)
@@ -51,6 +53,19 @@ def test_a_removed_weight_that_came_back_is_found(files, pruned):
         hit = audit.name == "head.weight"
         assert audit.intact != hit
         assert audit.onnx_zeros == audit.optimized_zeros == audit.mask_zeros - hit
+
+
+def test_an_operator_that_stands_for_no_layer_has_no_weight_of_the_source(files):
+    """One that only copies values stands for nodes like Slice, whose second input is no weight."""
+    model, source = ir.load(files[1].path), ir.load(files[0].path)
+    named = {name for name, _ in packed_weights(model, source)}
+    assert {"conv.weight", "head.weight", "mix.weight.T"} < named
+    readers = [each for each in source.graph if len(each.inputs) > 1]
+    node = next(each for each in readers if each.inputs[1].name in named)
+    before = node.inputs[1].name
+    node.op_type = "Slice"
+    after = {name for name, _ in packed_weights(model, source)}
+    assert (named - after, after - named) == ({before}, {node.name})
 
 
 def test_without_the_file_it_was_made_from_weights_are_found_by_their_zeros(files, pruned):

@@ -204,6 +204,21 @@ def test_sound_sections_pass(sections):
         ({"export": {"output_name": "input"}}, "must differ from export.input_name"),
         ({"validate": {"latency": {"threads": [1, 1]}}}, "threads[1] must not repeat 1"),
         (
+            {"validate": {"latency": {"lengths": {"sequence": [8, 8]}}}},
+            "lengths.sequence[1] must not repeat 8",
+        ),
+        (
+            {"validate": {"latency": {"lengths": {"sequence": [8]}}}},
+            "must be the name of an axis of export.dynamic_axes: none is there. Got 'sequence'",
+        ),
+        (
+            {
+                "export": {"dynamic_axes": {"ids": {1: "sequence"}, "mask": {1: "sequence"}}},
+                "validate": {"latency": {"lengths": {"length": [8]}}},
+            },
+            "export.dynamic_axes: sequence. Got 'length'",
+        ),
+        (
             {"data": ARRAYS, "recover": {"epochs": 1}},
             "data.splits.recovery must be given where recover.epochs > 0",
         ),

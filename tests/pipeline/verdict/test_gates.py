@@ -1,69 +1,78 @@
 """Each gate compares the right number, and never passes without one."""
 
+from dataclasses import replace
+
 import pytest
 
+from mfac_compress.export import FileSize, Interval, LatencyComparison, Spread, Timing, Workload
 from mfac_compress.pipeline.recipe.schema import GatesSection
+from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
+from mfac_compress.pipeline.stages.validate import Measured
 from mfac_compress.pipeline.verdict.gates import judge, verdict_of
-from mfac_compress.pipeline.verdict.report import (
-    LatencyResult,
-    MetricResult,
-    SparsityResult,
-    SpreadResult,
-)
 
-METRIC = MetricResult(
+METRIC = Metric(
     name="accuracy",
     direction="maximize",
-    dense=0.9,
-    sparse=0.89,
-    drop=0.01,
-    interval=(0.0, 0.02),
-    confidence=0.95,
+    range=(0.0, 1.0),
     samples=1000,
-    dense_interval=(0.87, 0.92),
-    sparse_interval=(0.86, 0.91),
+    confidence=0.95,
+    chance=0.1,
+    better_than_chance=True,
+)
+DROP = MetricDrop(
+    value=0.89,
+    interval=(0.86, 0.91),
+    drop=0.01,
+    drop_interval=(0.0, 0.02),
     method="how",
+    assumed_range=None,
     spread=0.1,
     reach=1.0,
+    resamples_left_out=0,
 )
-SPARSITY = SparsityResult(target=0.8, onnx=0.8, weights=100, parameters=1000, model=0.08)
-
-
-def _metric(**changes):
-    return METRIC.model_copy(update=changes)
-
-
-def _sparsity(onnx):
-    return SPARSITY.model_copy(update={"onnx": onnx, "model": onnx})
 
 
 def _latency(batch_size, ratio, high):
-    spread = SpreadResult(median_ms=1, iqr_ms=0)
-    return LatencyResult(
-        batch_size=batch_size,
-        threads=1,
+    timing = Timing(wall=Spread(1, 0), cpu=Spread(1, 0))
+    return LatencyComparison(
+        reference="dense",
+        workload=Workload(batch_size, 1),
+        rounds=10,
         runs=10,
         calls_per_run=1,
-        dense_wall=spread,
-        sparse_wall=spread,
-        dense_cpu=spread,
-        sparse_cpu=spread,
+        reference_time=timing,
+        time=timing,
         clock="thread CPU",
-        ratio=ratio,
-        interval=(0.1, high),
+        ratio=Interval(ratio, 0.1, high),
+        finding="faster",
         verdict="",
     )
 
 
+MEASURED = Measured(
+    file="model.onnx",
+    made_from=None,
+    metric=DROP,
+    size=FileSize(100, 30, ratio=0.3, library_bytes=0),
+    sparsity=0.8,
+    model_sparsity=0.08,
+    parity_error=1e-5,
+    audit=(),
+    latency=(_latency(1, 0.5, 0.6), _latency(16, 0.4, 0.9)),
+)
+
+
+def _metric(**changes):
+    return {"metric": replace(DROP, **changes)}
+
+
+def _size(ratio):
+    return {"size": replace(MEASURED.size, ratio=ratio)}
+
+
 def _judge(measured=None, **gates):
-    measured = {
-        "metric": METRIC,
-        "sparsity": SPARSITY,
-        "size_ratio": 0.3,
-        "latency": (_latency(1, 0.5, 0.6), _latency(16, 0.4, 0.9)),
-        "parity_error": 1e-5,
-    } | (measured or {})
-    return judge(GatesSection(**gates), **measured)
+    changed = replace(MEASURED, **(measured or {}))
+    return judge(GatesSection(**gates), "sparse", METRIC, changed, parameters=1000)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,7 @@ def test_upper_bounds(gate, measured):
     for threshold, passed in [(measured, True), (measured * 1.01, True), (measured * 0.99, False)]:
         (result,) = _judge(**{gate: threshold})
         assert (result.name, result.measured, result.passed) == (gate, measured, passed)
+        assert result.variant == "sparse"
 
 
 def test_the_lower_bound_of_sparsity():
@@ -94,22 +104,22 @@ def test_without_confidence_the_point_estimate_counts():
 
 
 def test_a_latency_that_is_too_noisy_to_judge_fails_and_says_so():
-    noisy = _latency(16, 0.9, 1.3).model_copy(update={"finding": "too noisy to judge"})
+    noisy = replace(_latency(16, 0.9, 1.3), finding="too noisy to judge")
     (result,) = _judge({"latency": (_latency(1, 0.5, 0.6), noisy)}, max_latency_ratio=2)
     assert not result.passed
     assert result.measured == 1.3
-    assert "too noisy to judge (batch 16, threads: 1)" in result.reason
+    assert "too noisy to judge (batch 16, 1 thread)" in result.reason
 
 
 @pytest.mark.parametrize(
     ("gate", "missing"),
     [
-        ("max_metric_drop", {"metric": _metric(interval=None)}),
-        ("min_metric", {"metric": _metric(sparse_interval=None)}),
-        ("max_metric", {"metric": _metric(sparse_interval=None)}),
-        ("min_sparsity", {"sparsity": _sparsity(None)}),
-        ("min_model_sparsity", {"sparsity": _sparsity(None)}),
-        ("max_size_ratio", {"size_ratio": None}),
+        ("max_metric_drop", _metric(drop_interval=None)),
+        ("min_metric", _metric(interval=None)),
+        ("max_metric", _metric(interval=None)),
+        ("min_sparsity", {"sparsity": None}),
+        ("min_model_sparsity", {"model_sparsity": None}),
+        ("max_size_ratio", _size(None)),
         ("max_latency_ratio", {"latency": ()}),
         ("max_parity_error", {"parity_error": None}),
     ],
@@ -123,13 +133,11 @@ def test_a_missing_measurement_fails(gate, missing):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("confidence", [0.95, "none"])
 def test_a_measurement_that_is_not_finite_fails(bad, confidence):
-    metric = _metric(
-        drop=bad, sparse=bad, interval=(bad, bad), dense_interval=None, sparse_interval=(bad, bad)
-    )
     measured = {
-        "metric": metric,
-        "sparsity": _sparsity(bad),
-        "size_ratio": bad,
+        **_metric(drop=bad, value=bad, drop_interval=(bad, bad), interval=(bad, bad)),
+        **_size(bad),
+        "sparsity": bad,
+        "model_sparsity": bad,
         "parity_error": bad,
     }
     gates = {
@@ -185,9 +193,7 @@ def test_a_failed_drop_says_how_many_samples_it_takes():
 
 
 def test_a_missing_interval_says_why():
-    (result,) = _judge(
-        {"metric": _metric(interval=None, method="none: because")}, max_metric_drop=1
-    )
+    (result,) = _judge(_metric(drop_interval=None, method="none: because"), max_metric_drop=1)
     assert "none: because" in result.reason
 
 

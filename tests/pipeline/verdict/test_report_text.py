@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -17,7 +18,7 @@ def _shown(report, width=100):
 
 def test_small_files_have_different_sizes_in_words(finished):
     report = Report.model_validate(json.loads((finished.output / "report.json").read_text()))
-    raw = f"{report.size_bytes.sparse.raw_bytes / 1e3:.1f} kB"
+    raw = f"{report.variants['sparse'].size.raw_bytes / 1e3:.1f} kB"
     assert raw in _shown(report)
     assert raw in markdown(report, {})
 
@@ -31,10 +32,11 @@ def test_names_with_brackets_stay(finished):
 def test_names_and_figures_stay_in_one_line_in_a_log(finished):
     report = Report.model_validate(json.loads((finished.output / "report.json").read_text()))
     lines = _shown(report).splitlines()
-    latency = report.latency[0]
-    name = f"latency, batch {latency.batch_size}, 1 thread"
-    (line,) = [line for line in lines if name in line]
-    assert line.count(" ms") == 2
+    latency = report.variants["sparse"].latency[0]
+    name = f"latency, batch {latency.workload.batch_size} "
+    (place,) = [place for place, line in enumerate(lines) if name in line]
+    assert lines[place].count(" ms") == 2
+    assert lines[place + 1].split()[:2] == ["1", "thread"]
 
 
 def _report(finished, **changes):
@@ -58,6 +60,7 @@ def test_the_verdict_comes_last_and_fits_80_columns(finished):
 def test_a_failed_gate_says_why_below_the_gates(finished):
     gate = {
         "name": "max_metric_drop",
+        "variant": "sparse",
         "threshold": 0.01,
         "measured": None,
         "passed": False,
@@ -80,13 +83,12 @@ def test_without_gates_nothing_is_judged(finished):
 
 def test_the_verdict_says_of_what_the_zeros_are(finished):
     sparsity = {
-        "onnx": 0.49,
-        "model": 0.0043,
         "weights": 128,
         "parameters": 14530,
         "left_out": {"lstm.weight_hh_l0": {"reason": "not a linear weight", "size": 9216}},
     }
-    report = _report(finished, sparsity=sparsity)
+    measured = {"sparsity": 0.49, "model_sparsity": 0.0043}
+    report = _with_variant(_report(finished, sparsity=sparsity), "sparse", **measured)
     says = "zeros: 49.0% of matched, 0.4% of all 14,530 parameters"
     assert says in _shown(report, width=80).splitlines()[-1]
     text = markdown(report, {})
@@ -100,12 +102,42 @@ def test_warnings_are_shown_and_written(finished):
     assert "check [this]" in markdown(report, {})
 
 
-def test_a_report_without_intervals_or_ratio_is_readable(finished):
-    report = json.loads((finished.output / "report.json").read_text())
-    report["metric"] |= {"interval": None, "dense_interval": None, "sparse_interval": None}
-    report["size_bytes"]["ratio"] = None
-    report["sparsity"] |= {"onnx": None, "model": None}
-    report = Report.model_validate(report)
+def test_a_report_without_intervals_zeros_or_parity_is_readable(finished):
+    report = _report(finished)
+    metric = replace(report.variants["sparse"].metric, interval=None, drop_interval=None)
+    report = _with_variant(
+        report, "sparse", metric=metric, sparsity=None, model_sparsity=None, parity_error=None
+    )
     for text in (_shown(report, width=200), markdown(report, {})):
         assert "no interval" in text
-        assert "ratio not finite" in text
+        assert "not found in model.onnx" in text
+        assert "not finite" in text
+
+
+def _with_variant(report, name, *, like="sparse", **changes):
+    variants = report.variants | {name: replace(report.variants[like], **changes)}
+    return report.model_copy(update={"variants": variants})
+
+
+def test_a_new_kind_of_file_is_a_column_of_its_own(finished):
+    report = _report(finished)
+    for name in ("sparse+kernels", "int8", "int8+kernels"):
+        size = replace(report.variants["sparse"].size, library_bytes=7000 * ("+" in name))
+        report = _with_variant(report, name, file=f"{name}.onnx", size=size)
+    lines = _shown(report, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if "  dense  " in line]
+    assert heads == [["dense", "sparse", "sparse+kernels"], ["dense", "int8", "int8+kernels"]]
+    assert sum(line.split()[-1:] == ["kB"] and "library" in line for line in lines) == 2
+    text = markdown(report, {})
+    assert "| int8 (int8.onnx) |" in text
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_times_of_each_file_stand_in_its_column(finished):
+    """Those of the dense file are the ones that the others were compared with."""
+    report = _report(finished)
+    latency = report.variants["sparse"].latency[0]
+    (line,) = [line for line in _shown(report).splitlines() if "latency, batch 1 " in line]
+    times = (latency.reference_time.cpu, latency.time.cpu)
+    assert line.split()[3::2] == [f"{time.median_ms:.3f}" for time in times]

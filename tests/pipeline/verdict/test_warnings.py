@@ -1,32 +1,40 @@
 """What is said beside the verdict."""
 
+from dataclasses import replace
+
 import pytest
 
 from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
-from mfac_compress.pipeline.verdict.report import DataResult, MetricResult, SparsityResult
+from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
+from mfac_compress.pipeline.verdict.inputs import Data, Sparsity
 from mfac_compress.pipeline.verdict.warnings import warnings_of
 
-METRIC = MetricResult(
+METRIC = Metric(
     name="accuracy",
     direction="maximize",
-    dense=0.9,
-    sparse=0.89,
-    drop=0.01,
-    interval=(0.0, 0.02),
-    confidence=0.95,
-    samples=1000,
-    reach=1.0,
     range=(0.0, 1.0),
+    samples=1000,
+    confidence=0.95,
     chance=0.1,
     better_than_chance=True,
 )
-SPARSITY = SparsityResult(target=0.8, onnx=0.8, weights=900, parameters=1000, model=0.72)
-DATA = DataResult(
-    samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=()
+DENSE = MetricDrop(
+    value=0.9,
+    interval=(0.88, 0.92),
+    drop=0.0,
+    drop_interval=None,
+    method="how",
+    assumed_range=None,
+    spread=0.1,
+    reach=1.0,
+    resamples_left_out=0,
 )
+SPARSE = replace(DENSE, value=0.89, drop=0.01, drop_interval=(0.0, 0.02))
+SPARSITY = Sparsity(target=0.8, weights=900, parameters=1000, left_out={})
+DATA = Data(samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=())
 
 
-def _warnings(metric=None, sparsity=None, data=None, **gates):
+def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, **gates):
     recipe = Recipe.model_validate(
         {
             "data": {"source": "digits"},
@@ -34,8 +42,10 @@ def _warnings(metric=None, sparsity=None, data=None, **gates):
             "validate": {"gates": GatesSection(**gates)},
         }
     )
-    parts = [(METRIC, metric), (SPARSITY, sparsity), (DATA, data)]
-    return warnings_of(recipe, *(part.model_copy(update=change or {}) for part, change in parts))
+    parts = [
+        (METRIC, metric), (DENSE, dense), (SPARSE, judged), (SPARSITY, sparsity), (DATA, data),
+    ]  # fmt: skip
+    return warnings_of(recipe, *(replace(part, **(change or {})) for part, change in parts))
 
 
 def test_a_sound_run_has_none():
@@ -44,19 +54,19 @@ def test_a_sound_run_has_none():
 
 @pytest.mark.parametrize("name", ["accuracy", "own.py:score"])
 def test_a_dense_model_that_knows_nothing(name):
-    changes = {"name": name, "better_than_chance": False, "dense": 0.0017}
-    (warning,) = _warnings(changes, max_metric_drop=0.01)
+    changes = {"name": name, "better_than_chance": False}
+    (warning,) = _warnings(changes, {"value": 0.0017}, max_metric_drop=0.01)
     assert "not shown to be better than chance" in warning
     assert "0.0017" in warning
     assert _warnings(changes | {"better_than_chance": None}) == ()
 
 
 def test_a_range_that_was_only_assumed():
-    changes = {"range": None, "assumed_range": (0.0, 0.3)}
-    (warning,) = _warnings(changes, max_metric_drop=0.01)
+    changes = {"assumed_range": (0.0, 0.3)}
+    (warning,) = _warnings(judged=changes, max_metric_drop=0.01)
     assert "declare task.range" in warning
     assert "0 to 0.3" in warning
-    assert _warnings(changes, confidence="none") == ()
+    assert _warnings(judged=changes, confidence="none") == ()
 
 
 def test_a_model_of_which_little_could_be_pruned():
@@ -65,7 +75,7 @@ def test_a_model_of_which_little_could_be_pruned():
 
 
 def test_resamples_that_were_left_out():
-    (warning,) = _warnings({"resamples_left_out": 40})
+    (warning,) = _warnings(judged={"resamples_left_out": 40})
     assert "40 resamples" in warning
 
 

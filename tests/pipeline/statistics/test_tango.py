@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mfac_compress.pipeline.verdict.tango import tango_interval
+from mfac_compress.pipeline.statistics.tango import tango_interval
 
 Z = NormalDist().inv_cdf(0.975)
 

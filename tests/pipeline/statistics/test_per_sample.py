@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mfac_compress.pipeline.verdict.statistics import per_sample_intervals, samples_needed
+from mfac_compress.pipeline.statistics.per_sample import per_sample_intervals, samples_needed
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -29,7 +29,7 @@ def test_intervals_scale_exactly_with_the_unit(unit, declared, values):
     small = per_sample_intervals(*values, 1, (0.0, 1.0) if declared else None, 0.95)
     scaled = [unit * value for value in values]
     large = per_sample_intervals(*scaled, 1, (0.0, unit) if declared else None, 0.95)
-    for name in ("dense", "sparse", "drop"):
+    for name in ("own", "drop"):
         expected = [unit * end for end in getattr(small, name)]
         assert getattr(large, name) == pytest.approx(expected, rel=1e-9)
     assert small.method == large.method
@@ -62,7 +62,7 @@ def test_unchanged_errors_get_an_interval_of_their_own_size():
 
 def test_without_any_sign_of_a_range_there_is_no_interval():
     found = per_sample_intervals(np.zeros(9), np.zeros(9), 1, None, 0.95)
-    assert (found.drop, found.sparse) == (None, None)
+    assert (found.drop, found.own) == (None, None)
     assert "task.range" in found.method
 
 
@@ -75,9 +75,9 @@ def test_more_samples_make_it_narrower():
 
 def test_the_metrics_own_intervals_hold_its_mean_and_stay_in_the_range():
     before, after = _scores(25)
-    found = per_sample_intervals(before, after, 1, (0.0, 1.0), 0.95)
-    for ends, values in ((found.dense, before), (found.sparse, after)):
-        assert 0 <= ends[0] < values.mean() < ends[1] <= 1
+    for values in (before, after):
+        low, high = per_sample_intervals(before, values, 1, (0.0, 1.0), 0.95).own
+        assert 0 <= low < values.mean() < high <= 1
 
 
 @pytest.mark.parametrize("values", [_scores, lambda n: _answers(0, 0, n)])

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 
-from mfac_compress.pipeline.verdict.resampling import (
+from mfac_compress.pipeline.statistics.resampling import (
     EXCHANGES,
     RESAMPLES,
     exchanged_rows,
-    whole_set_intervals,
 )
+from mfac_compress.pipeline.statistics.resampling import whole_set_intervals as of_files
 
 Z = 1.959964
+
+
+def whole_set_intervals(measure, dense, sparse, *arguments):
+    """Those of the second file."""
+    return of_files(measure, [dense, sparse], *arguments)[1]
 
 
 def _accuracy(outputs, targets):
@@ -57,7 +62,7 @@ def test_intervals_scale_exactly_with_the_unit(unit):
         return unit * _accuracy(outputs, targets)
 
     large = whole_set_intervals(scaled, outputs, worse, targets, 1, None, 0.95)
-    for name in ("dense", "sparse", "drop"):
+    for name in ("own", "drop"):
         expected = [unit * end for end in getattr(small, name)]
         assert getattr(large, name) == pytest.approx(expected, rel=1e-9)
 
@@ -106,3 +111,30 @@ def test_exchanges_are_few_and_within_the_set(targets):
     pairs = list(exchanged_rows(targets))
     assert 0 < len(pairs) <= EXCHANGES
     assert max(map(max, pairs)) < len(targets)
+
+
+def test_each_file_is_judged_apart_from_the_others():
+    """However bad another one is, and the reference against itself has lost nothing."""
+    outputs, targets = _logits(60)
+    rng = np.random.default_rng(1)
+    worse, useless = outputs + rng.normal(size=outputs.shape), rng.normal(size=outputs.shape)
+    alone = of_files(_accuracy, [outputs, worse], targets, 1, None, 0.95)
+    together = of_files(_accuracy, [outputs, useless, worse], targets, 1, None, 0.95)
+    assert (together[0], together[2]) == tuple(alone)
+    assert alone[0].drop == pytest.approx((-alone[0].drop[1], alone[0].drop[1]))
+
+
+def test_rows_of_trees_stay_together():
+    """Outputs and targets in dicts and tuples give the intervals of the arrays in them."""
+    outputs, targets = _logits(60)
+    worse = outputs + np.random.default_rng(1).normal(size=outputs.shape)
+
+    def accuracy(outputs, targets):
+        return _accuracy(outputs["scores"][0], targets["label"])
+
+    trees = [{"scores": (each, np.zeros(60))} for each in (outputs, worse)]
+    found = of_files(
+        accuracy, trees, {"unused": np.zeros((60, 2)), "label": targets}, 1, None, 0.95
+    )
+    expected = of_files(_accuracy, [outputs, worse], targets, 1, None, 0.95)
+    assert found == expected

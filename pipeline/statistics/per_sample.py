@@ -12,20 +12,19 @@ from math import ceil, exp, log, sqrt
 import numpy as np
 from scipy import optimize, stats
 
-from mfac_compress.pipeline.verdict.bounded_mean import upper_bound
-from mfac_compress.pipeline.verdict.tango import tango_interval
+from mfac_compress.pipeline.statistics.bounded_mean import upper_bound
+from mfac_compress.pipeline.statistics.tango import tango_interval
 
 Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class MetricIntervals:
-    """What n samples say of a metric of two files; None where they cannot say anything.
+    """What n samples show of a metric and its drop; None where they cannot show anything.
 
     Attributes:
-        dense: Two-sided interval of the metric of the first file.
-        sparse: Of the second.
-        drop: Of how much worse the second is.
+        own: Two-sided interval of the metric of the file that is judged.
+        drop: Of how much worse it is than the reference.
         method: How they were made, or why there are none.
         spread: Standard deviation of one sample's share in the drop.
         reach: Most that one sample is taken to be able to change the metric by, times n.
@@ -33,8 +32,7 @@ class MetricIntervals:
         resamples_left_out: Resamples on which the metric had no value.
     """
 
-    dense: Ends | None
-    sparse: Ends | None
+    own: Ends | None
     drop: Ends | None
     method: str
     spread: float | None = None
@@ -57,11 +55,11 @@ def per_sample_intervals(
     """Intervals for a metric that is the mean of one value per sample.
 
     Drops of values that are only ever one end of the declared range or the other get Tango's score
-    interval, all else the bound of :mod:`mfac_compress.pipeline.verdict.bounded_mean`.
+    interval, all else the bound of :mod:`mfac_compress.pipeline.statistics.bounded_mean`.
 
     Args:
-        before: Values of the dense file, within the range. Shape ``[n]``.
-        after: Of the sparse file, on the same samples. Shape ``[n]``.
+        before: Values of the reference, within the range. Shape ``[n]``.
+        after: Of the file that is judged, on the same samples. Shape ``[n]``.
         sign: 1 where more is better, −1 where less is.
         declared: Least and greatest value that the metric can have; None where nothing is said.
         confidence: For example 0.95, two-sided.
@@ -70,7 +68,6 @@ def per_sample_intervals(
     width = high - low
     if width == 0:
         return MetricIntervals(
-            None,
             None,
             None,
             "none: every value is 0, so that nothing shows how far the metric can move. Declare "
@@ -86,13 +83,9 @@ def per_sample_intervals(
         drop = _mean_interval(drops, -1.0, 1.0, confidence)
         assumed = "task.range" if declared else "the values met and 0 as range (no task.range)"
         method = f"Gaffke's bound with {assumed}"
-    dense, sparse = (
-        _scaled(_mean_interval((v - low) / width, 0.0, 1.0, confidence), width, low)
-        for v in (before, after)
-    )
+    own = _mean_interval((after - low) / width, 0.0, 1.0, confidence)
     return MetricIntervals(
-        dense,
-        sparse,
+        _scaled(own, width, low),
         _scaled(drop, width),
         method,
         spread=float(drops.std()) * width,

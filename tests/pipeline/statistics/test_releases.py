@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from mfac_compress.pipeline.verdict.bounded_mean import upper_bound
-from mfac_compress.pipeline.verdict.resampling import (
+from mfac_compress.pipeline.statistics.bounded_mean import upper_bound
+from mfac_compress.pipeline.statistics.per_sample import observed_range
+from mfac_compress.pipeline.statistics.resampling import (
     exchanged_rows,
     intervals_of_resamples,
     resampled_rows,
     whole_set_intervals,
 )
-from mfac_compress.pipeline.verdict.statistics import observed_range
-from mfac_compress.pipeline.verdict.tango import tango_interval
+from mfac_compress.pipeline.statistics.tango import tango_interval
 
 TAIL = 0.025
 RELEASES = [
@@ -133,7 +133,7 @@ def test_the_simulated_metric_is_the_one_of_the_report():
     dense = rng.normal(size=40) + targets
     sparse = dense + rng.normal(size=40) / 2
     fast = Concordance(targets).intervals(dense, sparse)
-    slow = whole_set_intervals(concordance, dense, sparse, targets, 1, None, 0.95)
+    _, slow = whole_set_intervals(concordance, [dense, sparse], targets, 1, None, 0.95)
     assert fast.drop == pytest.approx(slow.drop)
     assert fast.reach == pytest.approx(slow.reach)
 

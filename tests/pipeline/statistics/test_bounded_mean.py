@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mfac_compress.pipeline.verdict.bounded_mean import upper_bound
+from mfac_compress.pipeline.statistics.bounded_mean import upper_bound
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 30, 1000, 100_000])
