@@ -22,7 +22,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.file_names import ACCELERATED, DENSE, LIBRARY, SPARSE
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
@@ -67,7 +67,7 @@ def check(
 def validate(
     job: Job,
     *,
-    model: LoadedModel,
+    model: Model,
     samples: Split,
     task: Task,
     batch_size: int,
