@@ -111,7 +111,7 @@ def _check_same_inputs(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> None:
     """Check that all processes, which may be on several machines, read the same files."""
     own = {
         "recipe": recipe_hash(recipe),
-        "model": inputs.model.fingerprint,
+        "model": inputs.model.digest,
         "data": inputs.data.fingerprint,
         "the user's code": inputs.code.digest,
     }

@@ -112,7 +112,7 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
         export.export,
         reads={
             "model": inputs.model,
-            "exporter": inputs.exporter,
+            "form": inputs.form,
             "metadata": {
                 "mfac_compress.version": tool_version(),
                 "mfac_compress.recipe_sha256": recipe_hash(recipe),

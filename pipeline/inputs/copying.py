@@ -4,10 +4,10 @@ from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 
 
-def check_copy(model: LoadedModel) -> None:
+def check_copy(model: Model) -> None:
     """Copy the model once, and load its own state into the copy.
 
     Raises:

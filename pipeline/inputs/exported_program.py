@@ -6,10 +6,13 @@ checked and written anew (:mod:`mfac_compress.pipeline.inputs.program_schema`), 
 fresh archive of these, the tensors' raw bytes, and nothing else.
 """
 
+import copy
+import inspect
 import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from mfac_compress.pipeline.inputs.program_schema import (
     checked_program,
 )
 from mfac_compress.pipeline.inputs.quiet import quiet_torch
-from mfac_compress.pipeline.quoting import first_line, shortened
+from mfac_compress.pipeline.quoting import first_line, listed, shortened
 
 _MODEL = "models/model.json"
 _TENSORS = {
@@ -72,20 +75,21 @@ def read_exported_program(path: Path, content: bytes, *, trust_pickle: bool) -> 
         content: Its bytes.
         trust_pickle: Hand the archive to PyTorch as it is, which may run code.
     Returns:
-        The module. It keeps the mode it was exported in and takes one tensor.
+        The module. It keeps the mode it was exported in, and takes its arguments by position or
+        by name, however it was exported.
     Raises:
         InputError: If the archive cannot be read, needs more than tensors and tensor operators and
-            is not trusted, was exported in training mode or for one fixed batch size, or takes not
-            one input.
+            is not trusted, was exported in training mode or for one fixed batch size, or takes
+            anything other than tensors.
     """
     if not trust_pickle:
         content = _written_anew(path, content)
     try:
         with quiet_torch(), user_code():
             program = _load(content, trust_pickle)
-            _check_input(path, program)
+            _check_inputs(path, program)
             _check_mode(path, program)
-            return program.module()
+            return _module_of(program)
     except InputError:
         raise
     except Exception as error:
@@ -98,6 +102,39 @@ def _load(content: bytes, trust_pickle: bool) -> ExportedProgram:
         return torch.export.load(io.BytesIO(content))
     # What torch.export.load comes to for such an archive; it would hide what went wrong.
     return load_pt2(io.BytesIO(content)).exported_programs["model"]
+
+
+def _module_of(program: ExportedProgram) -> nn.Module:
+    """The program's module, which takes arguments by name too, and keeps its hooks in copies."""
+    module = program.module()
+    by_position, _ = program.call_spec.in_spec.children()
+    names = tuple(inspect.signature(module.forward).parameters)
+    arguments = _Arguments(names, by_position.num_children)
+    module.register_forward_pre_hook(arguments, prepend=True, with_kwargs=True)
+
+    def keep_hooks(copied: nn.Module) -> None:
+        for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs"):
+            setattr(copied, hooks, copy.copy(getattr(module, hooks)))
+
+    module._register_deepcopy_hook(keep_hooks)
+    return module
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """Passes arguments by position or by name as they were when the program was exported."""
+
+    names: tuple[str, ...]
+    by_position: int
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if given.keys() != set(self.names) or len(args) + len(kwargs) != len(given):
+            return args, kwargs  # PyTorch says what is missing
+        first, last = self.names[: self.by_position], self.names[self.by_position :]
+        return tuple(given[name] for name in first), {name: given[name] for name in last}
 
 
 def _written_anew(path: Path, content: bytes) -> bytes:
@@ -191,20 +228,23 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode()
 
 
-def _check_input(path: Path, program: ExportedProgram) -> None:
-    inputs = [str(name) for name in program.graph_signature.user_inputs]
-    if len(inputs) != 1:
+def _check_inputs(path: Path, program: ExportedProgram) -> None:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    inputs = program.graph_signature.user_inputs
+    constant = [repr(given) for given in inputs if not isinstance(given, str)]
+    if constant or not inputs:
         raise InputError(
-            f"{path} must take one tensor. It takes {len(inputs)} inputs ({', '.join(inputs)}). "
-            "Wrap the model before torch.export."
+            f"{path} must take tensors only. It takes {listed(constant) or 'nothing'}. Leave out "
+            "other arguments in torch.export.export, or fix them in a wrapper of the model."
         )
-    node = next(node for node in program.graph.nodes if node.name == inputs[0])
-    shape = getattr(node.meta.get("val"), "shape", None)
-    if not shape or isinstance(shape[0], int):
-        raise InputError(
-            f"{path} must take any batch size. It was exported for an input of shape "
-            f"{list(shape or [])}. Export with dynamic_shapes=({{0: torch.export.Dim('batch')}},)."
-        )
+    for name in inputs:
+        shape = getattr(values[name], "shape", None)
+        if not shape or isinstance(shape[0], int):
+            raise InputError(
+                f"{path} must take any batch size. It was exported for an input {name} of shape "
+                f"{list(shape or [])}. Export with dynamic_shapes: {{0: torch.export.Dim('batch')}}"
+                " for each input."
+            )
 
 
 def _check_mode(path: Path, program: ExportedProgram) -> None:

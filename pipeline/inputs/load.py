@@ -17,12 +17,11 @@ from mfac_compress.pipeline.inputs.code_sources import (
 )
 from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
-from mfac_compress.pipeline.inputs.export_check import find_lost_zeros
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
-from mfac_compress.pipeline.inputs.model_file import LoadedModel, load_model
-from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
+from mfac_compress.pipeline.inputs.model import Model, OnnxForm
+from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.output import install_output
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
@@ -44,21 +43,21 @@ class Inputs:
             would not hold, are among those that are left out.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
-        exporter: Writes the model as ONNX.
+        form: How the model is written as ONNX.
         device: Where the run computes.
         code: The user's code, as it was loaded before the first stage.
         folded: Weights that were computed from others and are plain now, and by what they were
             computed.
     """
 
-    model: LoadedModel
+    model: Model
     data: DataSplits
     calibration: CalibrationData
     task: Task
     targets: PruneTargets
     fisher: FisherShape | None
     memory: MemoryPlan | None
-    exporter: OnnxExporter
+    form: OnnxForm
     device: torch.device
     code: CodeSources
     folded: Mapping[str, str]
@@ -97,8 +96,8 @@ def load_inputs(
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
-    exporter = OnnxExporter(model, recipe.export, data.calibration, recipe.validate_.batch_size)
-    targets = _prunable(recipe, model, data, calibration, targets, exporter)
+    form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
+    targets = _prunable(recipe, model, data, calibration, targets, form)
     fisher = memory = None
     if recipe.prune.method == "mfac":
         fisher = FisherShape.of(targets, recipe.calibrate.num_gradients, recipe.fisher)
@@ -111,7 +110,7 @@ def load_inputs(
         targets=targets,
         fisher=fisher,
         memory=memory,
-        exporter=exporter,
+        form=form,
         device=device,
         code=present_sources(_modules_of(recipe, model.module)),
         folded=folded,
@@ -134,19 +133,18 @@ def _calibration(
 
 def _prunable(
     recipe: Recipe,
-    model: LoadedModel,
+    model: Model,
     data: DataSplits,
     calibration: CalibrationData,
     targets: PruneTargets,
-    exporter: OnnxExporter,
+    form: OnnxForm,
 ) -> PruneTargets:
     """The targets that take part in the loss, and whose zeros the ONNX file will hold."""
     unused = smoke_test(recipe, model, targets.layout, data, calibration)
     if unused:
         targets = targets.without(unused)
-    _check_graph_names(recipe, model.module)
     names = [target.name for target in targets.matched]
-    lost = find_lost_zeros(model, exporter, names, calibration.device)
+    lost = model.lost_zeros(names, form)
     return targets.without(lost) if lost else targets
 
 
@@ -156,23 +154,6 @@ def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}
-
-
-def _check_graph_names(recipe: Recipe, module: nn.Module) -> None:
-    """Check that the graph's input and output do not take the names of its initializers.
-
-    Raises:
-        InputError: If one does.
-    """
-    for key, name in (
-        ("input_name", recipe.export.input_name),
-        ("output_name", recipe.export.output_name),
-    ):
-        if name in module.state_dict():
-            raise InputError(
-                f"{recipe.where(f'export.{key}')}: must not be the name of one of the model's "
-                f"tensors. Got {name!r}. Choose another name."
-            )
 
 
 def _device(recipe: Recipe, ranks: Ranks) -> torch.device:

@@ -1,10 +1,8 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
-import copy
 import hashlib
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,45 +25,19 @@ from mfac_compress.pipeline.inputs.exported_program import (
 )
 from mfac_compress.pipeline.inputs.fit import fit
 from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.traced_model import TracedModel
 from mfac_compress.pipeline.quoting import listed, printable
 from mfac_compress.pipeline.recipe.schema import ModelSection
 from mfac_compress.pipeline.weights import not_finite
 
 _FACTORY = "model.factory"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to calibrate.
-
-    Attributes:
-        module: On the CPU, in evaluation mode, float32. Parameters keep their ``requires_grad``.
-        fingerprint: SHA-256 in hex over the file, what the recipe says of it, and all tensors. The
-            factory's code is not in it: see
-            :class:`~mfac_compress.pipeline.inputs.code_sources.CodeSources`.
-        weights_key: Where the weights stood in the checkpoint, with dots; None for the whole file.
-        prefix: What was taken off the names in the file; with a plus sign, what was put before
-            them.
-        converted: Tensors that the file has as floats of another width than the model.
-    """
-
-    module: nn.Module
-    fingerprint: str
-    weights_key: str | None = None
-    prefix: str = ""
-    converted: int = 0
-
-    def copy(self) -> nn.Module:
-        """A copy of the module, on its device."""
-        with warnings.catch_warnings():
-            # PyTorch warns of its own ways when it copies the module of an exported program.
-            warnings.simplefilter("ignore", FutureWarning)
-            return copy.deepcopy(self.module)
+_Origin = dict[str, Any]
 
 
 def load_model(
     path: Path | str, section: ModelSection, *, folder: Path, trust_pickle: bool = False
-) -> LoadedModel:
+) -> Model:
     """Load a checkpoint into the model that it belongs to.
 
     Args:
@@ -74,7 +46,9 @@ def load_model(
         folder: Where relative paths of the recipe start: its folder.
         trust_pickle: Allow the file to run code. Never for a file from elsewhere.
     Returns:
-        The model and its fingerprint.
+        The model, on the CPU, in evaluation mode. Its parameters are float32 and keep their
+        ``requires_grad``. The factory's code is not in its digest: see
+        :class:`~mfac_compress.pipeline.inputs.code_sources.CodeSources`.
     Raises:
         InputError: If the file is missing, damaged, refused, or does not fit the factory's model;
             if the factory is missing, superfluous or fails; if a weight is NaN or Inf.
@@ -87,37 +61,50 @@ def load_model(
         raise InputError(printable(text)) from error
 
 
-def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> LoadedModel:
+def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> Model:
     content = _read(path)
-    key, prefix, converted = None, "", 0
-    if is_exported_program(path, content):
-        module = read_exported_program(path, content, trust_pickle=trust_pickle)
-        _check_left_out(path, section, "factory", "weights", "prefix")
-    else:
-        loaded = read_checkpoint(path, content, trust_pickle=trust_pickle)
-        if is_safetensors(path, content):
-            _check_left_out(path, section, "weights")
-        chosen = choose_weights(loaded, section.weights, path)
-        key = chosen.key
-        if isinstance(chosen.weights, nn.Module):
-            _check_left_out(path, section, "factory", "prefix")
-            module = chosen.weights
-        else:
-            module = _build(path, section, folder)
-            fitted = fit(module, chosen.weights, path, str(section.factory), section.prefix)
-            prefix, converted = fitted.prefix, fitted.converted
+    load = _load_program if is_exported_program(path, content) else _load_checkpoint
+    module, origin = load(path, content, section, folder, trust_pickle)
     _check_plain(module, path)
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return LoadedModel(module, _fingerprint(content, section, module), key, prefix, converted)
+    return TracedModel(module, _digest(content, section, module), origin)
+
+
+def _load_program(
+    path: Path, content: bytes, section: ModelSection, _folder: Path, trust_pickle: bool
+) -> tuple[nn.Module, _Origin]:
+    module = read_exported_program(path, content, trust_pickle=trust_pickle)
+    _check_left_out(path, section, "factory", "weights", "prefix")
+    return module, _origin()
+
+
+def _load_checkpoint(
+    path: Path, content: bytes, section: ModelSection, folder: Path, trust_pickle: bool
+) -> tuple[nn.Module, _Origin]:
+    loaded = read_checkpoint(path, content, trust_pickle=trust_pickle)
+    if is_safetensors(path, content):
+        _check_left_out(path, section, "weights")
+    chosen = choose_weights(loaded, section.weights, path)
+    if isinstance(chosen.weights, nn.Module):
+        _check_left_out(path, section, "factory", "prefix")
+        return chosen.weights, _origin(chosen.key)
+    module = _build(path, section, folder)
+    fitted = fit(module, chosen.weights, path, str(section.factory), section.prefix)
+    return module, _origin(chosen.key, fitted.prefix)
+
+
+def _origin(key: str | None = None, prefix: str = "") -> _Origin:
+    """Where the weights stood in the file, and what was taken off their names (+: put before)."""
+    return {"model_weights": key, "model_prefix": prefix}
 
 
 def set_training(module: nn.Module, training: bool) -> None:
     """Switch a module to training or evaluation mode, where it can be switched.
 
     Args:
-        module: Any model of :func:`load_model`. Programs of torch.export keep the mode they were
+        module: Any. Programs of torch.export keep the mode they were
             exported in, which is always evaluation here.
         training: True for training mode.
     """
@@ -234,7 +221,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not special
 
 
-def _fingerprint(content: bytes, section: ModelSection, module: nn.Module) -> str:
+def _digest(content: bytes, section: ModelSection, module: nn.Module) -> str:
     """Of the file, of what the recipe says of it, and of the tensors that came of both.
 
     A factory may make tensors that no file holds: buffers that are not saved, from a random number

@@ -21,7 +21,13 @@ MOST_DEPTH = 100
 _NAME = re.compile(r"[A-Za-z_]\w{0,255}", re.ASCII)
 _PATH = re.compile(r"[\w.:/+ -]{1,1000}")
 _PAYLOAD = re.compile(r"(weight|tensor)_\d{1,7}", re.ASCII)
-_TYPES_OF_TREES = {"builtins.tuple", "builtins.list", "builtins.dict"}
+_TYPES_OF_TREES = {
+    "builtins.tuple": "builtins.tuple",
+    "builtins.list": "builtins.list",
+    "builtins.dict": "builtins.dict",
+    "collections.OrderedDict": "builtins.dict",
+}
+"""What may be in a tree, and what is read in its place."""
 _NOT_FOR_NODES = {*keyword.kwlist, "torch", "self", "device", "inf", "nan", "getattr", "slice"}
 _NOT_FOR_NODES |= {"pytree", "fx_pytree", "math", "operator"}
 _MEMBERS = {*dir(nn.Module()), *dir(torch.fx.GraphModule)}
@@ -106,7 +112,7 @@ def _branch(tree: Any, place: str, depth: int) -> dict[str, Any]:
         return {"type": None, "context": None, "children_spec": []}
     if kind not in _TYPES_OF_TREES:
         raise RefusedError(f"a value of the type {shortened(str(kind))}")
-    context = json.loads(tree.get("context"))
+    kind, context = _TYPES_OF_TREES[kind], json.loads(tree.get("context"))
     if kind == "builtins.dict":
         named = isinstance(context, list) and all(
             isinstance(name, str) and is_name(name) for name in context

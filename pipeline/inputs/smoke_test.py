@@ -11,14 +11,14 @@ from mfac_compress.pipeline.inputs.data import DataSplits, Split
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.gradient_check import find_unused
 from mfac_compress.pipeline.inputs.independence import check_independence
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 
 def smoke_test(
     recipe: Recipe,
-    model: LoadedModel,
+    model: Model,
     layout: Layout,
     data: DataSplits,
     calibration: CalibrationData,

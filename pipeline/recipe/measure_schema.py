@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from onnx.defs import onnx_opset_version
 from pydantic import BeforeValidator, Field
@@ -15,6 +15,7 @@ from mfac_compress.pipeline.recipe.section import (
     Number,
     Positive,
     Section,
+    SectionError,
     Share,
     Text,
     Threads,
@@ -28,6 +29,17 @@ _SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name != DENSE)
 _OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
 
 
+def _axis(number: Any) -> int:
+    if str(number).isdecimal() and 1 <= int(number) <= _MOST_AXES:
+        return int(number)
+    text = f"must be the number of an axis, 1 to {_MOST_AXES} (0 is the batch). Got {number!r}."
+    raise SectionError((RecipeIssue((), text),))
+
+
+_MOST_AXES = 64  # of a tensor in PyTorch
+Axis = Annotated[int, BeforeValidator(_axis)]
+
+
 class ExportSection(Section):
     """The ONNX files."""
 
@@ -36,11 +48,14 @@ class ExportSection(Section):
     dynamic_batch: bool = True
     """Leave the batch size open. Otherwise it is `validate.batch_size`."""
     input_name: Text = "input"
-    """Name of the graph's input."""
+    """Name of the graph's input where there is one; several have the keys of the dict, or the names
+    of forward's parameters."""
     output_name: Text = "output"
-    """Name of the graph's output."""
-    dynamic_axes: dict[str, dict[Count, Text]] = Field({})
-    """Names of further open axes, by input and axis."""
+    """Name of the graph's output where there is one; several have the keys of the dict, or the
+    number in a tuple behind this name."""
+    dynamic_axes: dict[Text, dict[Axis, Text]] = Field(default_factory=dict)
+    """Names of further open axes, by input and number of the axis: `{input_ids: {1: sequence}}`.
+    Axes of the same name have the same length."""
     sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
     """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
     them, too. The plain `model.onnx` is always written."""

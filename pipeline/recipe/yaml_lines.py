@@ -214,7 +214,7 @@ class _Reader:
                 for base in self._bases(value_node, path):
                     merged = {**self._entries(base, path), **merged}
                 continue
-            if key_node.tag != _PREFIX + "str":
+            if not _is_key(key_node):
                 self._note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
                 continue
             key = key_node.value
@@ -252,6 +252,12 @@ def _refusal(kind: str, written: str) -> str | None:
     if sexagesimal or (kind == "int" and not _INTEGER.fullmatch(written)):
         return "must be a decimal number, as 10 or 0.5; text goes in quotes."
     return None
+
+
+def _is_key(node: yaml.Node) -> bool:
+    """Whether it is text, or a whole number, which names an axis."""
+    number = node.tag == _PREFIX + "int" and str(node.value).isdecimal()
+    return node.tag == _PREFIX + "str" or number
 
 
 def _key_text(node: yaml.Node) -> str:

@@ -25,7 +25,8 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.memory import MemoryPlan
-from mfac_compress.pipeline.inputs.model_file import LoadedModel, set_training
+from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.stage import Job
@@ -78,7 +79,7 @@ def check(
 def calibrate(
     job: Job,
     *,
-    model: LoadedModel,
+    model: Model,
     calibration: CalibrationData,
     shape: FisherShape,
     gradients: Literal["loop", "vmap", "auto"],

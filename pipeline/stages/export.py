@@ -3,24 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mfac_compress.export import write_graph
-from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
-from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
+from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
+from mfac_compress.pipeline.weights import load_masks, load_state, sparsity_of
 
 
 def export(
-    job: Job, *, model: LoadedModel, exporter: OnnxExporter, metadata: Mapping[str, str]
+    job: Job, *, model: Model, form: OnnxForm, metadata: Mapping[str, str]
 ) -> dict[str, Any]:
     """Write ``dense.onnx`` and ``model.onnx`` to the job's folder.
 
     Args:
         job: Where, after the stage ``recover``.
         model: The dense model.
-        exporter: Makes the graphs.
+        form: How they are written.
         metadata: Written into both files.
 
     Raises:
@@ -28,17 +25,10 @@ def export(
     """
     recovered = job.before["recover"].folder
     sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}
-    models = [
-        (DENSE, metadata, lambda: exporter.dense),
-        (
-            SPARSE,
-            {**metadata, **sparsity},
-            lambda: exporter.graph(load_weights(model.copy(), recovered).cpu()),
-        ),
+    files = [
+        (DENSE, None, metadata),
+        (SPARSE, load_state(recovered), {**metadata, **sparsity}),
     ]
-    for name, properties, graph in job.progress.track(models, "export", total=len(models)):
-        try:
-            write_graph(graph(), job.folder / ONNX_FILES[name], metadata=properties)
-        except ValueError as error:
-            raise InputError(f"export: {error}") from error
+    for name, state, properties in job.progress.track(files, "export", total=len(files)):
+        model.write(state, job.folder / ONNX_FILES[name], form, properties)
     return {}

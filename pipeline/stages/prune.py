@@ -17,7 +17,7 @@ from mfac_compress.mfac.update import line_search
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import PruneSection, Recipe
 from mfac_compress.pipeline.run.stage import Job
@@ -119,7 +119,7 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
 
 
 def prune_by_magnitude(
-    job: Job, *, model: LoadedModel, layout: Layout, units: Units, steps: Sequence[Sequence[int]]
+    job: Job, *, model: Model, layout: Layout, units: Units, steps: Sequence[Sequence[int]]
 ) -> Pruned:
     """Remove the smallest weights step by step; weights and masks go to the job's folder.
 
@@ -139,7 +139,7 @@ def prune_by_magnitude(
 def prune(
     job: Job,
     *,
-    model: LoadedModel,
+    model: Model,
     units: Units,
     steps: Sequence[Sequence[int]],
     calibration: CalibrationData,
@@ -196,7 +196,7 @@ class Pruner:
         layout: The weights that may go.
     """
 
-    def __init__(self, model: LoadedModel, layout: Layout) -> None:
+    def __init__(self, model: Model, layout: Layout) -> None:
         self.module = model.copy()
         self.layout = layout
         self.weights = layout.flatten(dict(self.module.named_parameters()))

@@ -19,7 +19,8 @@ from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
-from mfac_compress.pipeline.inputs.model_file import LoadedModel, set_training
+from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.progress import Progress
@@ -71,7 +72,7 @@ class Recovered:
 def check(
     ranks: Ranks,
     *,
-    model: LoadedModel,
+    model: Model,
     section: RecoverSection,
     recovery: Split | None,
     calibration: CalibrationData,
@@ -103,7 +104,7 @@ def check(
 def recover(
     job: Job,
     *,
-    model: LoadedModel,
+    model: Model,
     section: RecoverSection,
     recovery: Split | None,
     calibration: CalibrationData,

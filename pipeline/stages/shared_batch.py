@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mfac_compress.mfac.batch import Batch, Tree, call, map_tensors
 from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.ranks import Ranks
@@ -61,7 +61,7 @@ def _of_all(own: Tensor, ranks: Ranks) -> Tensor:
 
 
 def check_sharing(
-    model: LoadedModel,
+    model: Model,
     split: Split,
     loss: Loss,
     device: torch.device,

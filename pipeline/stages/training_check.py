@@ -6,7 +6,7 @@ from mfac_compress.mfac.batch import Tree, call
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import describe, user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.quoting import type_and_shape
@@ -20,7 +20,7 @@ _OUT = (
 
 
 def check_training(
-    model: LoadedModel,
+    model: Model,
     split: Split,
     loss: Loss,
     batch_size: int,

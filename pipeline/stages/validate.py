@@ -25,7 +25,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.model_file import LoadedModel
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
@@ -107,7 +107,7 @@ def check(
 def validate(
     job: Job,
     *,
-    model: LoadedModel,
+    model: Model,
     pruned: Sequence[str],
     samples: Split,
     task: Task,

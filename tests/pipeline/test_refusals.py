@@ -20,7 +20,7 @@ FRAGMENTS = {
     "data with a name too long": ["data.splits.validation.path must be a file or folder that"],
     "factory with a name too long": ["model.factory must name a file that exists"],
     "opset of the future": ["export.opset must be at most", "Got 99", "recipe.yaml:"],
-    "input named as a tensor": ["(export.input_name): must not be the name", "Got '0.weight'"],
+    "input named as a tensor": ["export.input_name", "Got '0.weight'"],
     "metric of other arguments": ["task.metric must be a function of (outputs, targets)"],
     "truncated model": ["It may be cut off"],
     "missing factory": ["model.factory must name something in net.py", "has no 'network'"],

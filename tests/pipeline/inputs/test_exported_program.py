@@ -1,8 +1,10 @@
 """Programs of torch.export are read as they were written; nothing in them is run or imported."""
 
+import copy
 import io
 import json
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -229,3 +231,99 @@ def test_tensors_lie_within_their_records(meta, branch):
 
     with pytest.raises(InputError, match="must be a program"):
         read(changed(branch, "model_weights_config.json", change))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, ids, masks, scale=None):
+        x = self.embedding(ids) * masks["kept"][..., None]
+        return OrderedDict(logits=self.head(x), pooled=[x.sum(1), x])
+
+
+def program_of(module, args, kwargs, shapes):
+    program = torch.export.export(module.eval(), args, kwargs, dynamic_shapes=shapes)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def test_inputs_and_outputs_may_be_trees():
+    open_, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shape = {0: open_, 1: length}
+    inputs = {"ids": torch.ones(2, 5).long(), "masks": {"kept": torch.ones(2, 5)}}
+    module = Tokens()
+
+    loaded = read(program_of(module, (), inputs, {"ids": shape, "masks": {"kept": shape}}))
+
+    inputs = {"ids": torch.ones(3, 7).long(), "masks": {"kept": torch.zeros(3, 7)}}
+    found, expected = loaded(**inputs), module(**inputs)
+    assert list(found) == ["logits", "pooled"]
+    assert torch.equal(found["logits"], expected["logits"])
+    assert torch.equal(found["pooled"][1], expected["pooled"][1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_arguments_go_by_name_or_position_however_a_program_was_exported(count):
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    inputs = {"ids": torch.ones(2, 5).long(), "masks": {"kept": torch.ones(2, 5)}}
+    args, kwargs = tuple(inputs.values())[:count], dict(list(inputs.items())[count:])
+    loaded = read(program_of(Tokens(), args, kwargs, {"ids": shape, "masks": {"kept": shape}}))
+
+    expected = loaded(*args, **kwargs)["logits"]
+    for module in (loaded, copy.deepcopy(loaded)):
+        assert torch.equal(module(**dict(reversed(inputs.items())))["logits"], expected)
+        assert torch.equal(module(*inputs.values())["logits"], expected)
+    with pytest.raises(ValueError, match=r"mismatch|exported input tree spec"):
+        loaded(inputs["ids"])
+
+
+def test_copies_keep_the_hooks_of_outputs(branch):
+    loaded = read(branch)
+    loaded.register_forward_hook(lambda _module, _args, output: {"output": output})
+    for copied in (copy.deepcopy(loaded), copy.deepcopy(copy.deepcopy(loaded))):
+        assert copied(torch.ones(2, 8)).keys() == {"output"}
+
+
+@pytest.mark.parametrize("name", ["a b", "x=open('f','w')", "torch", ""])
+def test_names_in_trees_are_checked(name):
+    shape = {0: torch.export.Dim("batch")}
+    inputs = {"ids": torch.ones(2, 5).long(), "masks": {"kept": torch.ones(2, 5)}}
+    program = program_of(Tokens(), (), inputs, {"ids": shape, "masks": {"kept": shape}})
+
+    def change(said):
+        signature = said["graph_module"]["module_call_graph"][0]["signature"]
+        for spec in ("in_spec", "out_spec"):
+            old = "kept" if spec == "in_spec" else "pooled"
+            tree = signature[spec].replace(f'\\"{old}\\"', json.dumps(json.dumps(name))[1:-1])
+            assert tree != signature[spec]
+            signature[spec] = tree
+
+    with pytest.raises(InputError, match="must be a list of names"):
+        read(changed(program, "model.json", change))
+
+
+def test_values_of_other_types_in_trees_are_refused():
+    shape = {0: torch.export.Dim("batch")}
+    inputs = {"ids": torch.ones(2, 5).long(), "masks": {"kept": torch.ones(2, 5)}}
+    program = program_of(Tokens(), (), inputs, {"ids": shape, "masks": {"kept": shape}})
+
+    def change(said):
+        signature = said["graph_module"]["module_call_graph"][0]["signature"]
+        signature["out_spec"] = signature["out_spec"].replace("builtins.list", "subprocess.Popen")
+
+    with pytest.raises(InputError, match=r"the type subprocess\.Popen"):
+        read(changed(program, "model.json", change))
+
+
+def test_each_input_must_be_a_tensor_of_any_batch_size():
+    shape = {0: torch.export.Dim("batch")}
+    ids, masks = torch.ones(2, 5).long(), {"kept": torch.ones(2, 5)}
+    fixed = program_of(Tokens(), (ids, {"kept": torch.ones(1, 5)}), None, (shape, {"kept": None}))
+    with pytest.raises(InputError, match=r"for an input masks_kept of shape \[1, 5\]"):
+        read(fixed)
+    absent = program_of(Tokens(), (ids, masks, None), None, (shape, {"kept": shape}, None))
+    with pytest.raises(InputError, match=r"must take tensors only. It takes None"):
+        read(absent)

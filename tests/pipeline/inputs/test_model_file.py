@@ -288,7 +288,7 @@ def test_non_finite_weights_are_named(folder, state):
     assert "0.weight" not in message
 
 
-def test_the_fingerprint_follows_tensors_that_no_file_holds(folder, state, monkeypatch):
+def test_the_digest_follows_tensors_that_no_file_holds(folder, state, monkeypatch):
     (folder / "net.py").write_text(
         SOURCE
         + """
@@ -303,10 +303,10 @@ def net(width=4):
     )
     path = saved(state, folder)
     monkeypatch.setenv("SCALE", "1")
-    first = load(path, folder).fingerprint
-    assert load(path, folder).fingerprint == first
+    first = load(path, folder).digest
+    assert load(path, folder).digest == first
     monkeypatch.setenv("SCALE", "2")
-    assert load(path, folder).fingerprint != first
+    assert load(path, folder).digest != first
 
 
 @pytest.mark.parametrize("made", ["torch.eye(2).to_sparse()", "torch.empty(2, device='meta')"])
@@ -324,13 +324,13 @@ def net(width=4):
         load(saved(state, folder), folder)
 
 
-def test_the_fingerprint_follows_file_and_arguments(folder, state):
+def test_the_digest_follows_file_and_arguments(folder, state):
     path = saved(state, folder, "model.safetensors")
-    first = load(path, folder).fingerprint
-    assert load(path, folder).fingerprint == first
-    assert load(path, folder, width=4).fingerprint != first
+    first = load(path, folder).digest
+    assert load(path, folder).digest == first
+    assert load(path, folder, width=4).digest != first
     state["3.bias"] += 1
-    assert load(saved(state, folder, "model.safetensors"), folder).fingerprint != first
+    assert load(saved(state, folder, "model.safetensors"), folder).digest != first
 
 
 def exported(folder, *, model=None, batch=True, training=False, name="program.pt2"):
@@ -477,10 +477,10 @@ def test_the_chosen_weights_and_what_was_done_to_them_are_reported(folder, state
     assert "model.weights" in refusal(path, folder)
     section = ModelSection(factory=FACTORY, weights="ema.module")
     loaded = load_model(path, section, folder=folder)
-    assert (loaded.weights_key, loaded.prefix, loaded.converted) == ("ema.module", "net.", 8)
+    assert loaded.origin == {"model_weights": "ema.module", "model_prefix": "net."}
     other = load_model(path, ModelSection(factory=FACTORY, weights="model"), folder=folder)
-    assert (other.weights_key, other.prefix, other.converted) == ("model", "", 0)
-    assert loaded.fingerprint != other.fingerprint
+    assert other.origin == {"model_weights": "model", "model_prefix": ""}
+    assert loaded.digest != other.digest
 
 
 def test_a_safetensors_file_has_no_keys_to_choose_from(folder, state):

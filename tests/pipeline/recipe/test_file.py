@@ -112,6 +112,11 @@ BAD = {
         ["run.seed must be given once. It is in line 4 already."],
     ),
     "key that is no text": ("on: 1", 3, ["text as keys. Got on", "'on' in quotes"]),
+    "axis": (
+        "export: {dynamic_axes: {ids: {0: batch}}}",
+        3,
+        ["export.dynamic_axes.ids.0 must be the number of an axis, 1 to 64"],
+    ),
     "tag": ("run: {seed: !!python/name:os.system x}", 3, ["run.seed", "without a YAML tag"]),
     "wrong tag": ("run: {seed: !!int x}", 3, ["run.seed must be a decimal number", "Got 'x'"]),
     "key from an anchor": (
@@ -390,6 +395,11 @@ def test_off_needs_no_quotes(write):
     assert load_recipe(write(dump_recipe(recipe))).export.sparse_kernels == "off"
 
 
+def test_axes_are_numbers(write):
+    path = write(SOUND + "export: {dynamic_axes: {ids: {1: length}, 'mask': {'1': length}}}")
+    assert load_recipe(path).export.dynamic_axes == {"ids": {1: "length"}, "mask": {1: "length"}}
+
+
 def test_overrides_take_yaml_and_the_last_counts(write):
     recipe = load_recipe(
         write(SOUND),
@@ -488,6 +498,7 @@ ROUND_TRIPS = {
         data: {factory: 'package.data:make', kwargs: {path: data sets}}
         prune: {sparsity: 0.9, method: magnitude}
         validate: {latency: null, gates: {confidence: none, max_metric_drop: 0.01}}
+        export: {dynamic_axes: {ids: {1: length, 2: width}}}
         fisher: {block_size: full}
         """,
     "images": """\

@@ -1,0 +1,94 @@
+"""What a run compresses: a module to compute with, and a way to write it as ONNX."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.mfac.batch import Tree
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.recipe.schema import ExportSection
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxForm:
+    """How a model is to be written as ONNX.
+
+    Args:
+        section: The recipe's ``export``.
+        split: Of its samples the example is made.
+        batch_size: Samples in the example.
+    """
+
+    section: ExportSection
+    split: Split
+    batch_size: int
+
+    @property
+    def digest(self) -> list[Any]:
+        """Changes where the file may."""
+        section = self.section.model_dump(mode="json", exclude={"sparse_kernels"})
+        return [section, self.split.fingerprint, self.batch_size]
+
+    @property
+    def example(self) -> Tree:
+        """Inputs that the file will take. Each of shape ``[batch_size, ...]``."""
+        positions = torch.arange(self.batch_size) % len(self.split)
+        return next(self.split.batches(self.batch_size, indices=positions)).inputs
+
+
+class Model(Protocol):
+    """A model as it was given, which writes its own file.
+
+    A checkpoint with its factory and a program of torch.export are of one class, whose file is
+    made by tracing the module. Another kind of model needs a class with these members and a line in
+    ``load_model``: for an ONNX file, ``module`` is made from its graph, and ``write`` puts
+    the state's tensors into that graph; for a folder of Hugging Face, ``module`` is built from its
+    configuration, and written by tracing.
+    """
+
+    module: nn.Module
+    """On the run's device, in evaluation mode, with float32 parameters. Nobody changes it."""
+    digest: str
+    """Changes where the file, what the recipe says of it, or a tensor does."""
+    origin: Mapping[str, Any]
+    """How the file was read, for the manifest."""
+
+    def copy(self) -> nn.Module:
+        """A copy of the module, on its device."""
+
+    def lost_zeros(self, names: Sequence[str], form: OnnxForm) -> dict[str, str]:
+        """Try to write the model, before the work.
+
+        Args:
+            names: Parameters that are to be pruned.
+            form: How it is written.
+
+        Returns:
+            Name to reason, of the parameters whose zeros the file would not hold.
+
+        Raises:
+            InputError: If it cannot be written so, or the file computes something else.
+        """
+
+    def write(
+        self,
+        state: Mapping[str, Tensor] | None,
+        path: Path,
+        form: OnnxForm,
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write the model as ONNX.
+
+        Args:
+            state: Parameters and buffers by name, on any device; None for the model's own.
+            path: The file, in a folder that exists.
+            form: How it is written.
+            metadata: Written into it.
+
+        Raises:
+            InputError: If it cannot be written so.
+        """
