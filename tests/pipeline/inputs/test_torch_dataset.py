@@ -63,6 +63,10 @@ def as_pair(items):
     batch = pad(items)
     return batch["input_ids"], batch["labels"]
 
+def masks_some(items):
+    batch = pad(items)
+    return {**batch, **({"mask": torch.ones(len(items), 1)} if batch["labels"][0] % 2 else {})}
+
 def raises(items): raise KeyError("token")
 def too_few(items): return torch.zeros(1, 2), torch.zeros(1)
 def scalar(items): return torch.tensor(1), torch.zeros(len(items))
@@ -153,7 +157,7 @@ def test_targets_may_be_missing_where_none_are_needed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "part"),
     [
-        ("any_length", {}, "or data.collate must pad them"),
+        ("any_length", {}, "or data.collate must pad them. 'calibration' has"),
         (
             "any_length",
             {},
@@ -168,6 +172,7 @@ def test_targets_may_be_missing_where_none_are_needed(tmp_path):
         ("uneven", {}, "has inputs that cannot be made a tensor"),
         ("explodes", {}, "raised OSError: gone (own.py"),
         ("validation_nan", {}, "finite inputs.x.deep"),
+        ("any_length", {"collate": "masks_some"}, "inputs.mask float32 of 1 axes, targets"),
         ("any_length", {"collate": "raises"}, "raised KeyError: token (own.py"),
         ("any_length", {"collate": "too_few"}, "of n = 2 for samples 0..1 of 'validation'"),
         ("any_length", {"collate": "scalar"}, "Got inputs int64 [], targets"),
