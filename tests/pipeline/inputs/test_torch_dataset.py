@@ -27,6 +27,7 @@ def other_target(): return three(lambda n: {"ids": [n, n], "answer": n})
 def user_dicts(): return three(lambda n: collections.UserDict(tokens(n)))
 def nested(): return three(lambda n: ((torch.tensor([n]), {"a": n + 0.5}), (n, [n, -100])))
 def any_length(): return three(lambda n: tokens(n, 1 + n % 4))
+def longer_by_split(): return three(lambda n: tokens(n, 2 + n // 100))
 def first_shorter(): return three(lambda n: tokens(n, 1 + bool(n % 100)))
 def other_keys(): return three(lambda n: {"x": n, **({"y": n} if n % 2 else {}), "labels": 0})
 def strings(): return three(lambda n: {**tokens(n), "text": "words"})
@@ -146,6 +147,13 @@ def test_padded_validation_samples_are_the_same_at_every_reading(order, tmp_path
     for size in (1, 2, 3):
         assert sum(b.size for b in data.validation.batches(size, indices=order)) == 4
     assert "must stay the same" in refusal(tmp_path, "any_length", collate="random_pad")
+
+
+def test_lengths_may_differ_between_splits_where_they_are_padded(tmp_path):
+    data = load(tmp_path, "longer_by_split", collate="pad")
+    lengths = [next(split.batches(2)).inputs["input_ids"].shape[1] for split in data]
+    assert lengths == [2, 3, 4]
+    assert "in all splits" in refusal(tmp_path, "longer_by_split")
 
 
 def test_targets_may_be_missing_where_none_are_needed(tmp_path):
