@@ -629,7 +629,7 @@ def test_own_datasets_give_their_samples(own):
         ("wordless", "ValueError"),
         ("nan_target", "finite targets"),
         ("complexes", "real numbers"),
-        ("sparse", "sparse_coo [2]"),
+        ("sparse", "sparse_coo [1, 2]"),
         ("meta", "dense tensors"),
         ("nothing", "none of them empty"),
         ("noisy_targets", "must stay the same"),

@@ -60,6 +60,10 @@ def pad(items):
     labels = torch.tensor([item.pop("labels") for item in items])
     return {"input_ids": torch.tensor(ids), "labels": labels}
 
+def pad_inputs(items):
+    batch = pad([{"labels": 0, **item} for item in items])
+    return batch if "labels" in items[0] else {"input_ids": batch["input_ids"]}
+
 def as_pair(items):
     batch = pad(items)
     return batch["input_ids"], batch["labels"]
@@ -112,7 +116,7 @@ def test_the_recipe_names_the_target(tmp_path):
     batch = next(load(tmp_path, "other_target", target="answer").validation.batches(2))
     assert list(batch.inputs) == ["ids"]
     assert batch.targets.tolist() == [200, 201]
-    assert "has no 'labels', the target. It has ids, answer. Set task.target" in refusal(
+    assert "must have 'labels', the target, and inputs. It has ids, answer. Set" in refusal(
         tmp_path, "other_target"
     )
 
@@ -159,7 +163,10 @@ def test_lengths_may_differ_between_splits_where_they_are_padded(tmp_path):
 def test_targets_may_be_missing_where_none_are_needed(tmp_path):
     data = load(tmp_path, "unlabelled", labelled=False, needs_recovery=False)
     assert next(data.calibration.batches(4)).targets.tolist() == [0] * 4
-    assert "has no 'labels'" in refusal(tmp_path, "unlabelled")
+    assert "must have 'labels'" in refusal(tmp_path, "unlabelled")
+    collated = {"collate": "pad_inputs", "needs_recovery": False, "labelled": False}
+    data = load(tmp_path, "unlabelled", **collated)
+    assert next(data.calibration.batches(3)).targets.tolist() == [0] * 3
 
 
 @pytest.mark.parametrize(
@@ -175,7 +182,7 @@ def test_targets_may_be_missing_where_none_are_needed(tmp_path):
         ("other_keys", {}, "of one form"),
         ("first_shorter", {}, "targets int64 [] in sample 1 of data.factory's"),
         ("strings", {}, "Sample 0 of 'calibration' has a str as inputs.text"),
-        ("only_target", {}, "nothing but 'labels'"),
+        ("only_target", {}, "the target, and inputs. It has labels"),
         ("numbered", {}, "keys are not all text"),
         ("uneven", {}, "has inputs that cannot be made a tensor"),
         ("explodes", {}, "raised OSError: gone (own.py"),
