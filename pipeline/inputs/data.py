@@ -1,7 +1,6 @@
 """From the recipe's ``data`` section to disjoint splits."""
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -135,9 +134,7 @@ def _open_images(
 
 
 def _check_same_form(first: Split, other: Split, with_targets: bool, padded: bool) -> None:
-    expected, found = (_form(split, with_targets) for split in (first, other))
-    if padded:  # lengths may differ
-        expected, found = (re.sub(r"\d+(?=[],])", "n", form) for form in (expected, found))
+    expected, found = (_form(split, with_targets, not padded) for split in (first, other))
     if found != expected:
         raise InputError(
             f"data must have samples of one shape and type in all splits. {first.name} has "
@@ -145,11 +142,11 @@ def _check_same_form(first: Split, other: Split, with_targets: bool, padded: boo
         )
 
 
-def _form(split: Split, with_targets: bool) -> str:
+def _form(split: Split, with_targets: bool, lengths: bool) -> str:
     inputs, targets = split.raw(range(min(2, len(split))))
     if split.dataset.alone:
         inputs = split.dataset.prepare(inputs)
-    return form_of(Batch(inputs, targets if with_targets else ()), axis=1)
+    return form_of(Batch(inputs, targets if with_targets else ()), axis=1, lengths=lengths)
 
 
 def _shared_samples(first: Split, second: Split, allowed: int) -> int:

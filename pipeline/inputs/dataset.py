@@ -6,6 +6,7 @@ are int64 for classes and float32 otherwise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -62,17 +63,21 @@ def named_parts(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     yield from named_tensors({"inputs": batch.inputs, "targets": batch.targets})
 
 
-def form_of(batch: Batch, *, axis: int) -> str:
+def form_of(batch: Batch, *, axis: int, lengths: bool = True) -> str:
     """Name, type and shape of each tensor, in the order of their names.
 
     Args:
         batch: A batch, or one item.
         axis: First one to name: 1 leaves out that of the samples.
+        lengths: Whether the axes' lengths count, and not only their number.
     """
-    return ", ".join(
-        f"{name} {dtype_name(tensor.dtype)} {list(tensor.shape[axis:])}"
-        for name, tensor in sorted(named_parts(batch), key=lambda part: part[0])
-    )
+
+    def described(name: str, tensor: Tensor) -> str:
+        shape = list(tensor.shape[axis:])
+        axes = str(shape) if lengths else f"of {len(shape)} axes"
+        return f"{name} {dtype_name(tensor.dtype)} {axes}"
+
+    return ", ".join(described(*part) for part in sorted(named_parts(batch), key=itemgetter(0)))
 
 
 def as_target(targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.batch import Batch, Tree, map_tensors
-from mfac_compress.pipeline.inputs.dataset import as_target
+from mfac_compress.pipeline.inputs.dataset import as_target, named_parts
 from mfac_compress.pipeline.quoting import dtype_name, shown, with_article
 
 _MOST_AXES = 32
@@ -22,13 +22,13 @@ class ItemError(ValueError):
     """An item that cannot be used, in words that follow its name."""
 
 
-def as_batch(item: Any, target: str, *, labelled: bool = True) -> Batch:
-    """Take an item, or a collated batch, apart into trees of tensors.
+def as_batch(item: Any, target: str, default: Any = None) -> Batch:
+    """Take an item, or a collated batch, apart into trees of tensors, not checked yet.
 
     Args:
         item: ``(inputs, targets)``, or a dict.
         target: Key of the targets in a dict.
-        labelled: Whether a dict must have them. Where it has none they are 0.
+        default: Targets of a dict without any; None where it must have them.
     Returns:
         Of an item a batch without the dimension that counts samples.
     Raises:
@@ -36,28 +36,31 @@ def as_batch(item: Any, target: str, *, labelled: bool = True) -> Batch:
     """
     if isinstance(item, Mapping):
         parts = dict(item)
-        if labelled and target not in parts:
-            names = ", ".join(map(shown, parts)) or "nothing"
+        targets = parts.pop(target, default)
+        if targets is None or not parts:
+            names = ", ".join(map(shown, item)) or "nothing"
             raise ItemError(
-                f"has no {shown(target)!r}, the target. It has {names}. Set task.target"
+                f"must have {shown(target)!r}, the target, and inputs. It has {names}. Set "
+                "task.target"
             )
-        targets = parts.pop(target, 0)
-        if not parts:
-            raise ItemError(f"has nothing but {shown(target)!r}, the target")
-        return _batch(parts, targets)
-    if isinstance(item, tuple | list) and len(item) == 2:
-        return _batch(*item)
-    length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-    raise ItemError(
-        f"is {with_article(type(item).__name__)}{length}, and neither (inputs, targets) nor a dict"
-    )
+        item = parts, targets
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+        kind = f"{with_article(type(item).__name__)}{length}"
+        raise ItemError(f"is {kind}, and neither (inputs, targets) nor a dict")
+    return Batch(_as_tree(item[0], "inputs"), _as_tree(item[1], "targets"))
 
 
-def _batch(inputs: Any, targets: Any) -> Batch:
-    return Batch(
-        map_tensors(_as_input, _as_tree(inputs, "inputs")),
-        map_tensors(as_target, _as_tree(targets, "targets")),
-    )
+def as_plain(batch: Batch) -> Batch:
+    """A batch on the CPU, without a history of gradients, of the types that models take.
+
+    Raises:
+        ItemError: If a tensor is not dense, of real numbers and not empty.
+    """
+    for name, tensor in named_parts(batch):
+        _check_plain(name, tensor)
+    inputs, targets = map_tensors(lambda tensor: tensor.detach().cpu().contiguous(), batch)
+    return Batch(map_tensors(_as_input, inputs), map_tensors(as_target, targets))
 
 
 def _as_input(values: Tensor) -> Tensor:
@@ -65,7 +68,9 @@ def _as_input(values: Tensor) -> Tensor:
 
 
 def _as_tree(value: Any, name: str) -> Tree:
-    if isinstance(value, Tensor | np.ndarray | np.generic | int | float):
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray | np.generic | int | float):
         return _as_tensor(value, name)
     if isinstance(value, Mapping):
         if not value or not all(isinstance(key, str) for key in value):
@@ -89,13 +94,15 @@ def _is_numbers(value: list[Any]) -> bool:
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
-    """Values on the CPU, without a history of gradients."""
     try:
         if isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-        values = torch.as_tensor(value)
+        return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ItemError(f"has {name} that cannot be made a tensor: {shown(error)}") from None
+
+
+def _check_plain(name: str, values: Tensor) -> None:
     dense = values.layout == torch.strided and not (values.is_nested or values.is_meta)
     small = values.numel() > 0 and values.ndim <= _MOST_AXES
     if not dense or values.dtype not in _REAL or not small:
@@ -104,4 +111,3 @@ def _as_tensor(value: Any, name: str) -> Tensor:
             f"has {name} of {kind} {list(values.shape)}, and must have dense tensors of real "
             f"numbers, of {_MOST_AXES} axes at most and none of them empty"
         )
-    return values.detach().cpu().contiguous()

@@ -58,8 +58,9 @@ def scan(dataset: Dataset, *, fixed: bool) -> Scan:
         for batch in hashed_batches(dataset, dataset.read(positions)):
             if not forms:
                 extremes.choose(dataset.prepare(batch.inputs))
-            forms.setdefault(form_of(batch, axis=1), positions[0])
-            if not dataset.alone:
+            form = form_of(batch, axis=1, lengths=not dataset.alone)
+            forms.setdefault(form, len(digests))
+            if dataset.kind == "code":
                 _check_one_form(dataset, forms)
             inputs, targets = sample_digests(batch.inputs), sample_digests(batch.targets)
             for name, tensor in named_parts(batch):
@@ -102,20 +103,15 @@ def sample_digests(tree: Tree) -> list[bytes]:
     """
     columns = [_rows(tensor) for _, tensor in sorted(named_tensors(tree), key=lambda item: item[0])]
     if len(columns) == 1:
-        return _short_rows(columns[0]) or _digests(columns[0])
+        return _digests(columns[0])
     hashed = zip(*map(_digests, columns), strict=True)
     return [hashlib.sha256(b"".join(parts)).digest() for parts in hashed]
 
 
 def _digests(rows: np.ndarray) -> list[bytes]:
+    if rows.ndim == 1 and rows.dtype == np.int64:  # a class number is its own hash
+        return [number.to_bytes(8, "little", signed=True) for number in rows.tolist()]
     return [hashlib.sha256(row).digest() for row in rows]
-
-
-def _short_rows(rows: np.ndarray) -> list[bytes]:
-    """The bytes of rows that are shorter than a hash, such as class numbers; else nothing."""
-    width = rows.nbytes // len(rows)
-    whole = rows.tobytes() if width < hashlib.sha256().digest_size else b""
-    return [whole[at : at + width] for at in range(0, len(whole), width)]
 
 
 def check_unchanged(
@@ -154,8 +150,8 @@ def _check_one_form(dataset: Dataset, forms: dict[str, int]) -> None:
     if len(forms) > 1:
         found = ", and ".join(f"{form} in {dataset.describe(at)}" for form, at in forms.items())
         raise InputError(
-            f"{dataset.key} must give items of one form, or data.collate must pad them. Got "
-            f"{found}."
+            f"{dataset.key} must give items of one form, or data.collate must pad them. "
+            f"Got {found}."
         )
 
 

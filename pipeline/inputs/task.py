@@ -231,5 +231,5 @@ def _accuracy(outputs: Tree, targets: Tree) -> np.ndarray:
     check_lone("task.metric accuracy", outputs, targets)
     check_accuracy(outputs, targets)
     counted = (targets != IGNORED).reshape(len(targets), -1)
-    right = (outputs.argmax(1) == targets).reshape(len(targets), -1) & counted
+    right = (outputs.argmax(1) == targets).reshape(len(targets), -1)  # never where ignored
     return (right.sum(1).double() / counted.sum(1)).cpu().numpy()

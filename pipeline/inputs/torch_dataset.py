@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from mfac_compress.mfac.batch import Batch, Tree, named_tensors, stack
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.callables import (
@@ -14,7 +16,7 @@ from mfac_compress.pipeline.inputs.callables import (
     user_code,
 )
 from mfac_compress.pipeline.inputs.dataset import Augmentation, form_of, unchanged
-from mfac_compress.pipeline.inputs.items import ItemError, as_batch
+from mfac_compress.pipeline.inputs.items import ItemError, as_batch, as_plain
 from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.recipe.schema import FactoryData
 
@@ -72,21 +74,20 @@ class ItemDataset:
         try:
             with user_code(reads_data=True):  # dicts may be of the user's own classes
                 for _, item in samples:
-                    batches.append(as_batch(item, self._target, labelled=self._labelled))
+                    batches.append(as_batch(item, self._target, None if self._labelled else 0))
         except Exception as error:
             raise InputError(
                 f"{_KEY} must give items (inputs, targets), or dicts. Sample "
                 f"{samples[len(batches)][0]} of {self._name!r} {_said(error)}."
             ) from error
         try:
-            return stack(batches)
+            return as_plain(stack(batches))
+        except ItemError as error:
+            raise InputError(f"{_KEY}: a sample of {self._name!r} {error}.") from error
         except (ValueError, RuntimeError) as error:
-            forms = [form_of(batch, axis=0) for batch in batches]
-            other = next(at for at, form in enumerate(forms) if form != forms[0])
             raise InputError(
                 f"{_KEY} must give items of one form, or data.collate must pad them. "
-                f"{self._name!r} has {forms[0]} in sample {samples[0][0]}, and {forms[other]} in "
-                f"sample {samples[other][0]}."
+                f"{self._name!r} {_difference(samples, batches) or error}."
             ) from error
 
     def prepare(self, inputs: Tree, augment: Augmentation = unchanged) -> Tree:
@@ -107,7 +108,8 @@ class ItemDataset:
             raise InputError(f"{must}. For {what} it raised {describe(error)}.") from error
         try:
             with user_code(reads_data=True):
-                batch = as_batch(result, self._target, labelled=self._labelled)
+                default = None if self._labelled else torch.zeros(len(items), dtype=torch.long)
+                batch = as_plain(as_batch(result, self._target, default))
         except Exception as error:
             raise InputError(f"{must}. For {what} it returned what {_said(error)}.") from error
         if any(tensor.shape[:1] != (len(items),) for _, tensor in named_tensors(batch)):
@@ -199,6 +201,15 @@ def _made(section: FactoryData, folder: Path) -> dict[str, Any]:
             f"{got}."
         )
     return datasets
+
+
+def _difference(samples: Sequence[tuple[int, Any]], batches: Sequence[Batch]) -> str | None:
+    """The first two samples that are not of one form; None where all are."""
+    forms = [form_of(batch, axis=0) for batch in batches]
+    for (position, _), form in zip(samples, forms, strict=True):
+        if form != forms[0]:
+            return f"has {forms[0]} in sample {samples[0][0]}, and {form} in sample {position}"
+    return None
 
 
 def _said(error: Exception) -> str:

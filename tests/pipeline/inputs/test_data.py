@@ -252,6 +252,14 @@ def test_the_samples_to_try_hold_the_smallest_and_largest_numbers(tmp_path):
     assert data.validation.to_try == [0, 1, 23, 17, 29, 11]
 
 
+def test_pixels_are_no_numbers_of_things(images, tmp_path):
+    x, y = images
+    x[47], x[53], y[40:] = 0, 255, 3
+    np.savez(tmp_path / "images.npz", x=x, y=y)
+    data = load_data(arrays(thirds()), folder=tmp_path, needs_recovery=True)
+    assert data.validation.to_try == [0, 1]
+
+
 def test_rows_beyond_the_file_are_refused(images, tmp_path):
     splits = {**thirds(), "validation": {"path": "images.npz", "rows": [40, 61]}}
     message = refusal(arrays(splits), tmp_path)
@@ -621,7 +629,7 @@ def test_own_datasets_give_their_samples(own):
         ("wordless", "ValueError"),
         ("nan_target", "finite targets"),
         ("complexes", "real numbers"),
-        ("sparse", "sparse_coo [2]"),
+        ("sparse", "sparse_coo [1, 2]"),
         ("meta", "dense tensors"),
         ("nothing", "none of them empty"),
         ("noisy_targets", "must stay the same"),

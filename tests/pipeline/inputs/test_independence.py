@@ -50,7 +50,10 @@ def test_independent_outputs_pass_in_any_form():
             lambda a, b: {"x": a, "y": a.sum()},
             "tensors [n, ...] for n samples. For 8 it returned x",
         ),
-        (lambda a, b: {"x": a, "y": a[:, : len(a)]}, "differ in y in shape, [3, 1] and [3, 3]"),
+        (
+            lambda a, b: {"x": a, "y": torch.ones_like(a)[:, : len(a)]},
+            "differ in y in shape, [3, 1] and [3, 3]",
+        ),
         (lambda a, c: a, "called with these inputs by name: a, b."),
     ],
 )

@@ -27,6 +27,7 @@ def other_target(): return three(lambda n: {"ids": [n, n], "answer": n})
 def user_dicts(): return three(lambda n: collections.UserDict(tokens(n)))
 def nested(): return three(lambda n: ((torch.tensor([n]), {"a": n + 0.5}), (n, [n, -100])))
 def any_length(): return three(lambda n: tokens(n, 1 + n % 4))
+def longer_by_split(): return three(lambda n: tokens(n, 2 + n // 100))
 def first_shorter(): return three(lambda n: tokens(n, 1 + bool(n % 100)))
 def other_keys(): return three(lambda n: {"x": n, **({"y": n} if n % 2 else {}), "labels": 0})
 def strings(): return three(lambda n: {**tokens(n), "text": "words"})
@@ -59,9 +60,17 @@ def pad(items):
     labels = torch.tensor([item.pop("labels") for item in items])
     return {"input_ids": torch.tensor(ids), "labels": labels}
 
+def pad_inputs(items):
+    batch = pad([{"labels": 0, **item} for item in items])
+    return batch if "labels" in items[0] else {"input_ids": batch["input_ids"]}
+
 def as_pair(items):
     batch = pad(items)
     return batch["input_ids"], batch["labels"]
+
+def masks_some(items):
+    batch = pad(items)
+    return {**batch, **({"mask": torch.ones(len(items), 1)} if batch["labels"][0] % 2 else {})}
 
 def raises(items): raise KeyError("token")
 def too_few(items): return torch.zeros(1, 2), torch.zeros(1)
@@ -107,7 +116,7 @@ def test_the_recipe_names_the_target(tmp_path):
     batch = next(load(tmp_path, "other_target", target="answer").validation.batches(2))
     assert list(batch.inputs) == ["ids"]
     assert batch.targets.tolist() == [200, 201]
-    assert "has no 'labels', the target. It has ids, answer. Set task.target" in refusal(
+    assert "must have 'labels', the target, and inputs. It has ids, answer. Set" in refusal(
         tmp_path, "other_target"
     )
 
@@ -144,16 +153,26 @@ def test_padded_validation_samples_are_the_same_at_every_reading(order, tmp_path
     assert "must stay the same" in refusal(tmp_path, "any_length", collate="random_pad")
 
 
+def test_lengths_may_differ_between_splits_where_they_are_padded(tmp_path):
+    data = load(tmp_path, "longer_by_split", collate="pad")
+    lengths = [next(split.batches(2)).inputs["input_ids"].shape[1] for split in data]
+    assert lengths == [2, 3, 4]
+    assert "in all splits" in refusal(tmp_path, "longer_by_split")
+
+
 def test_targets_may_be_missing_where_none_are_needed(tmp_path):
     data = load(tmp_path, "unlabelled", labelled=False, needs_recovery=False)
     assert next(data.calibration.batches(4)).targets.tolist() == [0] * 4
-    assert "has no 'labels'" in refusal(tmp_path, "unlabelled")
+    assert "must have 'labels'" in refusal(tmp_path, "unlabelled")
+    collated = {"collate": "pad_inputs", "needs_recovery": False, "labelled": False}
+    data = load(tmp_path, "unlabelled", **collated)
+    assert next(data.calibration.batches(3)).targets.tolist() == [0] * 3
 
 
 @pytest.mark.parametrize(
     ("name", "options", "part"),
     [
-        ("any_length", {}, "or data.collate must pad them"),
+        ("any_length", {}, "or data.collate must pad them. 'calibration' has"),
         (
             "any_length",
             {},
@@ -163,11 +182,12 @@ def test_targets_may_be_missing_where_none_are_needed(tmp_path):
         ("other_keys", {}, "of one form"),
         ("first_shorter", {}, "targets int64 [] in sample 1 of data.factory's"),
         ("strings", {}, "Sample 0 of 'calibration' has a str as inputs.text"),
-        ("only_target", {}, "nothing but 'labels'"),
+        ("only_target", {}, "the target, and inputs. It has labels"),
         ("numbered", {}, "keys are not all text"),
         ("uneven", {}, "has inputs that cannot be made a tensor"),
         ("explodes", {}, "raised OSError: gone (own.py"),
         ("validation_nan", {}, "finite inputs.x.deep"),
+        ("any_length", {"collate": "masks_some"}, "inputs.mask float32 of 1 axes, targets"),
         ("any_length", {"collate": "raises"}, "raised KeyError: token (own.py"),
         ("any_length", {"collate": "too_few"}, "of n = 2 for samples 0..1 of 'validation'"),
         ("any_length", {"collate": "scalar"}, "Got inputs int64 [], targets"),
