@@ -86,7 +86,8 @@ class BlockInverse:
         result = self._sums[0].new_empty(*columns.shape, columns.shape[1])
         starts = columns[:, 0].contiguous()
         for part, _, R in self._factored_blocks():
-            first, stop = torch.searchsorted(starts, starts.new_tensor([part.start, part.stop]))
+            bounds = torch.tensor([part.start, part.stop], device=starts.device)
+            first, stop = torch.searchsorted(starts, bounds).tolist()
             block, place = part.locate(columns[first:stop])
             check_same_block(block == block[:, :1])
             V = R.mT[block, place]

@@ -27,7 +27,7 @@ def _matched(targets: PruneTargets) -> Table:
     table.columns[2].justify = "right"
     for target in targets.matched:
         shape = " x ".join(map(str, target.shape))
-        how = "on its own" if target.own_budget else "of all together"
+        how = "on its own" if target.competes_alone else "of all together"
         add_row(table, target.name, shape, f"{target.weights:,}", f"{target.sparsity:g} {how}")
     return table
 

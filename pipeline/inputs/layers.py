@@ -24,14 +24,14 @@ class Target:
     Args:
         name: Parameter name.
         shape: Its shape.
-        sparsity: Share to remove of it, or of all the tensors that share its budget.
-        own_budget: Whether its weights compete only with each other.
+        sparsity: Share to remove of it, or of all tensors that compete with each other.
+        competes_alone: Whether its weights compete only with each other.
     """
 
     name: str
     shape: tuple[int, ...]
     sparsity: float
-    own_budget: bool
+    competes_alone: bool
 
     @property
     def weights(self) -> int:
@@ -82,11 +82,11 @@ class PruneTargets:
 
     @cached_property
     def _resolved(self) -> tuple[Layout, Units]:
-        shared = [target.sparsity for target in self.matched if not target.own_budget]
+        shared = [target.sparsity for target in self.matched if not target.competes_alone]
         return Unstructured().resolve(
             {target.name: target.shape for target in self.matched},
             shared[0] if shared else 0.0,
-            {target.name: target.sparsity for target in self.matched if target.own_budget},
+            {target.name: target.sparsity for target in self.matched if target.competes_alone},
         )
 
     @property
