@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from mfac_compress.export import lost_zeros
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
