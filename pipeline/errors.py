@@ -1,7 +1,10 @@
 """The ways a run can end without a verdict, each with its exit code."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 
 class CompressError(Exception):
@@ -55,6 +58,49 @@ def text_of(error: BaseException) -> str:
         return f"(its text cannot be shown: {type(failure).__name__})"
 
 
+class EscapeError(RuntimeError):
+    """The user's code raised what ends programs, such as SystemExit, where it was to return.
+
+    Args:
+        escape: What it raised.
+    """
+
+    def __init__(self, escape: BaseException) -> None:
+        super().__init__(f"{type(escape).__name__}: {text_of(escape)}")
+        self.escape = escape
+
+
+def describe(error: BaseException) -> str:
+    """Say an exception of the user's code in one line: type, message, file and line.
+
+    Args:
+        error: The exception, as caught.
+    Returns:
+        For example ``TypeError: 'x' is not a number (net.py, line 12)``.
+    """
+    if isinstance(error, EscapeError):
+        error = error.escape
+    text = f"{type(error).__name__}: {text_of(error)}"
+    if isinstance(error, SyntaxError):
+        return f"{text} ({Path(error.filename or '?').name}, line {error.lineno})"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_not_the_users())
+    ]
+    # None are left where a call does not fit: it fails in the line that makes it, which is ours.
+    if not frames:
+        return text
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+
+
+def _not_the_users() -> tuple[str, ...]:
+    """Where lines stand that do not help who looks for an error in their own."""
+    torch = find_spec("torch")  # not imported here: that takes seconds
+    folders = [] if torch is None or torch.origin is None else [str(Path(torch.origin).parent)]
+    return str(Path(__file__).parent), *folders, "<frozen"
+
+
 @contextmanager
 def stage_named(stage: str, *, resumable: bool = False) -> Iterator[None]:
     """Name the stage in whatever goes wrong in it, also where the user interrupts it.
@@ -78,9 +124,6 @@ def stage_named(stage: str, *, resumable: bool = False) -> Iterator[None]:
     except Exception as error:
         raise StageError(stage, f"{type(error).__name__}: {text_of(error)}") from error
     except BaseException as error:
-        # Imported here, because PyTorch takes seconds and the command line should not.
-        from mfac_compress.pipeline.inputs.callables import describe
-
         raise InputError(
             f"stage {stage}: the model, loss, metric and data set must return, not end the "
             f"program. One raised {describe(error)}. Raise an ordinary exception instead."

@@ -12,7 +12,6 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
@@ -20,26 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from mfac_compress.pipeline.errors import InputError, text_of
+from mfac_compress.pipeline.errors import EscapeError, InputError, describe
 from mfac_compress.pipeline.inputs.code_sources import USER_FILE, files_watched
 from mfac_compress.pipeline.quoting import with_article
-
-_NOT_THE_USERS = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent), "<frozen")
-"""Whose lines do not help who looks for an error in their own: the pipeline's, and PyTorch's."""
-
-
-class EscapeError(RuntimeError):
-    """The user's code raised what ends programs, such as SystemExit, where it was to return.
-
-    Args:
-        escape: What it raised.
-    """
-
-    def __init__(self, escape: BaseException) -> None:
-        super().__init__(f"{type(escape).__name__}: {text_of(escape)}")
-        self.escape = escape
 
 
 @contextmanager
@@ -199,30 +181,6 @@ def _failed_import(error: BaseException, spec: str, key: str) -> str:
         if "relative import" in str(error):
             hint = "A single file has no package: name it as package.module:callable."
     return f"{key} must name code that can be imported. {spec!r} raised {describe(error)}. {hint}"
-
-
-def describe(error: BaseException) -> str:
-    """Say an exception of the user's code in one line: type, message, file and line.
-
-    Args:
-        error: The exception, as caught.
-    Returns:
-        For example ``TypeError: 'x' is not a number (net.py, line 12)``.
-    """
-    if isinstance(error, EscapeError):
-        error = error.escape
-    text = f"{type(error).__name__}: {text_of(error)}"
-    if isinstance(error, SyntaxError):
-        return f"{text} ({Path(error.filename or '?').name}, line {error.lineno})"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_NOT_THE_USERS)
-    ]
-    # None are left where a call does not fit: it fails in the line that makes it, which is ours.
-    if not frames:
-        return text
-    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
 def _missing(owner: Any, name: str, spec: str) -> str:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 
-from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.archive import (
     ArchiveError,
     is_archive,
     open_archive,
     record_names,
 )
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.quiet import quiet_torch
 from mfac_compress.pipeline.quoting import first_line
 

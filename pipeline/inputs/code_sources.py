@@ -134,21 +134,21 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
         code has opened.
     """
     named = frozenset(modules)
+    main = sys.modules["__main__"]  # multiprocessing gives it a second name
     packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
     digests = {path: _digest(path) for path in _opened.paths if _counts(path)}
     for name, module in list(sys.modules.items()):
         path = _file_of(module)
-        if path is None or (name == "__main__" and name not in named):
-            continue  # __main__: the command line, or a script of the user's that starts runs
+        if path is None or (module is main and "__main__" not in named):
+            continue  # the command line, or a script of the user's that starts runs
         if _counts(path) or (name.partition(".")[0] in packages and not _is_ours(path)):
             if path not in digests:
                 digests[path] = _digest(path)
             _check_as_loaded(module, path, digests[path])
     files = {path: digest for path, digest in sorted(digests.items()) if digest is not None}
     unseen: list[str] = []
-    notebook = sys.modules["__main__"]
-    if "__main__" in named and _file_of(notebook) is None:
-        files["__main__"], unseen = definitions_digest(notebook)
+    if "__main__" in named and _file_of(main) is None:  # a notebook
+        files["__main__"], unseen = definitions_digest(main)
     return CodeSources(files, tuple(unseen), named)
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.model import Model
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.quoting import type_and_shape
 
 

@@ -10,9 +10,9 @@ from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.gradients import GradientSource
 from mfac_compress.mfac.labels import projection_loss, random_projections
 from mfac_compress.mfac.layout import Layout
-from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 _GRADIENTS = 64

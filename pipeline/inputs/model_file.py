@@ -10,13 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from mfac_compress.pipeline.digest import content_key
-from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.files import check_regular
-from mfac_compress.pipeline.inputs.callables import (
-    describe,
-    resolve_callable,
-    user_code,
-)
+from mfac_compress.pipeline.inputs.callables import resolve_callable, user_code
 from mfac_compress.pipeline.inputs.checkpoint import is_safetensors, read_checkpoint
 from mfac_compress.pipeline.inputs.chosen_weights import choose_weights
 from mfac_compress.pipeline.inputs.exported_program import (

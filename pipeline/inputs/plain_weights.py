@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 
 
 class _Computed(NamedTuple):

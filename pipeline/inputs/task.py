@@ -11,14 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mfac_compress.mfac.batch import Tree, map_tensors, size
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import (
-    EscapeError,
-    check_takes,
-    describe,
-    resolve_callable,
-    user_code,
-)
+from mfac_compress.pipeline.errors import EscapeError, InputError, describe
+from mfac_compress.pipeline.inputs.callables import check_takes, resolve_callable, user_code
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
 from mfac_compress.pipeline.inputs.task_checks import (
     IGNORED,

@@ -8,13 +8,8 @@ from typing import Any, Literal
 import torch
 
 from mfac_compress.mfac.batch import Batch, Tree, named_tensors, stack
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import (
-    check_takes,
-    describe,
-    resolve_callable,
-    user_code,
-)
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import check_takes, resolve_callable, user_code
 from mfac_compress.pipeline.inputs.dataset import Augmentation, form_of, unchanged
 from mfac_compress.pipeline.inputs.items import ItemError, as_batch, as_plain
 from mfac_compress.pipeline.quoting import shown

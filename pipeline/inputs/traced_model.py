@@ -12,8 +12,8 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from mfac_compress.export import build_graph, lost_zeros, write_graph
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept
 from mfac_compress.pipeline.inputs.model import OnnxForm
 from mfac_compress.pipeline.weights import restore

@@ -81,13 +81,12 @@ class StageCache:
         for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a run that was killed
             remove(left)
         found = _verified(folder, key) if folder.is_dir() else ""
-        if self._pool is None:
-            return found
         if isinstance(found, Artefact):
-            if not self._pool.note_use(stage, key):
+            _remove_but(folder)
+            if self._pool is not None and not self._pool.note_use(stage, key):
                 self._give(stage, key, folder)
             return found
-        return self._take(stage, key) or found
+        return (self._take(stage, key) if self._pool else "") or found
 
     def _take(self, stage: str, key: str) -> Artefact | str:
         """The artefact from the pool; or why what is there cannot be reused."""
@@ -136,10 +135,11 @@ class StageCache:
     def _put(self, artefact: Artefact, stage: str, key: str) -> Artefact:
         """Move a complete artefact to its place, and remove the stage's older ones."""
         folder, scratch = self._folder(stage, key), artefact.folder.parent
-        for other in folder.parent.iterdir():
-            if other != scratch:
-                remove(other)
+        if folder.exists() or folder.is_symlink():
+            remove(folder)  # it could not be reused
         os.rename(artefact.folder, folder)
+        # Only now: a run that is killed in between has the artefact, or what it can make it from.
+        _remove_but(folder, scratch)
         return replace(artefact, folder=folder)
 
 
@@ -149,3 +149,10 @@ def _verified(folder: Path, key: str) -> Artefact | str:
         return verified(folder, key)
     except RejectedError as error:
         return str(error)
+
+
+def _remove_but(folder: Path, scratch: Path | None = None) -> None:
+    """Remove what stands beside a stage's artefact: older ones, and what a killed run left."""
+    for other in folder.parent.iterdir():
+        if other not in (folder, scratch):
+            remove(other)

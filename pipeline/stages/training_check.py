@@ -3,8 +3,8 @@
 import torch
 
 from mfac_compress.mfac.batch import Tree, call
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import describe, user_code
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.splits import Split

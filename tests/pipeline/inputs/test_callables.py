@@ -6,11 +6,8 @@ import sys
 import pytest
 import torch
 
-from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.callables import (
-    describe,
-    resolve_callable,
-)
+from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.callables import resolve_callable
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.recipe.schema import ModelSection
 

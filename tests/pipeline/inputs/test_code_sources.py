@@ -95,3 +95,12 @@ def test_packages_that_a_recipe_names_count_and_no_others():
 
 def test_no_code_has_a_digest_too():
     assert CodeSources().digest == CodeSources().digest != CodeSources({"a": "b"}).digest
+
+
+def test_the_script_that_starts_a_run_does_not_count_by_either_of_its_names(project, monkeypatch):
+    script = importlib.util.module_from_spec(
+        importlib.util.spec_from_file_location("__main__", project / "own_first.py")
+    )
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setitem(sys.modules, "__mp_main__", script)  # as multiprocessing does
+    assert not _of(project, present_sources().files)

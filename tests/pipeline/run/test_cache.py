@@ -2,6 +2,7 @@
 
 import pytest
 
+from mfac_compress.pipeline.run import cache as caches
 from mfac_compress.pipeline.run.cache import StageCache
 
 
@@ -72,4 +73,21 @@ def test_what_a_killed_run_left_goes_when_its_artefact_is_found(tmp_path):
 
     cache.get("prune", {"a": 1}, _never)
 
+    assert len(list((tmp_path / "prune").iterdir())) == 1
+
+
+def test_an_artefact_is_in_its_place_before_what_it_replaces_goes(tmp_path, monkeypatch):
+    """Else a run killed in between would have neither, nor what it could go on from."""
+    cache = StageCache(tmp_path)
+    cache.get("prune", {"a": 1}, _make("x"))
+
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caches, "remove", killed)
+        with pytest.raises(SystemExit):
+            cache.get("prune", {"a": 2}, _make("y"))
+
+    assert cache.get("prune", {"a": 2}, _never).reused
     assert len(list((tmp_path / "prune").iterdir())) == 1
