@@ -8,7 +8,7 @@ share a pool, an artefact is looked for there before it is made, and given to it
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +97,17 @@ class StageCache:
                 return ""
             taken = _verified(work, key)
             return self._put(taken, stage, key) if isinstance(taken, Artefact) else taken
+
+    def unfinished(self, stage: str, depends_on: Mapping[str, Any]) -> Path:
+        """A folder for what a killed run can go on with; gone when the artefact is in its place."""
+        key = content_key({"stage": stage, **depends_on})
+        return self._root / stage / f".unfinished-{key[:16]}"
+
+    def remove_other_steps(self, stages: Collection[str]) -> None:
+        """Remove the artefacts of numbered stages that the run no longer has."""
+        for folder in self._root.glob("*-[0-9]*"):
+            if folder.name not in stages:
+                remove(folder)
 
     def _make(
         self, stage: str, key: str, make: Callable[[Path | None], Mapping[str, Any]], rejected: str

@@ -149,7 +149,7 @@ def accelerate(
     del cpu  # measured on, not looked at
     off = sparse_kernels == "off"
     speed = measure_speed(
-        job.before["export"].folder / SPARSE,
+        job.before["exported"].folder / SPARSE,
         feeds,
         workloads,
         kernels=bool(library) and not off,

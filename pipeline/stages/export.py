@@ -9,7 +9,7 @@ from mfac_compress.pipeline.file_names import DENSE, SPARSE
 from mfac_compress.pipeline.inputs.model_file import LoadedModel
 from mfac_compress.pipeline.inputs.onnx_exporter import OnnxExporter
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.weights import load_masks, load_weights, sparsity_of
+from mfac_compress.pipeline.run.state import State
 
 
 def export(
@@ -18,7 +18,7 @@ def export(
     """Write ``dense.onnx`` and ``model.onnx`` to the job's folder.
 
     Args:
-        job: Where, after the stage ``recover``.
+        job: Where, after the last state.
         model: The dense model.
         exporter: Makes the graphs.
         metadata: Written into both files.
@@ -26,14 +26,14 @@ def export(
     Raises:
         InputError: If the model cannot be exported as the recipe says.
     """
-    recovered = job.before["recover"].folder
-    sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}
+    state = State.load(job.before["state"].folder)
+    sparsity = {"mfac_compress.sparsity": f"{state.sparsity:.6f}"}
     models = [
         (DENSE, metadata, lambda: exporter.dense),
         (
             SPARSE,
             {**metadata, **sparsity},
-            lambda: exporter.graph(load_weights(model.copy(), recovered).cpu()),
+            lambda: exporter.graph(state.into(model.copy()).cpu()),
         ),
     ]
     for name, properties, graph in job.progress.track(models, "export", total=len(models)):

@@ -29,9 +29,9 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import GatesSection, LatencySection
 from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.accelerate import Feeds
 from mfac_compress.pipeline.stages.metric import compare_metric
-from mfac_compress.pipeline.weights import load_masks, load_weights
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
@@ -79,19 +79,18 @@ def validate(
     ``sparse_kernels``.
 
     Args:
-        job: With whom, after the stages ``recover``, ``export`` and ``accelerate``.
+        job: After the last state and the files made of it.
         model: The dense model.
         samples: The validation samples.
         task: Has the metric.
         batch_size: Samples of one call.
         confidence: Of the intervals.
     """
-    recovered, exported, accelerated = (
-        job.before[name].folder for name in ("recover", "export", "accelerate")
-    )
+    exported, accelerated = (job.before[name].folder for name in ("exported", "accelerated"))
+    state = State.load(job.before["state"].folder)
     files = [_File(exported / DENSE), *_judged(exported, accelerated)]
     sizes = [asdict(file_size(file.path)) for file in files]
-    module = load_weights(model.copy(), recovered).cpu()
+    module = state.into(model.copy()).cpu()
     (dense, *sparse), targets, parity = _outputs(module, files, samples, batch_size, job.progress)
     metrics = [compare_metric(task, confidence, dense, outputs, targets) for outputs in sparse]
     measured = [
@@ -102,7 +101,7 @@ def validate(
         }
         for size, metric, error in zip(sizes[1:], metrics, parity, strict=True)
     ]
-    audit = audit_zeros(exported / SPARSE, load_masks(recovered))
+    audit = audit_zeros(exported / SPARSE, state.masks)
     return {
         **measured[0],
         "audit": [{**asdict(tensor), "intact": tensor.intact} for tensor in audit],
