@@ -78,9 +78,11 @@ class StageCache:
     def _find(self, stage: str, key: str) -> Artefact | str:
         """The artefact, of this run or from the pool; or why what is there cannot be reused."""
         folder = self._folder(stage, key)
-        for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a run that was killed
-            remove(left)
         found = _verified(folder, key) if folder.is_dir() else ""
+        # By a run that was killed: beside an artefact that is whole, nothing is of use.
+        for left in folder.parent.glob("*" if isinstance(found, Artefact) else f"{_SCRATCH}*"):
+            if left != folder:
+                remove(left)
         if self._pool is None:
             return found
         if isinstance(found, Artefact):
@@ -147,10 +149,12 @@ class StageCache:
     def _put(self, artefact: Artefact, stage: str, key: str) -> Artefact:
         """Move a complete artefact to its place, and remove the stage's older ones."""
         folder, scratch = self._folder(stage, key), artefact.folder.parent
-        for other in folder.parent.iterdir():
-            if other != scratch:
-                remove(other)
+        remove(folder)
+        # First, so that a run that is killed here need not go back to what is unfinished.
         os.rename(artefact.folder, folder)
+        for other in folder.parent.iterdir():
+            if other not in (folder, scratch):
+                remove(other)
         return replace(artefact, folder=folder)
 
 

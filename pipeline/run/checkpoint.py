@@ -6,7 +6,6 @@ when it is whole, and its digests are checked when it is read.
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mfac_compress.pipeline.digest import content_key, file_digest
+from mfac_compress.pipeline.run.pool import remove
 
 _TENSORS, _REST = "tensors.safetensors", "checkpoint.json"
 
@@ -46,19 +46,19 @@ class Checkpoints:
         text = json.dumps({**rest, "digest": content_key(rest)})
         (work / _REST).write_text(text, encoding="utf-8")
         place = self._folder / f"{number:06d}"
+        remove(place)
         os.rename(work, place)
         for other in self._folder.iterdir():
             if other != place:
-                shutil.rmtree(other)
+                remove(other)
 
     def load(self) -> dict[str, Any] | None:
         """Read the newest checkpoint that is as it was written; None where there is none."""
-        found = sorted(self._folder.glob("[0-9]*"), reverse=True) if self._folder.is_dir() else []
-        for place in found:
+        for place in sorted(self._folder.glob("[0-9]*"), reverse=True):
             content = _read(place)
             if content is not None:
                 return content
-            shutil.rmtree(place)
+        remove(self._folder)
         return None
 
 
