@@ -31,10 +31,10 @@ from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.runner import StageClock, run_stages
+from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.schedule import plan_stages
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
-from mfac_compress.pipeline.stages.recover import train
-from mfac_compress.pipeline.weights import load_masks, load_weights
+from mfac_compress.pipeline.stages.recover import Training
 
 MFAC = ["recover.optimizer=mfac", "recover.momentum=0.9"]
 OPTIMIZERS = {
@@ -82,29 +82,29 @@ class Loaded(NamedTuple):
 
     def pruned(self, folder: Path) -> nn.Module:
         """Return a copy of the model with the pruned weights."""
-        return load_weights(self.inputs.model.copy(), folder)
+        return State.load(folder).into(self.inputs.model.copy())
 
     def train(self, module: nn.Module, folder: Path) -> Iterator[float]:
         """Train the module, and yield the loss of each epoch."""
-        return train(
+        training = Training(
             module,
-            load_masks(folder),
+            State.load(folder).masks,
             self.recipe.recover,
             self.inputs.data.recovery,
             self.inputs.task.loss,
             self.recipe.run.seed,
-            Ranks(),
-            Progress(),
         )
+        return training.run(Ranks(), Progress())
 
 
 def pruned_model(loaded: Loaded, work: Path) -> Path:
     """Return the folder with the pruned weights and masks, found or created."""
-    names = ("calibrate", "prune")
-    stages = [stage for stage in plan_stages(*loaded) if stage.name in names]
+    stages = [
+        stage for stage in plan_stages(*loaded) if stage.name.startswith(("calibrate", "prune-"))
+    ]
     code, clock = loaded.inputs.code, StageClock(Progress())
     cache_of = partial(StageCache, work, code=code)
-    return run_stages(stages, cache_of, code, Ranks(), clock)["prune"].folder
+    return run_stages(stages, cache_of, code, Ranks(), clock)[stages[-1].name].folder
 
 
 def pruned_accuracy(loaded: Loaded, pruned: Path) -> float:

@@ -4,13 +4,14 @@ The only file that names all stages. What a stage reads is its key: see
 :mod:`mfac_compress.pipeline.run.stage`.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.inputs.load import Inputs
-from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.recipe.schema import Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
 from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover, validate
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
@@ -25,18 +26,34 @@ def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> 
         inputs: What was loaded for it.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    pruned = (
-        [_calibrate(recipe, inputs, storage), _prune(recipe, inputs, storage)]
-        if recipe.prune.method == "mfac"
-        else [_prune_by_magnitude(recipe, inputs)]
-    )
     return [
-        *pruned,
-        _recover(recipe, inputs),
+        *_states(recipe, inputs, storage),
         _export(recipe, inputs),
         _accelerate(recipe, inputs),
         _validate(recipe, inputs),
     ]
+
+
+def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[Stage]:
+    """Prune and recover in turn, each from the state before it; the last one is ``recover``."""
+    by_curvature = recipe.prune.method == "mfac"
+    if by_curvature:
+        yield _calibrate(recipe, inputs, storage)
+    between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
+    steps = prune.steps_of(inputs.targets.units, recipe.prune)
+    state: dict[str, str] = {}
+    for step, removed in enumerate(steps):
+        pruned, recovered = f"prune-{step:02d}", f"recover-{step:02d}"
+        if by_curvature:
+            yield _prune(pruned, recipe, inputs, step, removed, state, storage)
+        else:
+            yield _prune_by_magnitude(pruned, inputs, removed, state)
+        state = {"state": pruned}
+        if between.epochs and step + 1 < len(steps):
+            stage = _recover(recovered, recipe, inputs, between, "prune.epochs_between", state)
+            yield stage if step == 0 else stage.unchecked()
+            state = {"state": recovered}
+    yield _recover("recover", recipe, inputs, recipe.recover, "recover.epochs", state)
 
 
 def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
@@ -55,52 +72,71 @@ def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
     )
 
 
-def _prune(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
+def _prune(
+    name: str,
+    recipe: Recipe,
+    inputs: Inputs,
+    step: int,
+    removed: Sequence[int],
+    state: Mapping[str, str],
+    storage: Path | None,
+) -> Stage:
     return Stage(
-        "prune",
+        name,
         prune.prune,
         reads={
             "model": inputs.model,
             "units": inputs.targets.units,
-            "steps": prune.steps_of(inputs.targets.units, recipe.prune),
+            "step": step,
+            "removed": removed,
             "calibration": inputs.calibration,
             "shape": inputs.fisher,
             "removal": prune.Removal.of(recipe),
             "storage": Keyed(storage, None),
         },
-        after=("calibrate",),
+        after={"calibrated": "calibrate", **state},
         check=partial(prune.check, where=recipe.where),
         facts=prune.Pruned,
     )
 
 
-def _prune_by_magnitude(recipe: Recipe, inputs: Inputs) -> Stage:
+def _prune_by_magnitude(
+    name: str, inputs: Inputs, removed: Sequence[int], state: Mapping[str, str]
+) -> Stage:
     return Stage(
-        "prune",
+        name,
         prune.prune_by_magnitude,
         reads={
             "model": inputs.model,
             "layout": inputs.targets.layout,
             "units": inputs.targets.units,
-            "steps": prune.steps_of(inputs.targets.units, recipe.prune),
+            "removed": removed,
         },
+        after=state,
         facts=prune.Pruned,
     )
 
 
-def _recover(recipe: Recipe, inputs: Inputs) -> Stage:
+def _recover(
+    name: str,
+    recipe: Recipe,
+    inputs: Inputs,
+    section: RecoverSection,
+    epochs_key: str,
+    state: Mapping[str, str],
+) -> Stage:
     return Stage(
-        "recover",
+        name,
         recover.recover,
         reads={
             "model": inputs.model,
-            "section": recipe.recover,
-            "recovery": inputs.data.recovery,
+            "section": section,
+            "recovery": inputs.data.recovery if section.epochs else None,
             "calibration": inputs.calibration,
             "seed": recipe.run.seed,
         },
-        after=("prune",),
-        check=partial(recover.check, where=recipe.where),
+        after=state,
+        check=partial(recover.check, where=recipe.where, epochs_key=epochs_key),
         facts=recover.Recovered,
     )
 
@@ -119,7 +155,7 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
                 **versions,
             },
         },
-        after=("recover",),
+        after={"state": "recover"},
         ranks="zero",
     )
 
@@ -136,7 +172,7 @@ def _accelerate(recipe: Recipe, inputs: Inputs) -> Stage:
             "feeds": validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
             "cpu": machine_load().cpu,
         },
-        after=("export",),
+        after={"exported": "export"},
         check=partial(accelerate.check, artifact=recipe.validate_.artifact, where=recipe.where),
         facts=accelerate.Kernels,
         ranks="zero",
@@ -156,7 +192,7 @@ def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
             "batch_size": section.batch_size,
             "confidence": section.gates.confidence,
         },
-        after=("recover", "export", "accelerate"),
+        after={"state": "recover", "exported": "export", "accelerated": "accelerate"},
         check=partial(
             validate.check,
             repeats=inputs.data.repeats.get("validation", 0),

@@ -184,7 +184,7 @@ class _Files:
         section, key = self._section, f"data.splits.{name}"
         split: FileRows | None = getattr(section.splits, name)
         if split is None:
-            raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
+            raise InputError(f"{key} must be given where the recipe trains. Got none.")
         path, given = section.resolve(split.path, self._folder), shown(split.path)
         x = self._arrays(path, section.x, split.path, key)
         if labelled or all(has_array(path, name) for name in _named(section.y)):

@@ -1,8 +1,9 @@
 """Running the user's model by itself, with errors that say what to do."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,10 +61,39 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
     Args:
         device: The run's. Its generator is kept, too.
     """
-    python, numpy = random.getstate(), np.random.get_state()
+    before = random_state(device)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        set_random_state(before, device)
+
+
+def seed_random_state(seed: int) -> None:
+    """Seed the global random number generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of the global random number generators, as tensors and plain values.
+
+    Args:
+        device: Its generator is among them.
+    """
+    kind, numbers, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, numbers.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Set the generators to what :func:`random_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["device"], device)

@@ -138,7 +138,7 @@ def open_folders(
     for name in labelled:
         key, split = f"data.splits.{name}", getattr(section.splits, name)
         if split is None:
-            raise InputError(f"{key} must be given where recover.epochs > 0. Got none.")
+            raise InputError(f"{key} must be given where the recipe trains. Got none.")
         path = section.resolve(split.path, folder)
         check_exists(path, split.path, f"{key}.path", "folder")
         opened[name] = FolderDataset(path, section, key)

@@ -90,7 +90,7 @@ def load_inputs(
     data = load_data(
         recipe.data,
         folder=folder,
-        needs_recovery=recipe.recover.epochs > 0,
+        needs_recovery=recipe.recover.epochs + recipe.prune.epochs_between > 0,
         labelled=recipe.calibrate.labels is True,
         target=recipe.task.target,
     )

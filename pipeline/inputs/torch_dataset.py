@@ -168,7 +168,7 @@ def open_factory(
         if name not in datasets:
             raise InputError(
                 f"{_KEY} must return a {name!r} dataset"
-                f"{', because recover.epochs > 0' if name == 'recovery' else ''}. It returned "
+                f"{', because the recipe trains' if name == 'recovery' else ''}. It returned "
                 f"{', '.join(datasets) or 'none'}."
             )
     return {

@@ -78,6 +78,9 @@ class PruneSection(Section):
     """Times that gradients and inverse are computed anew on the way."""
     schedule: Literal["geometric", "linear"] = "geometric"
     """How the density (geometric) or the sparsity (linear) moves over the steps."""
+    epochs_between: Index = 0
+    """Passes over the recovery split after each step but the last, as `recover` says, each time
+    with the whole course of the learning rate. After the last step it is `recover.epochs`."""
     selection: Literal["independent", "sequential"] | None = None
     """`independent`: what each weight's removal costs on its own. `sequential`: within a block, one
     weight is removed at a time, and the others are judged anew. Default: `sequential` where the
@@ -113,6 +116,11 @@ class PruneSection(Section):
                 ("first_order",),
                 "must be false where prune.update is none, which leaves the weights as they are. "
                 "Got true.",
+            )
+        if self.epochs_between and self.steps == 1:
+            yield RecipeIssue(
+                ("epochs_between",),
+                f"must be 0 where prune.steps is 1. Got {self.epochs_between}. Set recover.epochs.",
             )
         if self.method == "magnitude" and self.selection == "sequential":
             yield RecipeIssue(

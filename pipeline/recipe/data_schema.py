@@ -149,7 +149,7 @@ class DigitsData(DataSection):
 
 
 class ArraySplits(Section):
-    """Disjoint sets of samples. `recovery` is needed only where `recover.epochs` > 0."""
+    """Disjoint sets of samples. `recovery` is needed only to train."""
 
     calibration: FileRows
     recovery: FileRows | None = None
@@ -220,7 +220,7 @@ class ArraysData(FilesSection):
 
 
 class FolderSplits(Section):
-    """Disjoint folders. `recovery` is needed only where `recover.epochs` > 0."""
+    """Disjoint folders. `recovery` is needed only to train."""
 
     calibration: Folder
     recovery: Folder | None = None
@@ -279,7 +279,7 @@ class FactoryData(DataSection):
     source: Literal["factory"] = "factory"
     factory: CallableName
     """`package.module:callable` or `path/to/file.py:callable`. Returns a dict with `calibration`,
-    `validation` and, where `recover.epochs` > 0, `recovery`."""
+    `validation` and, to train, `recovery`."""
     kwargs: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     collate: CallableName | None = None

@@ -209,11 +209,16 @@ class Recipe(Section):
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         splits = getattr(self.data, "splits", None)
-        if self.recover.epochs and splits is not None and splits.recovery is None:
+        keys = {
+            "recover.epochs": self.recover.epochs,
+            "prune.epochs_between": self.prune.epochs_between,
+        }
+        trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
+        if trained and splits is not None and splits.recovery is None:
             yield RecipeIssue(
                 ("data", "splits", "recovery"),
-                "must be given where recover.epochs > 0. "
-                f"Got recover.epochs = {self.recover.epochs} and no recovery split.",
+                "must be given where recover.epochs or prune.epochs_between > 0. "
+                f"Got {trained} and no recovery split.",
             )
         if self.recover.label_smoothing and self.task.loss != "cross_entropy":
             yield RecipeIssue(

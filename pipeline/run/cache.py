@@ -8,7 +8,7 @@ share a pool, an artefact is looked for there before it is made, and given to it
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,11 +78,12 @@ class StageCache:
     def _find(self, stage: str, key: str) -> Artefact | str:
         """The artefact, of this run or from the pool; or why what is there cannot be reused."""
         folder = self._folder(stage, key)
-        for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a run that was killed
-            remove(left)
         found = _verified(folder, key) if folder.is_dir() else ""
+        # By a run that was killed: beside an artefact that is whole, nothing is of use.
+        for left in folder.parent.glob("*" if isinstance(found, Artefact) else f"{_SCRATCH}*"):
+            if left != folder:
+                remove(left)
         if isinstance(found, Artefact):
-            _remove_but(folder)
             if self._pool is not None and not self._pool.note_use(stage, key):
                 self._give(stage, key, folder)
             return found
@@ -96,6 +97,17 @@ class StageCache:
                 return ""
             taken = _verified(work, key)
             return self._put(taken, stage, key) if isinstance(taken, Artefact) else taken
+
+    def unfinished(self, stage: str, depends_on: Mapping[str, Any]) -> Path:
+        """A folder for what a killed run can go on with; gone when the artefact is in its place."""
+        key = content_key({"stage": stage, **depends_on})
+        return self._root / stage / f".unfinished-{key[:16]}"
+
+    def remove_other_steps(self, stages: Collection[str]) -> None:
+        """Remove the artefacts of numbered stages that the run no longer has."""
+        for folder in self._root.glob("*-[0-9]*"):
+            if folder.name not in stages:
+                remove(folder)
 
     def _make(
         self, stage: str, key: str, make: Callable[[Path | None], Mapping[str, Any]], rejected: str
@@ -135,8 +147,7 @@ class StageCache:
     def _put(self, artefact: Artefact, stage: str, key: str) -> Artefact:
         """Move a complete artefact to its place, and remove the stage's older ones."""
         folder, scratch = self._folder(stage, key), artefact.folder.parent
-        if folder.exists() or folder.is_symlink():
-            remove(folder)  # it could not be reused
+        remove(folder)  # it could not be reused
         os.rename(artefact.folder, folder)
         # Only now: a run that is killed in between has the artefact, or what it can make it from.
         _remove_but(folder, scratch)

@@ -18,6 +18,7 @@ from mfac_compress.pipeline.progress import Line, Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact
 from mfac_compress.pipeline.run.cache import StageCache
+from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Before, Job, Stage
 from mfac_compress.pipeline.versions import library_versions
 
@@ -87,7 +88,7 @@ def run_stages(
     }
     done: dict[str, Artefact] = {}
     for stage in stages:
-        before = {name: done[name] for name in stage.after}
+        before = {role: done[name] for role, name in stage.after.items()}
         who = ranks if stage.ranks == "all" else Ranks()
         key = {**environment, "processes": who.size, **stage.key(before)}
 
@@ -99,6 +100,7 @@ def run_stages(
             reason = artefact.rejected
             clock.progress.warn(f"{stage.name}: made anew, since in the cache {reason}")
         done[stage.name] = artefact
+    ranks.on_rank_zero(lambda: cache_of(Ranks()).remove_other_steps(done))
     return done
 
 
@@ -113,7 +115,8 @@ def _get(
     """The stage's artefact, its facts of the stage's own type."""
 
     def make(folder: Path | None) -> Mapping[str, Any]:
-        facts = stage.run(Job(folder, before, ranks, progress), **stage.given)
+        checkpoints = Checkpoints(cache.unfinished(stage.name, key))
+        facts = stage.run(Job(folder, before, ranks, progress, checkpoints), **stage.given)
         return asdict(facts) if is_dataclass(facts) else facts
 
     artefact = cache.get(stage.name, key, make)

@@ -6,7 +6,7 @@ given can change its result, :class:`Keyed` says so in the open.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact
+from mfac_compress.pipeline.run.checkpoint import Checkpoints
 
 Before = Mapping[str, Artefact]
 
@@ -26,15 +27,17 @@ class Job:
 
     Args:
         folder: Where its files go; None in all processes but the first.
-        before: The artefacts of the earlier stages that it names, by name.
+        before: The artefacts of earlier stages, by what they are to this one.
         ranks: The processes that run it together.
         progress: Where it shows its steps.
+        checkpoints: Where it can go on from after a kill; gone when it is finished.
     """
 
     folder: Path | None
     before: Before
     ranks: Ranks
     progress: Progress
+    checkpoints: Checkpoints
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Stage:
         name: Its name, by which later stages and the cache know it.
         run: ``run(job, **reads)`` fills the job's folder and returns the facts, of type ``facts``.
         reads: All that the result depends on beside those artefacts.
-        after: Names of the earlier stages whose artefacts it is given.
+        after: The earlier stages whose artefacts it is given: their names, by what they are to
+            this one.
         check: ``check(ranks, **reads)`` raises for what can be refused before any work.
         facts: Type of what ``run`` returns: a dataclass, or a dict of plain JSON.
         ranks: Whether all processes run it together, or rank 0 alone.
@@ -71,7 +75,7 @@ class Stage:
     name: str
     run: Callable[..., Any]
     reads: Mapping[str, Any] = field(default_factory=dict)
-    after: tuple[str, ...] = ()
+    after: Mapping[str, str] = field(default_factory=dict)
     check: Callable[..., None] = _nothing
     facts: type = dict
     ranks: Literal["all", "zero"] = "all"
@@ -84,15 +88,19 @@ class Stage:
             for name, read in self.reads.items()
         }
 
+    def unchecked(self) -> "Stage":
+        """The stage without its check, which another one makes already."""
+        return replace(self, check=_nothing)
+
     def key(self, before: Before) -> dict[str, Any]:
         """What the result depends on, as plain JSON.
 
         Args:
-            before: The artefacts of the stages in ``after``.
+            before: The artefacts of the stages in ``after``, by its keys.
         """
         return {
             "reads": {name: digest_of(read) for name, read in self.reads.items()},
-            "before": {name: before[name].digest for name in self.after},
+            "before": {role: before[role].digest for role in self.after},
         }
 
 

@@ -153,7 +153,7 @@ def accelerate(
     del cpu  # measured on, not looked at
     off = sparse_kernels == "off"
     speed = measure_speed(
-        job.before["export"].folder / ONNX_FILES[SPARSE],
+        job.before["exported"].folder / ONNX_FILES[SPARSE],
         feeds,
         workloads,
         kernels=library is not None and not off,

@@ -6,7 +6,7 @@ from typing import Any
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.weights import load_masks, load_state, sparsity_of
+from mfac_compress.pipeline.run.state import State
 
 
 def export(
@@ -15,7 +15,7 @@ def export(
     """Write ``dense.onnx`` and ``model.onnx`` to the job's folder.
 
     Args:
-        job: Where, after the stage ``recover``.
+        job: Where, after the last state.
         model: The dense model.
         form: How they are written.
         metadata: Written into both files.
@@ -23,12 +23,12 @@ def export(
     Raises:
         InputError: If the model cannot be exported as the recipe says.
     """
-    recovered = job.before["recover"].folder
-    sparsity = {"mfac_compress.sparsity": f"{sparsity_of(load_masks(recovered)):.6f}"}
+    state = State.load(job.before["state"].folder)
+    sparsity = {"mfac_compress.sparsity": f"{state.sparsity:.6f}"}
     files = [
         (DENSE, None, metadata),
-        (SPARSE, load_state(recovered), {**metadata, **sparsity}),
+        (SPARSE, state.tensors, {**metadata, **sparsity}),
     ]
-    for name, state, properties in job.progress.track(files, "export", total=len(files)):
-        model.write(state, job.folder / ONNX_FILES[name], form, properties)
+    for name, tensors, properties in job.progress.track(files, "export", total=len(files)):
+        model.write(tensors, job.folder / ONNX_FILES[name], form, properties)
     return {}

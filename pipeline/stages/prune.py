@@ -21,10 +21,10 @@ from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import PruneSection, Recipe
 from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.calibrate import FisherSource
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.invert import Damping, invert
-from mfac_compress.pipeline.weights import save_masks, save_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class PrunedStep:
+class Pruned:
     """What is known of one step.
 
     Args:
@@ -66,13 +66,6 @@ class PrunedStep:
     damping: float | None = None
     step_size: float | None = None
     holdout_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What the stage says of its steps."""
-
-    steps: tuple[PrunedStep, ...]
 
 
 def steps_of(units: Units, section: PruneSection) -> list[list[int]]:
@@ -119,21 +112,21 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
 
 
 def prune_by_magnitude(
-    job: Job, *, model: Model, layout: Layout, units: Units, steps: Sequence[Sequence[int]]
+    job: Job, *, model: Model, layout: Layout, units: Units, removed: Sequence[int]
 ) -> Pruned:
-    """Remove the smallest weights step by step; weights and masks go to the job's folder.
+    """Remove the smallest weights; the state goes to the job's folder.
 
     Args:
-        job: Where, with whom.
+        job: Where, with whom, after the state before it.
         model: The dense model.
         layout: The weights that may go.
         units: Which of them go together.
-        steps: How many units each competition has lost after each step.
+        removed: How many units each competition has lost after it.
     """
-    pruner = Pruner(model, layout)
-    facts = [pruner.remove_smallest(units, torch.tensor(removed)) for removed in steps]
-    job.ranks.on_rank_zero(lambda: pruner.save(job.folder))
-    return Pruned(tuple(facts))
+    pruner = _pruner(job, model, layout)
+    pruned = pruner.remove_smallest(units, torch.tensor(removed))
+    job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
+    return pruned
 
 
 def prune(
@@ -141,49 +134,51 @@ def prune(
     *,
     model: Model,
     units: Units,
-    steps: Sequence[Sequence[int]],
+    step: int,
+    removed: Sequence[int],
     calibration: CalibrationData,
     shape: FisherShape,
     removal: Removal,
     storage: Path | None,
 ) -> Pruned:
-    """Remove weights by curvature step by step; weights and masks go to the job's folder.
+    """Remove weights by curvature; the state goes to the job's folder.
 
     Args:
-        job: Where, with whom, after the stage ``calibrate``.
+        job: Where, with whom, after the dense model's Fisher and the state before it.
         model: The dense model.
         units: Which weights go together.
-        steps: How many units each competition has lost after each step.
+        step: Number of the step. All but 0 have gradients of their own, which nobody else needs.
+        removed: How many units each competition has lost after it.
         calibration: Samples, draws and the loss.
         shape: Of the Fisher.
         removal: How weights are removed.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    calibrated = job.before["calibrate"]
+    calibrated, pruner = job.before["calibrated"], _pruner(job, model, shape.layout)
     source = FisherSource(calibration, shape, storage, job.ranks, job.progress)
-    pruner, facts = Pruner(model, shape.layout), []
-    if len(steps) > 1:
-        job.progress.plan((len(steps) - 1) * source.own_gradients)
-    own = shape.shards(job.ranks.size)[job.ranks.rank].columns
-    for step, removed in enumerate(steps):
-        if step == 0:
-            fisher = source.load(calibrated.folder)
-        else:
-            fisher, _ = source.compute(pruner.module, step, calibrated.facts.method)
-        facts.append(
-            pruner.remove_least_salient(
-                fisher,
-                units,
-                torch.tensor(removed),
-                removal,
-                lambda module: holdout_loss(module, model.module, calibration),
-                job.ranks,
-                own,
-            )
-        )
-        job.progress.detail(f"step {step + 1}: sparsity {facts[-1].sparsity:.4f}")
-    job.ranks.on_rank_zero(lambda: pruner.save(job.folder))
-    return Pruned(tuple(facts))
+    if step == 0:
+        fisher = source.load(calibrated.folder)
+    else:
+        fisher, _ = source.compute(pruner.module, step, calibrated.facts.method)
+    pruned = pruner.remove_least_salient(
+        fisher,
+        units,
+        torch.tensor(removed),
+        removal,
+        lambda module: holdout_loss(module, model.module, calibration),
+        job.ranks,
+        shape.shards(job.ranks.size)[job.ranks.rank].columns,
+    )
+    job.progress.detail(f"step {step + 1}: sparsity {pruned.sparsity:.4f}")
+    job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
+    return pruned
+
+
+def _pruner(job: Job, model: Model, layout: Layout) -> "Pruner":
+    """The model as the stage before left it; the dense one in the first step."""
+    before = job.before.get("state")
+    state = before and job.ranks.on_rank_zero(lambda: State.load(before.folder))
+    return Pruner(model, layout, state)
 
 
 class Pruner:
@@ -194,24 +189,28 @@ class Pruner:
     Args:
         model: The dense model.
         layout: The weights that may go.
+        state: Where to go on from. Default: the dense model.
     """
 
-    def __init__(self, model: Model, layout: Layout) -> None:
+    def __init__(self, model: Model, layout: Layout, state: State | None = None) -> None:
         self.module = model.copy()
+        if state is not None:
+            state.into(self.module)
         self.layout = layout
         self.weights = layout.flatten(dict(self.module.named_parameters()))
         self.mask = torch.ones_like(self.weights, dtype=torch.bool)
+        if state is not None:
+            self.mask = self.layout.flatten(state.masks).to(self.weights.device)
 
-    def save(self, folder: Path) -> None:
-        """Write weights and masks."""
-        save_weights(self.module, folder)
-        save_masks(self.layout.unflatten(self.mask), folder)
+    def state(self) -> State:
+        """A copy of where it is."""
+        return State.of(self.module, self.layout.unflatten(self.mask))
 
-    def remove_smallest(self, units: Units, removed: Tensor) -> PrunedStep:
+    def remove_smallest(self, units: Units, removed: Tensor) -> Pruned:
         """One step by magnitude, until each competition has lost ``removed`` units."""
         pruned = pruning.prune_by_magnitude(self.weights, units, removed=removed, keep=self.mask)
         self._take(pruned)
-        return PrunedStep(pruned.sparsity)
+        return Pruned(pruned.sparsity)
 
     def remove_least_salient(
         self,
@@ -222,7 +221,7 @@ class Pruner:
         loss_of: Callable[[nn.Module], float],
         ranks: Ranks,
         own: slice,
-    ) -> PrunedStep:
+    ) -> Pruned:
         """One step by curvature.
 
         Args:
@@ -248,11 +247,11 @@ class Pruner:
         )
         self._take(pruned)
         if not removal.first_order:
-            return PrunedStep(pruned.sparsity, inverse.damping)
+            return Pruned(pruned.sparsity, inverse.damping)
         gradient = fisher.mean_gradient.to(self.weights)
         direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
         step_size, loss = self._follow(direction, loss_of, ranks)
-        return PrunedStep(pruned.sparsity, inverse.damping, step_size, loss)
+        return Pruned(pruned.sparsity, inverse.damping, step_size, loss)
 
     def _take(self, pruned: pruning.Pruned) -> None:
         self.mask = pruned.mask

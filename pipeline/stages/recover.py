@@ -19,6 +19,11 @@ from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
+from mfac_compress.pipeline.inputs.forward import (
+    random_state,
+    seed_random_state,
+    set_random_state,
+)
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.splits import Split
@@ -26,19 +31,14 @@ from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import RecoverSection
+from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
 from mfac_compress.pipeline.stages.prune import no_holdout
-from mfac_compress.pipeline.stages.shared_batch import backward, check_sharing
+from mfac_compress.pipeline.stages.shared_batch import Loss, backward, check_sharing
 from mfac_compress.pipeline.stages.training_check import check_training
-from mfac_compress.pipeline.weights import (
-    load_masks,
-    load_state,
-    not_finite,
-    restore,
-    save_masks,
-    save_weights,
-)
+from mfac_compress.pipeline.weights import not_finite
 
 _BATCHNORM_BATCH = 256
 
@@ -77,9 +77,19 @@ def check(
     recovery: Split | None,
     calibration: CalibrationData,
     where: Callable[..., str],
+    epochs_key: str,
     **_: Any,
 ) -> None:
     """Check that the model can be trained as the recipe says, in these processes.
+
+    Args:
+        ranks: The processes.
+        model: The dense model.
+        section: How to train.
+        recovery: What to train on.
+        calibration: Has the loss, and samples for choices.
+        where: Says where a key of the recipe was given.
+        epochs_key: The key that says for how many epochs.
 
     Raises:
         InputError: If not.
@@ -95,10 +105,10 @@ def check(
                 "norm, which has no variance of one sample. Got 1."
             )
         if section.epochs:
-            setting = f"{where('recover.epochs')} is {section.epochs}"
+            setting = f"{where(epochs_key)} is {section.epochs}"
             check_training(model, recovery, loss, section.batch_size, device, setting)
     if section.epochs:
-        check_sharing(model, recovery, loss, device, ranks, where)
+        check_sharing(model, recovery, loss, device, ranks, where(epochs_key))
 
 
 def recover(
@@ -110,46 +120,38 @@ def recover(
     calibration: CalibrationData,
     seed: int,
 ) -> Recovered:
-    """Fine-tune the pruned model; weights and masks go to the job's folder.
+    """Fine-tune the pruned model; the state goes to the job's folder.
 
     Args:
-        job: Where, with whom, after the stage ``prune``.
+        job: Where, with whom, after the pruned state.
         model: The dense model.
         section: How to train.
         recovery: What to train on; None without epochs.
         calibration: For batch-norm statistics; has the loss and the device.
-        seed: Of the order of the samples, and of their random changes.
+        seed: Of all random numbers.
     """
-    ranks, module, pruned = job.ranks, model.copy(), job.before["prune"].folder
-    state, masks = ranks.on_rank_zero(lambda: (load_state(pruned), load_masks(pruned)))
-    restore(module, state)
+    ranks, module, pruned = job.ranks, model.copy(), job.before["state"].folder
+    state = ranks.on_rank_zero(lambda: State.load(pruned))
+    state.into(module)
     losses = []
     if section.epochs:
         assert recovery is not None  # the recipe holds this
         loss = _loss(section, calibration)
-        losses = list(train(module, masks, section, recovery, loss, seed, ranks, job.progress))
+        training = Training(module, state.masks, section, recovery, loss, seed)
+        losses = list(training.run(ranks, job.progress, job.checkpoints))
     batchnorm = ranks.on_rank_zero(
         lambda: recalibrate_batchnorm(module, model.module, section.batchnorm, calibration)
     )
-    ranks.on_rank_zero(lambda: (save_weights(module, job.folder), save_masks(masks, job.folder)))
+    ranks.on_rank_zero(lambda: State.of(module, state.masks).save(job.folder))
     return Recovered(tuple(losses), batchnorm)
 
 
-def _loss(section: RecoverSection, calibration: CalibrationData) -> Callable[[Any, Any], Tensor]:
+def _loss(section: RecoverSection, calibration: CalibrationData) -> Loss:
     return partial(calibration.task.loss, label_smoothing=section.label_smoothing)
 
 
-def train(
-    module: nn.Module,
-    masks: Mapping[str, Tensor],
-    section: RecoverSection,
-    split: Split,
-    loss: Callable[[Any, Any], Tensor],
-    seed: int,
-    ranks: Ranks,
-    progress: Progress,
-) -> Iterator[float]:
-    """Yield the mean loss of each epoch.
+class Training:
+    """A model in training, which can go on from the end of any epoch.
 
     Args:
         module: The pruned model, which is changed.
@@ -157,39 +159,101 @@ def train(
         section: How to train.
         split: What to train on.
         loss: Of outputs and targets: the mean over a batch.
-        seed: Of the order of the samples, and of their random changes.
-        ranks: Who share each batch.
-        progress: Shows the batches.
+        seed: Of all random numbers.
     """
-    batches_per_epoch = math.ceil(len(split) / section.batch_size)
-    optimizer = _optimizer(section, module)
-    scheduler = LambdaLR(optimizer, _lr_curve(section, section.epochs * batches_per_epoch))
-    generator = torch.Generator().manual_seed(seed)
-    parameters = dict(module.named_parameters())
-    device = next(iter(parameters.values())).device
-    train_mode(module)
-    progress.plan(section.epochs * batches_per_epoch)
-    pruned = {name: parameters[name] for name in masks}
-    with MaskHooks(pruned, masks).attach(optimizer) as hooks:
-        for epoch in range(section.epochs):
-            total = 0.0
-            batches = split.batches(
-                section.batch_size, shuffle=True, generator=generator, augment=True
-            )
-            label = f"recover, epoch {epoch + 1}/{section.epochs}"
-            for batch in progress.track(batches, label, batches_per_epoch):
-                if batch.size == 1 < section.batch_size:
-                    continue  # the odd one out has no variance for batch norm
-                optimizer.zero_grad(set_to_none=True)
-                total += backward(module, batch, loss, device, ranks) * batch.size
-                optimizer.step()
-                scheduler.step()
-            with ranks.raise_on_every_rank():
-                hooks.check()
-                _check_finite(module, epoch)
-                mean = _finite(total / len(split), epoch)
-            yield mean
-    set_training(module, False)
+
+    def __init__(
+        self,
+        module: nn.Module,
+        masks: Mapping[str, Tensor],
+        section: RecoverSection,
+        split: Split,
+        loss: Loss,
+        seed: int,
+    ) -> None:
+        self._module, self._masks, self._loss = module, masks, loss
+        self._section, self._split = section, split
+        self._parameters = dict(module.named_parameters())
+        self._device = next(iter(self._parameters.values())).device
+        self._batches = math.ceil(len(split) / section.batch_size)
+        self._optimizer = _optimizer(section, module)
+        curve = _lr_curve(section, section.epochs * self._batches)
+        self._scheduler = LambdaLR(self._optimizer, curve)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._losses: list[float] = []
+
+    def run(
+        self, ranks: Ranks, progress: Progress, checkpoints: Checkpoints | None = None
+    ) -> Iterator[float]:
+        """Yield the mean loss of each epoch, also of those before a checkpoint.
+
+        Args:
+            ranks: Who share each batch.
+            progress: Shows the batches.
+            checkpoints: Where to go on from, and where each epoch but the last is kept.
+        """
+        section, pruned = self._section, {name: self._parameters[name] for name in self._masks}
+        seed_random_state(self._seed)
+        if checkpoints is not None:
+            found = ranks.on_rank_zero(checkpoints.load)
+            if found is not None:
+                self._restore(found)
+        train_mode(self._module)
+        yield from self._losses
+        progress.plan((section.epochs - len(self._losses)) * self._batches)
+        with MaskHooks(pruned, self._masks).attach(self._optimizer) as hooks:
+            for epoch in range(len(self._losses), section.epochs):
+                total = self._epoch(epoch, ranks, progress)
+                with ranks.raise_on_every_rank():
+                    hooks.check()
+                    _check_finite(self._module, epoch)
+                    self._losses.append(_finite(total / len(self._split), epoch))
+                if checkpoints is not None and epoch + 1 < section.epochs:
+                    content = self._content()
+                    ranks.on_rank_zero(lambda at=epoch, c=content: checkpoints.save(at + 1, c))
+                yield self._losses[-1]
+        set_training(self._module, False)
+
+    def _epoch(self, epoch: int, ranks: Ranks, progress: Progress) -> float:
+        """Train on each sample once; returns the sum of their losses."""
+        size, total = self._section.batch_size, 0.0
+        batches = self._split.batches(size, shuffle=True, generator=self._generator, augment=True)
+        label = f"recover, epoch {epoch + 1}/{self._section.epochs}"
+        for batch in progress.track(batches, label, self._batches):
+            if batch.size == 1 < size:
+                continue  # the odd one out has no variance for batch norm
+            self._optimizer.zero_grad(set_to_none=True)
+            loss = backward(self._module, batch, self._loss, self._device, ranks)
+            total += loss * batch.size
+            self._optimizer.step()
+            self._scheduler.step()
+        return total
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and all buffers, also those that no state dict holds."""
+        return {**self._parameters, **dict(self._module.named_buffers())}
+
+    def _content(self) -> dict[str, Any]:
+        """All that the next epoch starts from."""
+        return {
+            "losses": self._losses,
+            "tensors": self._tensors(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "generator": self._generator.get_state(),
+            "random": random_state(self._device),
+        }
+
+    @torch.no_grad()
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        for name, tensor in self._tensors().items():
+            tensor.copy_(content["tensors"][name])
+        self._optimizer.load_state_dict(content["optimizer"])
+        self._scheduler.load_state_dict(content["scheduler"])
+        self._generator.set_state(content["generator"])
+        set_random_state(content["random"], self._device)
+        self._losses = content["losses"]
 
 
 def _finite(loss: float, epoch: int) -> float:

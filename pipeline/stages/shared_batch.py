@@ -66,7 +66,7 @@ def check_sharing(
     loss: Loss,
     device: torch.device,
     ranks: Ranks,
-    where: Callable[..., str],
+    where: str,
 ) -> None:
     """Check on a small batch that shares of it give the gradient of the whole.
 
@@ -76,7 +76,7 @@ def check_sharing(
         loss: Of outputs and targets.
         device: The model's.
         ranks: Who share it.
-        where: Says where a key of the recipe was given.
+        where: The key that says that the recipe trains, and where it was given.
 
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
@@ -92,7 +92,7 @@ def check_sharing(
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():
         draws = not torch.equal(drawn, _random_state(device))
-        _compare(*gradients, draws=draws, where=where("recover.epochs"))
+        _compare(*gradients, draws=draws, where=where)
 
 
 def _compare(whole: Tensor, shared: Tensor, *, draws: bool, where: str) -> None:

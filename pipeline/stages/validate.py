@@ -32,9 +32,9 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
 from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
-from mfac_compress.pipeline.weights import load_masks, load_weights
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
@@ -117,7 +117,7 @@ def validate(
     """Measure metric, parity, sizes and zeros.
 
     Args:
-        job: With whom, after the stages ``recover``, ``export`` and ``accelerate``.
+        job: After the last state and the files made of it.
         model: The dense model.
         pruned: Names of the pruned tensors, in the model's order.
         samples: The validation samples.
@@ -125,13 +125,11 @@ def validate(
         batch_size: Samples of one call.
         confidence: Of the intervals.
     """
-    recovered, exported, accelerated = (
-        job.before[name].folder for name in ("recover", "export", "accelerate")
-    )
+    exported, accelerated = (job.before[name].folder for name in ("exported", "accelerated"))
+    state = State.load(job.before["state"].folder)
     dense, variants = dense_variant(exported), sparse_variants(exported, accelerated)
-    module = load_weights(model.copy(), recovered).cpu()
-    stored = load_masks(recovered)
-    masks = {name: stored[name] for name in pruned}
+    module = state.into(model.copy()).cpu()
+    masks = {name: state.masks[name] for name in pruned}
     files = (dense, *variants)
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
     run = _run_files(files, module, samples, batch_size, job.progress)

@@ -50,7 +50,7 @@ def _empty(file):
         (_truncate, "export", "model.onnx"),
         (_flip, "export", "model.onnx"),
         (os.unlink, "export", "dense.onnx"),
-        (_flip, "prune", "masks.safetensors"),
+        (_flip, "prune-00", "masks.safetensors"),
         (_truncate, "recover", "model.safetensors"),
         (_truncate, "validate", "manifest.json"),
         (_empty, "export", "manifest.json"),
@@ -157,7 +157,7 @@ HELPERS = {
         "def net():\n    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), Act(), "
         "nn.Linear(16, 3))\n"
         "def score(outputs, targets):\n    return (outputs.argmax(1) == targets).float()\n",
-        {"calibrate", "prune", "recover", "export", "validate"},
+        {"calibrate", "prune-00", "recover", "export", "validate"},
     ),
     "imported in the middle of the metric": (
         "from torch import nn\n"
@@ -196,7 +196,7 @@ def test_a_changed_helper_is_noticed(quick, fresh, how):
     quick.recipe["validate"]["gates"] = {"min_sparsity": 0.4}
     assert fresh().exit_code == 0
     assert _metric(quick) > 0.9
-    assert {"prune", "validate"} <= _reused(fresh().output)
+    assert {"prune-00", "validate"} <= _reused(fresh().output)
 
     _write(quick, "ops.py", BAD)
     again = fresh()

@@ -42,10 +42,30 @@ def test_magnitude_takes_no_gradients(plan):
 def test_each_stage_comes_after_those_it_needs_and_is_given_what_it_takes(plan, method):
     stages, before = plan(f"prune.method={method}"), set()
     for stage in stages:
-        assert set(stage.after) <= before
+        assert set(stage.after.values()) <= before
         before.add(stage.name)
         inspect.signature(stage.run).bind(None, **stage.given)
         inspect.signature(stage.check).bind(None, **stage.given)
+
+
+def test_pruning_and_recovery_alternate_each_from_the_state_before_it(plan):
+    steps = ("prune.steps=3", "prune.schedule=linear")
+    states = {
+        stage.name: stage.after.get("state")
+        for stage in plan(*steps, "prune.epochs_between=2", "recover.epochs=0")
+        if stage.name.startswith(("prune", "recover"))
+    }
+    assert states == {
+        "prune-00": None,
+        "recover-00": "prune-00",
+        "prune-01": "recover-00",
+        "recover-01": "prune-01",
+        "prune-02": "recover-01",
+        "recover": "prune-02",
+    }
+    pruned = [stage.after for stage in plan(*steps) if stage.name.startswith("prune")]
+    assert [after.get("state") for after in pruned] == [None, "prune-00", "prune-01"]
+    assert {after["calibrated"] for after in pruned} == {"calibrate"}
 
 
 @pytest.mark.parametrize(
@@ -58,10 +78,10 @@ def test_each_stage_comes_after_those_it_needs_and_is_given_what_it_takes(plan, 
         ("run.memory_budget=1GB", set()),
         ("export.sparse_kernels=auto", {"accelerate"}),
         ("recover.lr=0.5", {"recover", "export"}),
-        ("prune.update=single", {"prune", "export"}),
-        ("fisher.damping=0.1", {"prune", "export"}),
-        ("fisher.damping_unit=mean_diagonal", {"prune", "export"}),
-        ("fisher.block_size=8", {"calibrate", "prune", "export"}),
+        ("prune.update=single", {"prune-00", "export"}),
+        ("fisher.damping=0.1", {"prune-00", "export"}),
+        ("fisher.damping_unit=mean_diagonal", {"prune-00", "export"}),
+        ("fisher.block_size=8", {"calibrate", "prune-00", "export"}),
         ("calibrate.gradients=vmap", {"calibrate", "export"}),
     ],
 )

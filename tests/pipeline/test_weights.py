@@ -1,4 +1,4 @@
-"""Weights go to a file and come back; what must be finite is, and what need not is let be."""
+"""What must be finite is, and what need not is let be."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mfac_compress.pipeline.weights import load_weights, not_finite, save_weights
+from mfac_compress.pipeline.weights import not_finite
 
 
 class Net(nn.Module):
@@ -14,12 +14,6 @@ class Net(nn.Module):
         super().__init__()
         self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
         self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1), persistent=False)
-
-    def get_extra_state(self):
-        return {"version": 3}
-
-    def set_extra_state(self, state):
-        raise AssertionError("the file has none")
 
 
 def test_infinities_are_let_be_in_constants_only():
@@ -35,13 +29,6 @@ def test_parameters_and_running_statistics_must_be_finite(name, value):
     net = Net()
     net.state_dict()[name].view(-1)[1] = value
     assert not_finite(net) == [name]
-
-
-def test_extra_state_that_is_no_tensor_stays_with_the_module(tmp_path):
-    net, other = Net(), Net()
-    save_weights(net, tmp_path)
-    load_weights(other, tmp_path)
-    assert torch.equal(net.linear.weight, other.linear.weight)
 
 
 FACTORY = """

@@ -618,7 +618,7 @@ def test_own_datasets_give_their_samples(own):
         ("ragged", "data.collate must pad them"),
         ("lists", "has inputs.0 float32 [2], inputs.1 float32 [1], targets int64 []"),
         ("nan", "NaN or Inf in 1 samples, the first sample 0 of data.factory's 'recovery'"),
-        ("missing", "because recover.epochs > 0"),
+        ("missing", "because the recipe trains"),
         ("misnamed", "'test'"),
         ("no_dict", "returned list"),
         ("fails", "KeyError: root"),

@@ -200,6 +200,14 @@ def test_sound_sections_pass(sections):
             {"prune": {"sparsity": 0.5, "exclude": ["a"], "overrides": {"a": 0.5}}},
             "exclude[0] must not repeat a pattern of prune.overrides",
         ),
+        (
+            {"prune": {"sparsity": 0.5, "epochs_between": 2}},
+            "epochs_between must be 0 where prune.steps is 1",
+        ),
+        (
+            {"data": ARRAYS, "prune": {"sparsity": 0.5, "steps": 2, "epochs_between": 2}},
+            "Got prune.epochs_between = 2 and no recovery split",
+        ),
         ({"prune": {"sparsity": 0.5, "include": ["re:("]}}, "must hold a regular expression"),
         ({"export": {"output_name": "input"}}, "must differ from export.input_name"),
         ({"validate": {"latency": {"threads": [1, 1]}}}, "threads[1] must not repeat 1"),
@@ -220,7 +228,7 @@ def test_sound_sections_pass(sections):
         ),
         (
             {"data": ARRAYS, "recover": {"epochs": 1}},
-            "data.splits.recovery must be given where recover.epochs > 0",
+            "data.splits.recovery must be given where recover.epochs or prune.epochs_between > 0",
         ),
         (
             {"task": {"loss": "mse"}, "recover": {"label_smoothing": 0.1}},

@@ -35,11 +35,13 @@ class _Runs:
     def add(self, job, number):
         self.made.append(job.folder.parent.parent.name)
         before = [artefact.facts.number for artefact in job.before.values()]
+        assert all(role.startswith("of ") for role in job.before)
         (job.folder / "number").write_text(str(number))
         return _Facts(number + sum(before), (_Part((1, 2)),))
 
     def stage(self, name, number, *after, **more):
-        return Stage(name, self.add, {"number": number}, after, facts=_Facts, **more)
+        roles = {f"of {each}": each for each in after}
+        return Stage(name, self.add, {"number": number}, roles, facts=_Facts, **more)
 
     def run(self, *stages, code=None):
         self.made.clear()
@@ -102,3 +104,37 @@ def test_checks_are_given_what_the_stage_reads(runs):
     hidden = Stage("a", print, {"number": Keyed(2, None)}, check=check)
     with pytest.raises(InputError, match="too large"):
         check_stages([hidden], Ranks())
+
+
+def test_steps_that_the_run_no_longer_has_are_removed_when_it_is_over(runs, tmp_path):
+    runs.run(runs.stage("a", 1), runs.stage("b-00", 1), runs.stage("b-01", 2))
+    with pytest.raises(StageError):
+        runs.run(runs.stage("b-00", 1), Stage("c", lambda job: 1 / 0))
+    assert (tmp_path / "b-01").exists()
+
+    runs.run(runs.stage("b-00", 1))
+
+    assert {path.name for path in tmp_path.iterdir()} >= {"a", "b-00"}
+    assert not (tmp_path / "b-01").exists()
+
+
+def test_a_stage_goes_on_from_its_checkpoint_which_goes_when_it_is_finished(runs, tmp_path):
+    def count(job, end):
+        at = (job.checkpoints.load() or {"at": 0})["at"]
+        while at < end:
+            at += 1
+            job.checkpoints.save(at, {"at": at})
+            runs.made.append(at)
+            if end == 4 and runs.made == [1, 2]:
+                raise OSError("killed")
+        return {"at": at}
+
+    stage = Stage("a", count, {"end": 4})
+    with pytest.raises(StageError, match="killed"):
+        runs.run(stage)
+    assert runs.run(stage)["a"].facts == {"at": 4}
+    assert runs.made == [3, 4]
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+    runs.run(Stage("a", count, {"end": 5}))
+    assert runs.made == [1, 2, 3, 4, 5], "a checkpoint of another key was taken"

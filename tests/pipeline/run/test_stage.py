@@ -72,6 +72,6 @@ def test_the_content_of_the_artefacts_before_is_in_the_key():
     def artefact(digest):
         return Artefact(Path("/tmp"), digest, {}, {}, reused=True)
 
-    stage = Stage("b", print, after=("a",))
-    one, same, other = (stage.key({"a": artefact(digest)}) for digest in ("x", "x", "y"))
+    stage = Stage("b", print, after={"x": "a"})
+    one, same, other = (stage.key({"x": artefact(digest)}) for digest in ("x", "x", "y"))
     assert one == same != other
