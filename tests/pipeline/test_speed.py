@@ -380,3 +380,43 @@ def test_a_model_of_another_type_is_not_said_to_lack_zeros(faster, tmp_path):
     assert result.exit_code == 0
     assert "enough zeros" not in result.output
     assert "no layer can be computed by a sparse operator" in result.output
+
+
+def test_a_file_of_several_inputs_and_outputs_is_measured(faster, tmp_path):
+    """As a token model's: two inputs of the same open length, one of which takes no part."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((16, 8)) * (rng.random((16, 8)) < 0.2)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "layer.weight"], ["y"]),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[2]),
+    ]
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal((5, 16)).astype(np.float32), "table"),
+        numpy_helper.from_array(weight, "layer.weight"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+        for name in ("ids", "types")
+    ]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", 8]),
+        helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", "length", 1]),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    path, output = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
+    faster(0.5)
+
+    result = _speed(path, "--shape", "ids=1,7", "--shape", "types=1,7", "-o", output)
+
+    assert result.exit_code == 0, result.output
+    ids = np.array([[1, 4, 2]])
+    sessions = [sparse_session(each) for each in (path, output)]
+    for session in sessions:
+        assert [one.name for one in session.get_inputs()] == ["ids", "types"]
+    expected, found = (session.run(None, {"ids": ids, "types": ids}) for session in sessions)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
