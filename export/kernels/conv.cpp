@@ -87,7 +87,7 @@ void Conv::run_images(const Call& call, const Batch& batch) const {
   };
   const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
                         static_cast<int64_t>(weights_.values.size()) * runs.length};
-  share_out(call, sharing, pixels, [&](const float* there, int64_t image, const Share& share) {
+  parallel_for(call, sharing, pixels, [&](const float* there, int64_t image, const Share& share) {
     run_share(batch, there, image, share);
   });
 }

@@ -28,7 +28,7 @@ inline bool is_shared(const Sharing& all) { return all.images < 8; }
 // pixels(image, buffer) returns an image's pixels, which it may copy into the buffer;
 // work_on(pixels, image, share) computes one share of the image.
 template <class Pixels, class Work>
-void share_out(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
+void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
   if (!is_shared(all)) {  // a task works on a whole image
     auto task = [&](size_t index) {
       const int64_t image = static_cast<int64_t>(index);

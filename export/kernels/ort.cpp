@@ -28,11 +28,11 @@ Tensor view(const ort::Api& api, const ort::Value* value, ort::ElementType type)
   must(api, api.tensor_info(value, &raw), "describe a tensor");
   std::unique_ptr<ort::TensorInfo, InfoRelease> info(raw, InfoRelease{&api});
   ort::ElementType found = ort::kUndefined;
-  must(api, api.element_type(info.get(), &found), "tell a tensor's type");
+  must(api, api.element_type(info.get(), &found), "read a tensor's type");
   require(found == type, "the tensor has element type ", int64_t{found}, ", not ", int64_t{type});
-  must(api, api.rank(info.get(), &tensor.shape.rank), "tell a tensor's rank");
+  must(api, api.rank(info.get(), &tensor.shape.rank), "read a tensor's rank");
   require(tensor.shape.rank <= kMaxRank, "tensors must have at most 8 dimensions");
-  must(api, api.dimensions(info.get(), tensor.shape.dims, tensor.shape.rank), "tell a shape");
+  must(api, api.dimensions(info.get(), tensor.shape.dims, tensor.shape.rank), "read a shape");
   void* data = nullptr;
   must(api, api.tensor_data(const_cast<ort::Value*>(value), &data), "give a tensor's data");
   static const float nothing = 0;  // an empty tensor is present, even if its address is null

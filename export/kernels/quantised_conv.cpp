@@ -50,7 +50,7 @@ void QuantisedConv::run(const Call& call) const {
   const Sharing sharing{
       count, static_cast<int64_t>(batch.plan->tiles.size()), weights_.blocks.groups,
       static_cast<int64_t>(weights_.blocks.values.size()) * batch.plan->runs.length};
-  share_out(
+  parallel_for(
       call, sharing,
       [&](int64_t image, Buffer& buffer) {
         return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
