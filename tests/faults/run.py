@@ -175,7 +175,7 @@ def measured(output: Path) -> dict[str, Any]:
     """What a run has come to, without times."""
     report = json.loads((output / "report.json").read_text())
     results = {name: (output / name).read_bytes() for name in RESULTS}
-    return {**results, "report": {key: report[key] for key in report if key not in TIMED}}
+    return {**results, **{f"report.{key}": report[key] for key in report if key not in TIMED}}
 
 
 @dataclass
@@ -234,8 +234,11 @@ class Case:
             self.faults.append(f"epochs {again} trained again, after {how}: {said}")
         if "Traceback" in said:
             self.faults.append(f"a traceback after {how}: {said}")
-        if report.is_file() and measured(self.output) != self.expected:
-            self.faults.append(f"another result than undisturbed, after {how}")
+        if report.is_file():
+            found = measured(self.output)
+            other = [name for name in found if found[name] != self.expected.get(name)]
+            if other:
+                self.faults.append(f"other than undisturbed, after {how}: {other}")
         if code == 0:
             self.ended = True
             if not report.is_file():
