@@ -136,7 +136,10 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
     named = frozenset(modules)
     main = sys.modules["__main__"]  # multiprocessing gives it a second name
     packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
-    digests = {path: _digest(path) for path in _opened.paths if _counts(path)}
+    # Python itself opens the script that it runs, for the lines of a warning.
+    script = None if "__main__" in named else _file_of(sys.modules["__main__"])
+    opened = [path for path in _opened.paths if _counts(path) and path != script]
+    digests = {path: _digest(path) for path in opened}
     for name, module in list(sys.modules.items()):
         path = _file_of(module)
         if path is None or (module is main and "__main__" not in named):

@@ -79,11 +79,10 @@ class StageCache:
         """The artefact, of this run or from the pool; or why what is there cannot be reused."""
         folder = self._folder(stage, key)
         found = _verified(folder, key) if folder.is_dir() else ""
-        # By a run that was killed: beside an artefact that is whole, nothing is of use.
-        for left in folder.parent.glob("*" if isinstance(found, Artefact) else f"{_SCRATCH}*"):
-            if left != folder:
-                remove(left)
+        for left in folder.parent.glob(f"{_SCRATCH}*"):  # by a run that was killed
+            remove(left)
         if isinstance(found, Artefact):
+            _remove_but(folder)  # beside it, nothing is of use
             if self._pool is not None and not self._pool.note_use(stage, key):
                 self._give(stage, key, folder)
             return found
@@ -147,7 +146,8 @@ class StageCache:
     def _put(self, artefact: Artefact, stage: str, key: str) -> Artefact:
         """Move a complete artefact to its place, and remove the stage's older ones."""
         folder, scratch = self._folder(stage, key), artefact.folder.parent
-        remove(folder)  # it could not be reused
+        if os.path.lexists(folder):
+            remove(folder)  # it could not be reused
         os.rename(artefact.folder, folder)
         # Only now: a run that is killed in between has the artefact, or what it can make it from.
         _remove_but(folder, scratch)
