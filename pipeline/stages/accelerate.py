@@ -28,7 +28,7 @@ from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 
-_USED = "faster at every batch size and number of threads of validate.latency"
+_USED = "faster at every batch size, number of threads and length of validate.latency"
 
 
 @dataclass(frozen=True)

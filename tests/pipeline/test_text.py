@@ -92,3 +92,18 @@ def test_tokens_are_not_augmented(texts):
     result = texts.run("--set", "data.dtype=int64", "--set", "data.augment={flip: true}")
     assert result.exit_code == 2
     assert "data.dtype" in result.output
+
+
+def test_latency_is_measured_at_each_length_of_an_open_axis(texts):
+    _use(texts, "Lstm")
+    texts.recipe["export"] |= {"dynamic_axes": {"input": {1: "sequence"}}}
+    latency = {"runs": 6, "batch_sizes": [2], "lengths": {"sequence": [4, 25]}}
+    texts.recipe["validate"] |= {"latency": latency, "gates": {"max_parity_error": 1e-3}}
+    result = texts.run()
+    assert result.exit_code == 0, result.output
+    exported = onnx.load(texts.output / "model.onnx").graph.input[0].type.tensor_type.shape
+    assert [axis.dim_param for axis in exported.dim] == ["batch", "sequence"]
+    report = json.loads((texts.output / "report.json").read_text())
+    workloads = [one["workload"] for one in report["variants"]["sparse"]["latency"]]
+    assert [one["lengths"] for one in workloads] == [{"sequence": 4}, {"sequence": 25}]
+    assert "sequence 25, 1 thread" in result.output
