@@ -53,7 +53,7 @@ def net():
 """
 RESULTS = ("model.onnx", "dense.onnx", "model.safetensors", "masks.safetensors")
 TIMED = ("machine", "latency")  # parts of a report
-HALF_MADE = (".making-", ".removed-", ".draft-", ".partial", "window-")
+HALF_MADE = (".making-", ".removed-", ".draft-", ".writing-", ".unfinished-", "window-")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SECONDS = 60  # in which a run ends, on a busy machine
 COLD = 8  # one in so many runs starts Python anew, so that kills meet the imports too
@@ -160,6 +160,12 @@ def finished(output: Path) -> dict[str, tuple[int, int]]:
     return {path.parent.parent.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found}
 
 
+def trained(output: Path) -> int:
+    """How many epochs of an unfinished recovery are kept."""
+    checkpoints = (output / ".cache").glob("recover*/.unfinished-*/[0-9]*")
+    return max((int(path.name) for path in checkpoints), default=0)
+
+
 def half_made(folder: Path) -> list[str]:
     """What should have been removed, as faults."""
     return [f"left: {each}" for each in folder.rglob("*") if each.name.startswith(HALF_MADE)]
@@ -169,7 +175,7 @@ def measured(output: Path) -> dict[str, Any]:
     """What a run has come to, without times."""
     report = json.loads((output / "report.json").read_text())
     results = {name: (output / name).read_bytes() for name in RESULTS}
-    return {**results, "report": {key: report[key] for key in report if key not in TIMED}}
+    return {**results, **{f"report.{key}": report[key] for key in report if key not in TIMED}}
 
 
 @dataclass
@@ -190,7 +196,7 @@ class Case:
     def go(self) -> Iterator[float]:
         """Start, kill and check, until a run ends; yields until when nothing is to be done."""
         while not self.ended and not self.faults:
-            before = finished(self.output)
+            before, epochs = finished(self.output), trained(self.output)
             cold = self.rng.randrange(COLD) == 0
             process = Process(self.folder, self.output, cold=cold, cache=self.cache)
             yield from self._moment(process, len(before), cold=cold)
@@ -203,7 +209,7 @@ class Case:
                     self.faults.append(f"did not end after {_named(killed)}")
                     process.kill(signal.SIGKILL, "both")
             code, said = process.close()
-            self._check(before, killed, code, said)
+            self._check(before, epochs, killed, code, said)
 
     def _moment(self, process: Process, before: int, *, cold: bool) -> Iterator[float]:
         """Wait for the moment to kill: any time, or soon after something was finished."""
@@ -215,7 +221,7 @@ class Case:
             yield time.monotonic() + 0.01
         yield time.monotonic() + self.rng.uniform(0, self.seconds / 20)
 
-    def _check(self, before: dict, killed: tuple | None, code: int, said: str) -> None:
+    def _check(self, before: dict, epochs: int, killed: tuple | None, code: int, said: str) -> None:
         after, report = finished(self.output), self.output / "report.json"
         how = _named(killed) if killed else "no kill"
         if killed:
@@ -223,10 +229,16 @@ class Case:
         wrong = [name for name, identity in before.items() if after.get(name) != identity]
         if wrong:
             self.faults.append(f"made again, or lost, after {how}: {wrong}")
+        again = [epoch + 1 for epoch in range(epochs) if f"recover, epoch {epoch + 1}/" in said]
+        if again:
+            self.faults.append(f"epochs {again} trained again, after {how}: {said}")
         if "Traceback" in said:
             self.faults.append(f"a traceback after {how}: {said}")
-        if report.is_file() and measured(self.output) != self.expected:
-            self.faults.append(f"another result than undisturbed, after {how}")
+        if report.is_file():
+            found = measured(self.output)
+            other = [name for name in found if found[name] != self.expected.get(name)]
+            if other:
+                self.faults.append(f"other than undisturbed, after {how}: {other}")
         if code == 0:
             self.ended = True
             if not report.is_file():
