@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.mfac.layout import Layout
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
@@ -12,6 +13,7 @@ from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.gradient_check import find_unused
 from mfac_compress.pipeline.inputs.independence import check_independence
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.output import join_batches
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.recipe.schema import Recipe
 
@@ -73,5 +75,19 @@ def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torc
     if task is None:
         return
     task.loss(outputs, targets)
-    if split.name == "validation" and task.metric_name == "accuracy":
-        task.evaluate(outputs, targets)
+    if split.name == "validation":
+        if task.metric_name == "accuracy":
+            task.evaluate(outputs, targets)
+        if split.dataset.kind == "code" and split.dataset.alone:
+            _check_joined(module, split, device)
+
+
+def _check_joined(module: nn.Module, split: Split, device: torch.device) -> None:
+    """Check that padded batches, whose lengths differ, have outputs and targets of one shape."""
+    alone = [next(split.batches(1, indices=[each])) for each in split.to_try]
+    join_batches([_arrays(run_model(module, batch.inputs, device)) for batch in alone], "outputs")
+    join_batches([_arrays(batch.targets) for batch in alone], "targets")
+
+
+def _arrays(tree: Tree) -> Tree:
+    return map_tensors(lambda tensor: tensor.cpu().numpy(), tree)

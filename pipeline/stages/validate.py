@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +25,7 @@ from mfac_compress.export import (
 from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.output import join_batches
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.progress import Progress
@@ -204,17 +204,13 @@ def _run_files(
 
     total = -(-len(split) // batch_size)
     parts = list(progress.track(run(), "validate", total))
-    *outputs, targets = (_concatenated(column) for column in zip(*parts, strict=True))
+    *outputs, targets = zip(*parts, strict=True)
     names = [each.name for each in files]
     return _Run(
-        outputs=dict(zip(names, outputs, strict=True)),
-        targets=targets,
+        outputs=dict(zip(names, (join_batches(each, "outputs") for each in outputs), strict=True)),
+        targets=join_batches(targets, "targets"),
         parity={
             name: error if isfinite(error) else None
             for name, error in zip(names[1:], parity, strict=True)
         },
     )
-
-
-def _concatenated(trees: Sequence[Tree]) -> Tree:
-    return map_tensors(lambda *arrays: np.concatenate(arrays), *trees)

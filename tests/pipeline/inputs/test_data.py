@@ -103,7 +103,7 @@ def test_recovery_is_opened_only_where_it_is_needed(images, tmp_path):
     assert load_data(arrays(splits), folder=tmp_path, needs_recovery=False).recovery is None
     assert "data.splits.recovery.path" in refusal(arrays(splits), tmp_path)
     del splits["recovery"]
-    assert "recover.epochs" in refusal(arrays(splits), tmp_path)
+    assert "where the recipe trains" in refusal(arrays(splits), tmp_path)
 
 
 def test_a_folder_of_npy_files_gives_the_same_as_an_npz(images, tmp_path):
