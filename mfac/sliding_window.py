@@ -30,7 +30,7 @@ _CPU_CONVERTED, _ACCELERATOR_CONVERTED = 1 << 18, 1 << 26
 # Rounding errors of float32 sums of so many columns each, added in float64, relative to |gᵢ||gⱼ|:
 # measured on nearly parallel gradients, whose errors are the largest. Shorter sums cost more calls.
 _EPSILON = torch.finfo(torch.float32).eps
-_FLOAT32_SUMS = ((_TILE_WIDTH, 4 * _EPSILON), (512, _EPSILON / 2))
+_FLOAT32_SUMS = ((_TILE_WIDTH, 8 * _EPSILON), (512, _EPSILON / 2))
 
 # They are used if rounding errors amount to at most this relative change of the damping
 _DAMPING_TOLERANCE = 1e-2

@@ -182,7 +182,9 @@ def test_the_length_of_a_gradient_is_exact():
     gradient = _parallel(torch.Generator().manual_seed(0))
     fisher = SlidingFisher.empty(2, 20_000)
     fisher.push(gradient, 1e9)
-    assert fisher.gram[0, 0].item() == pytest.approx(gradient.double().square().sum(), rel=1e-14)
+    assert fisher.gram[0, 0].item() == pytest.approx(
+        gradient.double().square().sum().item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
