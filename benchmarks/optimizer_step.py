@@ -195,7 +195,7 @@ def _print_json(
         "over_products": {k: _ratio(v, seconds["products"]) for k, v in seconds.items()},
         "over_reads": {k: _ratio(v, seconds["reads"]) for k, v in seconds.items()},
         "bandwidth_share": _ratio(seconds["reads"], step),
-        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
         "processor": platform.processor() or platform.machine(),
         "threads": options.threads,
         "load": os.getloadavg()[0],
