@@ -2,6 +2,7 @@
 
     python benchmarks/optimizer_step.py
     python benchmarks/optimizer_step.py --window-dtype bfloat16 --device cuda
+    OMP_NUM_THREADS=1 python benchmarks/optimizer_step.py --threads 1 --clock cpu
     python benchmarks/optimizer_step.py --quick
 
 A step must read the window twice. It is compared, in one interleaved run, with
@@ -9,10 +10,12 @@ A step must read the window twice. It is compared, in one interleaved run, with
     products    only torch.mv(G, g) and torch.mv(Gᵀ, c), on a matrix of the window's size
     reads       torch.sum(G), twice: only the reads
     paper       the paper's dynamic algorithm: the matrices D and B recomputed in each step
+    step 5      our step where gradients have the length 5 instead of 1 (``--lengths``)
     float64     our step with gradients so nearly parallel that float32 sums are not enough
 
 Ratios are computed for each round and reported as median and interquartile range. A step is the
-whole ``optimizer.step()``. The last line is JSON.
+whole ``optimizer.step()``. With one thread, CPU time (``--clock cpu``) is what other programs
+change least. The last line is JSON.
 """
 
 import argparse
@@ -73,56 +76,60 @@ def main() -> None:
     m, d, device = options.num_gradients, options.size, options.device
     dtype = getattr(torch, options.window_dtype)
 
-    ours, draw = _optimizer(m, d, dtype, device, spread=1.0)
-    parallel, draw_parallel = _optimizer(m, d, dtype, device, spread=1e-6)
+    steps = {
+        f"step {length:g}": _optimizer(m, d, dtype, device, spread=1.0, length=length)
+        for length in options.lengths
+    }
+    steps["float64"] = _optimizer(m, d, dtype, device, spread=1e-6, length=1.0)
     G = torch.randn(m, d, device=device) / d**0.5
     window = G.to(dtype)
     g, c = window[0], torch.randn(m, device=device, dtype=dtype)
     contenders: dict[str, Callable[[], object]] = {
-        "step": lambda: (draw(), ours.step()),
+        **steps,
         "products": lambda: (torch.mv(window, g), torch.mv(window.mT, c)),
         "reads": lambda: (window.sum(), window.sum()),
-        "float64": lambda: (draw_parallel(), parallel.step()),
     }
     if not options.no_paper:
         paper = PaperAlgorithm(G)
         contenders["paper"] = lambda: paper.step(G[-1].clone())
 
-    seconds = _interleaved(contenders, options.rounds, device)
+    clock = time.thread_time if options.clock == "cpu" else time.perf_counter
+    seconds = _interleaved(contenders, options.rounds, device, clock)
     window_bytes = window.numel() * window.element_size()
     _print_table(seconds, window_bytes)
     _print_json(seconds, window_bytes, options)
 
 
 def _optimizer(
-    m: int, d: int, dtype: torch.dtype, device: str, spread: float
-) -> tuple[MFAC, Callable[[], None]]:
-    """Return an optimizer with a full window, and a function that sets its next gradient.
+    m: int, d: int, dtype: torch.dtype, device: str, spread: float, length: float
+) -> Callable[[], None]:
+    """Return a step of an optimizer with a full window, which first sets its next gradient.
 
-    The gradients are a common one and noise of the given relative size. Drawing is timed with the
-    step, so it only moves a pointer.
+    The gradients are a common one and noise of the given relative size, of about the given length.
+    Setting one is timed with the step, so it only moves a pointer.
     """
+    size = length / d**0.5
     weights = torch.nn.Parameter(torch.zeros(d, device=device))
     common = torch.randn(d, device=device) if spread < 1 else torch.zeros(d, device=device)
-    gradients = [(common + spread * torch.randn(d, device=device)) / d**0.5 for _ in range(4)]
+    gradients = [size * (common + spread * torch.randn(d, device=device)) for _ in range(4)]
     drawn = 0
 
-    def draw() -> None:
+    def step() -> None:
         nonlocal drawn
         weights.grad = gradients[drawn % len(gradients)]
         drawn += 1
+        optimizer.step()
 
     optimizer = MFAC([weights], num_gradients=m, damping=DAMPING, window_dtype=dtype)
-    draw()
-    optimizer.step()
+    step()
     fisher = optimizer.state[weights]["fisher"]
     for tile, start in _places(fisher["tiles"]):
         stop = start + tile.shape[1]
         noise = torch.randn(tile.shape, device=device)
-        tile.copy_((common[start:stop] + spread * noise) / d**0.5)
+        tile.copy_(size * (common[start:stop] + spread * noise))
     fisher["added"].fill_(m)
     optimizer.keep({weights: torch.ones(d, dtype=torch.bool)})  # forms the Gram matrix anew
-    return optimizer, draw
+    return step
 
 
 def _places(tiles: list[Tensor]) -> list[tuple[Tensor, int]]:
@@ -133,17 +140,20 @@ def _places(tiles: list[Tensor]) -> list[tuple[Tensor, int]]:
 
 
 def _interleaved(
-    contenders: dict[str, Callable[[], object]], rounds: int, device: str
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    device: str,
+    clock: Callable[[], float],
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-1, rounds):  # the first round warms up
         for name, run in contenders.items():
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _synchronize(device)
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -173,7 +183,7 @@ def _print_table(seconds: dict[str, list[float]], window_bytes: int) -> None:
 def _print_json(
     seconds: dict[str, list[float]], window_bytes: int, options: argparse.Namespace
 ) -> None:
-    step = seconds["step"]
+    step = seconds[next(iter(seconds))]
     results = {
         "benchmark": "optimizer_step",
         "num_gradients": options.num_gradients,
@@ -182,11 +192,10 @@ def _print_json(
         "window_bytes": window_bytes,
         "rounds": options.rounds,
         "median_ms": {k: round(statistics.median(v) * 1e3, 3) for k, v in seconds.items()},
-        "step_over_products": _ratio(step, seconds["products"]),
-        "step_over_reads": _ratio(step, seconds["reads"]),
-        "float64_over_products": _ratio(seconds["float64"], seconds["products"]),
+        "over_products": {k: _ratio(v, seconds["products"]) for k, v in seconds.items()},
+        "over_reads": {k: _ratio(v, seconds["reads"]) for k, v in seconds.items()},
         "bandwidth_share": _ratio(seconds["reads"], step),
-        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
         "processor": platform.processor() or platform.machine(),
         "threads": options.threads,
         "load": os.getloadavg()[0],
@@ -201,9 +210,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-gradients", type=int, default=512)
     parser.add_argument("--size", type=int, default=270_000)
+    parser.add_argument("--lengths", type=float, nargs="+", default=[1, 5], help="of the gradients")
     parser.add_argument("--window-dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--no-paper", action="store_true", help="leave the paper's algorithm out")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try the command")

@@ -18,10 +18,9 @@ from mfac_compress.mfac.symmetric import (
     packed_zeros,
 )
 
-# One update of the sums reads and writes all of them, so rows are buffered.
-_ROWS_AT_ONCE = 64
-# Rows of one product: longer sums are no faster.
-ROWS_OF_PRODUCT = 512
+# Rows of one product. Each update of the sums reads and writes all of them, so rows are buffered;
+# more rows are hardly faster, and take more memory than the sums.
+_ROWS_AT_ONCE = 128
 
 
 class BlockFisher:
@@ -42,7 +41,8 @@ class BlockFisher:
         self.dtype = torch.float32
         self._sums = [packed_zeros(run.count, run.size, device) for run in partition]
         self._gradient_sum = torch.zeros(partition.size, dtype=torch.float64, device=device)
-        self._pending: list[Tensor] = []
+        self._buffer = torch.empty(0, partition.size, device=device)
+        self._buffered = 0
         self._shared = False
 
     @property
@@ -72,15 +72,11 @@ class BlockFisher:
         check_gradients(gradients, self.partition.size)
         self.num_gradients += gradients.shape[0]
         self.dtype = torch.promote_types(self.dtype, gradients.dtype)
-        if gradients.shape[0] >= _ROWS_AT_ONCE:
-            self._add_to_sums(gradients)
-            return
-        self._pending.append(gradients.clone())
-        if sum(part.shape[0] for part in self._pending) >= _ROWS_AT_ONCE:
-            self._flush()
+        for rows in gradients.split(_ROWS_AT_ONCE):
+            self._add_buffered(rows)
 
     def sums(self) -> list[Tensor]:
-        """Return Σ gᵢgᵢᵀ, packed, of each run: ``[count, 2h + 1, h]``. Later gradients change none.
+        """Return Σ gᵢgᵢᵀ, packed, of each run: ``[count, h, 2h + 1]``. Later gradients change none.
 
         See :mod:`~mfac_compress.mfac.symmetric` for the packed form.
         """
@@ -99,30 +95,45 @@ class BlockFisher:
 
     def add_part(self, part: dict[str, Tensor]) -> None:
         """Replace the sums by those of another Fisher of the same partition."""
-        self._pending = []
+        self._buffered = 0
         self.num_gradients = int(part["num_gradients"])
         self._gradient_sum = part["gradient_sum"]
         self._sums = [part[str(i)] for i in range(len(self._sums))]
         self._shared = True
 
-    def _flush(self) -> None:
-        """Add the buffered gradients to the sums."""
-        if self._pending:
-            gradients = torch.cat(self._pending)
-            self._pending = []
-            self._add_to_sums(gradients)
+    def _add_buffered(self, rows: Tensor) -> None:
+        """Add up to as many rows as the buffer holds; if they fill it alone, without a copy."""
+        k = rows.shape[0]
+        if self._buffered + k > _ROWS_AT_ONCE or rows.dtype != self._buffer.dtype:
+            self._empty_buffer()
+        if k == _ROWS_AT_ONCE:
+            self._add_to_sums(rows)
+            return
+        if not self._buffer.numel() or rows.dtype != self._buffer.dtype:
+            self._buffer = rows.new_empty(_ROWS_AT_ONCE, self.partition.size)
+        self._buffer[self._buffered : self._buffered + k] = rows
+        self._buffered += k
 
-    def _add_to_sums(self, gradients: Tensor) -> None:
+    def _empty_buffer(self) -> None:
+        if self._buffered:
+            self._add_to_sums(self._buffer[: self._buffered])
+            self._buffered = 0
+
+    def _flush(self) -> None:
+        """Add the buffered gradients to the sums, and free the buffer."""
+        self._empty_buffer()
+        self._buffer = self._buffer[:0].clone()
+
+    def _add_to_sums(self, rows: Tensor) -> None:
         if self._shared:  # whoever was given the old sums still reads them
             self._sums = [total.clone() for total in self._sums]
             self._gradient_sum = self._gradient_sum.clone()
             self._shared = False
-        for rows in gradients.split(ROWS_OF_PRODUCT):
-            for run, total in zip(self.partition, self._sums, strict=True):
-                self._add_run(rows, run, total)
+        for run, total in zip(self.partition, self._sums, strict=True):
+            self._add_run(rows, run, total)
 
     def _add_run(self, rows: Tensor, run: UniformBlocks, total: Tensor) -> None:
-        k, side = rows.shape[0], 2 * total.shape[-1]
+        k, side = rows.shape[0], 2 * total.shape[1]
         parts = list(run.split(blocks_at_once(max(side, k) * side, rows.device)))
         most = max(part.count for part in parts)
         buffer = rows.new_zeros(most, k, side, dtype=torch.float64)

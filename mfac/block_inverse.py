@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mfac_compress.mfac.block_fisher import ROWS_OF_PRODUCT, BlockFisher
+from mfac_compress.mfac.block_fisher import BlockFisher
 from mfac_compress.mfac.checks import check_indices, check_same_block, check_vector
+from mfac_compress.mfac.cholesky import inverse_factor
 from mfac_compress.mfac.joint import joint_update_blocks, solve_kept_blocks
 from mfac_compress.mfac.numerics import (
     TOLERANCE,
@@ -21,11 +22,11 @@ from mfac_compress.mfac.numerics import (
 from mfac_compress.mfac.partition import UniformBlocks
 from mfac_compress.mfac.symmetric import (
     amplification,
+    amplification_bound,
     blocks_at_once,
-    inverse_factor,
     packed_diagonal,
     symmetrize,
-    unpack_lower,
+    unpack_upper,
 )
 
 
@@ -52,13 +53,16 @@ class BlockInverse:
         with exact_products():
             self._fill_diagonal()
 
-    def blocks(self) -> Iterator[tuple[UniformBlocks, Tensor]]:
+    def blocks(self, times: int = 1) -> Iterator[tuple[UniformBlocks, Tensor]]:
         """Yield the damped Fisher F, several blocks at a time, as float64 ``[count, B, B]``.
 
         Padding columns are rows of λI. Only the blocks yielded are in memory.
+
+        Args:
+            times: Factor of the number of blocks at a time, which suits matrix products.
         """
-        for part, lower in self._lower_blocks():
-            yield part, symmetrize(lower)
+        for part, upper in self._upper_blocks(times):
+            yield part, symmetrize(upper)
 
     def ihvp(self, x: Tensor) -> Tensor:
         check_vector(x, self.size)
@@ -77,7 +81,7 @@ class BlockInverse:
         if (index, block) != (other, other_block):
             return 0.0
         packed = self._sums[index][block : block + 1]
-        side = 2 * packed.shape[-1]
+        side = 2 * packed.shape[1]
         size = self.partition.runs[index].size
         R = inverse_factor(self._damp(packed, packed.new_empty(1, side, side), size))[0]
         return (R[:, row] @ R[:, column]).item()
@@ -112,11 +116,11 @@ class BlockInverse:
             result[part.start : part.stop] = part.from_blocks(solved).to(x)
         return result
 
-    def _lower_blocks(self) -> Iterator[tuple[UniformBlocks, Tensor]]:
-        """Yield lower halves of F in a reused buffer: allocating new memory costs time."""
+    def _upper_blocks(self, times: int = 1) -> Iterator[tuple[UniformBlocks, Tensor]]:
+        """Yield upper halves of F in a reused buffer: allocating new memory costs time."""
         for run, total in zip(self.partition, self._sums, strict=True):
-            parts = list(run.split(blocks_at_once(run.size**2, total.device)))
-            side = 2 * total.shape[-1]
+            parts = list(run.split(times * blocks_at_once(run.size**2, total.device)))
+            side = 2 * total.shape[1]
             buffer = total.new_empty(max(part.count for part in parts), side, side)
             done = 0
             for part in parts:
@@ -124,31 +128,35 @@ class BlockInverse:
                 done += part.count
 
     def _damp(self, packed: Tensor, buffer: Tensor, size: int) -> Tensor:
-        """Return lower halves of the blocks of F, in the buffer. Shape ``[n, size, size]``."""
+        """Return upper halves of the blocks of F, in the buffer. Shape ``[n, size, size]``."""
         buffer = buffer[: packed.shape[0]]
-        unpack_lower(packed, buffer)
-        lower = buffer[:, :size, :size].div_(self.num_gradients)
-        lower.diagonal(dim1=-2, dim2=-1).add_(self.damping)
-        return lower
+        unpack_upper(packed, buffer)
+        upper = buffer[:, :size, :size].div_(self.num_gradients)
+        upper.diagonal(dim1=-2, dim2=-1).add_(self.damping)
+        return upper
 
     def _factored_blocks(self) -> Iterator[tuple[UniformBlocks, Tensor, Tensor]]:
-        """Yield lower halves of F and R of F⁻¹ = RᵀR, in reused buffers."""
+        """Yield F, of which only the diagonals are left, and R of F⁻¹ = RᵀR, in reused buffers."""
         buffer = self._sums[0].new_zeros(0, 0, 0)
-        for part, lower in self._lower_blocks():
-            if buffer.shape[0] < part.count or buffer.shape[1:] != lower.shape[1:]:
-                buffer = torch.zeros_like(lower, memory_format=torch.contiguous_format)
+        for part, upper in self._upper_blocks():
+            if buffer.shape[0] < part.count or buffer.shape[1:] != upper.shape[1:]:
+                buffer = torch.zeros_like(upper, memory_format=torch.contiguous_format)
             try:
-                yield part, lower, inverse_factor(lower, out=buffer[: part.count])
+                yield part, upper, inverse_factor(upper, out=buffer[: part.count])
             except torch.linalg.LinAlgError:
                 raise damping_error(self.damping, "float64 to factor the Fisher") from None
 
     def _fill_diagonal(self) -> None:
-        product_error = sum_error(min(self.num_gradients, ROWS_OF_PRODUCT), torch.float64)
-        for part, lower, R in self._factored_blocks():
-            scale = lower.diagonal(dim1=-2, dim2=-1).clone()
-            diagonal = torch.mul(R, R, out=lower).sum(dim=-2)
-            error = product_error + sum_error(lower.shape[-1], torch.float64)
-            if not error * amplification(R, scale, diagonal) <= TOLERANCE:
+        product_error = sum_error(self.num_gradients, torch.float64)
+        for part, upper, R in self._factored_blocks():
+            scale = upper.diagonal(dim1=-2, dim2=-1).clone()
+            diagonal = torch.mul(R, R, out=upper).sum(dim=-2)
+            error = product_error + sum_error(upper.shape[-1], torch.float64)
+            allowed = TOLERANCE / error
+            if (
+                not amplification_bound(scale, diagonal) <= allowed
+                and not amplification(R, scale, diagonal) <= allowed
+            ):
                 raise damping_error(self.damping, "float64 to factor the Fisher")
             self._diagonal[part.start : part.stop] = part.from_blocks(diagonal).to(self._diagonal)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mfac_compress.mfac.symmetric import inverse_factor
+from mfac_compress.mfac.cholesky import solve
 
 
 def joint_update_blocks(fisher: Tensor, weights: Tensor, keep: Tensor) -> Tensor:
@@ -18,7 +18,11 @@ def solve_kept_blocks(fisher: Tensor, x: Tensor, keep: Tensor) -> Tensor:
     The kept and the removed set differ from block to block. Writing 1 on the diagonal of each
     removed row and column makes them one batch: the solution is zero there.
     """
+    return solve(kept_blocks(fisher, keep), x.masked_fill(~keep, 0))
+
+
+def kept_blocks(fisher: Tensor, keep: Tensor) -> Tensor:
+    """F with the removed rows and columns replaced by those of the identity. ``[n, B, B]``."""
     kept = fisher * (keep.unsqueeze(-1) & keep.unsqueeze(-2))
     kept.diagonal(dim1=-2, dim2=-1).masked_fill_(~keep, 1)
-    R = inverse_factor(kept)
-    return (R.mT @ (R @ x.masked_fill(~keep, 0).unsqueeze(-1))).squeeze(-1)
+    return kept

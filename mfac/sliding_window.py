@@ -8,8 +8,8 @@ so a step reads the window twice: Ggᵢ, the one row of GGᵀ that a new gradien
 Unlike (x − GᵀS⁻¹Gx)/λ, this subtracts nothing as large as x/λ. GGᵀ and S are float64.
 
 The window is stored in tiles of columns ``[m, w]``, each contiguous. Float32 sums run over one tile
-only and are added in float64; where float32 is not accurate enough, one tile at a time is converted
-to float64.
+only and are added in float64; where float32 is not accurate enough, a few rows of a tile at a time
+are converted to float64, so that they are still in the cache when they are multiplied.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,20 +19,24 @@ from torch import Tensor
 
 from mfac_compress.mfac.checks import check_damping
 
-# Up to this width a tile's sums are accurate to about float32's epsilon on a CPU, measured on
-# parallel gradients, while narrower tiles cost more calls. On an accelerator a sum of any length is
-# a tree reduction, and short calls cost more than they save.
+# Narrower tiles cost more calls. On an accelerator a sum of any length is a tree reduction, and
+# short calls cost more than they save.
 _TILE_WIDTH = 8192
 _TILE_ELEMENTS = {"cpu": 1 << 22}
 _ACCELERATOR_TILE_ELEMENTS = 1 << 24
+# Elements converted to another dtype at a time.
+_CPU_CONVERTED, _ACCELERATOR_CONVERTED = 1 << 18, 1 << 26
 
-# Float32 sums are used if their rounding errors amount to at most this relative change of the
-# damping
+# Rounding errors of float32 sums of so many columns each, added in float64, relative to |gᵢ||gⱼ|:
+# measured on nearly parallel gradients, whose errors are the largest. Shorter sums cost more calls.
+_EPSILON = torch.finfo(torch.float32).eps
+_FLOAT32_SUMS = ((_TILE_WIDTH, 8 * _EPSILON), (512, _EPSILON / 2))
+
+# They are used if rounding errors amount to at most this relative change of the damping
 _DAMPING_TOLERANCE = 1e-2
 # and to at most this relative error of the result. Otherwise float64 is used; if that is not
 # accurate enough either, an error is raised.
 _RESULT_TOLERANCE = 1e-4
-_ROUNDING = torch.finfo(torch.float32).eps
 
 
 class SlidingFisher:
@@ -117,12 +121,13 @@ class SlidingFisher:
                 f"gradient must have the shape [{self.size}]. Got {list(gradient.shape)}."
             )
         newest = int(self.added) % self.num_gradients
-        widths = [tile.shape[1] for tile in self.tiles]
-        for tile, part in zip(self.tiles, gradient.split(widths), strict=True):
+        gradient = gradient.to(self.dtype)
+        for tile, part in self._with_tiles(gradient):
             tile[newest] = part
         self.added += 1
         square = torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
-        self._update_gram(newest, self._product_dtype(square, damping))
+        self._update_gram(newest, *self._sums(square, damping))
+        self.gram[newest, newest] = square
         coefficients = self._coefficients(newest, damping)
         return self._combine(coefficients, self._combination_dtype(coefficients, newest, damping))
 
@@ -139,30 +144,41 @@ class SlidingFisher:
         """
         if mask.shape != (self.size,):
             raise ValueError(f"mask must have the shape [{self.size}]. Got {list(mask.shape)}.")
-        widths = [tile.shape[1] for tile in self.tiles]
-        for tile, kept in zip(self.tiles, mask.split(widths), strict=True):
-            tile.masked_fill_(~kept, 0)
         gram = self.gram[: self.held, : self.held].zero_()
-        for tile in self._widened(torch.float64):
-            gram.addmm_(tile, tile.mT)
+        for tile, kept in self._with_tiles(mask):
+            tile.masked_fill_(~kept, 0)
+            wide = tile[: self.held].to(torch.float64)
+            gram.addmm_(wide, wide.mT)
 
-    def _update_gram(self, newest: int, dtype: torch.dtype) -> None:
-        """Write Ggᵢ into the row and column of GGᵀ of the newest gradient."""
+    def _update_gram(self, newest: int, dtype: torch.dtype, width: int) -> None:
+        """Write Ggᵢ, in sums of ``width`` columns, into the newest row and column of GGᵀ."""
         k = self.held
         row = torch.zeros(k, dtype=torch.float64, device=self.gram.device)
-        for tile in self._widened(dtype):
-            row += tile.mv(tile[newest])
+        for tile in self.tiles:
+            gradient = tile[newest].to(dtype).split(width)
+            for rows, block in self._converted(tile, dtype):
+                total = row[rows]
+                for part, g in zip(block.split(width, dim=1), gradient, strict=True):
+                    total += part.mv(g)
         self.gram[newest, :k] = row
         self.gram[:k, newest] = row
 
-    def _product_dtype(self, square: Tensor, damping: float) -> torch.dtype:
-        """Return float32 if its rounding error of GGᵀ, ε √k |gᵢ||gⱼ|, is small beside kλ in S."""
-        if self.dtype == torch.float64:
-            return torch.float64
-        k = self.held
+    def _sums(self, square: Tensor, damping: float) -> tuple[torch.dtype, int]:
+        """Return how to sum Ggᵢ: the cheapest dtype and width whose error is small beside kλ in S.
+
+        An error of ε|gᵢ||gⱼ| in each of a row's k elements is one of ε√k max|gᵢ||gⱼ| in S.
+
+        Args:
+            square: |gᵢ|² of the newest gradient.
+        """
+        widest, k = self.tiles[0].shape[1], self.held
         largest = self.gram.diagonal().max().maximum(square)
-        rounding = _ROUNDING * (square * largest).sqrt().item() * k**0.5
-        return torch.float32 if rounding <= _DAMPING_TOLERANCE * k * damping else torch.float64
+        size = (square * largest).sqrt().item() * k**0.5
+        on_cpu = self.gram.device.type == "cpu"
+        for width, error in _FLOAT32_SUMS if self.dtype != torch.float64 else ():
+            if error * size <= _DAMPING_TOLERANCE * k * damping:
+                return torch.float32, width if on_cpu else widest
+        return torch.float64, widest
 
     def _coefficients(self, newest: int, damping: float) -> Tensor:
         """c = k S⁻¹eᵢ. Shape ``[k]``, float64."""
@@ -183,9 +199,12 @@ class SlidingFisher:
             dtype=torch.promote_types(torch.float32, self.dtype),
             device=self.gram.device,
         )
-        widths = [tile.shape[1] for tile in self.tiles]
-        for tile, part in zip(self._widened(dtype), result.split(widths), strict=True):
-            part.copy_(tile.mT.mv(coefficients.to(dtype)))
+        coefficients = coefficients.to(dtype)
+        for tile, part in self._with_tiles(result):
+            total = torch.zeros_like(part, dtype=dtype)
+            for rows, block in self._converted(tile, dtype):
+                total.addmv_(block.mT, coefficients[rows])
+            part.copy_(total)
         return result
 
     def _combination_dtype(self, coefficients: Tensor, newest: int, damping: float) -> torch.dtype:
@@ -200,16 +219,26 @@ class SlidingFisher:
                 return dtype
         raise _damping_too_small(damping)
 
-    def _widened(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """Yield the tiles' k gradients in the given dtype, each valid until the next one."""
+    def _with_tiles(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each tile with its part of a vector ``[d]``."""
+        widths = [tile.shape[1] for tile in self.tiles]
+        return zip(self.tiles, vector.split(widths), strict=True)
+
+    def _converted(self, tile: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Yield a tile's k gradients in the given dtype, some rows at a time.
+
+        Each is valid until the next one.
+        """
+        k, width = self.held, tile.shape[1]
         if dtype == self.dtype:
-            yield from (tile[: self.held] for tile in self.tiles)
+            yield slice(k), tile[:k]
             return
-        k, widest = self.held, self.tiles[0].shape[1]
-        buffer = torch.empty(k * widest, dtype=dtype, device=self.gram.device)
-        for tile in self.tiles:
-            wide = buffer[: k * tile.shape[1]].view(k, tile.shape[1])
-            yield wide.copy_(tile[:k])
+        elements = _CPU_CONVERTED if tile.device.type == "cpu" else _ACCELERATOR_CONVERTED
+        at_once = min(k, max(1, elements // width))
+        buffer = torch.empty(at_once, width, dtype=dtype, device=tile.device)
+        for start in range(0, k, at_once):
+            rows = slice(start, min(start + at_once, k))
+            yield rows, buffer[: rows.stop - start].copy_(tile[rows])
 
 
 def _damping_too_small(damping: float) -> ValueError:

@@ -19,8 +19,9 @@ def _error(update, expected):
 
 @pytest.fixture
 def narrow_tiles(monkeypatch):
-    """Several tiles, not all of one width, on vectors small enough for the oracle."""
+    """Several tiles, not all of one width, converted two rows at a time; small enough to check."""
     monkeypatch.setattr(sliding_window, "_TILE_WIDTH", 7)
+    monkeypatch.setattr(sliding_window, "_CPU_CONVERTED", 14)
 
 
 @pytest.mark.usefixtures("narrow_tiles")
@@ -147,3 +148,64 @@ def test_unusable_arguments_are_refused(gradients):
     fisher.push(large, 1e-8)
     with pytest.raises(ValueError, match=r"damping must be large enough.*ten times"):
         fisher.push(large, 1e-8)
+
+
+def _random(generator):
+    return torch.randn(20_000, generator=generator)
+
+
+def _parallel(generator):
+    return 1 + 0.01 * torch.randn(20_000, generator=generator)
+
+
+def _concentrated(generator):
+    """Nearly all of it in 640 weights of one tile, as the last layer's gradient may be."""
+    gradient = 1e-3 * torch.randn(20_000, generator=generator)
+    gradient[5000:5640] = torch.randn(640, generator=generator)
+    return gradient
+
+
+@pytest.mark.parametrize(("width", "error"), sliding_window._FLOAT32_SUMS)
+@pytest.mark.parametrize("kind", [_random, _parallel, _concentrated])
+def test_float32_sums_are_as_accurate_as_is_said(kind, width, error):
+    generator = torch.Generator().manual_seed(0)
+    fisher = SlidingFisher.empty(24, 20_000)
+    for step in range(24):
+        fisher.push(kind(generator), 1e9)
+        fisher._update_gram(step, torch.float32, width)
+        G = fisher.gradients().double()
+        allowed = error * G[step].norm() * G[:step].norm(dim=1)
+        assert ((fisher.gram[step, :step] - G[:step] @ G[step]).abs() <= allowed).all()
+
+
+def test_the_length_of_a_gradient_is_exact():
+    gradient = _parallel(torch.Generator().manual_seed(0))
+    fisher = SlidingFisher.empty(2, 20_000)
+    fisher.push(gradient, 1e9)
+    assert fisher.gram[0, 0].item() == pytest.approx(
+        gradient.double().square().sum().item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "sums"),
+    [(1, (torch.float32, 8192)), (5, (torch.float32, 512)), (50, (torch.float64, 6667))],
+)
+@pytest.mark.parametrize("kind", [_random, _concentrated])
+def test_sums_are_as_exact_as_the_length_of_the_gradients_needs(kind, length, sums, monkeypatch):
+    used = []
+    update = SlidingFisher._update_gram
+    monkeypatch.setattr(
+        SlidingFisher, "_update_gram", lambda *given: used.append(given[2:]) or update(*given)
+    )
+    generator = torch.Generator().manual_seed(0)
+    fisher = SlidingFisher.empty(64, 20_000)
+    for step in range(9):
+        gradient = kind(generator)
+        update_vector = fisher.push(gradient * (length / gradient.norm()), 5e-5)
+
+        G = fisher.gradients().double()
+        S = G @ G.T + len(G) * 5e-5 * torch.eye(len(G))
+        exact = len(G) * torch.linalg.solve(S, torch.eye(len(G), dtype=torch.float64)[step]) @ G
+        assert _error(update_vector, exact) < 1e-4
+    assert used[-1] == sums

@@ -1,0 +1,48 @@
+"""Devices: a simulated one for every machine, and CUDA where PyTorch finds it."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+_SOURCE = Path(__file__).with_name("simulated_device.py")
+
+
+def _simulated_device() -> ModuleType | None:
+    """Register the device. It must be known before the first backward pass of the process."""
+    spec = importlib.util.spec_from_file_location(_SOURCE.stem, _SOURCE)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:  # an older PyTorch
+        return None
+    return module
+
+
+_MODULE = _simulated_device()
+
+
+@pytest.fixture
+def simulated() -> Iterator[torch.device]:
+    """A device that computes on the CPU and refuses its tensors, as CUDA does."""
+    if _MODULE is None:
+        pytest.skip("this PyTorch has no devices made in Python")
+    with _MODULE.simulated_device() as device:
+        yield device
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU; tests that use it are marked ``cuda``."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["simulated", pytest.param("cuda", marks=pytest.mark.cuda)])
+def accelerator(request: pytest.FixtureRequest) -> torch.device:
+    """Each in turn."""
+    return request.getfixturevalue(request.param)
