@@ -15,7 +15,7 @@ from click_default_group import DefaultGroup
 
 from mfac_compress.pipeline.cli_types import Numbers, Shape, by_input
 from mfac_compress.pipeline.errors import CompressError, RankError, stage_named
-from mfac_compress.pipeline.signals import interruptible
+from mfac_compress.pipeline.signals import ignore_interrupts, interruptible
 from mfac_compress.pipeline.standard_streams import stdout_kept
 
 if TYPE_CHECKING:
@@ -189,6 +189,8 @@ def _run(
         progress=progress,
         ranks=ranks,
     )
+    # The report is written: what is left must not end the run otherwise.
+    ignore_interrupts()
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
     if as_json:
