@@ -195,9 +195,11 @@ def _open_recurrences() -> Iterator[None]:
     """Let the exporter's own LSTM and GRU take effect, which leave the sequence's length open.
 
     It registers them for the time of an export. But PyTorch looks an operator's implementation up
-    only once, so these would be missing in every export but the first.
+    only once, so these would be missing in every export but the first; and it compiles the loop
+    over the sequence, and would take the one that was compiled for a fixed length.
     """
     operators = (torch.ops.aten.lstm.input, torch.ops.aten.gru.input)
+    torch.compiler.reset()
     try:
         for operator in operators:
             operator._dispatch_cache.clear()

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from click.testing import CliRunner
 
-from mfac_compress.pipeline import runner  # noqa: F401 - slow, and so not in the first case
+from mfac_compress.pipeline import compression  # noqa: F401 - slow, and so not in the first case
 from mfac_compress.pipeline.cli import main
 from mfac_compress.pipeline.recipe.schema import Recipe
 

@@ -132,6 +132,7 @@ def test_a_file_computes_what_its_model_does_at_other_lengths(case, tmp_path):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_the_sequence_is_open_in_every_export_of_a_recurrent_model(kind, tmp_path):
     model, path = Recurrent(kind).eval(), tmp_path / "m.onnx"
+    export_onnx(model, torch.randint(10, (2, 5)), path, input_name="ids")  # of a fixed length
     for rows in (2, 1):
         ids = torch.randint(10, (rows, 5))
         export_onnx(model, ids, path, input_name="ids", dynamic_axes={"ids": {1: "sequence"}})

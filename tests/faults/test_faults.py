@@ -18,7 +18,7 @@ def _kill(*arguments):
 
 
 def test_a_few_kills():
-    _kill("--kills", "6", "--seed", "1")
+    _kill("--kills", "4", "--seed", "1")
 
 
 @pytest.mark.long

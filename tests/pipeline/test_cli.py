@@ -22,7 +22,7 @@ def test_the_first_argument_may_be_a_subcommand_or_a_recipe(project):
 
 def test_the_reports_schema_is_there_too():
     result = CliRunner().invoke(main, ["schema", "report"])
-    assert {"verdict", "gates", "audit"} <= set(json.loads(result.output)["required"])
+    assert {"verdict", "gates", "variants"} <= set(json.loads(result.output)["required"])
 
 
 def test_a_dry_run_lists_everything_and_writes_nothing(project):

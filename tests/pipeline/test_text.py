@@ -77,7 +77,7 @@ def test_a_token_that_the_model_does_not_have_is_found_before_the_work(texts):
     np.savez(texts.folder / "test.npz", x=x, y=y)
     result = texts.run("--dry-run")
     assert result.exit_code == 2
-    assert "For an input of int64" in " ".join(result.output.split())
+    assert "For int64 [4, 10] it raised" in " ".join(result.output.split())
 
 
 def test_floats_for_a_model_of_tokens(texts):

@@ -94,15 +94,15 @@ def _used_at(entry, seconds):
 
 
 def test_what_was_not_used_for_the_longest_time_goes_first(shared, tmp_path):
-    size = 3 * 50_000  # three of them, with their manifests
+    size = 3 * 500_000  # three of them, with their manifests
     for number in range(3):
-        shared(f"run-{number}", size).get(f"stage-{number}", {}, _make("x" * 40_000))
+        shared(f"run-{number}", size).get(f"stage-{number}", {}, _make("x" * 400_000))
     first, second, third = (tmp_path / "pool" / name for name in _entries(tmp_path))
     for age, entry in enumerate([second, third, first]):
         _used_at(entry, 1_000 + age)
     shared("reader", size).get("stage-1", {}, _never)
 
-    shared("writer", size).get("stage-3", {}, _make("x" * 40_000))
+    shared("writer", size).get("stage-3", {}, _make("x" * 400_000))
 
     assert [name[:7] for name in _entries(tmp_path)] == ["stage-0", "stage-1", "stage-3"]
 
@@ -116,16 +116,16 @@ def test_use_of_a_runs_own_links_counts(shared, tmp_path):
 
 
 def test_eviction_takes_nothing_from_a_run(shared, tmp_path):
-    artefact = shared("a", 50_000).get("prune", {}, _make("x" * 40_000))
-    shared("b", 50_000).get("recover", {}, _make("x" * 40_000))
+    artefact = shared("a", 500_000).get("prune", {}, _make("x" * 400_000))
+    shared("b", 500_000).get("recover", {}, _make("x" * 400_000))
 
     assert [name[:7] for name in _entries(tmp_path)] == ["recover"]
-    assert _result(artefact).read_text() == "x" * 40_000
-    assert shared("a", 50_000).get("prune", {}, _never).reused
+    assert _result(artefact).read_text() == "x" * 400_000
+    assert shared("a", 500_000).get("prune", {}, _never).reused
 
 
 def test_a_smaller_limit_holds_from_the_start(shared, tmp_path):
-    shared("a").get("prune", {}, _make("x" * 40_000))
+    shared("a").get("prune", {}, _make("x" * 400_000))
     shared("b", 10_000)
     assert _entries(tmp_path) == []
 
