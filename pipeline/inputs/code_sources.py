@@ -141,10 +141,13 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
     opened = [path for path in _opened.paths if _counts(path) and path != script]
     digests = {path: _digest(path) for path in opened}
     for name, module in list(sys.modules.items()):
-        path = _file_of(module)
-        if path is None or (module is main and "__main__" not in named):
+        if module is main and "__main__" not in named:
             continue  # the command line, or a script of the user's that starts runs
-        if _counts(path) or (name.partition(".")[0] in packages and not _is_ours(path)):
+        is_named = name.partition(".")[0] in packages
+        if not is_named and not _counts(_written_path(module) or ""):
+            continue  # thousands of modules, none of whose files need be looked at
+        path = _file_of(module)
+        if path is not None and (_counts(path) or (is_named and not _is_ours(path))):
             if path not in digests:
                 digests[path] = _digest(path)
             _check_as_loaded(module, path, digests[path])
@@ -179,15 +182,20 @@ def unchanged(files: Mapping[str, str]) -> bool:
     return all(_digest(path) == digest for path, digest in files.items())
 
 
+def _written_path(module: ModuleType) -> str | None:
+    """The absolute path that a module says it was loaded from."""
+    path = getattr(module, "__file__", None)
+    return os.path.abspath(path) if isinstance(path, str) else None
+
+
 def _file_of(module: ModuleType) -> str | None:
     """The file, or the archive, that a module was loaded from."""
-    path = getattr(module, "__file__", None)
-    if not isinstance(path, str):
+    path = _written_path(module)
+    if path is None:
         return None
-    file = Path(path)
-    while not file.exists() and file != file.parent:
-        file = file.parent  # a module in a zip archive
-    return os.path.abspath(file) if file.is_file() else None
+    while not os.path.exists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)  # a module in a zip archive
+    return path if os.path.isfile(path) else None
 
 
 def _counts(path: str) -> bool:
