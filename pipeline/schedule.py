@@ -12,9 +12,18 @@ from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
-from mfac_compress.pipeline.recipe.schema import Recipe, RecoverSection
+from mfac_compress.pipeline.inputs.model_layers import ModelLayers
+from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
-from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.stages import (
+    accelerate,
+    calibrate,
+    export,
+    prune,
+    reconstruct,
+    recover,
+    validate,
+)
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 
@@ -36,21 +45,31 @@ def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> 
 
 
 def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[Stage]:
-    """Prune and recover in turn, each from the state before it; the last one is ``recover``."""
+    """Prune, repair and recover in turn, each from the state before; the last is ``recover``."""
     by_curvature = recipe.prune.method == "mfac"
     if by_curvature:
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
     steps = prune.steps_of(inputs.targets.units, recipe.prune)
+    repair, layers = (
+        recipe.reconstruct,
+        ModelLayers(inputs.model, inputs.calibration, recipe.export),
+    )
     state: dict[str, str] = {}
     for step, removed in enumerate(steps):
-        pruned, recovered = f"prune-{step:02d}", f"recover-{step:02d}"
+        pruned, repaired = f"prune-{step:02d}", f"reconstruct-{step:02d}"
+        recovered, is_last = f"recover-{step:02d}", step + 1 == len(steps)
         if by_curvature:
             yield _prune(pruned, recipe, inputs, step, removed, state, storage)
         else:
             yield _prune_by_magnitude(pruned, inputs, removed, state)
         state = {"state": pruned}
-        if between.epochs and step + 1 < len(steps):
+        if repair.method != "none" and (is_last or repair.every_step):
+            name = "reconstruct" if is_last else repaired
+            trained = repair.blocks if is_last and repair.method == "blocks" else None
+            yield _reconstruct(name, recipe, inputs, layers, trained, state)
+            state = {"state": name}
+        if between.epochs and not is_last:
             stage = _recover(recovered, recipe, inputs, between, "prune.epochs_between", state)
             yield stage if step == 0 else stage.unchecked()
             state = {"state": recovered}
@@ -115,6 +134,36 @@ def _prune_by_magnitude(
         },
         after=state,
         facts=prune.Pruned,
+    )
+
+
+def _reconstruct(
+    name: str,
+    recipe: Recipe,
+    inputs: Inputs,
+    layers: ModelLayers,
+    blocks: BlocksSection | None,
+    state: Mapping[str, str],
+) -> Stage:
+    return Stage(
+        name,
+        reconstruct.reconstruct,
+        reads={
+            "model": inputs.model,
+            "layers": layers,
+            "calibration": Keyed(inputs.calibration, inputs.calibration.digest_of_inputs),
+            "solve": reconstruct.LeastSquares.of(recipe.reconstruct),
+            "blocks": blocks,
+            "draw": name,
+        },
+        after=state,
+        check=partial(
+            reconstruct.check,
+            pruned=[target.name for target in inputs.targets.matched],
+            where=recipe.where,
+        ),
+        facts=reconstruct.Reconstructed,
+        ranks="zero",
     )
 
 

@@ -39,6 +39,7 @@ from mfac_compress.pipeline.recipe.measure_schema import (
     LatencySection,
     ValidateSection,
 )
+from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     Bytes,
@@ -62,6 +63,7 @@ __all__ = [
     "ArraysData",
     "Augment",
     "BlockPattern",
+    "BlocksSection",
     "CalibrateSection",
     "Data",
     "DataSection",
@@ -79,6 +81,7 @@ __all__ = [
     "ModelSection",
     "PruneSection",
     "Recipe",
+    "ReconstructSection",
     "RecoverSection",
     "Rows",
     "RunSection",
@@ -182,6 +185,7 @@ class Recipe(Section):
     calibrate: CalibrateSection = CalibrateSection()
     fisher: FisherSection = FisherSection()
     prune: PruneSection
+    reconstruct: ReconstructSection = ReconstructSection()
     recover: RecoverSection = RecoverSection()
     export: ExportSection = ExportSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
