@@ -7,6 +7,7 @@ columns]``, whatever the shape of its weight tensor.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,14 @@ class LayerMatrix:
         columns: k, inputs of each.
         order: Position in the flattened tensor of each element of the matrices, in row-major
             order; None where both have the same order.
+
+    Example:
+        >>> of_transposed = torch.arange(6).view(2, 3).T.flatten()
+        >>> matrix = LayerMatrix((2, 3), groups=1, rows=3, columns=2, order=of_transposed)
+        >>> matrix.matrices(torch.tensor([[0, 1, 2], [3, 4, 5]]))
+        tensor([[[0, 3],
+                 [1, 4],
+                 [2, 5]]])
     """
 
     shape: tuple[int, ...]
@@ -31,8 +40,14 @@ class LayerMatrix:
 
     def matrices(self, weight: Tensor) -> Tensor:
         """The matrices of a weight tensor, or of its mask. ``[*shape]`` -> ``[g, r, k]``."""
-        raise NotImplementedError
+        flat = weight.detach().flatten()
+        if self.order is not None:
+            flat = flat[self.order.to(flat.device)]
+        return flat.view(self.groups, self.rows, self.columns)
 
     def weight(self, matrices: Tensor) -> Tensor:
         """Invert :meth:`matrices`. ``[g, r, k]`` -> ``[*shape]``, contiguous."""
-        raise NotImplementedError
+        flat = matrices.flatten()
+        if self.order is not None:
+            flat = torch.empty_like(flat).scatter_(0, self.order.to(flat.device), flat)
+        return flat.view(self.shape)
