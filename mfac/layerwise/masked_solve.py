@@ -1,0 +1,192 @@
+"""The best weights of a linear layer under a given mask, in closed form.
+
+A row w of the layer's matrix, with inputs X ``[k, n]`` and wanted outputs y, is to minimise
+
+    ‖y − w X‖² + ρ ‖w − w₀‖²,   w zero outside its kept set K,   ρ = ridge · mean(diag H),
+
+with H = X Xᵀ and c = y Xᵀ. With A = H + ρI and the residual b = c − H w₀ of the weights w₀ that
+are already zero outside K, the change d = w − w₀ solves A_KK d_K = b_K. So does
+
+    d = A⁻¹b' − A⁻¹_:Q ([A⁻¹]_QQ)⁻¹ [A⁻¹b']_Q,   b' = b on K and 0 on the removed set Q,
+
+for one inverse that all rows share: the cheaper one wherever a row has lost less than half.
+
+References:
+    Frantar, Singh, Alistarh (2022), Optimal Brain Compression, section 4 (the group OBS formula).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mfac_compress.mfac.cholesky import inverse_factor, solve
+from mfac_compress.mfac.numerics import PrecisionError
+
+# The least ridge. In directions in which the inputs do not vary the weights are not determined:
+# with it they stay where they were. It also covers the rounding errors of float64 in H.
+MIN_RIDGE = 1e-9
+# Largest ‖b − A d‖ on the kept set relative to ‖b‖ + ‖A‖‖d‖ (Frobenius norms).
+TOLERANCE = 1e-8
+# An inverse that all rows share loses as many digits as A's condition number has, which is up to
+# k / ridge. Below this ridge each row has its own factor, which loses none.
+_INVERSE_FROM = 1e-5
+# Elements of the matrices that are factored at a time.
+_AT_ONCE = 1 << 22
+
+
+def masked_least_squares(
+    weights: Tensor,
+    H: Tensor,
+    mask: Tensor,
+    *,
+    cross: Tensor | None = None,
+    ridge: float = 0.0,
+) -> Tensor:
+    """Return the weights that minimise each row's squared error on its mask.
+
+    All is computed in float64. Leading axes, if there are any, are layers of the same shape or
+    the groups of a convolution.
+
+    Args:
+        weights: W₀, to which the ridge pulls. What is outside the mask counts in the default of
+            ``cross`` only. Shape ``[..., r, k]``.
+        H: X Xᵀ, symmetric. Shape ``[..., k, k]``.
+        mask: True = kept. Shape ``[..., r, k]``.
+        cross: Y Xᵀ of the wanted outputs Y; None for those of ``weights``, W₀ H. Shape
+            ``[..., r, k]``.
+        ridge: Strength of the pull in units of H's mean diagonal; at least :data:`MIN_RIDGE` is
+            taken.
+
+    Returns:
+        Exactly +0 outside the mask. Shape ``[..., r, k]``, dtype of ``weights``.
+
+    Raises:
+        ValueError: If the shapes do not agree, the ridge is negative, or something is not finite.
+        PrecisionError: If H is not positive definite with the ridge added, or the solution misses
+            :data:`TOLERANCE`.
+
+    Example:
+        Two inputs that are always equal: one takes over for the other.
+
+        >>> H = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+        >>> masked_least_squares(torch.tensor([[1.0, 2.0]]), H, torch.tensor([[True, False]]))
+        tensor([[3., 0.]])
+    """
+    _check(weights, H, mask, cross, ridge)
+    rows, k = weights.shape[-2:]
+    W0, A = weights.double().reshape(-1, rows, k), H.double().reshape(-1, k, k).clone()
+    keep = mask.reshape(-1, rows, k)
+    target = W0 @ A if cross is None else cross.double().reshape(-1, rows, k)
+    start = W0.masked_fill(~keep, 0)
+    b = (target - start @ A).masked_fill_(~keep, 0)
+    mean = A.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
+    # Where all inputs are zero, any positive diagonal leaves the weights as they are.
+    rho = torch.where(mean > 0, max(ridge, MIN_RIDGE) * mean, 1.0)
+    A.diagonal(dim1=-2, dim2=-1).add_(rho.unsqueeze(-1))
+    try:
+        change = _solve_rows(A, b, keep, ridge)
+    except torch.linalg.LinAlgError as error:
+        raise _ridge_error(ridge, "H with it is not positive definite") from error
+    _check_residual(A, change, b, keep, ridge)
+    result = (start + change).to(weights.dtype).masked_fill_(~keep, 0)
+    return result.reshape(weights.shape)
+
+
+def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
+    """A_KK⁻¹ b_K of each row, zero elsewhere. ``[g, k, k]``, ``[g, r, k]``, ``[g, r, k]``."""
+    groups, rows, k = b.shape
+    group = torch.arange(groups, device=b.device).repeat_interleave(rows)
+    b, keep = b.flatten(0, 1), keep.flatten(0, 1)
+    kept = keep.sum(dim=1)
+    result = torch.zeros_like(b)
+    through_inverse = torch.zeros_like(kept, dtype=torch.bool)
+    # The inverse costs as much as three factors of the full size.
+    gain = (kept.double() ** 3 - (k - kept).double() ** 3).clamp_min(0).sum()
+    if ridge >= _INVERSE_FROM and gain > 3 * groups * k**3:
+        through_inverse = kept > k - kept
+    for rows_of, columns, valid in _batches(keep, ~through_inverse):
+        part = _submatrices(A, group[rows_of], columns, valid)
+        x = solve(part, b[rows_of].gather(1, columns).masked_fill_(~valid, 0))
+        result[rows_of] = result[rows_of].scatter_add(1, columns, x.masked_fill_(~valid, 0))
+    if through_inverse.any():
+        R = inverse_factor(A.clone())
+        P = R.mT @ R
+        full = torch.bmm(b.view(groups, rows, k), P).flatten(0, 1)
+        result[through_inverse] = full[through_inverse]
+        for rows_of, columns, valid in _batches(~keep, through_inverse):
+            part = _submatrices(P, group[rows_of], columns, valid)
+            x = solve(part, full[rows_of].gather(1, columns).masked_fill_(~valid, 0))
+            spread = torch.zeros_like(b[rows_of]).scatter_add(1, columns, x.masked_fill_(~valid, 0))
+            result[rows_of] -= _times_own(spread, P, group[rows_of])
+        result.masked_fill_(~keep, 0)
+    return result.view(groups, rows, k)
+
+
+def _batches(members: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield rows with sets of similar size, and the sets.
+
+    Args:
+        members: Each row's set. Booleans, shape ``[R, k]``.
+        wanted: The rows to yield. Shape ``[R]``.
+
+    Yields:
+        Row numbers ``[n]``, their sets' columns ``[n, s]``, and which of these are real, as sets
+        are filled up to the size of the largest.
+    """
+    sizes = members.sum(dim=1)
+    rows = (wanted & (sizes > 0)).nonzero().flatten()
+    rows = rows[sizes[rows].argsort(descending=True)]
+    while len(rows):
+        largest = int(sizes[rows[0]])
+        count = max(1, _AT_ONCE // largest**2)
+        some, rows = rows[:count], rows[count:]
+        # The members come first, in order.
+        columns = torch.argsort(~members[some], dim=1, stable=True)[:, :largest]
+        valid = torch.arange(largest, device=sizes.device) < sizes[some, None]
+        yield some, columns, valid
+
+
+def _submatrices(A: Tensor, group: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
+    """A_SS of each set, filled up by the identity. Shape ``[n, s, s]``."""
+    part = A[group[:, None, None], columns.unsqueeze(2), columns.unsqueeze(1)]
+    part *= valid.unsqueeze(2) & valid.unsqueeze(1)
+    part.diagonal(dim1=-2, dim2=-1).masked_fill_(~valid, 1)
+    return part
+
+
+def _times_own(x: Tensor, A: Tensor, group: Tensor) -> Tensor:
+    """Each row times the matrix of its group. ``[n, k]``, ``[g, k, k]``, ``[n]`` -> ``[n, k]``."""
+    result = torch.empty_like(x)
+    for number in group.unique().tolist():
+        own = group == number
+        result[own] = x[own] @ A[number]
+    return result
+
+
+def _check(weights: Tensor, H: Tensor, mask: Tensor, cross: Tensor | None, ridge: float) -> None:
+    k, leading = weights.shape[-1], weights.shape[:-2]
+    target = weights if cross is None else cross
+    if H.shape != (*leading, k, k) or mask.shape != weights.shape or target.shape != weights.shape:
+        raise ValueError(
+            "weights, mask and cross must be [..., r, k] and H [..., k, k]. Got "
+            f"{list(weights.shape)}, {list(mask.shape)}, {list(target.shape)} and {list(H.shape)}."
+        )
+    if not 0 <= ridge < float("inf"):
+        raise ValueError(f"ridge must be finite and not negative. Got {ridge}. Try 0.1.")
+    if not all(x.isfinite().all() for x in (weights, H, target)):
+        raise ValueError("weights, H and cross must be finite. Got NaN or infinity.")
+
+
+def _check_residual(A: Tensor, change: Tensor, b: Tensor, keep: Tensor, ridge: float) -> None:
+    missing = (b - change @ A).masked_fill_(~keep, 0).norm(dim=-1)
+    size = b.norm(dim=-1) + A.flatten(1).norm(dim=1, keepdim=True) * change.norm(dim=-1)
+    if not (missing <= TOLERANCE * size).all():
+        raise _ridge_error(ridge, f"the solution misses the tolerance of {TOLERANCE}")
+
+
+def _ridge_error(ridge: float, problem: str) -> PrecisionError:
+    return PrecisionError(
+        "ridge must cover the rounding errors in H, the inputs' matrix of second moments. Got "
+        f"{ridge}, and {problem}. Try 1e-3, or compute H in float64."
+    )
