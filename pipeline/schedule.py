@@ -51,10 +51,8 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
     steps = prune.steps_of(inputs.targets.units, recipe.prune)
-    repair, layers = (
-        recipe.reconstruct,
-        ModelLayers(inputs.model, inputs.calibration, recipe.export),
-    )
+    layers = ModelLayers(inputs.model, inputs.calibration, recipe.export)
+    repair = recipe.reconstruct
     state: dict[str, str] = {}
     for step, removed in enumerate(steps):
         pruned, repaired = f"prune-{step:02d}", f"reconstruct-{step:02d}"
@@ -151,7 +149,7 @@ def _reconstruct(
         reads={
             "model": inputs.model,
             "layers": layers,
-            "calibration": Keyed(inputs.calibration, inputs.calibration.digest_of_inputs),
+            "calibration": inputs.calibration,
             "solve": reconstruct.LeastSquares.of(recipe.reconstruct),
             "blocks": blocks,
             "draw": name,
