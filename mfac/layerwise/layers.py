@@ -92,6 +92,8 @@ class Residual:
             value: Of the addition's shape.
             like: Of the output's shape.
         """
+        if not self.path:
+            return value
         order = torch.arange(like.numel(), device=like.device).view(like.shape)
         for node in self.path:
             order = program.value(node, {}, {**values, node.args[0]: order})

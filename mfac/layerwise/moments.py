@@ -226,7 +226,7 @@ class _Part:
         shift = X.mean(dim=1, keepdim=True)
         X = X - shift
         at = shift.squeeze(1).double()
-        rest = X.sum(dim=1, dtype=torch.float64)  # what rounding leaves of the mean
+        rest = X.sum(dim=1).double()  # what rounding leaves of the mean
         sum_x = rest + n * at
         self.sum_x += sum_x
         self.H += _gram(X)
@@ -237,7 +237,7 @@ class _Part:
         shift = Y.mean(dim=1, keepdim=True)
         Y = Y - shift
         of_y = shift.squeeze(1).double()
-        rest = Y.sum(dim=1, dtype=torch.float64)
+        rest = Y.sum(dim=1).double()
         self.sum_y += rest + n * of_y
         self.cross += torch.bmm(Y.mT, X)
         self.cross += rest[:, :, None] * at[:, None, :] + of_y[:, :, None] * sum_x[:, None, :]

@@ -118,10 +118,14 @@ def trace(
     inputs, tensors, constants = _placeholders(program, graph, names)
     _simplify(graph)
     _check(graph, inputs)
-    user = {s.arg.name for s in program.graph_signature.output_specs if _is_output(s)}
+    specs = program.graph_signature.output_specs
     outputs = tuple(
-        node for node in graph.output_node().args[0] if isinstance(node, Node) and node.name in user
+        node
+        for node, spec in zip(graph.output_node().args[0], specs, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, Node)
     )
+    if not outputs:
+        raise ValueError(f"The model must return at least one tensor. Got none. {_ADVICE}")
     needed = _needed(outputs)
     nodes = tuple(n for n in graph.nodes if n.op == "call_function" and n in needed)
     return Program(nodes, inputs, tensors, constants, outputs)
@@ -259,10 +263,6 @@ def _simplify_batchnorm(graph: fx.Graph, node: Node) -> None:
 def _is_check(target: Callable[..., Any] | str) -> bool:
     name = getattr(target, "__name__", str(target))
     return any(word in name for word in ("assert", "constrain_range", "_check"))
-
-
-def _is_output(spec: Any) -> bool:
-    return spec.kind is OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")
 
 
 def _needed(outputs: Iterable[Node]) -> set[Node]:
