@@ -267,12 +267,15 @@ def _gram(X: Tensor) -> Tensor:
     """XᵀX of each group. ``[g, n, k]`` -> ``[g, k, k]``; the half below the diagonal is copied."""
     k = X.shape[-1]
     if k < 2 * _BAND:
-        return torch.bmm(X.mT, X)
+        H = torch.bmm(X.mT, X)
+        return (H + H.mT) / 2  # such a product is not symmetric to the last bit
     H = X.new_empty(len(X), k, k)
     for start in range(0, k, _BAND):
         stop = min(start + _BAND, k)
         H[:, start:stop, start:] = torch.bmm(X[..., start:stop].mT, X[..., start:])
         H[:, stop:, start:stop] = H[:, start:stop, stop:].mT
+        own = H[:, start:stop, start:stop]
+        own.copy_((own + own.mT) / 2)
     return H
 
 
