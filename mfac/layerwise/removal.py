@@ -68,7 +68,7 @@ def remove_in_order(
             original = index.gather(1, q)
             costs.scatter_(1, original, torch.where(some, highest, costs.gather(1, original)))
             _remove(P, w, D, V, i * size, q, some)
-            is_open.scatter_(1, q, is_open.gather(1, q) & ~some)
+            is_open.scatter_(1, q, False)
             if left is not None:
                 own = competition.gather(1, q)
                 left[own] -= some.long()

@@ -180,8 +180,18 @@ def test_rows_are_independent_of_how_many_are_at_work_at_once(elements, monkeypa
     costs = layer_costs(W, H, _singles(1, 8, 70), keep=keep)
 
     torch.testing.assert_close(costs, expected)
-    slow = _brute_force(W[:, :1], H, _singles(1, 1, 70), keep[:, :1], ridge=1e-6)
-    torch.testing.assert_close(costs[:70], slow, rtol=1e-5, atol=1e-5)
+    slow = _brute_force(W[:, 7:], H, _singles(1, 1, 70), keep[:, 7:], ridge=1e-6)
+    torch.testing.assert_close(costs[-70:], slow, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [_outputs(1, 2, 72, 2), _inputs(1, 1, 144, 2)])
+def test_many_columns_in_units_of_several_weights(unit):
+    """Several blocks of removals, with columns dropped in between."""
+    W, H = _layer(*unit.shape, 200)
+
+    costs = layer_costs(W, H, unit, ridge=0.0)
+
+    torch.testing.assert_close(costs, _brute_force(W, H, unit), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("unit", [_singles(1, 4, 12), _inputs(1, 4, 12, 2)])
@@ -242,15 +252,20 @@ def test_all_layers_get_the_costs_that_each_gets_alone():
 
 
 def test_competitions_within_a_row_are_closed_and_others_are_not():
-    """Two layers: 2 of 4 successive weights, and a competition over all rows."""
-    (W, H), (W2, H2) = _layer(1, 2, 8), _layer(1, 2, 8, seed=1)
-    numbers = {"a": _singles(1, 2, 8), "b": 16 + _singles(1, 2, 8)}
-    competition = torch.cat([torch.arange(16) // 4, torch.full((16,), 4)])
-    units = Units(torch.arange(32), competition, torch.full((5,), 0.5).double())
+    """2 of 4 successive weights; a competition of a layer's rows; one of rows of two layers."""
+    layers = {name: _layer(1, 1 + (name in "ab"), 8, seed=i) for i, name in enumerate("abcd")}
+    sizes = {name: W.numel() for name, (W, _) in layers.items()}
+    numbers = {
+        name: (16 * "ab".find(name) if name in "ab" else 32 + 8 * (name == "d")) + unit
+        for name, unit in ((n, _singles(1, sizes[n] // 8, 8)) for n in layers)
+    }
+    competition = torch.cat([torch.arange(16) // 4, torch.full((16,), 4), torch.full((16,), 5)])
+    units = Units(torch.arange(48), competition, torch.tensor([0.5] * 4 + [0.25] * 2).double())
+    weights, moments = ({name: layer[i] for name, layer in layers.items()} for i in range(2))
 
-    costs = unit_costs({"a": W, "b": W2}, {"a": H, "b": H2}, numbers, units, units.removed())
+    costs = unit_costs(weights, moments, numbers, units, units.removed())
 
-    assert torch.bincount(competition[costs.isfinite()]).tolist() == [2, 2, 2, 2, 16]
+    assert torch.bincount(competition[costs.isfinite()]).tolist() == [2, 2, 2, 2, 16, 16]
 
 
 @pytest.mark.parametrize(
