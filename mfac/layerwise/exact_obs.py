@@ -128,7 +128,7 @@ def layer_costs(
 
         >>> H = torch.tensor([[[1.0, 0.99], [0.99, 1.0]]])
         >>> layer_costs(torch.ones(1, 1, 2), H, torch.arange(2).view(1, 1, 2))
-        tensor([0.0199, 3.9800], dtype=torch.float64)
+        tensor([0.0199, 3.9601], dtype=torch.float64)
     """
     _check(weights, H, unit, keep, ridge)
     blocks = RowBlocks.of(unit)
