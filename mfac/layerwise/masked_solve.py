@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.cholesky import inverse_factor, solve
-from mfac_compress.mfac.numerics import PrecisionError
+from mfac_compress.mfac.layerwise.moment_matrix import (
+    check_finite,
+    damped,
+    ridge_error,
+    submatrices,
+)
 
-# The least ridge. In directions in which the inputs do not vary the weights are not determined:
-# with it they stay where they were. It also covers the rounding errors of float64 in H.
-MIN_RIDGE = 1e-9
 # Largest ‖b − A d‖ on the kept set relative to ‖b‖ + ‖A‖‖d‖ (Frobenius norms).
 TOLERANCE = 1e-8
 # An inverse that all rows share loses as many digits as A's condition number has, which is up to
@@ -55,8 +57,8 @@ def masked_least_squares(
         mask: True = kept. Shape ``[..., r, k]``.
         cross: Y Xᵀ of the wanted outputs Y; None for those of ``weights``, W₀ H. Shape
             ``[..., r, k]``.
-        ridge: Strength of the pull in units of H's mean diagonal; at least :data:`MIN_RIDGE` is
-            taken.
+        ridge: Strength of the pull in units of H's mean diagonal, at least
+            :data:`~mfac_compress.mfac.layerwise.moment_matrix.MIN_RIDGE`.
 
     Returns:
         Exactly +0 outside the mask. Shape ``[..., r, k]``, dtype of ``weights``.
@@ -75,19 +77,16 @@ def masked_least_squares(
     """
     _check(weights, H, mask, cross, ridge)
     rows, k = weights.shape[-2:]
-    W0, A = weights.double().reshape(-1, rows, k), H.double().reshape(-1, k, k).clone()
+    W0, H = weights.double().reshape(-1, rows, k), H.double().reshape(-1, k, k)
     keep = mask.reshape(-1, rows, k)
-    target = W0 @ A if cross is None else cross.double().reshape(-1, rows, k)
+    target = W0 @ H if cross is None else cross.double().reshape(-1, rows, k)
     start = W0.masked_fill(~keep, 0)
-    b = (target - start @ A).masked_fill_(~keep, 0)
-    mean = A.diagonal(dim1=-2, dim2=-1).mean(dim=-1)
-    # Where all inputs are zero, any positive diagonal leaves the weights as they are.
-    rho = torch.where(mean > 0, max(ridge, MIN_RIDGE) * mean, 1.0)
-    A.diagonal(dim1=-2, dim2=-1).add_(rho.unsqueeze(-1))
+    b = (target - start @ H).masked_fill_(~keep, 0)
+    A = damped(H, ridge)
     try:
         change = _solve_rows(A, b, keep, ridge)
     except torch.linalg.LinAlgError as error:
-        raise _ridge_error(ridge, "H with it is not positive definite") from error
+        raise ridge_error(ridge, "H with it is not positive definite") from error
     _check_residual(A, change, b, keep, ridge)
     result = (start + change).to(weights.dtype).masked_fill_(~keep, 0)
     return result.reshape(weights.shape)
@@ -106,7 +105,7 @@ def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
     if ridge >= _INVERSE_FROM and gain > 3 * groups * k**3:
         through_inverse = kept > k - kept
     for rows_of, columns, valid in _batches(keep, ~through_inverse):
-        part = _submatrices(A, group[rows_of], columns, valid)
+        part = submatrices(A, group[rows_of], columns, valid)
         x = solve(part, b[rows_of].gather(1, columns).masked_fill_(~valid, 0))
         result[rows_of] = result[rows_of].scatter_add(1, columns, x.masked_fill_(~valid, 0))
     if through_inverse.any():
@@ -115,7 +114,7 @@ def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
         full = torch.bmm(b.view(groups, rows, k), P).flatten(0, 1)
         result[through_inverse] = full[through_inverse]
         for rows_of, columns, valid in _batches(~keep, through_inverse):
-            part = _submatrices(P, group[rows_of], columns, valid)
+            part = submatrices(P, group[rows_of], columns, valid)
             x = solve(part, full[rows_of].gather(1, columns).masked_fill_(~valid, 0))
             spread = torch.zeros_like(b[rows_of]).scatter_add(1, columns, x.masked_fill_(~valid, 0))
             result[rows_of] -= _times_own(spread, P, group[rows_of])
@@ -147,14 +146,6 @@ def _batches(members: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, 
         yield some, columns, valid
 
 
-def _submatrices(A: Tensor, group: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
-    """A_SS of each set, filled up by the identity. Shape ``[n, s, s]``."""
-    part = A[group[:, None, None], columns.unsqueeze(2), columns.unsqueeze(1)]
-    part *= valid.unsqueeze(2) & valid.unsqueeze(1)
-    part.diagonal(dim1=-2, dim2=-1).masked_fill_(~valid, 1)
-    return part
-
-
 def _times_own(x: Tensor, A: Tensor, group: Tensor) -> Tensor:
     """Each row times the matrix of its group. ``[n, k]``, ``[g, k, k]``, ``[n]`` -> ``[n, k]``."""
     result = torch.empty_like(x)
@@ -172,21 +163,11 @@ def _check(weights: Tensor, H: Tensor, mask: Tensor, cross: Tensor | None, ridge
             "weights, mask and cross must be [..., r, k] and H [..., k, k]. Got "
             f"{list(weights.shape)}, {list(mask.shape)}, {list(target.shape)} and {list(H.shape)}."
         )
-    if not 0 <= ridge < float("inf"):
-        raise ValueError(f"ridge must be finite and not negative. Got {ridge}. Try 0.1.")
-    if not all(x.isfinite().all() for x in (weights, H, target)):
-        raise ValueError("weights, H and cross must be finite. Got NaN or infinity.")
+    check_finite(ridge, weights, H, target)
 
 
 def _check_residual(A: Tensor, change: Tensor, b: Tensor, keep: Tensor, ridge: float) -> None:
     missing = (b - change @ A).masked_fill_(~keep, 0).norm(dim=-1)
     size = b.norm(dim=-1) + A.flatten(1).norm(dim=1, keepdim=True) * change.norm(dim=-1)
     if not (missing <= TOLERANCE * size).all():
-        raise _ridge_error(ridge, f"the solution misses the tolerance of {TOLERANCE}")
-
-
-def _ridge_error(ridge: float, problem: str) -> PrecisionError:
-    return PrecisionError(
-        "ridge must cover the rounding errors in H, the inputs' matrix of second moments. Got "
-        f"{ridge}, and {problem}. Try 1e-3, or compute H in float64."
-    )
+        raise ridge_error(ridge, f"the solution misses the tolerance of {TOLERANCE}")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mfac_compress.mfac.layerwise.masked_solve import MIN_RIDGE, masked_least_squares
+from mfac_compress.mfac.layerwise.masked_solve import masked_least_squares
+from mfac_compress.mfac.layerwise.moment_matrix import MIN_RIDGE
 from mfac_compress.mfac.numerics import PrecisionError
 
 
@@ -139,6 +140,15 @@ def test_a_matrix_that_is_not_one_of_moments_is_refused():
     H[3, 3] *= -1e-3
     with pytest.raises(PrecisionError, match="ridge must cover"):
         masked_least_squares(W0, H, torch.ones(7, 12, dtype=torch.bool))
+
+
+def test_a_solution_that_misses_the_tolerance_is_refused():
+    """Only one half of H is factored: if the other is not the same, the residual shows it."""
+    W0, X, _ = _problem()
+    H = X @ X.T
+    H[5, 3] *= 1.001
+    with pytest.raises(PrecisionError, match="misses the tolerance"):
+        masked_least_squares(W0, H, _mask(7, 12, 0.6))
 
 
 @pytest.mark.parametrize(
