@@ -54,13 +54,13 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
     layers = ModelLayers(inputs.model, inputs.calibration, recipe.export)
     repair = recipe.reconstruct
     state: dict[str, str] = {}
-    for step, removed in enumerate(steps):
+    for step, shares in enumerate(steps):
         pruned, repaired = f"prune-{step:02d}", f"reconstruct-{step:02d}"
         recovered, is_last = f"recover-{step:02d}", step + 1 == len(steps)
         if by_curvature:
-            yield _prune(pruned, recipe, inputs, step, removed, state, storage)
+            yield _prune(pruned, recipe, inputs, step, shares, state, storage)
         else:
-            yield _prune_by_magnitude(pruned, inputs, removed, state)
+            yield _prune_by_magnitude(pruned, inputs, shares, state)
         state = {"state": pruned}
         if repair.method != "none" and (is_last or repair.every_step):
             name = "reconstruct" if is_last else repaired
@@ -95,7 +95,7 @@ def _prune(
     recipe: Recipe,
     inputs: Inputs,
     step: int,
-    removed: Sequence[int],
+    shares: Sequence[float],
     state: Mapping[str, str],
     storage: Path | None,
 ) -> Stage:
@@ -106,7 +106,7 @@ def _prune(
             "model": inputs.model,
             "units": inputs.targets.units,
             "step": step,
-            "removed": removed,
+            "shares": shares,
             "calibration": inputs.calibration,
             "shape": inputs.fisher,
             "removal": prune.Removal.of(recipe),
@@ -119,7 +119,7 @@ def _prune(
 
 
 def _prune_by_magnitude(
-    name: str, inputs: Inputs, removed: Sequence[int], state: Mapping[str, str]
+    name: str, inputs: Inputs, shares: Sequence[float], state: Mapping[str, str]
 ) -> Stage:
     return Stage(
         name,
@@ -128,7 +128,7 @@ def _prune_by_magnitude(
             "model": inputs.model,
             "layout": inputs.targets.layout,
             "units": inputs.targets.units,
-            "removed": removed,
+            "shares": shares,
         },
         after=state,
         facts=prune.Pruned,

@@ -90,10 +90,11 @@ class PruneTargets:
 
     @cached_property
     def _resolved(self) -> tuple[Layout, Units]:
+        # Of those that compete with each other; it counts for nothing where there are none.
         shared = [target.sparsity for target in self.matched if not target.competes_alone]
         return self.pattern.resolve(
             self.shapes,
-            shared[0] if shared else 0.0,
+            shared[0] if shared else self.matched[0].sparsity,
             {target.name: target.sparsity for target in self.matched if target.competes_alone},
         )
 

@@ -72,8 +72,31 @@ class BlockPattern(Section):
         return f"blocks of {self.block} {self.axis}"
 
 
+class NMPattern(Section):
+    """Of each m neighbouring inputs of an output n are kept, as some processors want it."""
+
+    n: Annotated[int, Field(ge=1, le=63), NoSwitch]
+    """How many are kept."""
+    m: Annotated[int, Field(ge=2, le=64), NoSwitch]
+    """Of how many. Tensors that it does not divide are left out."""
+
+    def __str__(self) -> str:
+        return f"{self.n} of {self.m} inputs"
+
+    @property
+    def sparsity(self) -> float:
+        """The only one that the pattern has."""
+        return 1 - self.n / self.m
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.n >= self.m:
+            yield RecipeIssue(("n",), f"must be below m ({self.m}). Got {self.n}.")
+
+
 def _pattern_kind(given: Any) -> str:
-    """Which form of ``prune.pattern`` is meant: by its type, so that errors are of one form."""
+    """Which form of ``prune.pattern`` is meant: by its keys, so that errors are of one form."""
+    if isinstance(given, NMPattern) or (isinstance(given, dict) and given.keys() & {"n", "m"}):
+        return "NMPattern"
     return "BlockPattern" if isinstance(given, dict | BlockPattern) else "unstructured"
 
 
@@ -86,11 +109,13 @@ class PruneSection(Section):
     """Share of the matched weights to remove."""
     pattern: Annotated[
         Annotated[Literal["unstructured"], Tag("unstructured")]
-        | Annotated[BlockPattern, Tag("BlockPattern")],
+        | Annotated[BlockPattern, Tag("BlockPattern")]
+        | Annotated[NMPattern, Tag("NMPattern")],
         Discriminator(_pattern_kind),
     ] = "unstructured"
     """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
-    weights go together, which sparse kernels run much faster."""
+    weights go together, which sparse kernels run much faster. `{n: 2, m: 4}`: two of each four
+    inputs are kept."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
     include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
@@ -154,7 +179,9 @@ class PruneSection(Section):
                 "must be independent, or left out, where prune.method is magnitude: sizes do not "
                 "change as others go. Got sequential.",
             )
-        if self.pattern != "unstructured" and self.selection == "sequential":
+        if isinstance(self.pattern, NMPattern):
+            yield from self._other_sparsities(self.pattern)
+        if isinstance(self.pattern, BlockPattern) and self.selection == "sequential":
             yield RecipeIssue(
                 ("selection",),
                 f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
@@ -176,6 +203,18 @@ class PruneSection(Section):
         }
         for key, pattern in patterns.items():
             yield from _unreadable(key, pattern)
+
+    def _other_sparsities(self, pattern: NMPattern) -> Iterator[RecipeIssue]:
+        """Sparsities that n of m does not have."""
+        given = {("sparsity",): self.sparsity}
+        given |= {("overrides", name): sparsity for name, sparsity in self.overrides.items()}
+        for key, sparsity in given.items():
+            if abs(sparsity - pattern.sparsity) > 1e-6:
+                yield RecipeIssue(
+                    key,
+                    f"must be {pattern.sparsity:.7g} where prune.pattern keeps {pattern}. "
+                    f"Got {sparsity:g}.",
+                )
 
 
 def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:

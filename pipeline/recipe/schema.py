@@ -15,6 +15,7 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     BlockPattern,
     CalibrateSection,
     FisherSection,
+    NMPattern,
     PruneSection,
     RecoverSection,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "ImageFolderData",
     "LatencySection",
     "ModelSection",
+    "NMPattern",
     "PruneSection",
     "Recipe",
     "ReconstructSection",

@@ -69,13 +69,22 @@ class Pruned:
     divergence: float | None = None
 
 
-def steps_of(units: Units, section: PruneSection) -> list[list[int]]:
-    """How many units each competition has lost after each step."""
-    ways = [sparsity_schedule(s, section.steps, section.schedule) for s in units.sparsity.tolist()]
-    return [
-        units.removed(torch.tensor(shares, dtype=torch.float64)).tolist()
-        for shares in zip(*ways, strict=True)
-    ]
+def steps_of(units: Units, section: PruneSection) -> list[list[float]]:
+    """What share of its units a competition has lost after each step.
+
+    Returns:
+        For each step, the share for each sparsity that competitions have, in ascending order:
+        there may be millions of competitions, but few sparsities.
+    """
+    ends = units.sparsity.unique().tolist()
+    ways = [sparsity_schedule(end, section.steps, section.schedule) for end in ends]
+    return [list(shares) for shares in zip(*ways, strict=True)]
+
+
+def _removed(units: Units, shares: Sequence[float]) -> Tensor:
+    """How many units each competition has lost, by what :func:`steps_of` says of a step."""
+    _, which = units.sparsity.unique(return_inverse=True)
+    return units.removed(torch.tensor(shares, dtype=torch.float64)[which])
 
 
 def check(
@@ -113,7 +122,7 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
 
 
 def prune_by_magnitude(
-    job: Job, *, model: Model, layout: Layout, units: Units, removed: Sequence[int]
+    job: Job, *, model: Model, layout: Layout, units: Units, shares: Sequence[float]
 ) -> Pruned:
     """Remove the smallest weights; the state goes to the job's folder.
 
@@ -122,10 +131,10 @@ def prune_by_magnitude(
         model: The dense model.
         layout: The weights that may go.
         units: Which of them go together.
-        removed: How many units each competition has lost after it.
+        shares: Of their units that competitions have lost after it, by their final sparsity.
     """
     pruner = _pruner(job, model, layout)
-    pruned = pruner.remove_smallest(units, torch.tensor(removed))
+    pruned = pruner.remove_smallest(units, _removed(units, shares))
     job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
     return pruned
 
@@ -136,7 +145,7 @@ def prune(
     model: Model,
     units: Units,
     step: int,
-    removed: Sequence[int],
+    shares: Sequence[float],
     calibration: CalibrationData,
     shape: FisherShape,
     removal: Removal,
@@ -149,7 +158,7 @@ def prune(
         model: The dense model.
         units: Which weights go together.
         step: Number of the step. All but 0 have gradients of their own, which nobody else needs.
-        removed: How many units each competition has lost after it.
+        shares: Of their units that competitions have lost after it, by their final sparsity.
         calibration: Samples, draws and the loss.
         shape: Of the Fisher.
         removal: How weights are removed.
@@ -164,7 +173,7 @@ def prune(
     pruned = pruner.remove_least_salient(
         fisher,
         units,
-        torch.tensor(removed),
+        _removed(units, shares),
         removal,
         Divergence(model.module, calibration).of,
         job.ranks,
