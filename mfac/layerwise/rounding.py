@@ -94,12 +94,12 @@ def round_to_grid(
                 z = round_in_order(P, w, valid, grid)
             else:
                 z = _round_fixed(A, group[some], columns, valid, w, grid)
-            own = torch.zeros_like(W[some]).scatter_add(1, columns, z.masked_fill_(~valid, 0))
-            result[some] = own
+            # Added, not written: −0, a zero that compresses badly, becomes +0.
+            rounded = z.masked_fill_(~valid, 0)
+            result[some] = result[some].scatter_add(1, columns, rounded)
     except torch.linalg.LinAlgError as error:
         raise ridge_error(ridge, "H with it is not positive definite") from error
-    # −0 would be a zero that compresses badly.
-    return result.view(weights.shape).to(weights.dtype) + 0.0
+    return result.view(weights.shape).to(weights.dtype)
 
 
 def _round_fixed(
