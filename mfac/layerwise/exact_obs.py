@@ -17,7 +17,7 @@ References:
     blocks and N:M.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import ceil
 
 import torch
@@ -28,6 +28,7 @@ from mfac_compress.mfac.layerwise.moment_matrix import (
     check_finite,
     damped,
     ridge_error,
+    similar_sets,
 )
 from mfac_compress.mfac.layerwise.removal import Quotas, remove_in_order
 from mfac_compress.mfac.layerwise.row_blocks import RowBlocks
@@ -142,9 +143,13 @@ def layer_costs(
     size = blocks.columns.shape[2]
     costs = torch.zeros(present.numel(), dtype=torch.float64, device=W.device)
     last = ceil(most * present.shape[1] - 1e-6)  # units that a row has lost in the end
+
+    def blocks_at_once(count: int) -> int:
+        return _AT_ONCE // (count * size * W.shape[1])
+
     try:
         inverses = KeptInverse.of(damped(H, ridge))
-        for some, order, is_open in _batches(present, size * W.shape[1]):
+        for some, order, is_open in similar_sets(present, blocks_at_once):
             own = blocks.part(some, order)
             group = own.rows // weights.shape[1]
             if (group == group[:, :1]).all():
@@ -159,28 +164,6 @@ def layer_costs(
     except torch.linalg.LinAlgError as error:
         raise ridge_error(ridge, "H with it is not positive definite") from error
     return costs
-
-
-def _batches(present: Tensor, elements: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of rows with a similar number of units.
-
-    Args:
-        present: Units that are not gone. Shape ``[n, u]``.
-        elements: How many a block needs for each unit of the largest.
-
-    Yields:
-        Numbers of the blocks ``[n']``; their units, what is present first, ``[n', u']``; and
-        which of these are present.
-    """
-    counts = present.sum(dim=1)
-    blocks = counts.argsort(descending=True)
-    blocks = blocks[counts[blocks] > 0]
-    while len(blocks):
-        largest = int(counts[blocks[0]])
-        at_once = max(1, _AT_ONCE // (largest * elements))
-        some, blocks = blocks[:at_once], blocks[at_once:]
-        order = torch.argsort(~present[some], dim=1, stable=True)[:, :largest]
-        yield some, order, torch.arange(largest, device=counts.device) < counts[some, None]
 
 
 def _lie_in_rows(unit: Tensor, competition: Tensor) -> bool:

@@ -15,8 +15,6 @@ References:
     Frantar, Singh, Alistarh (2022), Optimal Brain Compression, section 4 (the group OBS formula).
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -25,6 +23,7 @@ from mfac_compress.mfac.layerwise.moment_matrix import (
     check_finite,
     damped,
     ridge_error,
+    similar_sets,
     submatrices,
 )
 
@@ -104,7 +103,8 @@ def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
     gain = (kept.double() ** 3 - (k - kept).double() ** 3).clamp_min(0).sum()
     if ridge >= _INVERSE_FROM and gain > 3 * groups * k**3:
         through_inverse = kept > k - kept
-    for rows_of, columns, valid in _batches(keep, ~through_inverse):
+    inverted = through_inverse.unsqueeze(1)
+    for rows_of, columns, valid in similar_sets(keep & ~inverted, _sets_at_once):
         part = submatrices(A, group[rows_of], columns, valid)
         x = solve(part, b[rows_of].gather(1, columns).masked_fill_(~valid, 0))
         result[rows_of] = result[rows_of].scatter_add(1, columns, x.masked_fill_(~valid, 0))
@@ -113,7 +113,7 @@ def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
         P = R.mT @ R
         full = torch.bmm(b.view(groups, rows, k), P).flatten(0, 1)
         result[through_inverse] = full[through_inverse]
-        for rows_of, columns, valid in _batches(~keep, through_inverse):
+        for rows_of, columns, valid in similar_sets(~keep & inverted, _sets_at_once):
             part = submatrices(P, group[rows_of], columns, valid)
             x = solve(part, full[rows_of].gather(1, columns).masked_fill_(~valid, 0))
             spread = torch.zeros_like(b[rows_of]).scatter_add(1, columns, x.masked_fill_(~valid, 0))
@@ -122,28 +122,8 @@ def _solve_rows(A: Tensor, b: Tensor, keep: Tensor, ridge: float) -> Tensor:
     return result.view(groups, rows, k)
 
 
-def _batches(members: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield rows with sets of similar size, and the sets.
-
-    Args:
-        members: Each row's set. Booleans, shape ``[R, k]``.
-        wanted: The rows to yield. Shape ``[R]``.
-
-    Yields:
-        Row numbers ``[n]``, their sets' columns ``[n, s]``, and which of these are real, as sets
-        are filled up to the size of the largest.
-    """
-    sizes = members.sum(dim=1)
-    rows = (wanted & (sizes > 0)).nonzero().flatten()
-    rows = rows[sizes[rows].argsort(descending=True)]
-    while len(rows):
-        largest = int(sizes[rows[0]])
-        count = max(1, _AT_ONCE // largest**2)
-        some, rows = rows[:count], rows[count:]
-        # The members come first, in order.
-        columns = torch.argsort(~members[some], dim=1, stable=True)[:, :largest]
-        valid = torch.arange(largest, device=sizes.device) < sizes[some, None]
-        yield some, columns, valid
+def _sets_at_once(size: int) -> int:
+    return _AT_ONCE // size**2
 
 
 def _times_own(x: Tensor, A: Tensor, group: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """H = X Xᵀ of the inputs of a layer: damped, inverted, and restricted to what is kept."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,30 @@ def submatrices(A: Tensor, group: Tensor, columns: Tensor, valid: Tensor) -> Ten
         part *= valid.unsqueeze(2) & valid.unsqueeze(1)
         part.diagonal(dim1=-2, dim2=-1).masked_fill_(~valid, 1)
     return part
+
+
+def similar_sets(
+    members: Tensor, at_once: Callable[[int], int]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield sets of similar size together, the largest first; empty ones never.
+
+    Args:
+        members: Each set. Booleans, shape ``[n, k]``.
+        at_once: The size of the largest -> how many to yield together.
+
+    Yields:
+        Numbers of the sets ``[n']``; their members in order, ``[n', s]``, filled up by others to
+        the size of the largest; which of these are members.
+    """
+    sizes = members.sum(dim=1)
+    sets = sizes.argsort(descending=True, stable=True)
+    sets = sets[sizes[sets] > 0]
+    while len(sets):
+        largest = int(sizes[sets[0]])
+        count = max(1, at_once(largest))
+        some, sets = sets[:count], sets[count:]
+        order = torch.argsort(~members[some], dim=1, stable=True)[:, :largest]
+        yield some, order, torch.arange(largest, device=sizes.device) < sizes[some, None]
 
 
 def check_finite(ridge: float, *tensors: Tensor) -> None:
