@@ -10,6 +10,7 @@ from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.least_squares import least_squares
 from mfac_compress.mfac.layerwise.matrix import LayerMatrix
 from mfac_compress.mfac.layerwise.moments import Moments, layer_moments
+from mfac_compress.mfac.layerwise.pruning import prune_layers
 
 __all__ = [
     "LayerGraph",
@@ -18,4 +19,5 @@ __all__ = [
     "fit_blocks",
     "layer_moments",
     "least_squares",
+    "prune_layers",
 ]

@@ -151,7 +151,7 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
         elif name in excluded:
             left_out[name] = f"prune.exclude: {excluded[name]}"
         else:
-            alone = name in own or prune.scope == "layerwise"
+            alone = name in own or not prune.competes_globally
             matched.append(Target(name, shapes[name], own.get(name, prune.sparsity), alone))
     if not matched:
         raise InputError(

@@ -12,10 +12,8 @@ from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validat
 
 from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE
 from mfac_compress.pipeline.recipe.compress_schema import (
-    BlockPattern,
     CalibrateSection,
     FisherSection,
-    NMPattern,
     PruneSection,
     RecoverSection,
 )
@@ -40,6 +38,7 @@ from mfac_compress.pipeline.recipe.measure_schema import (
     LatencySection,
     ValidateSection,
 )
+from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
 from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
@@ -250,7 +249,7 @@ class Recipe(Section):
                     f"{', '.join(sorted(named)) or 'none is there'}. Got {name!r}.",
                 )
         pattern, side = self.prune.pattern, self.fisher.block_size
-        blocks = isinstance(pattern, BlockPattern) and self.prune.method == "mfac"
+        blocks = isinstance(pattern, BlockPattern) and self.prune.uses_gradients
         if blocks and side != "full" and side % pattern.block:
             yield RecipeIssue(
                 ("fisher", "block_size"),

@@ -81,7 +81,7 @@ def steps_of(units: Units, section: PruneSection) -> list[list[float]]:
     return [list(shares) for shares in zip(*ways, strict=True)]
 
 
-def _removed(units: Units, shares: Sequence[float]) -> Tensor:
+def units_removed(units: Units, shares: Sequence[float]) -> Tensor:
     """How many units each competition has lost, by what :func:`steps_of` says of a step."""
     _, which = units.sparsity.unique(return_inverse=True)
     return units.removed(torch.tensor(shares, dtype=torch.float64)[which])
@@ -133,8 +133,8 @@ def prune_by_magnitude(
         units: Which of them go together.
         shares: Of their units that competitions have lost after it, by their final sparsity.
     """
-    pruner = _pruner(job, model, layout)
-    pruned = pruner.remove_smallest(units, _removed(units, shares))
+    pruner = pruner_of(job, model, layout)
+    pruned = pruner.remove_smallest(units, units_removed(units, shares))
     job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
     return pruned
 
@@ -164,7 +164,7 @@ def prune(
         removal: How weights are removed.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    calibrated, pruner = job.before["calibrated"], _pruner(job, model, shape.layout)
+    calibrated, pruner = job.before["calibrated"], pruner_of(job, model, shape.layout)
     source = FisherSource(calibration, shape, storage, job.ranks, job.progress)
     if step == 0:
         fisher = source.load(calibrated.folder)
@@ -173,7 +173,7 @@ def prune(
     pruned = pruner.remove_least_salient(
         fisher,
         units,
-        _removed(units, shares),
+        units_removed(units, shares),
         removal,
         Divergence(model.module, calibration).of,
         job.ranks,
@@ -184,7 +184,7 @@ def prune(
     return pruned
 
 
-def _pruner(job: Job, model: Model, layout: Layout) -> "Pruner":
+def pruner_of(job: Job, model: Model, layout: Layout) -> "Pruner":
     """The model as the stage before left it; the dense one in the first step."""
     before = job.before.get("state")
     state = before and job.ranks.on_rank_zero(lambda: State.load(before.folder))
@@ -216,11 +216,16 @@ class Pruner:
         """A copy of where it is."""
         return State.of(self.module, self.layout.unflatten(self.mask))
 
+    def take(self, pruned: pruning.Pruned) -> Pruned:
+        """Go on from a mask and weights; returns what is known of them."""
+        self.mask = pruned.mask
+        self._set(pruned.weights)
+        return Pruned(pruned.sparsity)
+
     def remove_smallest(self, units: Units, removed: Tensor) -> Pruned:
         """One step by magnitude, until each competition has lost ``removed`` units."""
         pruned = pruning.prune_by_magnitude(self.weights, units, removed=removed, keep=self.mask)
-        self._take(pruned)
-        return Pruned(pruned.sparsity)
+        return self.take(pruned)
 
     def remove_least_salient(
         self,
@@ -255,17 +260,13 @@ class Pruner:
             columns=own,
             group=ranks,
         )
-        self._take(pruned)
+        self.take(pruned)
         if not removal.first_order:
             return Pruned(pruned.sparsity, inverse.damping)
         gradient = fisher.mean_gradient.to(self.weights)
         direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
         step_size, divergence = self._follow(direction, divergence_of, ranks)
         return Pruned(pruned.sparsity, inverse.damping, step_size, divergence)
-
-    def _take(self, pruned: pruning.Pruned) -> None:
-        self.mask = pruned.mask
-        self._set(pruned.weights)
 
     def _follow(
         self, direction: Tensor, divergence_of: Callable[[nn.Module], float], ranks: Ranks

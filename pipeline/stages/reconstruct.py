@@ -109,14 +109,19 @@ def check(
     with ranks.raise_on_every_rank():
         if not len(calibration.draws.holdout):
             raise no_holdout(calibration, where)
-        _check_samples(calibration, solve.samples, where("reconstruct.samples"))
+        check_samples(calibration, solve.samples, where("reconstruct.samples"))
         if blocks is not None:
-            _check_samples(calibration, blocks.samples, where("reconstruct.blocks.samples"))
+            check_samples(calibration, blocks.samples, where("reconstruct.blocks.samples"))
         if ranks.is_rank_zero:
             _check_layers(layers, pruned, where("reconstruct.method"))
 
 
-def _check_samples(calibration: CalibrationData, samples: int, where: str) -> None:
+def check_samples(calibration: CalibrationData, samples: int, where: str) -> None:
+    """Check that there are as many samples that are not held out.
+
+    Raises:
+        InputError: If not. It begins with ``where``.
+    """
     if samples > len(calibration.draws.pool):
         raise InputError(
             f"{where}: must not exceed the {len(calibration.draws.pool)} calibration samples left "
@@ -261,9 +266,7 @@ class _Repairer:
 
     def _batches(self, purpose: str, samples: int, batch_size: int) -> Iterator[Tree]:
         """Inputs of some samples that are not held out."""
-        pool, generator = self._calibration.draws.pool, self._generator(purpose)
-        drawn = pool[torch.randperm(len(pool), generator=generator)[:samples]]
-        return (batch.inputs for batch in self._calibration.batches(batch_size, drawn))
+        return self._calibration.drawn_inputs(f"{self._draw}, {purpose}", samples, batch_size)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return self._calibration.draws.generator_for(f"{self._draw}, {purpose}")
