@@ -19,6 +19,9 @@ from mfac_compress.mfac.layerwise.tracing import Program
 aten = torch.ops.aten
 _ATTENTION = {aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default}
 
+# What these add or multiply is no matrix, whatever its shape.
+_ELEMENTWISE = {aten.add.Tensor, aten.mul.Tensor}
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -195,7 +198,8 @@ def _uses(span: Sequence[Node], matrices: set[Node], main: set[Node]) -> bool:
             return True
         if node not in seen and (node in inside or node not in main):
             seen.add(node)
-            remaining.extend(node.all_input_nodes)
+            if node.target not in _ELEMENTWISE:
+                remaining.extend(node.all_input_nodes)
     return False
 
 

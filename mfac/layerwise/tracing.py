@@ -117,7 +117,7 @@ def trace(
     names = _names(model)
     inputs, tensors, constants = _placeholders(program, graph, names)
     _simplify(graph)
-    _check(graph, inputs)
+    _check_whole(graph)
     specs = program.graph_signature.output_specs
     outputs = tuple(
         node
@@ -129,6 +129,12 @@ def trace(
     needed = _needed(outputs)
     nodes = tuple(n for n in graph.nodes if n.op == "call_function" and n in needed)
     return Program(nodes, inputs, tensors, constants, outputs)
+
+
+def output_tensors(model: nn.Module, inputs: Tree) -> tuple[Tensor, ...]:
+    """Call a model, and return the tensors in whatever it returns."""
+    leaves = pytree.tree_leaves(call(model, inputs))
+    return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
 class _Flat(nn.Module):
@@ -143,8 +149,7 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         remaining = iter(tensors)
         inputs = map_tensors(lambda _: next(remaining), self._form)
-        leaves = pytree.tree_leaves(call(self.wrapped, inputs))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        return output_tensors(self.wrapped, inputs)
 
 
 def _export(flat: _Flat, example: Tree, open_axes: Mapping[str, Iterable[int]]) -> ExportedProgram:
@@ -154,7 +159,7 @@ def _export(flat: _Flat, example: Tree, open_axes: Mapping[str, Iterable[int]]) 
         raise ValueError(f"open_axes must name inputs: {', '.join(named)}. Got {unknown}.")
     dims = tuple(dict.fromkeys((0, *open_axes.get(name, ())), Dim.AUTO) for name in named)
     try:
-        with _evaluation(flat.wrapped), _plain_attention(), torch.no_grad(), _silence():
+        with evaluation(flat.wrapped), plain_attention(), torch.no_grad(), _silence():
             program = torch.export.export(flat, tuple(named.values()), dynamic_shapes=(dims,))
             # Operators stay what they are, but none works in place any more.
             return program.run_decompositions({})
@@ -168,7 +173,7 @@ def _export(flat: _Flat, example: Tree, open_axes: Mapping[str, Iterable[int]]) 
 
 
 @contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, then each of its modules back as it was."""
     before = [(module, module.training) for module in model.modules()]
     for module, _ in before:
@@ -181,7 +186,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
     """Let attention be made of its operators, rather than of one kernel that hides its weights."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -283,18 +288,10 @@ def _needed(outputs: Iterable[Node]) -> set[Node]:
     return needed
 
 
-def _check(graph: fx.Graph, inputs: Iterable[Node]) -> None:
+def _check_whole(graph: fx.Graph) -> None:
     hidden = [node.name for node in graph.nodes if node.op == "get_attr"]
     if hidden:
         raise ValueError(
             f"The model must have one graph. Got control flow or a nested one, {hidden[0]}. "
             f"{_ADVICE}"
         )
-    for node in inputs:
-        length = node.meta["val"].shape[0]
-        if isinstance(length, int):
-            raise ValueError(
-                "The model must take any number of samples. Its forward fixes the number at "
-                f"{length}, the example's. Replace fixed lengths in it, as in x.view(32, -1), by "
-                "x.shape[0]."
-            )
