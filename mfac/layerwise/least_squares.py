@@ -64,7 +64,7 @@ def least_squares(
     Args:
         module: The pruned model, in evaluation mode. Changed in place: the masked weights; the
             biases of their layers that require gradients, or else the running means of the batch
-            norms that follow.
+            norms that follow and are not frozen.
         dense: The model before pruning, of the same names, in evaluation mode, on the same device.
         graph: Of either.
         masks: Weight to mask, True = kept, of the weight's shape. Layers whose mask keeps all are
@@ -236,6 +236,12 @@ def _before_norm(
     return target, error
 
 
+def _is_frozen(norm: Norm, state: Mapping[str, Tensor]) -> bool:
+    """Whether a batch norm has a scale or shift, and neither requires a gradient."""
+    own = [state[name] for name in (norm.weight, norm.bias) if name is not None]
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
 def _is_small(scale: Tensor) -> Tensor:
     return scale.abs() <= _LEAST_SCALE * scale.abs().max()
 
@@ -247,7 +253,7 @@ def _solve(module: nn.Module, layer: Layer, mask: Tensor, moments: Moments, ridg
     bias = None if layer.bias is None else state[layer.bias]
     if bias is not None and not bias.requires_grad:
         bias = None
-    is_centred = bias is not None or layer.norm is not None
+    is_centred = bias is not None or (layer.norm is not None and not _is_frozen(layer.norm, state))
     of = moments.centred() if is_centred else moments
     W = masked_least_squares(
         matrix.matrices(weight).double(),

@@ -279,6 +279,19 @@ def test_frozen_biases_stay():
     torch.testing.assert_close(module.weight.detach(), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_statistics_of_a_frozen_batch_norm_stay():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4))
+    model[1].requires_grad_(False)
+    dense, graph, module, masks, inputs = _case(model, 2, 6, 6)
+    least_squares(module, dense, graph, masks, inputs, **_TINY)
+    assert torch.equal(module[1].running_mean, dense[1].running_mean)
+    X = F.unfold(torch.cat(inputs), 3).transpose(1, 2).flatten(0, 1)
+    Y = dense[0](torch.cat(inputs)).flatten(2).transpose(1, 2).flatten(0, 1).detach()
+    expected, _ = _solve_row(X, Y[:, 0], masks["0.weight"].flatten(1)[0], intercept=False)
+    got = module[0].weight[0].detach().flatten()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_processes_that_share_the_samples_find_what_one_finds(on_all_ranks):
     dense, graph, module, masks, inputs = _case(MODELS["mlp"][0](), 6)
     parts = torch.cat(inputs).tensor_split(3)
