@@ -52,7 +52,8 @@ def complete(
         stage: Name of the stage.
         key: Hash of all that the artefact depends on.
         facts: What the stage says of it, as plain JSON.
-        code: SHA-256 of the files of the user's code that only the stage has loaded, by path.
+        code: SHA-256 of the files of the user's code that only the stage has loaded, by path; what
+            no file has for those that changed meanwhile, so that the artefact is never reused.
     """
     manifest = {
         "stage": stage,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mfac_compress.pipeline.digest import content_key
-from mfac_compress.pipeline.inputs.code_sources import CodeSources
+from mfac_compress.pipeline.inputs.code_sources import CHANGED, CodeSources
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact, RejectedError, complete, verified
 from mfac_compress.pipeline.run.pool import Pool, remove
@@ -113,8 +113,10 @@ class StageCache:
     ) -> Artefact:
         with self._scratch(stage) as work:
             facts = make(work)
-            made = complete(work, stage, key, facts, self._code.since())
-            if self._pool is not None and self._give(stage, key, work):
+            code = self._code.since()
+            made = complete(work, stage, key, facts, code)
+            lasting = CHANGED not in code.values()
+            if self._pool is not None and lasting and self._give(stage, key, work):
                 # Another run was faster. With its artefact, later stages of both have one key.
                 taken = self._take(stage, key)
                 if isinstance(taken, Artefact):
