@@ -189,7 +189,7 @@ def _run(
         progress=progress,
         ranks=ranks,
     )
-    # The report is written: what is left must not end the run otherwise.
+    # The report is written, by the first process: what is left must not end the run otherwise.
     ignore_interrupts()
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
