@@ -51,6 +51,17 @@ def test_quiet_says_nothing(project):
     assert project.run("-q").output == ""
 
 
+def test_quiet_says_a_failed_gate_in_one_line(project):
+    project.recipe["prune"] = {"method": "magnitude", "sparsity": 0.5}
+    project.recipe["validate"]["gates"] = {"min_sparsity": 0.9, "max_parity_error": 1e-3}
+    result = project.run("-q")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("FAIL: 1 of 2 gates failed")
+    assert "failed: min_sparsity. See " in line
+
+
 def test_json_is_the_report_and_nothing_else(project):
     result = project.run("--json")
 
