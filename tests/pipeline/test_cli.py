@@ -92,6 +92,30 @@ def test_a_dry_run_fails_where_the_run_would(project):
     assert "Tensors to prune" in result.output
 
 
+def _own_metric(project, returns):
+    (project.folder / "own.py").write_text(
+        "import torch\n"
+        "def score(outputs, targets):\n"
+        "    right = (outputs.argmax(1) == targets).double()\n"
+        f"    return {returns}\n"
+    )
+    project.recipe["task"] = {"metric": "own.py:score", "range": [0, 1]}
+
+
+def test_a_wrong_range_of_the_metric_is_found_before_the_work(project):
+    _own_metric(project, "100 * right")
+    for arguments in (["--dry-run"], []):
+        result = project.run(*arguments)
+        assert result.exit_code == 2
+        assert "task.range must hold every value of the metric. Got [0, 1]" in result.output
+    assert not (project.output / ".cache").exists()
+
+
+def test_a_metric_that_needs_more_samples_is_not_refused_before_the_work(project):
+    _own_metric(project, "float('nan')")
+    assert project.run("--dry-run").exit_code == 0
+
+
 def test_what_a_loss_prints_does_not_come_between_the_json(project):
     (project.folder / "loss.py").write_text(
         "from torch.nn.functional import cross_entropy\n"
