@@ -6,7 +6,19 @@ from importlib.metadata import version
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.recipe.schema import Recipe
 
-_LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+# Those that compute, and those that write or measure files: the rest of setup.cfg's requirements
+# read the recipe, talk to the terminal or to the system.
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "zstandard",
+)
 
 
 def tool_version() -> str:
