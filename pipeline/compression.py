@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,9 @@ def compress(
                 progress.detail("gradients on disk, being more than the memory budget")
             stages = plan_stages(recipe, inputs, storage)
             check_stages(stages, ranks)
+            # The checks run the user's code, which may import or open more of itself.
+            with ranks.raise_on_every_rank():
+                inputs = replace(inputs, code=inputs.code.with_later())
         clock = StageClock(progress)
         cache_of = partial(StageCache, directory.cache, code=inputs.code, pool=pool)
         artefacts = run_stages(stages, cache_of, inputs.code, ranks, clock)

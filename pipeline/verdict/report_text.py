@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
 from mfac_compress.pipeline.verdict.gates import Gate
@@ -179,7 +180,8 @@ def _left_out_text(report: Report) -> str:
 
 
 def _code_text(code: Code) -> str:
-    rows = [(path, digest[:12]) for path, digest in code.files.items()]
+    shown = {path: one if one == CHANGED else one[:12] for path, one in code.files.items()}
+    rows = list(shown.items())
     files = _table(("file of your code", "SHA-256"), rows) if rows else "No code of yours is used."
     hidden = f"\n\nNot hashed, so nothing is reused: {', '.join(code.not_reusable)}."
     return f"{files}{hidden if code.not_reusable else ''}\n\nNot covered: {code.not_covered}."
