@@ -112,8 +112,8 @@ class PruneSection(Section):
     weight is removed at a time, and the others are judged anew. Default: `sequential` where the
     Fisher is kept as blocks, else `independent`."""
     first_order: bool = True
-    """Also follow the gradient that the pruned model has, as far as it lowers the loss on held-out
-    calibration samples. Default: true where `update` is `joint`."""
+    """Also follow the gradient that the pruned model has, as far as its outputs come nearer to the
+    dense model's on held-out calibration samples. Default: true where `update` is `joint`."""
     update: Literal["joint", "single", "none"] = "joint"
     """`joint`: exact for the whole removed set. `single`: the paper's sum of single-weight
     corrections. `none`: the others stay as they are; the only choice with `magnitude`."""
@@ -221,5 +221,6 @@ class RecoverSection(Section):
     label_smoothing: Share = 0.0
     """Of the loss `cross_entropy`."""
     batchnorm: Literal["auto", "always", "never"] = "auto"
-    """Re-estimate batch-norm statistics after pruning. `auto`: where it lowers the loss on the
-    held-out calibration samples."""
+    """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
+    `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
+    held-out ones."""
