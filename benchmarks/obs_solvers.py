@@ -16,15 +16,16 @@ import time
 import numpy as np
 import torch
 
+from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.stages.batchnorm import recalibrate_batchnorm
 from mfac_compress.pipeline.stages.calibrate import FisherSource
-from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.divergence import Divergence
 from mfac_compress.pipeline.stages.prune import Pruner, Removal
-from mfac_compress.pipeline.stages.recover import recalibrate_batchnorm
 
 STEPS = {0.5: 3, 0.6: 3, 0.7: 3, 0.8: 3, 0.9: 4}
 SEQUENTIAL, FIRST_ORDER = "prune.selection=sequential", "prune.first_order=true"
@@ -71,7 +72,7 @@ def run(recipe: Recipe, inputs: Inputs) -> dict[str, object]:
             step += 1
         kept = 1 - sparsity
         pruning += time.process_time() - start
-        accuracies[f"{sparsity:.0%}"] = round(100 * accuracy(inputs, pruner.module), 2)
+        accuracies[f"{sparsity:.0%}"] = round(100 * accuracy(recipe, inputs, pruner.module), 2)
         accuracies[f"{sparsity:.0%} seconds"] = round(pruning)
         start = time.process_time()
     return accuracies
@@ -92,17 +93,18 @@ def one_step(recipe: Recipe, inputs: Inputs, pruner: Pruner, sparsity: float, st
         units,
         removed,
         Removal.of(recipe),
-        lambda module: holdout_loss(module, inputs.model.module, calibration),
+        Divergence(inputs.model.module, calibration).of,
         ranks,
         slice(None),
     )
 
 
 @torch.no_grad()
-def accuracy(inputs: Inputs, pruned: torch.nn.Module) -> float:
+def accuracy(recipe: Recipe, inputs: Inputs, pruned: torch.nn.Module) -> float:
     """Return the accuracy on the validation split, batch-norm statistics chosen as in a run."""
     module = copy.deepcopy(pruned)
-    recalibrate_batchnorm(module, inputs.model.module, "auto", inputs.calibration)
+    divergence = Divergence(inputs.model.module, inputs.calibration)
+    recalibrate_batchnorm(module, divergence, "auto", augment_of(recipe.data))
     parts = [(module(x.to(inputs.device)).cpu(), y) for x, y in inputs.data.validation.batches(250)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     return float(np.mean(inputs.task.evaluate(outputs, targets)))

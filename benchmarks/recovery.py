@@ -33,7 +33,7 @@ from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.runner import StageClock, run_stages
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.schedule import plan_stages
-from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.divergence import Divergence
 from mfac_compress.pipeline.stages.recover import Training
 
 MFAC = ["recover.optimizer=mfac", "recover.momentum=0.9"]
@@ -112,8 +112,11 @@ def pruned_accuracy(loaded: Loaded, pruned: Path) -> float:
 
 
 def best_learning_rate(load: Callable[..., Loaded], pruned: Path) -> float:
-    """Return the rate with the lowest held-out loss after one epoch, without validation data."""
-    losses = {}
+    """Return the rate that ends nearest to the dense model's outputs after one epoch.
+
+    On held-out calibration samples, without validation data.
+    """
+    divergences = {}
     for lr in LEARNING_RATES[load().recipe.recover.optimizer]:
         loaded = load("recover.epochs=1", f"recover.lr={lr}")
         module = loaded.pruned(pruned)
@@ -123,9 +126,9 @@ def best_learning_rate(load: Callable[..., Loaded], pruned: Path) -> float:
             print(json.dumps({"lr": lr, "failed": str(error)}), flush=True)
             continue
         inputs = loaded.inputs
-        losses[lr] = holdout_loss(module, inputs.model.module, inputs.calibration)
-    print(json.dumps({"holdout_loss": losses}), flush=True)
-    return min(losses, key=losses.__getitem__)
+        divergences[lr] = Divergence(inputs.model.module, inputs.calibration).of(module)
+    print(json.dumps({"divergence": divergences}), flush=True)
+    return min(divergences, key=divergences.__getitem__)
 
 
 def train_and_judge(loaded: Loaded, pruned: Path) -> dict[str, object]:

@@ -139,7 +139,9 @@ class BlockPartition:
         return cls(UniformBlocks(a, b, min(block_size, b - a)) for a, b in bounds)
 
     @classmethod
-    def of_rows(cls, shapes: Iterable[Sequence[int]], block_size: int) -> "BlockPartition":
+    def of_rows(
+        cls, shapes: Iterable[Sequence[int]], block_size: int, unit: int = 1
+    ) -> "BlockPartition":
         """Blocks that follow each tensor's rows, its weight seen as ``[out, in * kernel]``.
 
         A row longer than ``block_size`` is split into nearly equal blocks, so that no block holds
@@ -148,6 +150,7 @@ class BlockPartition:
         Args:
             shapes: Shape of each tensor, in the order of the flat vector. A vector is one row.
             block_size: B, the largest number of columns of a block.
+            unit: Number of adjacent columns that stay in one block; it divides B and each row.
 
         Example:
             >>> partition = BlockPartition.of_rows([(3, 10), (4, 2)], block_size=6)
@@ -159,7 +162,7 @@ class BlockPartition:
             rows, length = (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
             stop = start + rows * length
             if length > block_size:
-                size = _near_equal(length, block_size)
+                size = _near_equal(length // unit, block_size // unit) * unit
                 runs.append(UniformBlocks(start, stop, size, length))
             else:
                 size = _near_equal(rows, block_size // length) * length

@@ -69,7 +69,7 @@ class Shard:
 
 
 def shard_columns(
-    partition: BlockPartition, count: int, *, within_blocks: bool = False
+    partition: BlockPartition, count: int, *, within_blocks: bool = False, unit: int = 1
 ) -> list[Shard]:
     """Divide the columns among processes, as evenly as whole blocks allow.
 
@@ -78,6 +78,7 @@ def shard_columns(
         count: Number of processes.
         within_blocks: If there is only one block, divide its columns. Only the m x m
             representation works with part of a block.
+        unit: Number of adjacent columns that are not divided. Blocks hold whole ones.
 
     Raises:
         ValueError: If there are not enough blocks.
@@ -89,8 +90,9 @@ def shard_columns(
         ...  within_blocks=True)]
         [slice(0, 2, None), slice(2, 5, None)]
     """
-    if within_blocks and partition.count == 1 < count <= partition.size:
-        boundaries = [partition.size * i // count for i in range(count + 1)]
+    units = partition.size // unit
+    if within_blocks and partition.count == 1 < count <= units:
+        boundaries = [units * i // count * unit for i in range(count + 1)]
         return [
             Shard(slice(a, b), BlockPartition.contiguous(b - a, None), coupled=True)
             for a, b in pairwise(boundaries)

@@ -42,7 +42,7 @@ def _left_out(targets: PruneTargets) -> Table:
 def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     """The plan's lines below the tables."""
     targets, data = inputs.targets, inputs.data
-    removed = int(targets.units.removed().sum())
+    removed = targets.removed
     splits = {"calibration": data.calibration, "recovery": data.recovery}
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
@@ -50,6 +50,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         *(f"folded: {name}, computed by {by}" for name, by in inputs.folded.items()),
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
+        f"pattern: {recipe.prune.pattern}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
         *_warning(targets),

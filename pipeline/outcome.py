@@ -40,7 +40,7 @@ def make_report(
         kernels: Of the stage accelerate, decided.
     """
     sizes = {name: p.numel() for name, p in inputs.model.module.named_parameters()}
-    sparsity, data = sparsity_of(inputs.targets, sizes), data_of(inputs.data)
+    sparsity, data = sparsity_of(recipe, inputs.targets, sizes), data_of(inputs.data)
     code = code_of(inputs.code)
     metric, judged = validation.metric, variant_of(recipe.validate_.artifact)
     unwritten = {SPARSE_KERNELS} if kernels.state != "used" else set()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
+from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
@@ -133,6 +134,7 @@ def _recover(
             "section": section,
             "recovery": inputs.data.recovery if section.epochs else None,
             "calibration": inputs.calibration,
+            "augment": augment_of(recipe.data),
             "seed": recipe.run.seed,
         },
         after=state,

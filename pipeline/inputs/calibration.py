@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.quoting import type_and_shape
+from mfac_compress.pipeline.recipe.schema import Augment
 
 _EVERYTHING = slice(None)
 
@@ -49,15 +50,31 @@ class CalibrationData:
 
     @property
     def _keeps_classes(self) -> bool:
-        return self.labels is True or self._predicts_classes
+        return self.labels is True or self.predicts_classes
 
     @property
-    def _predicts_classes(self) -> bool:
+    def predicts_classes(self) -> bool:
+        """Whether the outputs are logits of classes."""
         return self.task.loss_name == "cross_entropy"
 
     def batches(self, batch_size: int, positions: Iterable[int] | Tensor) -> Iterator[Batch]:
         """Samples as they are in the data, on the device."""
         drawn = self.split.batches(batch_size, indices=positions)
+        return (batch.to(self.device) for batch in drawn)
+
+    def augmented(
+        self, augment: Augment, batch_size: int, positions: Tensor, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Samples changed at random as in training, on the device.
+
+        Args:
+            augment: The recipe's random changes.
+            batch_size: Samples in a batch.
+            positions: Which samples, in this order.
+            generator: Draws the changes, on the CPU.
+        """
+        split = replace(self.split, augment=augment)
+        drawn = split.batches(batch_size, indices=positions, generator=generator, augment=True)
         return (batch.to(self.device) for batch in drawn)
 
     def gradient_batches(
@@ -74,7 +91,7 @@ class CalibrationData:
         batches = self.batches(draw.shape[1], draw[own].flatten())
         if self.labels is True:
             return self._checked(module, batches)
-        relabel = sampled_labels if self._predicts_classes else random_projections
+        relabel = sampled_labels if self.predicts_classes else random_projections
         # A generator for each gradient: its targets must not depend on which process makes others.
         seeds = torch.randint(2**31, (len(draw),), generator=self.draws.generator(step))[own]
         return itertools.chain.from_iterable(

@@ -89,7 +89,7 @@ def load_data(
     needed = {"calibration": labelled, "recovery": True, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
-    augment = getattr(section, "augment", Augment())
+    augment = augment_of(section)
     opened = {
         name: open_split(name, dataset, augment if name == "recovery" else Augment())
         for name, dataset in _open(section, folder, needed, target).items()
@@ -105,6 +105,11 @@ def load_data(
         if (shared := _shared_samples(first, second, section.max_overlap))
     }
     return replace(splits, overlap=overlap)
+
+
+def augment_of(section: Data) -> Augment:
+    """The recipe's random changes of images; none for data that has no such key."""
+    return getattr(section, "augment", Augment())
 
 
 def _open(

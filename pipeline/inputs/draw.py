@@ -1,5 +1,6 @@
 """Which calibration samples are used for what: gradients, and a part held out for choices."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,11 @@ class Draws:
     def generator(self, step: int) -> torch.Generator:
         """Random numbers of one pruning step, on the CPU."""
         return torch.Generator().manual_seed(self.seed * 1000 + step)
+
+    def generator_for(self, purpose: str) -> torch.Generator:
+        """Random numbers for something else than gradients, on the CPU."""
+        digest = hashlib.sha256(f"{self.seed} {purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     @property
     def pool(self) -> Tensor:

@@ -22,6 +22,7 @@ class FisherShape:
         block_size: Side of the diagonal blocks; ``full`` for one block of all.
         blocks: Whether blocks follow a tensor's rows.
         window_dtype: Storage of the gradients, where they are kept.
+        unit: Number of adjacent columns that are removed together, which no block divides.
     """
 
     layout: Layout
@@ -29,6 +30,7 @@ class FisherShape:
     block_size: int | Literal["full"]
     blocks: Literal["tensor", "row"]
     window_dtype: str
+    unit: int = 1
 
     @classmethod
     def of(cls, targets: PruneTargets, num_gradients: int, section: FisherSection) -> "FisherShape":
@@ -39,6 +41,7 @@ class FisherShape:
             block_size=section.block_size,
             blocks=section.blocks,
             window_dtype=section.window_dtype,
+            unit=targets.unit_size,
         )
 
     @property
@@ -47,7 +50,8 @@ class FisherShape:
         if self.block_size == "full":
             return BlockPartition.contiguous(self.layout.size, None)
         if self.blocks == "row":
-            return BlockPartition.of_rows([t.shape for t in self.layout], self.block_size)
+            rows = [(t.shape[0] // t.group, t.group, *t.shape[1:]) for t in self.layout]
+            return BlockPartition.of_rows(rows, self.block_size, self.unit)
         return BlockPartition.of_tensors(self.layout.bounds, self.block_size)
 
     @property
@@ -62,6 +66,8 @@ class FisherShape:
             InputError: If there are not enough blocks for all.
         """
         try:
-            return shard_columns(self.partition, processes, within_blocks=not self.uses_blocks)
+            return shard_columns(
+                self.partition, processes, within_blocks=not self.uses_blocks, unit=self.unit
+            )
         except ValueError as error:
             raise InputError(f"fisher.block_size: {error}") from error

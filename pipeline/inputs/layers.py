@@ -2,17 +2,18 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
 from torch import nn
 
 from mfac_compress.mfac.layout import Layout
-from mfac_compress.mfac.units import Units, Unstructured
+from mfac_compress.mfac.units import Pattern, Units
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.patterns import SlowPatternError, match_all
 from mfac_compress.pipeline.inputs.prunable import why_not_prunable
+from mfac_compress.pipeline.inputs.whole_units import pattern_of, why_not_divided
 from mfac_compress.pipeline.quoting import listed
 from mfac_compress.pipeline.recipe.schema import Recipe
 
@@ -46,11 +47,18 @@ class PruneTargets:
         matched: What is pruned.
         left_out: Parameter name to reason.
         parameters: N, the number of all the model's parameters, without buffers.
+        pattern: Where their zeros may be.
     """
 
     matched: tuple[Target, ...]
     left_out: dict[str, str]
     parameters: int
+    pattern: Pattern
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor that is pruned, by name."""
+        return {target.name: target.shape for target in self.matched}
 
     @property
     def weights(self) -> int:
@@ -78,13 +86,13 @@ class PruneTargets:
                 f"{_listed(reasons, reasons)}. Change the model, or what prune.include and "
                 "prune.exclude leave."
             )
-        return PruneTargets(matched, self.left_out | dict(reasons), self.parameters)
+        return replace(self, matched=matched, left_out=self.left_out | dict(reasons))
 
     @cached_property
     def _resolved(self) -> tuple[Layout, Units]:
         shared = [target.sparsity for target in self.matched if not target.competes_alone]
-        return Unstructured().resolve(
-            {target.name: target.shape for target in self.matched},
+        return self.pattern.resolve(
+            self.shapes,
             shared[0] if shared else 0.0,
             {target.name: target.sparsity for target in self.matched if target.competes_alone},
         )
@@ -98,6 +106,16 @@ class PruneTargets:
     def units(self) -> Units:
         """What is removed together, and what competes with what."""
         return self._resolved[1]
+
+    @property
+    def unit_size(self) -> int:
+        """Number of weights that are removed together, adjacent in the layout."""
+        return self.layout.size // self.units.count
+
+    @property
+    def removed(self) -> int:
+        """Number of weights that are removed in the end."""
+        return int(self.units.removed().sum()) * self.unit_size
 
 
 def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
@@ -141,7 +159,24 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
         )
     _check_overrides_count(matched, overridden, recipe)
     in_order = {name: left_out[name] for name in shapes if name in left_out}
-    return PruneTargets(tuple(matched), in_order, sum(map(prod, shapes.values())))
+    parameters = sum(map(prod, shapes.values()))
+    targets = PruneTargets(tuple(matched), in_order, parameters, pattern_of(prune))
+    return _divided(targets, why_not_divided(module, prune, targets.shapes), recipe)
+
+
+def _divided(targets: PruneTargets, reasons: Mapping[str, str], recipe: Recipe) -> PruneTargets:
+    """Leave out what the pattern does not divide.
+
+    Raises:
+        InputError: If nothing is left.
+    """
+    if len(reasons) == len(targets.matched):
+        raise InputError(
+            f"{recipe.where('prune.pattern')}: must divide a tensor that is to be pruned. Got "
+            f"{recipe.prune.pattern}, and {_listed(reasons, reasons)}. Use another size or axis, "
+            "or unstructured."
+        )
+    return targets.without(reasons) if reasons else targets
 
 
 def _check_overrides_count(

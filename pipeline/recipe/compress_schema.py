@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
     NonNegative,
+    NoSwitch,
     Pattern,
     Positive,
     Section,
@@ -58,6 +59,24 @@ class FisherSection(Section):
     """Storage of the gradients. Sums run in float32 or more."""
 
 
+class BlockPattern(Section):
+    """Neighbouring weights that go together, so that a processor reads or skips them as one."""
+
+    block: Annotated[int, Field(ge=2, le=64), NoSwitch]
+    """Number of weights that go together. Tensors that it does not divide are left out."""
+    axis: Literal["outputs", "inputs"] = "outputs"
+    """Whether they are neighbouring outputs (channels, rows of the matrix) that read the same
+    input, or neighbouring inputs of one output."""
+
+    def __str__(self) -> str:
+        return f"blocks of {self.block} {self.axis}"
+
+
+def _pattern_kind(given: Any) -> str:
+    """Which form of ``prune.pattern`` is meant: by its type, so that errors are of one form."""
+    return "BlockPattern" if isinstance(given, dict | BlockPattern) else "unstructured"
+
+
 class PruneSection(Section):
     """Which weights go, and how the others make up for them."""
 
@@ -65,6 +84,13 @@ class PruneSection(Section):
     """What a weight is worth: the loss that its removal costs, or its size."""
     sparsity: Share
     """Share of the matched weights to remove."""
+    pattern: Annotated[
+        Annotated[Literal["unstructured"], Tag("unstructured")]
+        | Annotated[BlockPattern, Tag("BlockPattern")],
+        Discriminator(_pattern_kind),
+    ] = "unstructured"
+    """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
+    weights go together, which sparse kernels run much faster."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
     include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
@@ -86,8 +112,8 @@ class PruneSection(Section):
     weight is removed at a time, and the others are judged anew. Default: `sequential` where the
     Fisher is kept as blocks, else `independent`."""
     first_order: bool = True
-    """Also follow the gradient that the pruned model has, as far as it lowers the loss on held-out
-    calibration samples. Default: true where `update` is `joint`."""
+    """Also follow the gradient that the pruned model has, as far as its outputs come nearer to the
+    dense model's on held-out calibration samples. Default: true where `update` is `joint`."""
     update: Literal["joint", "single", "none"] = "joint"
     """`joint`: exact for the whole removed set. `single`: the paper's sum of single-weight
     corrections. `none`: the others stay as they are; the only choice with `magnitude`."""
@@ -127,6 +153,12 @@ class PruneSection(Section):
                 ("selection",),
                 "must be independent, or left out, where prune.method is magnitude: sizes do not "
                 "change as others go. Got sequential.",
+            )
+        if self.pattern != "unstructured" and self.selection == "sequential":
+            yield RecipeIssue(
+                ("selection",),
+                f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
+                "single weights are judged anew as others go. Got sequential.",
             )
         yield from duplicates("include", self.include)
         yield from duplicates("exclude", self.exclude)
@@ -189,5 +221,6 @@ class RecoverSection(Section):
     label_smoothing: Share = 0.0
     """Of the loss `cross_entropy`."""
     batchnorm: Literal["auto", "always", "never"] = "auto"
-    """Re-estimate batch-norm statistics after pruning. `auto`: where it lowers the loss on the
-    held-out calibration samples."""
+    """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
+    `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
+    held-out ones."""

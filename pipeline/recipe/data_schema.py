@@ -65,7 +65,8 @@ def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[Recip
 
 
 class Augment(Section):
-    """Random changes to recovery images; never applied to calibration or validation."""
+    """Random changes of images in recovery, and of those that batch-norm statistics are taken of;
+    never of those for gradients, choices or validation."""
 
     crop: Index = 0
     """Zero padding in pixels on each side before a random crop to the original size."""

@@ -90,11 +90,25 @@ def _follow(schema: Schema, value: Any) -> Schema:
         return {"properties": {"source": {"enum": list(mapping)}}}
     if isinstance(value, (dict, list)):
         wanted = "properties" if isinstance(value, dict) else "prefixItems"
-        for branch in schema.get("anyOf", []):
+        for branch in _branches(schema):
             inner = _follow(branch, value)
             if wanted in inner:
                 return inner
     return schema
+
+
+def _branches(schema: Schema) -> list[Schema]:
+    """The forms that a key's value may have, where there are several."""
+    return schema.get("anyOf", schema.get("oneOf", []))
+
+
+def is_section(name: str | int) -> bool:
+    """Whether a name is that of a section's class, which pydantic has in paths and keys have not.
+
+    Args:
+        name: Part of the location of an error.
+    """
+    return name in file_schema()["$defs"]
 
 
 def choices(schema: Schema) -> list[str]:
@@ -108,17 +122,17 @@ def choices(schema: Schema) -> list[str]:
     # Older releases of pydantic write a constant as an enumeration beside it.
     words = [schema["const"]] if "const" in schema else schema.get("enum", [])
     words = [str(word).lower() if isinstance(word, bool) else word for word in words]
-    return words + [word for branch in schema.get("anyOf", []) for word in choices(branch)]
+    return words + [word for branch in _branches(schema) for word in choices(branch)]
 
 
 def takes_list(schema: Schema) -> bool:
     """Whether a key holds a list."""
-    return schema.get("type") == "array" or any(map(takes_list, schema.get("anyOf", [])))
+    return schema.get("type") == "array" or any(map(takes_list, _branches(schema)))
 
 
 def takes_only_text(schema: Schema) -> bool:
     """Whether text is the only value, beside null, that a key can hold."""
-    branches = [branch for branch in schema.get("anyOf", [schema]) if branch != {"type": "null"}]
+    branches = [branch for branch in _branches(schema) or [schema] if branch != {"type": "null"}]
     return all(branch.get("type") == "string" for branch in branches)
 
 
@@ -133,11 +147,11 @@ def describe(schema: Schema) -> str:
     if "discriminator" in schema:
         sources = ", ".join(schema["discriminator"]["mapping"])
         return f"a section with source: one of {sources}"
-    words = choices({k: v for k, v in schema.items() if k != "anyOf"})
+    words = choices({k: v for k, v in schema.items() if k not in ("anyOf", "oneOf")})
     if words:
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
-    if "anyOf" in schema:
-        branches = [describe(_follow(branch, None)) for branch in schema["anyOf"]]
+    if _branches(schema):
+        branches = [describe(_follow(branch, None)) for branch in _branches(schema)]
         return " or ".join(dict.fromkeys(branches))
     kinds = {
         "array": _describe_list,
@@ -260,7 +274,7 @@ def _keys_below(
         for name, reference in schema["discriminator"]["mapping"].items():
             yield from _keys_below(_follow({"$ref": reference}, None), section, name)
         return
-    for branch in schema.get("anyOf", []):
+    for branch in _branches(schema):
         yield from _keys_below(_follow(branch, None), section, source)
     for name, inner in schema.get("properties", {}).items():
         yield (*section, name), source

@@ -99,6 +99,8 @@ def _key_path(found: Any, recipe: Any) -> KeyPath:
     if parts[:1] == ["data"] and len(parts) > 1:
         del parts[1]  # the source
     for position, part in enumerate(parts):
+        if keys.child(value, part) is keys.ABSENT and keys.is_section(part):
+            continue  # which form of a key is meant
         value = keys.child(value, part)
         absent = value is keys.ABSENT
         missing = found["type"] == "missing" and position == len(parts) - 1

@@ -12,6 +12,7 @@ from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validat
 
 from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE
 from mfac_compress.pipeline.recipe.compress_schema import (
+    BlockPattern,
     CalibrateSection,
     FisherSection,
     PruneSection,
@@ -60,6 +61,7 @@ __all__ = [
     "ArraySplits",
     "ArraysData",
     "Augment",
+    "BlockPattern",
     "CalibrateSection",
     "Data",
     "DataSection",
@@ -241,6 +243,14 @@ class Recipe(Section):
                     f"must be the name of an axis of export.dynamic_axes: "
                     f"{', '.join(sorted(named)) or 'none is there'}. Got {name!r}.",
                 )
+        pattern, side = self.prune.pattern, self.fisher.block_size
+        blocks = isinstance(pattern, BlockPattern) and self.prune.method == "mfac"
+        if blocks and side != "full" and side % pattern.block:
+            yield RecipeIssue(
+                ("fisher", "block_size"),
+                f"must be a multiple of prune.pattern.block ({pattern.block}), so that each block "
+                f"of the Fisher holds whole blocks of weights. Got {side}.",
+            )
         useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
         if getattr(self.validate_.gates, useless) is not None:
             other = "min_metric" if useless == "max_metric" else "max_metric"

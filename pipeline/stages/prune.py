@@ -23,7 +23,7 @@ from mfac_compress.pipeline.recipe.schema import PruneSection, Recipe
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.calibrate import FisherSource
-from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.divergence import Divergence
 from mfac_compress.pipeline.stages.invert import Damping, invert
 
 
@@ -59,13 +59,14 @@ class Pruned:
         sparsity: Reached over all pruned tensors.
         damping: λ; None by magnitude.
         step_size: How far the gradient was followed; None where it was not.
-        holdout_loss: Loss on held-out samples after it.
+        divergence: From the dense model's outputs on held-out samples after it; by this the step
+            size was chosen.
     """
 
     sparsity: float
     damping: float | None = None
     step_size: float | None = None
-    holdout_loss: float | None = None
+    divergence: float | None = None
 
 
 def steps_of(units: Units, section: PruneSection) -> list[list[int]]:
@@ -165,7 +166,7 @@ def prune(
         units,
         torch.tensor(removed),
         removal,
-        lambda module: holdout_loss(module, model.module, calibration),
+        Divergence(model.module, calibration).of,
         job.ranks,
         shape.shards(job.ranks.size)[job.ranks.rank].columns,
     )
@@ -218,7 +219,7 @@ class Pruner:
         units: Units,
         removed: Tensor,
         removal: Removal,
-        loss_of: Callable[[nn.Module], float],
+        divergence_of: Callable[[nn.Module], float],
         ranks: Ranks,
         own: slice,
     ) -> Pruned:
@@ -229,7 +230,7 @@ class Pruner:
             units: Which weights go together.
             removed: How many units each competition has lost after it.
             removal: How weights are removed.
-            loss_of: Loss on held-out samples, to follow the gradient by.
+            divergence_of: Divergence from the dense model, to follow the gradient by.
             ranks: The processes that share the columns.
             own: This process' columns.
         """
@@ -250,26 +251,26 @@ class Pruner:
             return Pruned(pruned.sparsity, inverse.damping)
         gradient = fisher.mean_gradient.to(self.weights)
         direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
-        step_size, loss = self._follow(direction, loss_of, ranks)
-        return Pruned(pruned.sparsity, inverse.damping, step_size, loss)
+        step_size, divergence = self._follow(direction, divergence_of, ranks)
+        return Pruned(pruned.sparsity, inverse.damping, step_size, divergence)
 
     def _take(self, pruned: pruning.Pruned) -> None:
         self.mask = pruned.mask
         self._set(pruned.weights)
 
     def _follow(
-        self, direction: Tensor, loss_of: Callable[[nn.Module], float], ranks: Ranks
+        self, direction: Tensor, divergence_of: Callable[[nn.Module], float], ranks: Ranks
     ) -> tuple[float, float]:
-        """Go as far as the loss falls; returns how far, and the loss there."""
+        """Go as far as the divergence falls; returns how far, and the divergence there."""
         weights = self.weights
 
-        def loss_at(step_size: float) -> float:
+        def divergence_at(step_size: float) -> float:
             self._set(weights + step_size * direction)
-            return loss_of(self.module)
+            return divergence_of(self.module)
 
-        step_size, loss = ranks.on_rank_zero(lambda: line_search(loss_at))
+        step_size, divergence = ranks.on_rank_zero(lambda: line_search(divergence_at))
         self._set(weights + step_size * direction)
-        return step_size, loss
+        return step_size, divergence
 
     @torch.no_grad()
     def _set(self, weights: Tensor) -> None:

@@ -4,17 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mfac_compress.mfac.batchnorm import (
-    batchnorm_state,
-    has_batchnorm,
-    reestimate_batchnorm,
-)
+from mfac_compress.mfac.batchnorm import has_batchnorm
 from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.pipeline.errors import InputError, StageError
@@ -30,30 +26,16 @@ from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import RecoverSection
+from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
-from mfac_compress.pipeline.stages.holdout_loss import holdout_loss
+from mfac_compress.pipeline.stages.batchnorm import Batchnorm, augmented, recalibrate_batchnorm
+from mfac_compress.pipeline.stages.divergence import Divergence
 from mfac_compress.pipeline.stages.prune import no_holdout
 from mfac_compress.pipeline.stages.shared_batch import Loss, backward, check_sharing
 from mfac_compress.pipeline.stages.training_check import check_training
 from mfac_compress.pipeline.weights import not_finite
-
-_BATCHNORM_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Batchnorm:
-    """What became of batch-norm statistics.
-
-    Args:
-        reestimated: Whether they were replaced by those of calibration samples.
-        holdout_loss: Loss before and after, by which that was chosen; None where it was not.
-    """
-
-    reestimated: bool
-    holdout_loss: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,7 @@ def check(
     section: RecoverSection,
     recovery: Split | None,
     calibration: CalibrationData,
+    augment: Augment,
     where: Callable[..., str],
     epochs_key: str,
     **_: Any,
@@ -88,6 +71,7 @@ def check(
         section: How to train.
         recovery: What to train on.
         calibration: Has the loss, and samples for choices.
+        augment: Random changes of images.
         where: Says where a key of the recipe was given.
         epochs_key: The key that says for how many epochs.
 
@@ -99,6 +83,8 @@ def check(
         batchnorm = has_batchnorm(model.module)
         if section.batchnorm == "auto" and batchnorm and not len(calibration.draws.holdout):
             raise no_holdout(calibration, where)
+        if section.batchnorm != "never" and batchnorm:
+            next(augmented(calibration, augment, calibration.draws.pool[:2]))
         if section.epochs and section.batch_size == 1 and batchnorm:
             raise InputError(
                 f"{where('recover.batch_size')}: must be at least 2 for a model with batch "
@@ -118,6 +104,7 @@ def recover(
     section: RecoverSection,
     recovery: Split | None,
     calibration: CalibrationData,
+    augment: Augment,
     seed: int,
 ) -> Recovered:
     """Fine-tune the pruned model; the state goes to the job's folder.
@@ -128,6 +115,7 @@ def recover(
         section: How to train.
         recovery: What to train on; None without epochs.
         calibration: For batch-norm statistics; has the loss and the device.
+        augment: Random changes of the images that these are taken of.
         seed: Of all random numbers.
     """
     ranks, module, pruned = job.ranks, model.copy(), job.before["state"].folder
@@ -140,7 +128,9 @@ def recover(
         training = Training(module, state.masks, section, recovery, loss, seed)
         losses = list(training.run(ranks, job.progress, job.checkpoints))
     batchnorm = ranks.on_rank_zero(
-        lambda: recalibrate_batchnorm(module, model.module, section.batchnorm, calibration)
+        lambda: recalibrate_batchnorm(
+            module, Divergence(model.module, calibration), section.batchnorm, augment
+        )
     )
     ranks.on_rank_zero(lambda: State.of(module, state.masks).save(job.folder))
     return Recovered(tuple(losses), batchnorm)
@@ -306,35 +296,3 @@ def _lr_curve(section: RecoverSection, steps: int) -> Callable[[int], float]:
         "constant": lambda step: 1.0,
     }
     return curves[section.schedule]
-
-
-def recalibrate_batchnorm(
-    module: nn.Module,
-    dense: nn.Module,
-    choice: Literal["auto", "always", "never"],
-    calibration: CalibrationData,
-) -> Batchnorm:
-    """Re-estimate batch-norm statistics if the recipe says so, or if it helps.
-
-    It hurts at low sparsity and is worth much at high: `auto` measures the loss on calibration
-    samples that neither gradients nor statistics have seen.
-
-    Args:
-        module: The model, which is changed.
-        dense: The dense model.
-        choice: The recipe's.
-        calibration: Has the samples.
-    """
-    if choice == "never" or not has_batchnorm(module):
-        return Batchnorm(reestimated=False)
-    before = batchnorm_state(module)
-    loss_before = holdout_loss(module, dense, calibration) if choice == "auto" else None
-    batches = calibration.batches(_BATCHNORM_BATCH, calibration.draws.pool)
-    reestimate_batchnorm(module, (batch.inputs for batch in batches))
-    if loss_before is None:
-        return Batchnorm(reestimated=True)
-    loss_after = holdout_loss(module, dense, calibration)
-    better = loss_after < loss_before
-    if not better:
-        module.load_state_dict(before, strict=False)
-    return Batchnorm(better, (loss_before, loss_after))

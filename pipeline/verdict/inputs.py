@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mfac_compress.pipeline.inputs.code_sources import NOT_COVERED, CodeSources
 from mfac_compress.pipeline.inputs.data import DataSplits
 from mfac_compress.pipeline.inputs.layers import PruneTargets
+from mfac_compress.pipeline.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Sparsity:
     """Number of matched weights."""
     parameters: int
     """Number of all parameters of the model, tied ones once."""
+    pattern: str
+    """Where zeros may be: `unstructured`, or `blocks of 4 outputs`."""
     left_out: dict[str, LeftOut]
     """Parameters that were not pruned, by name."""
 
@@ -58,18 +61,20 @@ class Code:
     """What else code can depend on, and no run can see."""
 
 
-def sparsity_of(targets: PruneTargets, sizes: Mapping[str, int]) -> Sparsity:
+def sparsity_of(recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int]) -> Sparsity:
     """What was asked for.
 
     Args:
+        recipe: Names the pattern.
         targets: What was pruned, and why the rest was not.
         sizes: Number of values of every parameter of the model, tied ones once.
     """
     asked = sum((targets.units.sparsity * targets.units.sizes).tolist())
     return Sparsity(
-        target=asked / targets.weights,
+        target=asked / targets.units.count,
         weights=targets.weights,
         parameters=sum(sizes.values()),
+        pattern=str(recipe.prune.pattern),
         left_out={
             name: LeftOut(reason, sizes.get(name, 0)) for name, reason in targets.left_out.items()
         },

@@ -23,7 +23,7 @@ class Report(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
     )
 
-    schema_: Literal[2] = Field(2, alias="schema")
+    schema_: Literal[3] = Field(3, alias="schema")
     """Version of this contract."""
     verdict: Literal["pass", "fail", "none"]
     """``pass`` where every gate passed; ``none`` where the recipe sets no gate."""

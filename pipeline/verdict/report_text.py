@@ -177,7 +177,8 @@ def _kernels_text(report: Report) -> Iterable[str]:
 
 def _left_out_text(report: Report) -> str:
     """How much of the model could not be pruned, and why."""
-    total, left_out = f"Zeros: {_zeros(report)}.", report.sparsity.left_out
+    total = f"Zeros: {_zeros(report)}, {report.sparsity.pattern}."
+    left_out = report.sparsity.left_out
     if not left_out:
         return f"{total} No parameter was left out."
     rows = [(name, f"{one.size:,}", one.reason) for name, one in left_out.items()]

@@ -46,3 +46,9 @@ def test_long_rows_are_split_evenly_and_no_block_straddles_two():
 def test_short_rows_share_a_block_undivided():
     (run,) = BlockPartition.of_rows([(16, 3, 3, 3)], block_size=128)
     assert {stop - start for start, stop in run.bounds} == {108}
+
+
+def test_blocks_that_follow_rows_hold_whole_units():
+    (run,) = BlockPartition.of_rows([(3, 20)], block_size=16, unit=4)
+    assert run.bounds[:2] == [(0, 12), (12, 20)]
+    assert all(edge % 4 == 0 for bound in run.bounds for edge in bound)

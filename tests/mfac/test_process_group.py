@@ -87,3 +87,8 @@ def test_every_process_gets_a_fair_share_of_the_work():
 def test_fewer_blocks_than_processes_are_refused():
     with pytest.raises(ValueError, match="Got 2 blocks for 3 processes"):
         shard_columns(BlockPartition.contiguous(16, 8), COUNT)
+
+
+def test_the_columns_of_one_block_are_divided_between_units():
+    shards = shard_columns(BlockPartition.contiguous(20, None), 3, within_blocks=True, unit=4)
+    assert [(s.columns.start, s.columns.stop) for s in shards] == [(0, 4), (4, 12), (12, 20)]

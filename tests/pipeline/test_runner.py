@@ -45,7 +45,7 @@ def test_the_report_keeps_its_contract(finished):
     report = json.loads(text)
 
     assert Report.model_validate_json(text).verdict == report["verdict"] == "pass"
-    assert report["schema"] == 2
+    assert report["schema"] == 3
     gate = {"name", "variant", "threshold", "measured", "passed", "reason"}
     assert gate == set(report["gates"][0])
     assert list(report["variants"]) == ["dense", "sparse"]
@@ -564,6 +564,13 @@ def test_choices_need_held_out_samples(project):
     result = project.run("--set", "calibrate.holdout=0")
     assert result.exit_code == 2
     assert "calibrate.holdout" in result.output
+    assert not project.output.exists()
+
+
+def test_statistics_of_augmented_samples_need_images(project):
+    result = project.run("--set", "data.augment={flip: true}", "--set", "recover.epochs=0")
+    assert result.exit_code == 2
+    assert "data.augment needs batches of images" in result.output
     assert not project.output.exists()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from mfac_compress.pipeline.cli import main
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe
@@ -31,6 +32,32 @@ def test_the_quickstart_passes(tmp_path):
     measured = report["variants"]["sparse"]
     assert measured["sparsity"] == pytest.approx(0.8, abs=1e-4)
     assert measured["metric"]["value"] > 0.95
+
+
+@pytest.mark.parametrize("method", ["mfac", "magnitude"])
+def test_the_quickstart_prunes_whole_blocks(tmp_path, method):
+    changes = {
+        "prune.method": method,
+        "prune.update": "joint" if method == "mfac" else "none",
+        "prune.pattern": "{block: 4, axis: outputs}",
+        "prune.sparsity": 0.6,
+        "validate.latency": "null",
+        "validate.gates": "{max_metric_drop: 0.02, min_sparsity: 0.6, max_parity_error: 0.001}",
+    }
+    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    arguments = [str(RECIPES / "digits.yaml"), str(RECIPES / "models" / "digits.safetensors")]
+
+    result = CliRunner().invoke(main, [*arguments, *settings, "-o", str(tmp_path), "--json"])
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["sparsity"]["pattern"] == "blocks of 4 outputs"
+    assert report["sparsity"]["target"] == pytest.approx(0.6)
+    assert "12.weight" in report["sparsity"]["left_out"]  # 10 classes are no whole blocks
+    assert all(tensor["intact"] for tensor in report["variants"]["sparse"]["audit"])
+    for mask in load_file(tmp_path / "masks.safetensors").values():
+        blocks = mask.unflatten(0, (-1, 4)).sum(dim=1)
+        assert set(blocks.unique().tolist()) == {0, 4}
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 and the checkpoint in ../shared/data")

@@ -240,6 +240,18 @@ BAD_WHOLE = {
         "data: {source: digits}\nprune:\n  sparsity: 0.5\n  include: [0]",
         ["prune.include[0] must be text", "Write '0' in quotes.", ":4)"],
     ),
+    "a pattern of zeros that is none": (
+        "data: {source: digits}\nprune:\n  sparsity: 0.5\n  pattern: blocks",
+        ["prune.pattern must be unstructured or a section with at least block", ":4)"],
+    ),
+    "wrong in a pattern of zeros": (
+        "data: {source: digits}\nprune:\n  sparsity: 0.5\n  pattern: {block: 1}",
+        ["prune.pattern.block must be a whole number of at least 2", "Got 1.", ":4)"],
+    ),
+    "misspelt in a pattern of zeros": (
+        "data: {source: digits}\nprune:\n  sparsity: 0.5\n  pattern: {block: 4, axes: inputs}",
+        ["prune.pattern.axes is not a key of a recipe. Did you mean prune.pattern.axis?"],
+    ),
     "pattern's sparsity": (
         "data: {source: digits}\nprune:\n  sparsity: 0.5\n  overrides:\n    layer1.*: 2",
         ["prune.overrides['layer1.*'] must be", "at least 0 and below 1. Got 2.", ":5)"],

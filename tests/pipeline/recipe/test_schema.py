@@ -95,6 +95,32 @@ def test_magnitudes_are_not_selected_in_sequence():
         recipe(prune={"sparsity": 0.5, "method": "magnitude", "selection": "sequential"})
 
 
+BLOCKS = {"block": 4, "axis": "outputs"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"prune": {"selection": "sequential"}}, "must be independent.*blocks of 4 outputs"),
+        ({"fisher": {"block_size": 30}}, r"multiple of prune\.pattern\.block \(4\).*Got 30"),
+    ],
+    ids=["selection", "blocks of the Fisher"],
+)
+def test_blocks_of_weights_are_judged_whole(sections, message):
+    given = {**sections, "prune": {"sparsity": 0.5, "pattern": BLOCKS, **sections.get("prune", {})}}
+    with pytest.raises(ValidationError, match=message):
+        recipe(**given)
+
+
+def test_the_fisher_is_as_it_may_be_where_it_holds_whole_blocks_or_is_not_made():
+    for changes in ({"block_size": 32}, {"block_size": "full"}):
+        recipe(prune={"sparsity": 0.5, "pattern": BLOCKS}, fisher=changes)
+    by_size = {"sparsity": 0.5, "pattern": BLOCKS, "method": "magnitude"}
+    assert str(recipe(prune=by_size, fisher={"block_size": 30}).prune.pattern) == (
+        "blocks of 4 outputs"
+    )
+
+
 def test_the_memory_budget_takes_units():
     assert recipe(run={"memory_budget": "8GB"}).run.memory_budget == 8_000_000_000
 

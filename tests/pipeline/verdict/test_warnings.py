@@ -31,7 +31,7 @@ DENSE = MetricDrop(
     resamples_left_out=0,
 )
 SPARSE = replace(DENSE, value=0.89, drop=0.01, drop_interval=(0.0, 0.02))
-SPARSITY = Sparsity(target=0.8, weights=900, parameters=1000, left_out={})
+SPARSITY = Sparsity(target=0.8, weights=900, parameters=1000, pattern="unstructured", left_out={})
 CODE = Code(files={"/own.py": "f" * 64}, not_reusable=(), not_covered="")
 DATA = Data(samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=())
 

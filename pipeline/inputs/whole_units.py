@@ -1,0 +1,73 @@
+"""Which tensors a pattern of zeros divides into whole blocks, and why it does not divide others."""
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from mfac_compress.mfac.layout import Shapes
+from mfac_compress.mfac.units import Block, Pattern, Unstructured
+from mfac_compress.pipeline.recipe.schema import BlockPattern, PruneSection
+
+_AXES = {"outputs": 0, "inputs": 1}
+
+
+def pattern_of(section: PruneSection) -> Pattern:
+    """The pattern that a recipe asks for."""
+    if isinstance(section.pattern, BlockPattern):
+        return Block(section.pattern.block, _AXES[section.pattern.axis])
+    return Unstructured()
+
+
+def why_not_divided(module: nn.Module, section: PruneSection, shapes: Shapes) -> dict[str, str]:
+    """Name the tensors whose shape the recipe's blocks do not divide.
+
+    Args:
+        module: The model, which knows its layers' groups and which axis of a weight comes first.
+        section: Has the pattern.
+        shapes: Name to shape of the tensors in question.
+
+    Returns:
+        Name to reason.
+    """
+    pattern = section.pattern
+    if not isinstance(pattern, BlockPattern):
+        return {}
+    groups = _groups(module)
+    reasons = {}
+    for name, shape in shapes.items():
+        found = groups.get(name, 1)
+        if len(shape) < 2 or found is None:
+            reasons[name] = f"{pattern} need a weight [outputs, inputs, ...]"
+            continue
+        # Outputs of different groups read different inputs.
+        length = shape[0] // found if pattern.axis == "outputs" else shape[1]
+        if length % pattern.block:
+            of = " of each group" if found > 1 else ""
+            reasons[name] = f"{pattern} do not divide its {length} {pattern.axis}{of}"
+    return reasons
+
+
+def _groups(module: nn.Module) -> Mapping[str, int | None]:
+    """Groups of each convolution's weight; None for a weight whose inputs come first."""
+    if isinstance(module, fx.GraphModule):
+        reads = [node for node in module.graph.nodes if node.op == "get_attr" and node.users]
+        return {str(node.target): _groups_in(next(iter(node.users))) for node in reads}
+    found: dict[str, int | None] = {}
+    for prefix, part in module.named_modules():
+        name = f"{prefix}.weight" if prefix else "weight"
+        if getattr(part, "transposed", False) or type(part).__name__ == "Conv1D":
+            found[name] = None
+        elif isinstance(getattr(part, "groups", None), int):
+            found[name] = part.groups
+    return found
+
+
+def _groups_in(node: fx.Node) -> int | None:
+    """The same of an operator that reads a weight, in the graph of an exported program."""
+    operator, args = str(node.target).split(".")[1:2], node.args
+    name = operator[0] if operator else ""
+    if name == "convolution":
+        return None if args[6] else args[8]
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return args[6] if len(args) > 6 else 1
+    return None if name.startswith("conv_transpose") or name in ("addmm", "mm", "matmul") else 1
