@@ -34,5 +34,11 @@ def library_versions() -> dict[str, str]:
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the sections that make the model; not of how it is run and judged."""
     run = {"threads", "memory_budget", "cache", "cache_size", "rank_timeout"}
-    how = {"run": run, "export": {"sparse_kernels"}, "validate_": True}
+    how = {
+        "run": run,
+        "data": {"splits": {"validation"}, "max_overlap": True},
+        "task": {"metric", "direction", "range"},
+        "export": {"sparse_kernels"},
+        "validate_": True,
+    }
     return content_key(recipe.model_dump(mode="json", exclude=how))

@@ -69,6 +69,12 @@ def print_verdict(report: Report, console: Console) -> None:
     console.print(Text(_headline(report), f"bold {color}"))
 
 
+def failed_gates(report: Report) -> str:
+    """A failed verdict in one line."""
+    names = ", ".join(gate.name for gate in report.gates if not gate.passed)
+    return f"{_headline(report)}; failed: {names}"
+
+
 def _side_by_side(report: Report, width: int) -> Iterator[Report]:
     """The report in parts, each of the dense file and as many others as there is room for."""
     others = [name for name in report.variants if name != DENSE]
