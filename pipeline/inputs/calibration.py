@@ -62,6 +62,18 @@ class CalibrationData:
         drawn = self.split.batches(batch_size, indices=positions)
         return (batch.to(self.device) for batch in drawn)
 
+    def drawn_inputs(self, purpose: str, samples: int, batch_size: int) -> Iterator[Tree]:
+        """Inputs of samples that are not held out, drawn at random, the same for one purpose.
+
+        Args:
+            purpose: Names the draw.
+            samples: How many.
+            batch_size: Samples in a batch.
+        """
+        pool, generator = self.draws.pool, self.draws.generator_for(purpose)
+        drawn = pool[torch.randperm(len(pool), generator=generator)[:samples]]
+        return (batch.inputs for batch in self.batches(batch_size, drawn))
+
     def augmented(
         self, augment: Augment, batch_size: int, positions: Tensor, generator: torch.Generator
     ) -> Iterator[Batch]:

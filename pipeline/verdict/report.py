@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mfac_compress.export import Machine
 from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.metric import Metric
+from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Measured
 from mfac_compress.pipeline.verdict.gates import Gate
@@ -41,6 +42,9 @@ class Report(BaseModel):
     compared and not found faster is among the ``variants``, but not written."""
     sparsity: Sparsity
     machine: Machine
+    reconstruction: dict[str, Reconstructed]
+    """What was repaired layer by layer, by the stage's name: ``reconstruct-00`` after the first
+    pruning step ..., ``reconstruct`` after the last; empty where nothing was."""
     recovery: Recovered
     data: Data
     code: Code

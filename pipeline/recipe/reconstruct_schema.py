@@ -1,0 +1,41 @@
+"""The section of a recipe that says how pruned layers are repaired: reconstruct."""
+
+from typing import Literal
+
+from mfac_compress.pipeline.recipe.section import Count, NonNegative, Positive, Section
+
+
+class BlocksSection(Section):
+    """Training of the method `blocks`: each block of layers on its own, without labels."""
+
+    samples: Count = 5000
+    """Calibration samples, beside the held-out ones."""
+    epochs: Count = 6
+    """Passes over them for each block."""
+    lr: Positive = 1e-3
+    """Learning rate of Adam at the start of each block; it falls along a cosine."""
+    batch_size: Count = 100
+    """Samples of one step."""
+
+
+class ReconstructSection(Section):
+    """Repair of pruned layers: what is left of each is fitted to the dense model's outputs.
+
+    On calibration samples without labels. No removed weight comes back, and what does not bring the
+    model's outputs nearer to the dense model's on held-out samples is not kept.
+    """
+
+    method: Literal["none", "least_squares", "blocks"] = "none"
+    """`least_squares`: each layer's weights in closed form, layer after layer. `blocks`: the same,
+    and at the end each block of layers is trained to give the dense block's output."""
+    every_step: bool = True
+    """Least squares also after each of `prune.steps` but the last: the next one then starts from
+    the repaired model."""
+    samples: Count = 1000
+    """Calibration samples of least squares, beside the held-out ones."""
+    positions: Count | Literal["all"] = 64
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at."""
+    ridge: NonNegative = 0.1
+    """Pull towards the present weights, as a multiple of the mean square of a layer's inputs."""
+    blocks: BlocksSection = BlocksSection()
+    """Of `blocks`."""
