@@ -1,29 +1,37 @@
-"""Fit the parameters of one block after the other to the dense block's output.
+"""Fit the parameters of each block to the dense block's output.
 
 Where :mod:`~mfac_compress.mfac.layerwise.least_squares` solves one linear layer at a time, this
-fits all layers of a block together, through what lies between them, by a few hundred steps of Adam.
+fits all layers of a block together, through what lies between them, by steps of Adam. All blocks
+are fitted in the same steps: a block's input is what the pruned model gives at the time, and no
+gradient goes from one block into the one before it. So nothing has to be kept, and no batch need
+come twice. Only the last block, which is little more than a linear layer in most models, hands its
+gradient on to the block before, which thereby learns what counts for the outputs.
 
 References:
     Li et al. (2021), BRECQ: pushing the limit of post-training quantization by block
         reconstruction, section 3.2.
+    Hinton, Vinyals, Dean (2015), Distilling the knowledge in a neural network, section 2.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from mfac_compress.mfac.batch import Tree
-from mfac_compress.mfac.layerwise.activations import Chain, Ends, Kept, Recomputed, Values
-from mfac_compress.mfac.layerwise.cuts import Block
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.least_squares import Progress, check_masks
 from mfac_compress.mfac.layerwise.run import run
-from mfac_compress.mfac.layerwise.tracing import Program, named_state
+from mfac_compress.mfac.layerwise.tracing import named_state
 from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.process_group import SINGLE, ProcessGroup
+
+# Squared error relative to the variance below which an output is the dense one but for rounding.
+# Adam makes steps of full length however small a gradient is.
+_ROUNDING = 1e-9
 
 
 def fit_blocks(
@@ -34,38 +42,35 @@ def fit_blocks(
     batches: Iterable[Tree],
     *,
     epochs: int = 6,
-    lr: float = 1e-3,
-    fixed: bool = True,
+    lr: float = 3e-3,
+    scores_axis: int | None = None,
     together: int = 1,
-    storage: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Progress | None = None,
     group: ProcessGroup = SINGLE,
 ) -> None:
     """Fit each block of the pruned model to the output of the dense one's, by Adam. No labels.
 
-    A block's input comes from the pruned model, whose blocks before it are fitted already. The loss
-    is the mean squared error relative to the variance of the dense block's output; the learning
-    rate falls along half a cosine. Batch norms stay in evaluation mode. A block whose output is the
-    dense one's already, or whose error is not lower after the fit, stays as it was.
+    The loss is the sum over blocks of the squared error, relative to the variance of the dense
+    block's output. The learning rate falls along half a cosine. Batch norms stay in evaluation
+    mode. Blocks whose output is that of the dense model stay as they are.
 
     Args:
         module: The pruned model, in evaluation mode. Changed in place: weights (masked ones stay
-            +0), biases, scales and shifts that require gradients. Buffers stay as they are, and so
-            does a parameter that several blocks use.
+            +0), biases, scales and shifts that require gradients. Buffers stay as they are.
         dense: The model before pruning, of the same names, in evaluation mode, on the same device.
         graph: Of either.
         masks: Weight to mask, True = kept, of the weight's shape.
-        batches: Inputs; a step is made on each. Iterated once if ``fixed``, else once for each
-            block and pass, and before and after: they may be augmented anew each time.
-        epochs: Passes over the batches for each block.
-        lr: Learning rate of Adam at the start of each block.
-        fixed: The batches are the same in every pass, so the activations at the block's two ends
-            are kept rather than computed anew from the inputs.
-        together: Number of successive blocks that are fitted as one.
-        storage: Floating-point type in which activations are kept.
-        seed: Orders the batches.
-        progress: Called after each block with the name of its last parameter.
+        batches: Inputs; a step is made on each. Iterated in each pass if it has a length, so that
+            it may give other inputs each time; else kept.
+        epochs: Passes over the batches.
+        lr: Learning rate of Adam at the start.
+        scores_axis: Axis of the model's first output along which the scores of classes lie, before
+            softmax: then Kullback-Leibler divergence from the dense model's is its loss. None if
+            it is something else.
+        together: Number of successive blocks that are taken as one.
+        seed: Orders the batches where they are kept.
+        progress: Called after each pass with its number.
         group: The processes that share the samples, which must have equally many batches. All end
             up with the same weights.
 
@@ -73,116 +78,125 @@ def fit_blocks(
         ValueError: If there is no batch, or a mask has no parameter of its shape.
     """
     check_masks(module, masks)
-    program, blocks = graph.program, graph.joined_blocks(together)
-    chain = Chain(program, blocks, named_state(module), named_state(dense))
-    ends = Kept(chain, batches, storage) if fixed else Recomputed(chain, batches)
+    if not isinstance(batches, Collection):
+        batches = [*batches]
+    first = next(iter(batches), None)
+    if first is None:
+        raise ValueError("batches must hold at least one batch. Got none.")
+    pair = _Pair(graph, module, dense, together, scores_axis)
+    pair.prepare(first, group)
+    named = dict(module.named_parameters())
+    parameters = {n: named[n] for n in pair.inexact_parameters if named[n].requires_grad}
+    if not parameters:
+        return
+    kept = {name: masks[name] for name in parameters if name in masks}
     generator = torch.Generator().manual_seed(seed)
-    for number, block in enumerate(blocks):
-        parameters = _trained(module, blocks, block)
-        ends.enter(number)
-        if parameters and epochs:
-            fit = _Fit(program, block, module, parameters, masks, group)
-            fit.improve(ends, epochs, lr, generator)
-        ends.leave()
-        if progress is not None and block.parameters:
-            progress(block.parameters[-1])
+    optimizer = torch.optim.Adam(parameters.values(), lr=lr)
+    steps = epochs * len(batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
+    )
+    gradients = {name: parameter.grad for name, parameter in parameters.items()}
+    with torch.enable_grad(), MaskHooks(parameters, kept).attach(optimizer):
+        for epoch in range(epochs):
+            for inputs in _shuffled(batches, generator):
+                _set_gradients([*parameters.values()], pair.loss(inputs), group)
+                optimizer.step()
+                schedule.step()
+            if progress is not None:
+                progress(str(epoch + 1))
+    for name, parameter in parameters.items():
+        parameter.grad = gradients[name]
 
 
-def _trained(module: nn.Module, blocks: Sequence[Block], block: Block) -> dict[str, nn.Parameter]:
-    """The parameters of a block that are free and of no other block."""
-    elsewhere = {name for other in blocks if other is not block for name in other.parameters}
-    parameters = dict(module.named_parameters())
-    return {
-        name: parameters[name]
-        for name in block.parameters
-        if name not in elsewhere and parameters[name].requires_grad
-    }
+def _shuffled(batches: Iterable[Tree], generator: torch.Generator) -> Iterable[Tree]:
+    """Kept batches in random order; others put their samples into an order of their own."""
+    if not isinstance(batches, list | tuple):
+        return batches
+    return (batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())
 
 
-class _Fit:
-    """The fit of one block."""
+def _set_gradients(parameters: list[nn.Parameter], loss: Tensor, group: ProcessGroup) -> None:
+    """Set the gradients, the mean over all processes."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    count = group.all_reduce(torch.ones(())).item()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = None if gradient is None else group.all_reduce(gradient) / count
+
+
+class _Pair:
+    """The blocks of the pruned and the dense model, side by side."""
 
     def __init__(
         self,
-        program: Program,
-        block: Block,
+        graph: LayerGraph,
         module: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        masks: Mapping[str, Tensor],
-        group: ProcessGroup,
+        dense: nn.Module,
+        together: int,
+        scores_axis: int | None,
     ) -> None:
-        self.program, self.block, self.group = program, block, group
-        self.state = named_state(module)
-        self.parameters = parameters
-        self.masks = {name: masks[name] for name in parameters if name in masks}
+        self.program, self.blocks = graph.program, graph.joined_blocks(together)
+        self.state, self.state_of_dense = named_state(module), named_state(dense)
+        self.scores_axis, self.folds = scores_axis, graph.folds
         self.variances: dict[Node, float] = {}
+        self.first = 0
+        """The blocks before it have the dense model's outputs."""
 
-    def improve(self, ends: Ends, epochs: int, lr: float, generator: torch.Generator) -> None:
-        """Train the block, and undo it if its error has not fallen."""
-        before = self.error(ends)
-        if not before > 0:
-            return
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.train(ends, epochs, lr, generator)
-        if not self.error(ends) < before:
-            for name, parameter in self.parameters.items():
-                parameter.detach().copy_(kept[name])
-
-    def loss(self, values: Values, wanted: Values) -> Tensor:
-        """Sum over the block's outputs of the squared error relative to their variance."""
-        got = run(self.program, self.block.nodes, self.state, values, self.block.targets)
-        errors = [
-            (got[node] - wanted[node]).square().mean() / self.variances[node]
-            for node in self.block.targets
-        ]
-        return torch.stack(errors).sum()
+    @property
+    def inexact_parameters(self) -> list[str]:
+        """Names of the parameters of blocks whose output is not the dense model's."""
+        return [*dict.fromkeys(n for block in self.blocks[self.first :] for n in block.parameters)]
 
     @torch.no_grad()
-    def error(self, ends: Ends) -> float:
-        """The mean loss over all processes' batches."""
+    def prepare(self, inputs: Tree, group: ProcessGroup) -> None:
+        """Measure the targets' variances, and which blocks are exact, on one batch."""
+        wanted = self._wanted(inputs)
+        given = self._run(self.state, inputs)
+        self.first = len(self.blocks)
+        for number, block in reversed([*enumerate(self.blocks)]):
+            for node in block.targets:
+                target = wanted[node].double()
+                variance = target.var(correction=0).nan_to_num()
+                error = (given[node] - wanted[node]).double().square().mean()
+                mean = group.all_reduce(torch.stack([variance, error, torch.ones_like(error)]))
+                self.variances[node] = (mean[0] / mean[2]).item() or 1.0
+                if not (mean[1] / mean[2]).item() <= _ROUNDING * self.variances[node]:
+                    self.first = number
+
+    def loss(self, inputs: Tree) -> Tensor:
+        """The sum of the blocks' losses on one batch."""
+        wanted = self._wanted(inputs)
+        started = self.program.start(inputs)
+        values: dict[Node, Any] = {}
         losses = []
-        for values, wanted in ends.pairs():
-            if not self.variances:
-                self.variances = self._variances(wanted)
-            losses.append(self.loss(values, wanted).double())
-        if not losses:
-            raise ValueError("batches must hold at least one batch. Got none.")
-        total = torch.stack(losses).sum()
-        both = self.group.all_reduce(torch.stack([total, total.new_tensor(len(losses))]))
-        return (both[0] / both[1]).item()
+        for number, block in enumerate(self.blocks):
+            is_last = number == len(self.blocks) - 1
+            before = values if is_last else {n: _detached(v) for n, v in values.items()}
+            with torch.set_grad_enabled(number >= self.first):
+                before = {**started, **before}
+                values |= run(
+                    self.program, block.nodes, self.state, before, block.gives, self.folds
+                )
+            if number >= self.first:
+                losses += [self._loss(node, values[node], wanted[node]) for node in block.targets]
+        return torch.stack(losses).sum()
 
-    def _variances(self, wanted: Values) -> dict[Node, float]:
-        """Of the first batch's targets: only the order of magnitude matters."""
-        result = {}
-        for node in self.block.targets:
-            variance = wanted[node].double().var(correction=0).nan_to_num()
-            mean = self.group.all_reduce(torch.stack([variance, torch.ones_like(variance)]))
-            result[node] = (mean[0] / mean[1]).item() or 1.0
-        return result
+    def _loss(self, node: Node, got: Tensor, wanted: Tensor) -> Tensor:
+        if self.scores_axis is not None and node is self.program.outputs[0]:
+            logs = wanted.log_softmax(self.scores_axis), got.log_softmax(self.scores_axis)
+            return (logs[0].exp() * (logs[0] - logs[1])).sum(self.scores_axis).mean()
+        return (got - wanted).square().mean() / self.variances[node]
 
-    def train(self, ends: Ends, epochs: int, lr: float, generator: torch.Generator) -> None:
-        """Make one step on each batch in each of several passes."""
-        parameters = [*self.parameters.values()]
-        optimizer = torch.optim.Adam(parameters, lr=lr)
-        steps = epochs * ends.count
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
-        )
-        before = [parameter.grad for parameter in parameters]
-        with torch.enable_grad(), MaskHooks(self.parameters, self.masks).attach(optimizer):
-            for _ in range(epochs):
-                for values, wanted in ends.pairs(generator):
-                    gradients = torch.autograd.grad(
-                        self.loss(values, wanted), parameters, allow_unused=True
-                    )
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.grad = self._mean(gradient)
-                    optimizer.step()
-                    schedule.step()
-        for parameter, gradient in zip(parameters, before, strict=True):
-            parameter.grad = gradient
+    @torch.no_grad()
+    def _wanted(self, inputs: Tree) -> dict[Node, Any]:
+        """What each block of the dense model gives."""
+        return self._run(self.state_of_dense, inputs)
 
-    def _mean(self, gradient: Tensor | None) -> Tensor | None:
-        if gradient is None or self.group is SINGLE:
-            return gradient
-        return self.group.all_reduce(gradient) / self.group.all_reduce(gradient.new_ones(()))
+    def _run(self, state: Mapping[str, Tensor], inputs: Tree) -> dict[Node, Any]:
+        ends = {node for block in self.blocks for node in block.gives}
+        started = self.program.start(inputs)
+        return run(self.program, self.program.nodes, state, started, ends, self.folds)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

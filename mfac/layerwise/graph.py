@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 
 from mfac_compress.mfac.batch import Tree, concatenate, map_tensors, size
 from mfac_compress.mfac.layerwise.cuts import Block, find_blocks
 from mfac_compress.mfac.layerwise.layers import Layer, find_layers, shortcuts_first
+from mfac_compress.mfac.layerwise.operators import Convolution
 from mfac_compress.mfac.layerwise.run import run
 from mfac_compress.mfac.layerwise.tracing import (
     Program,
@@ -69,6 +71,22 @@ class LayerGraph:
         graph._check(model, example)
         return graph
 
+    @property
+    def folds(self) -> dict[Node, Node]:
+        """Batch norms, and the convolution before each, which can be run as one convolution."""
+        found = {}
+        for layer in self.layers.values():
+            use = layer.uses[0]
+            is_next = layer.norm is not None and use.end.args[0] is use.node
+            if (
+                is_next
+                and not use.node.kwargs
+                and isinstance(use.operator, Convolution)
+                and not use.operator.transposed
+            ):
+                found[use.end] = use.node
+        return found
+
     def joined_blocks(self, together: int) -> tuple[Block, ...]:
         """The blocks, as many at a time taken as one."""
         names = [*self.layers, *self.reasons]
@@ -96,8 +114,8 @@ class LayerGraph:
         except Exception as error:
             # A length that is fixed fails in whatever operator meets another.
             raise ValueError(
-                "The model must take any number of samples. Traced with "
-                f"{size(example)}, it fails with {size(inputs)}: {error}. Replace fixed lengths in its forward, as in "
+                f"The model must take any number of samples. Traced with {size(example)}, it fails "
+                f"with {size(inputs)}: {error}. Replace fixed lengths in its forward, as in "
                 "x.view(32, -1), by x.shape[0]."
             ) from error
         for got, wanted in zip(outputs, expected, strict=True):

@@ -104,6 +104,7 @@ class Convolution:
         dilation: Distance of a window's elements.
         before: Zeros put before each axis; negative: elements taken away.
         spread: Distance of the input's elements: the stride of a transposed convolution.
+        transposed: Whether it is one.
         channels: Inputs of each group.
     """
 
@@ -115,6 +116,7 @@ class Convolution:
     dilation: tuple[int, ...]
     before: tuple[int, ...]
     spread: tuple[int, ...]
+    transposed: bool = False
 
     @property
     def columns(self) -> int:

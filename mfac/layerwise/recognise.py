@@ -117,6 +117,7 @@ def _convolution(node: Node, weight: Node, args: dict[str, Any]) -> Product | No
                 (k - 1) * d - p for k, d, p in zip(kernel, dilation, padding, strict=True)
             ),
             spread=stride,
+            transposed=True,
         )
         return Product(node, x, operator, args["bias"], lambda w: _mirrored(w, groups))
     operator = Convolution(
