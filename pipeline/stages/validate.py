@@ -56,7 +56,9 @@ class Measured:
     made_from: str | None
     """Name of the variant that was rewritten into this one."""
     metric: MetricDrop
+    """The metric, and how much worse it is than that of the dense file."""
     size: FileSize
+    """Size of the file."""
     sparsity: float | None
     """Share of the matched weights that the masks remove and that are zero in the file. null: a
     tensor was not found there; also for the dense file."""

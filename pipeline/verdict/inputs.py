@@ -14,7 +14,9 @@ class LeftOut:
     """A parameter that was not pruned."""
 
     reason: str
+    """Why not, in words."""
     size: int
+    """Number of its values."""
 
 
 @dataclass(frozen=True)

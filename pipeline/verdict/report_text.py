@@ -202,7 +202,7 @@ def _kernels_text(report: Report) -> Iterable[str]:
         if workloads:
             yield f"Milliseconds a call of the layer alone, at {' / '.join(workloads)}."
         yield (
-            f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at "
+            f"MACs in theory: {flops.sparse:,} of {flops.dense:,} multiply-accumulates at "
             f"{flops.workload} ({flops.ratio:.3f}). Counted, not measured."
         )
 
