@@ -1,7 +1,8 @@
 """The calibration split as gradients and choices use it."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ class CalibrationData:
         drawn = self.split.batches(batch_size, indices=positions)
         return (batch.to(self.device) for batch in drawn)
 
-    def drawn_inputs(self, purpose: str, samples: int, batch_size: int) -> Iterator[Tree]:
+    def drawn_inputs(self, purpose: str, samples: int, batch_size: int) -> "DrawnInputs":
         """Inputs of samples that are not held out, drawn at random, the same for one purpose.
 
         Args:
@@ -72,7 +73,7 @@ class CalibrationData:
         """
         pool, generator = self.draws.pool, self.draws.generator_for(purpose)
         drawn = pool[torch.randperm(len(pool), generator=generator)[:samples]]
-        return (batch.inputs for batch in self.batches(batch_size, drawn))
+        return DrawnInputs(self, drawn, batch_size, generator)
 
     def augmented(
         self, augment: Augment, batch_size: int, positions: Tensor, generator: torch.Generator
@@ -121,3 +122,32 @@ class CalibrationData:
                     outputs[form] = call(module, batch.inputs)
             self.task.check(outputs[form], batch.targets)
             yield batch
+
+
+@dataclass(frozen=True)
+class DrawnInputs(Collection):
+    """Batches of inputs, read anew in each pass, and each time in another order.
+
+    Args:
+        calibration: Has the samples.
+        positions: Of the samples.
+        batch_size: Samples in a batch.
+        generator: Draws the orders.
+    """
+
+    calibration: CalibrationData
+    positions: Tensor
+    batch_size: int
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return math.ceil(len(self.positions) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Tree]:
+        order = torch.randperm(len(self.positions), generator=self.generator)
+        batches = self.calibration.batches(self.batch_size, self.positions[order])
+        return (batch.inputs for batch in batches)
+
+    def __contains__(self, inputs: object) -> bool:
+        return any(inputs is batch for batch in self)

@@ -6,15 +6,15 @@ from mfac_compress.pipeline.recipe.section import Count, NonNegative, Positive, 
 
 
 class BlocksSection(Section):
-    """Training of the method `blocks`: each block of layers on its own, without labels."""
+    """Training of the method `blocks`: each block of layers on its own target, without labels."""
 
     samples: Count = 5000
     """Calibration samples, beside the held-out ones."""
-    epochs: Count = 6
-    """Passes over them for each block."""
-    lr: Positive = 1e-3
-    """Learning rate of Adam at the start of each block; it falls along a cosine."""
-    batch_size: Count = 100
+    epochs: Count = 4
+    """Passes over them."""
+    lr: Positive = 3e-3
+    """Learning rate of Adam at the start; it falls along a cosine."""
+    batch_size: Count = 50
     """Samples of one step."""
 
 

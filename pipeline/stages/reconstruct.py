@@ -1,21 +1,20 @@
 """Repair of pruned layers: each is fitted to the dense model's outputs, without labels.
 
-Least squares goes through the layers one after the other; the method `blocks` then trains each
-block of layers. Either is kept only if the model's outputs come nearer to the dense model's on
-held-out samples, which no fit has seen.
+Least squares goes through the layers one after the other; the method `blocks` then trains all
+blocks of layers, each on its own target. Either is kept only if the model's outputs come nearer to
+the dense model's on held-out samples, which no fit has seen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from mfac_compress.mfac.batch import Tree
 from mfac_compress.mfac.layerwise import fit_blocks, least_squares
 from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.inputs.calibration import CalibrationData
+from mfac_compress.pipeline.inputs.calibration import CalibrationData, DrawnInputs
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
@@ -235,7 +234,7 @@ class _Repairer:
             raise InputError(f"reconstruct.{error}") from error
 
     def train_blocks(self, section: BlocksSection) -> Repair:
-        """Adam on each block."""
+        """Adam on all blocks, each to its own target."""
 
         def fit() -> None:
             fit_blocks(
@@ -246,8 +245,8 @@ class _Repairer:
                 self._batches("blocks", section.samples, section.batch_size),
                 epochs=section.epochs,
                 lr=section.lr,
-                seed=self._seed("order"),
-                progress=self._shown("block", len(self._graph.blocks)),
+                scores_axis=1 if self._calibration.predicts_classes else None,
+                progress=self._shown("blocks, pass", section.epochs),
             )
 
         return self._kept_if_nearer("blocks", fit)
@@ -264,7 +263,7 @@ class _Repairer:
             before.into(self._module)
         return Repair(method, (reached, divergence), kept)
 
-    def _batches(self, purpose: str, samples: int, batch_size: int) -> Iterator[Tree]:
+    def _batches(self, purpose: str, samples: int, batch_size: int) -> DrawnInputs:
         """Inputs of some samples that are not held out."""
         return self._calibration.drawn_inputs(f"{self._draw}, {purpose}", samples, batch_size)
 

@@ -119,8 +119,8 @@ def test_a_repair_that_brings_it_no_nearer_is_not_kept(repair, monkeypatch):
 def test_blocks_start_from_what_was_kept(repair, monkeypatch):
     calls = []
 
-    def fit(module, dense, graph, masks, batches, *, epochs, lr, seed, progress):
-        calls.append((epochs, lr, [len(batch) for batch in batches]))
+    def fit(module, dense, graph, masks, batches, *, epochs, lr, scores_axis, progress):
+        calls.append((epochs, lr, scores_axis, [len(batch) for batch in batches]))
         module.load_state_dict(dense.state_dict())
 
     monkeypatch.setattr(stage, "least_squares", lambda *_, **__: None)
@@ -133,7 +133,39 @@ def test_blocks_start_from_what_was_kept(repair, monkeypatch):
     assert not first.kept
     assert second.kept
     assert second.divergence == (first.divergence[0], pytest.approx(0))
-    assert calls == [(2, 0.5, [20, 20, 10])]
+    assert calls == [(2, 0.5, 1, [20, 20, 10])]
+
+
+def test_each_pass_has_the_same_samples_in_another_order(inputs):
+    drawn = inputs.calibration.drawn_inputs("test", 50, 20)
+    first, second = (torch.cat(list(drawn)) for _ in range(2))
+    assert len(drawn) == 3
+    assert not torch.equal(first, second)
+    assert torch.equal(*(torch.sort(x, dim=0).values for x in (first, second)))
+    again = inputs.calibration.drawn_inputs("test", 50, 20)
+    assert torch.equal(torch.cat(list(again)), first)
+
+
+def test_blocks_come_nearer_and_keep_the_zeros(repair, monkeypatch):
+    monkeypatch.setattr(stage, "least_squares", lambda *_, **__: None)
+    section = BlocksSection(samples=160, epochs=3)
+    facts, pruned, repaired = repair(blocks=section)
+    _, blocks = facts.repairs
+    assert blocks.kept
+    for name, mask in pruned.masks.items():
+        assert not repaired.tensors[name][~mask].any()
+    again = repair(blocks=section)[2]
+    assert _same(again.tensors, repaired.tensors)
+
+
+def test_the_dry_run_says_what_is_repaired_and_when(project):
+    project.recipe["reconstruct"] = {"method": "blocks", "samples": 100, "blocks": {"samples": 90}}
+    result = project.run("--dry-run", "--set", "prune.steps=3")
+    assert result.exit_code == 0, result.output
+    assert (
+        "repair: least squares on 100 calibration samples after each of 3 steps, then block by "
+        "block on 90; without labels" in result.output
+    )
 
 
 def test_no_sample_that_is_held_out_is_fitted_to(inputs, repair, monkeypatch):
