@@ -26,6 +26,7 @@ class TensorAudit:
     """
 
     name: str
+    """Name of the parameter in the model."""
     size: int
     """Number of weights."""
     mask_zeros: int

@@ -11,8 +11,11 @@ class Interval:
     """A median and the bounds of its confidence interval."""
 
     median: float
+    """Of the values."""
     low: float
+    """Lower bound of the interval."""
     high: float
+    """Upper bound of the interval."""
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

@@ -42,7 +42,9 @@ class Spread:
     """A median and the distance between the quartiles, in milliseconds per call."""
 
     median_ms: float
+    """Median."""
     iqr_ms: float
+    """Distance between the quartiles."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Timing:
     """The time of one call of one file."""
 
     wall: Spread
+    """By the clock on the wall."""
     cpu: Spread | None
     """CPU time of the calling thread. None with several threads, since the others work too."""
 
@@ -65,6 +68,7 @@ class LatencyComparison:
     reference: str
     """Name of the file that it is compared with."""
     workload: Workload
+    """What a call was."""
     rounds: int
     """How often all files were reopened; each round gives one value of ``ratio``'s interval."""
     runs: int
@@ -72,7 +76,9 @@ class LatencyComparison:
     calls_per_run: int
     """Calls timed as one, so that a run is long compared to the clock's resolution."""
     reference_time: Timing
+    """Time of a call of the reference."""
     time: Timing
+    """Time of a call of the file."""
     clock: Clock
     """The clock of ``ratio``: CPU time of the calling thread with one thread, else wall time."""
     ratio: Interval

@@ -20,6 +20,7 @@ class FileSize:
     """Bytes of an ONNX file together with its external data."""
 
     raw_bytes: int
+    """As the files are."""
     compressed_bytes: int
     """With zstandard at level 9, one thread, each file separately."""
     ratio: float

@@ -14,8 +14,10 @@ from mfac_compress.mfac.checks import check_indices, check_same_block, check_vec
 from mfac_compress.mfac.cholesky import inverse_factor
 from mfac_compress.mfac.joint import joint_update_blocks, solve_kept_blocks
 from mfac_compress.mfac.numerics import (
+    SET_TOLERANCE,
     TOLERANCE,
     damping_error,
+    error_of_sets,
     exact_products,
     sum_error,
 )
@@ -89,14 +91,24 @@ class BlockInverse:
     def submatrices(self, columns: Tensor) -> Tensor:
         result = self._sums[0].new_empty(*columns.shape, columns.shape[1])
         starts = columns[:, 0].contiguous()
-        for part, _, R in self._factored_blocks():
+        for part, upper, R in self._factored_blocks():
             bounds = torch.tensor([part.start, part.stop], device=starts.device)
             first, stop = torch.searchsorted(starts, bounds).tolist()
             block, place = part.locate(columns[first:stop])
             check_same_block(block == block[:, :1])
             V = R.mT[block, place]
-            torch.bmm(V, V.mT, out=result[first:stop])
+            found = torch.bmm(V, V.mT, out=result[first:stop])
+            error = self._error(upper.shape[-1])
+            # An error E of F with −ηF ≤ E ≤ ηF is one of F⁻¹, and of its parts, by the same share.
+            share = error * (upper.diagonal(dim1=-2, dim2=-1) * R.square().sum(dim=-2)).sum(dim=-1)
+            rounding = error * found.diagonal(dim1=-2, dim2=-1)
+            if share.max() + error_of_sets(found, rounding) > SET_TOLERANCE:
+                raise damping_error(self.damping, "float64 to judge several weights together")
         return result
+
+    def _error(self, size: int) -> float:
+        """Bound the error of an element F_jk in a block of a side, relative to √(F_jj F_kk)."""
+        return sum_error(self.num_gradients, torch.float64) + sum_error(size, torch.float64)
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:
         return self._solve_blocks(joint_update_blocks, weights, mask)
@@ -147,12 +159,10 @@ class BlockInverse:
                 raise damping_error(self.damping, "float64 to factor the Fisher") from None
 
     def _fill_diagonal(self) -> None:
-        product_error = sum_error(self.num_gradients, torch.float64)
         for part, upper, R in self._factored_blocks():
             scale = upper.diagonal(dim1=-2, dim2=-1).clone()
             diagonal = torch.mul(R, R, out=upper).sum(dim=-2)
-            error = product_error + sum_error(upper.shape[-1], torch.float64)
-            allowed = TOLERANCE / error
+            allowed = TOLERANCE / self._error(upper.shape[-1])
             if (
                 not amplification_bound(scale, diagonal) <= allowed
                 and not amplification(R, scale, diagonal) <= allowed

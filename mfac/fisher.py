@@ -92,6 +92,8 @@ class Inverse(Protocol):
 
         Raises:
             ValueError: If a set has columns of different blocks.
+            PrecisionError: If xᵀ[F⁻¹]_QQ⁻¹x, which the removal of Q costs, may be off by more than
+                1e-3 of itself for some x, as where rounding leaves it not positive definite.
         """
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:

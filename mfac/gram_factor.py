@@ -94,7 +94,7 @@ def inverse_diagonal(columns: Columns, shift: float, damping: float) -> tuple[Te
         if factor.norm_error <= TOLERANCE:
             doubtful = _measure(columns, factor, dtype, n, doubtful)
     if columns.all_reduce_max(doubtful.numel()):
-        factor = _exact_factor(columns, shift, damping)
+        factor = exact_factor(columns, shift, damping)
         doubtful = _measure(columns, factor, torch.float64, n, doubtful)
         doubtful = _bound_per_column(columns, factor, n, doubtful)
     assert factor is not None
@@ -113,9 +113,14 @@ def _check_finite(squares: Tensor) -> None:
         )
 
 
-def _exact_factor(
+def exact_factor(
     columns: Columns, shift: float, damping: float, keep: Tensor | None = None
 ) -> GramFactor:
+    """Factor S in float64.
+
+    Raises:
+        PrecisionError: If bounds of the first order do not hold for it; in all processes.
+    """
     factor = GramFactor.of(columns, shift, torch.float64, keep)
     if not factor.norm_error <= _FIRST_ORDER:
         raise damping_error(damping, "float64 to factor the Fisher")
@@ -137,19 +142,29 @@ def _measure(
 
 
 def _bound_per_column(columns: Columns, factor: GramFactor, n: Tensor, doubtful: Tensor) -> Tensor:
-    """Return the columns that stay doubtful when the error of each is bounded separately.
-
-    With x = S⁻¹g, an error D of S changes n by xᵀDx and one of the product Rg by 2vᵀ(|R||g|).
-    """
-    R, left = factor.R, [doubtful[:0]]
-    rounding = sum_error(R.shape[0], torch.float64)
+    """Return the columns that stay doubtful when the error of each is bounded separately."""
+    left = [doubtful[:0]]
     for part in doubtful.split(_COLUMNS_AT_ONCE):
         G = columns.gather(columns.start + part)
-        V = R @ G
-        gram = factor.error * (factor.scale.unsqueeze(1) * (R.mT @ V)).square_().sum(dim=0)
-        product = 2 * rounding * (V.abs() * (R.abs() @ G.abs())).sum(dim=0)
-        left.append(part[~(gram + product <= TOLERANCE * (1 - n[part]))])
+        error = column_errors(factor, G, factor.R @ G)
+        left.append(part[~(error <= TOLERANCE * (1 - n[part]))])
     return torch.cat(left)
+
+
+def column_errors(factor: GramFactor, G: Tensor, V: Tensor) -> Tensor:
+    """Bound the error of n_j for some columns of G. Shape ``[k]``.
+
+    With x = S⁻¹g, an error D of S changes n by xᵀDx and one of the product Rg by 2vᵀ(|R||g|).
+
+    Args:
+        factor: Of S, in float64.
+        G: The columns. Shape ``[m, k]``.
+        V: RG. Shape ``[m, k]``.
+    """
+    R = factor.R
+    gram = factor.error * (factor.scale.unsqueeze(1) * (R.mT @ V)).square_().sum(dim=0)
+    rounding = 2 * sum_error(R.shape[0], torch.float64)
+    return gram + rounding * (V.abs() * (R.abs() @ G.abs())).sum(dim=0)
 
 
 def _schur_diagonal(columns: Columns, doubtful: Tensor, shift: float, damping: float) -> Tensor:
@@ -160,7 +175,7 @@ def _schur_diagonal(columns: Columns, doubtful: Tensor, shift: float, damping: f
     group = columns.group
     keep = torch.ones(columns.gradients.shape[1], dtype=torch.bool, device=columns.device)
     keep[columns.start + doubtful] = False
-    factor = _exact_factor(columns, shift, damping, keep)
+    factor = exact_factor(columns, shift, damping, keep)
     V = group.all_gather((factor.R @ columns.gather(columns.start + doubtful)).mT).mT
     block = V.mT @ V
     block.diagonal().add_(1)

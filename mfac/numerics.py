@@ -16,6 +16,8 @@ from torch import Tensor
 
 # The largest relative error allowed in any element of the diagonal of F⁻¹.
 TOLERANCE = 1e-5
+# The largest relative error of xᵀ[F⁻¹]_QQ⁻¹x for a set Q of several columns and any x.
+SET_TOLERANCE = 1e-3
 # The error bound as a multiple of the modelled error.
 _CERTAINTY = 6
 
@@ -40,6 +42,29 @@ def damping_error(damping: float, cause: str) -> PrecisionError:
 def sum_error(terms: int, dtype: torch.dtype) -> float:
     """Return a bound on the error of a sum of products in ``dtype``, relative to ‖gᵢ‖‖gⱼ‖."""
     return _CERTAINTY * torch.finfo(dtype).eps / 2 * max(1.0, terms**0.5 / 8)
+
+
+def error_of_sets(matrices: Tensor, errors: Tensor) -> float:
+    """Bound the relative error of xᵀA⁻¹x over several symmetric matrices A and all x.
+
+    With an error E of A and C = D⁻¹ᐟ²AD⁻¹ᐟ² of unit diagonal it is at most ‖D⁻¹ᐟ²ED⁻¹ᐟ²‖ ‖C⁻¹‖ in
+    first order, and this at most Σ (e_j / A_jj) tr C⁻¹.
+
+    Args:
+        matrices: A. Shape ``[n, s, s]``.
+        errors: e_j, where |E_jk| is at most √(e_j e_k). Shape ``[n, s]``.
+
+    Returns:
+        The largest of the bounds; infinite where a matrix is not positive definite.
+    """
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    scale = diagonal.rsqrt()
+    L, info = torch.linalg.cholesky_ex(matrices * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    inverse = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L), upper=False)
+    bound = (errors / diagonal).sum(dim=-1) * inverse.square_().sum(dim=(-2, -1))
+    # NaN comes from what is negative on the diagonal.
+    bound = bound.masked_fill((info != 0) | bound.isnan(), float("inf"))
+    return bound.max().item() if len(bound) else 0.0
 
 
 def fits_float32(damping: float) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.checks import check_damping
+from mfac_compress.mfac.numerics import damping_error
 
 # Narrower tiles cost more calls. On an accelerator a sum of any length is a tree reduction, and
 # short calls cost more than they save.
@@ -111,9 +112,9 @@ class SlidingFisher:
             F⁻¹g. Shape ``[d]``, the window's dtype, at least float32.
 
         Raises:
-            ValueError: If the gradient is not ``[d]`` or the damping is not positive and finite. If
-                the damping is too small for the gradients in float64; the gradient is in the
-                window then.
+            ValueError: If the gradient is not ``[d]`` or the damping is not positive and finite.
+            PrecisionError: If the damping is too small for the gradients in float64; the gradient
+                is in the window then.
         """
         check_damping(damping)
         if gradient.shape != (self.size,):
@@ -187,7 +188,7 @@ class SlidingFisher:
         S.diagonal().add_(k * damping)
         factor, info = torch.linalg.cholesky_ex(S)
         if info:
-            raise _damping_too_small(damping)
+            raise damping_error(damping, "float64 to invert the Fisher")
         unit = torch.zeros(k, 1, dtype=torch.float64, device=S.device)
         unit[newest] = k
         return torch.cholesky_solve(unit, factor).squeeze(1)
@@ -217,7 +218,7 @@ class SlidingFisher:
         for dtype in (narrowest, torch.float64):
             if torch.finfo(dtype).eps / 2 * terms * gram[newest, newest].sqrt().item() <= allowed:
                 return dtype
-        raise _damping_too_small(damping)
+        raise damping_error(damping, "float64 to invert the Fisher")
 
     def _with_tiles(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each tile with its part of a vector ``[d]``."""
@@ -239,13 +240,6 @@ class SlidingFisher:
         for start in range(0, k, at_once):
             rows = slice(start, min(start + at_once, k))
             yield rows, buffer[: rows.stop - start].copy_(tile[rows])
-
-
-def _damping_too_small(damping: float) -> ValueError:
-    return ValueError(
-        f"damping must be large enough for float64 to invert the Fisher. Got {damping}, which "
-        "vanishes beside the gradients. Try ten times more, or scale the loss down."
-    )
 
 
 def _tile_widths(num_gradients: int, size: int, device: torch.device) -> list[int]:

@@ -13,12 +13,23 @@ from torch import Tensor
 
 from mfac_compress.mfac.checks import check_indices, check_same_block, check_vector
 from mfac_compress.mfac.columns import Columns
-from mfac_compress.mfac.gram_factor import GramFactor, inverse_diagonal
-from mfac_compress.mfac.numerics import damping_error, exact_products
+from mfac_compress.mfac.gram_factor import (
+    GramFactor,
+    column_errors,
+    exact_factor,
+    inverse_diagonal,
+)
+from mfac_compress.mfac.numerics import (
+    SET_TOLERANCE,
+    damping_error,
+    error_of_sets,
+    exact_products,
+)
 from mfac_compress.mfac.plan import count_cached_factors
 from mfac_compress.mfac.window import GradientWindow
 
 _COLUMNS_AT_ONCE = 1024
+_ROUNDING = torch.finfo(torch.float64).eps
 
 
 class WindowInverse:
@@ -87,11 +98,19 @@ class WindowInverse:
         for block in self._blocks:
             inside = (columns >= block.start) & (columns < block.stop)
             check_same_block(inside == inside[:, :1])
-            R = GramFactor.of(block, self._shift, torch.float64).R
+            factor = exact_factor(block, self._shift, self.damping)
+            largest, identity = 0.0, torch.eye(size).to(result)
             for numbers in inside[:, 0].nonzero().flatten().split(_COLUMNS_AT_ONCE // size + 1):
-                V = (R @ block.gather(columns[numbers].flatten())).mT.unflatten(0, (-1, size))
-                identity = torch.eye(size, dtype=V.dtype, device=V.device)
-                result[numbers] = (identity - V @ V.mT) / self.damping
+                G = block.gather(columns[numbers].flatten())
+                V = factor.R @ G
+                errors = column_errors(factor, G, V).view(-1, size) + _ROUNDING
+                sets = V.mT.unflatten(0, (-1, size))
+                found = identity - sets @ sets.mT
+                largest = max(largest, error_of_sets(found, errors))
+                result[numbers] = found / self.damping
+            # One process must not raise while others wait for it.
+            if block.all_reduce_max(largest) > SET_TOLERANCE:
+                raise damping_error(self.damping, "float64 to judge several weights together")
         return result
 
     def joint_update(self, weights: Tensor, mask: Tensor) -> Tensor:

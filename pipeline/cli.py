@@ -113,7 +113,7 @@ def main() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Load and check everything, show the plan, stop.")
 @click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code as it is read.")
-@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors, and a failed gate in one line.")
 @click.option("-v", "--verbose", is_flag=True, help="Also each step within the stages.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @_exits
@@ -169,7 +169,7 @@ def _run(
     from mfac_compress.pipeline.run.runner import check_stages
     from mfac_compress.pipeline.schedule import plan_stages
     from mfac_compress.pipeline.terminal import open_terminal
-    from mfac_compress.pipeline.verdict.report_text import print_verdict
+    from mfac_compress.pipeline.verdict.report_text import failed_gates, print_verdict
 
     terminal = open_terminal(quiet=quiet or not ranks.is_rank_zero, stderr=as_json)
     progress = Progress(terminal, verbose=verbose)
@@ -189,10 +189,12 @@ def _run(
         progress=progress,
         ranks=ranks,
     )
-    # The report is written: what is left must not end the run otherwise.
+    # The report is written, by the first process: what is left must not end the run otherwise.
     ignore_interrupts()
     terminal.print(f"results: {output}", markup=False, highlight=False, soft_wrap=True)
     print_verdict(report, terminal)
+    if quiet and report.verdict == "fail" and ranks.is_rank_zero:
+        click.echo(f"{failed_gates(report)}. See {output / 'report.md'}.", err=True)
     if as_json:
         documents.append(json.dumps(json.loads(report.model_dump_json()), indent=2))
     ranks.agreed = True

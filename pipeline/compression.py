@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mfac_compress.pipeline.run.directory import RunDirectory
 from mfac_compress.pipeline.run.pool import check_pool, open_pool
 from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stages
 from mfac_compress.pipeline.schedule import plan_stages
+from mfac_compress.pipeline.signals import ignore_interrupts_of_the_command
 from mfac_compress.pipeline.stages import accelerate
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.stages.latency import measure_latency
@@ -76,6 +78,9 @@ def compress(
                 progress.detail("gradients on disk, being more than the memory budget")
             stages = plan_stages(recipe, inputs, storage)
             check_stages(stages, ranks)
+            # The checks run the user's code, which may import or open more of itself.
+            with ranks.raise_on_every_rank():
+                inputs = replace(inputs, code=inputs.code.with_later())
         clock = StageClock(progress)
         cache_of = partial(StageCache, directory.cache, code=inputs.code, pool=pool)
         artefacts = run_stages(stages, cache_of, inputs.code, ranks, clock)
@@ -176,6 +181,7 @@ def _judge(
         manifest = make_manifest(recipe, inputs, report, clock.seconds, files, processes)
         directory.write("manifest.json", json.dumps(manifest, indent=2) + "\n")
         directory.write("report.md", markdown(report, clock.seconds))
-        # The report last: where it is, everything is.
+        # The report last: where it is, everything is, and the verdict stands.
+        ignore_interrupts_of_the_command()
         directory.write("report.json", report.model_dump_json(indent=2) + "\n")
     return report

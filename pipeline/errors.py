@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from mfac_compress.pipeline.quoting import first_line
+
 
 class CompressError(Exception):
     """A run that ends without a verdict. The message says what to do about it."""
@@ -68,6 +70,15 @@ class EscapeError(RuntimeError):
     def __init__(self, escape: BaseException) -> None:
         super().__init__(f"{type(escape).__name__}: {text_of(escape)}")
         self.escape = escape
+
+
+def in_brief(error: BaseException) -> str:
+    """Say an exception of a library's in a few words: its type, and the first line of its text.
+
+    >>> in_brief(KeyError("No such key.\\nDid you mean ..."))
+    'KeyError: No such key'
+    """
+    return first_line(f"{type(error).__name__}: {text_of(error)}")
 
 
 def describe(error: BaseException) -> str:

@@ -44,6 +44,7 @@ def make_report(
     """
     sizes = {name: p.numel() for name, p in inputs.model.module.named_parameters()}
     sparsity, data = sparsity_of(recipe, inputs.targets, sizes), data_of(inputs.data)
+    code = code_of(inputs.code)
     metric, judged = validation.metric, variant_of(recipe.validate_.artifact)
     unwritten = {SPARSE_KERNELS} if kernels.state != "used" else set()
     variants = {
@@ -55,7 +56,7 @@ def make_report(
     return Report(
         verdict=verdict_of(gates),
         gates=gates,
-        warnings=warnings_of(recipe, metric, dense.metric, shipped.metric, sparsity, data),
+        warnings=warnings_of(recipe, metric, dense.metric, shipped.metric, sparsity, data, code),
         judged=judged,
         metric=metric,
         variants=variants,
@@ -65,7 +66,7 @@ def make_report(
         reconstruction=dict(reconstructed),
         recovery=recovered,
         data=data,
-        code=code_of(inputs.code),
+        code=code,
     )
 
 

@@ -191,10 +191,10 @@ def _show(measured: FileSpeed, workloads: Sequence[Workload], console: Console) 
         add_row(table, printable(layer.weight or layer.name), shape, zeros, *cells, _verdict(layer))
     console.print(table)
     dense, kept = (sum(filter(None, column)) for column in zip(*_macs(measured), strict=True))
-    _say(console, f"FLOPs in theory: {kept:,} of {dense:,} multiplications at {workloads[0]}")
+    _say(console, f"MACs in theory: {kept:,} of {dense:,} multiply-accumulates at {workloads[0]}")
     unknown = sum(layer.macs is None for layer in measured.layers)
     if unknown:
-        _say(console, f"without {unknown} layers of whose multiplications nothing is known")
+        _say(console, f"without {unknown} layers of whose MACs nothing is known")
     tried = "whole model" if measured.model is not None else "whole model, as tried"
     for workload, dense_ms, sparse_ms, says in _whole(measured):
         _say(

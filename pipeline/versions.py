@@ -6,7 +6,19 @@ from importlib.metadata import version
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.recipe.schema import Recipe
 
-_LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+# Those that compute, and those that write or measure files: the rest of setup.cfg's requirements
+# read the recipe, talk to the terminal or to the system.
+_LIBRARIES = (
+    "torch",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "zstandard",
+)
 
 
 def tool_version() -> str:
@@ -22,5 +34,11 @@ def library_versions() -> dict[str, str]:
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 of the sections that make the model; not of how it is run and judged."""
     run = {"threads", "memory_budget", "cache", "cache_size", "rank_timeout"}
-    how = {"run": run, "export": {"sparse_kernels"}, "validate_": True}
+    how = {
+        "run": run,
+        "data": {"splits": {"validation"}, "max_overlap": True},
+        "task": {"metric", "direction", "range"},
+        "export": {"sparse_kernels"},
+        "validate_": True,
+    }
     return content_key(recipe.model_dump(mode="json", exclude=how))

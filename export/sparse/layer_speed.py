@@ -20,7 +20,9 @@ class LayerSpeed:
     """A Conv, Gemm or MatMul of a file, or a quantised form of one."""
 
     name: str
+    """Name of the layer's node."""
     operator: str
+    """Its ONNX operator."""
     weight: str | None
     """Name of the tensor. None if it is not constant."""
     shape: tuple[int, ...]
@@ -28,8 +30,8 @@ class LayerSpeed:
     sparsity: float | None
     """Share of the weights that are zero. None if they are not constant, or packed."""
     macs: int | None
-    """Multiplications of the dense layer in one call, for the first workload. None if it is in a
-    subgraph, a product of two constants, or its weight is not known."""
+    """Multiply-accumulates of the dense layer in one call, for the first workload. None if it is
+    in a subgraph, a product of two constants, or its weight is not known."""
     kept_macs: int | None
     """How many of these are with nonzero weights."""
     block: int | None

@@ -1,4 +1,4 @@
-"""The number of multiplications of a layer: its theoretical FLOPs."""
+"""The number of multiply-accumulates (MACs) of a layer, in theory."""
 
 from collections.abc import Mapping
 from math import prod
@@ -14,7 +14,7 @@ from mfac_compress.export.sparse.patterns.stored import stored_weight
 def count_macs(
     graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int] | None:
-    """Count a layer's multiplications in one call: all, and those with nonzero weights.
+    """Count a layer's multiply-accumulates in one call: all, and those with nonzero weights.
 
     Args:
         graph: The graph of the layer.

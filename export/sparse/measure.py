@@ -27,6 +27,7 @@ class WorkloadTime:
     """Milliseconds per call of a part of a model, or the whole, for one workload."""
 
     workload: Workload
+    """What a call was."""
     dense_ms: float
     """In stock ONNX Runtime, without sparse operators."""
     sparse_ms: float

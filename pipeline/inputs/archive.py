@@ -10,7 +10,8 @@ import re
 import zipfile
 from dataclasses import dataclass
 
-from mfac_compress.pipeline.quoting import first_line, shortened
+from mfac_compress.pipeline.errors import in_brief
+from mfac_compress.pipeline.quoting import shortened
 
 _MOST_RECORDS = 200_000
 _NAME = re.compile(r"[\w./+ -]{1,512}", re.ASCII)
@@ -50,7 +51,7 @@ class Archive:
             raise ArchiveError(f"it has no record {error}") from error
         except Exception as error:
             # Damaged headers show as struct.error, EOFError, NotImplementedError and others.
-            raise ArchiveError(first_line(f"{type(error).__name__}: {error}")) from error
+            raise ArchiveError(in_brief(error)) from error
 
 
 def is_archive(content: bytes) -> bool:
@@ -103,7 +104,7 @@ def _entries(content: bytes) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except Exception as error:
         # Damaged directories show as struct.error, NotImplementedError and others.
-        raise ArchiveError(first_line(f"{type(error).__name__}: {error}")) from error
+        raise ArchiveError(in_brief(error)) from error
 
 
 def _by_name(entries: list[zipfile.ZipInfo]) -> dict[str, str]:

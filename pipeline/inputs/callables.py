@@ -135,7 +135,9 @@ def _file_path(place: str, spec: str, key: str, folder: Path) -> Path:
 
 
 def _load_file(path: Path, spec: str, key: str) -> ModuleType:
-    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
+    with files_watched():
+        content = path.read_bytes()
+    digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()
     name = f"{USER_FILE}{path.stem}_{digest[:12]}"
     if name in sys.modules:
         return sys.modules[name]

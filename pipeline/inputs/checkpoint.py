@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 
-from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.errors import InputError, describe, in_brief
 from mfac_compress.pipeline.inputs.archive import (
     ArchiveError,
     is_archive,
@@ -55,7 +55,7 @@ def read_checkpoint(path: Path, content: bytes, *, trust_pickle: bool) -> Any:
             # Beside its own exceptions, KeyError and others for kinds of numbers it has no name of.
             raise InputError(
                 f"{path} must be a safetensors file. It cannot be read "
-                f"({first_line(f'{type(error).__name__}: {error}')}). "
+                f"({in_brief(error)}). "
                 "It may be cut off: copy or save it again."
             ) from error
     if is_archive(content):
@@ -100,7 +100,7 @@ def _read_weights(path: Path, content: bytes) -> Any:
         ) from error
     except Exception as error:
         # The reader's exceptions for damaged bytes are of many types, KeyError among them.
-        raise InputError(_corrupt(path, f"{type(error).__name__}: {error}")) from error
+        raise InputError(_corrupt(path, in_brief(error))) from error
 
 
 def _read_trusted(path: Path, content: bytes) -> Any:

@@ -13,7 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import source_from_cache
 from pathlib import Path
@@ -34,6 +34,9 @@ NOT_COVERED = (
 _OWN = str(Path(__file__).parents[2])
 _OWN_FOLDERS = tuple(f"{_OWN}{os.sep}{name}{os.sep}" for name in ("export", "mfac", "pipeline"))
 _NOT_FILES = ("/dev/", "/proc/", "/sys/")
+
+CHANGED = "changed during the run"
+"""Stands for the digest of a file that did not stay the same: no file has it."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,31 @@ class CodeSources:
         """Changes where any of the files does."""
         return content_key({"files": dict(self.files), "unseen": self.unseen})
 
+    def with_later(self) -> "CodeSources":
+        """Add what has been loaded or opened since; what was there before is not read again.
+
+        Raises:
+            InputError: If the file of a module was edited since it was imported.
+        """
+        now = present_sources(self.modules)
+        unseen = dict.fromkeys((*self.unseen, *now.unseen))
+        return replace(self, files={**now.files, **self.files}, unseen=tuple(unseen))
+
     def since(self) -> dict[str, str]:
-        """SHA-256 of the files that have been loaded or opened since, by path."""
-        now = present_sources(self.modules).files
-        return {path: digest for path, digest in now.items() if path not in self.files}
+        """What is not as it was, by path: a result that was made meanwhile depends on it too.
+
+        Returns:
+            SHA-256 of the files that have been loaded or opened since, and ``CHANGED`` for each
+            file, new or not, that has been written to since it was looked at.
+        """
+        now, edited = _files_now(self.modules)
+        if "__main__" in self.files:
+            now["__main__"] = definitions_digest(sys.modules["__main__"])[0]
+        later = {path: digest for path, digest in now.items() if path not in self.files}
+        for path, digest in self.files.items():
+            if (now[path] if path in now else _digest(path)) != digest:
+                edited.add(path)
+        return later | dict.fromkeys(edited, CHANGED)
 
 
 USER_FILE = "mfac_compress_user_"
@@ -68,11 +92,14 @@ USER_FILE = "mfac_compress_user_"
 _seen: WeakKeyDictionary[ModuleType, str | None] = WeakKeyDictionary()
 
 
+_Stamp = tuple[int, int, int, int] | None
+
+
 class _Opened:
     """Files that the user's code opens, as an audit hook sees them."""
 
     def __init__(self) -> None:
-        self.paths: set[str] = set()
+        self.paths: dict[str, _Stamp] = {}
         self.depth = 0
         self._hooked = False
 
@@ -89,7 +116,23 @@ class _Opened:
         written = mode is not None and set(mode) & set("wax+")
         written = written or (mode is None and flags & (os.O_WRONLY | os.O_RDWR))
         if not written and isinstance(path, str | bytes):
-            self.paths.add(_source_of(os.path.abspath(os.fsdecode(path))))
+            source = _source_of(os.path.abspath(os.fsdecode(path)))
+            if source not in self.paths:
+                self.paths[source] = _stamp(source)
+
+    def edited(self) -> set[str]:
+        """The files that have been written to, or replaced, since they were first opened."""
+        stamps = self.paths.items()
+        return {path for path, stamp in stamps if stamp is not None and _stamp(path) != stamp}
+
+
+def _stamp(path: str) -> _Stamp:
+    """What changes when a file is written to, or replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _source_of(path: str) -> str:
@@ -134,12 +177,33 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
         code has opened.
     """
     named = frozenset(modules)
-    main = sys.modules["__main__"]  # multiprocessing gives it a second name
-    packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
+    files, edited = _files_now(named)
+    for module, path in _loaded(named):
+        _check_as_loaded(module, path, files.get(path))
+    unseen = sorted(edited)
+    main = sys.modules["__main__"]
+    if "__main__" in named and _file_of(main) is None:  # a notebook
+        files["__main__"], names = definitions_digest(main)
+        unseen += names
+    return CodeSources(files, tuple(unseen), named)
+
+
+def _files_now(named: frozenset[str]) -> tuple[dict[str, str], set[str]]:
+    """Digests of the user's files by path, in order; and those that were written to meanwhile."""
     # Python itself opens the script that it runs, for the lines of a warning.
     script = None if "__main__" in named else _file_of(sys.modules["__main__"])
-    opened = [path for path in _opened.paths if _counts(path) and path != script]
-    digests = {path: _digest(path) for path in opened}
+    opened = {path for path in _opened.paths if _counts(path) and path != script}
+    modules = list(_loaded(named))
+    paths = sorted(opened | {path for _, path in modules})
+    files = {path: digest for path in paths if (digest := _digest(path)) is not None}
+    edited = {path for module, path in modules if not _is_as_loaded(module, files.get(path))}
+    return files, edited | (_opened.edited() & files.keys())
+
+
+def _loaded(named: frozenset[str]) -> Iterator[tuple[ModuleType, str]]:
+    """The loaded modules that are the user's, and their files."""
+    main = sys.modules["__main__"]  # multiprocessing gives it a second name
+    packages = {name.partition(".")[0] for name in named} - {"torch", "mfac_compress"}
     for name, module in list(sys.modules.items()):
         if module is main and "__main__" not in named:
             continue  # the command line, or a script of the user's that starts runs
@@ -148,14 +212,14 @@ def present_sources(modules: Iterable[str] = ()) -> CodeSources:
             continue  # thousands of modules, none of whose files need be looked at
         path = _file_of(module)
         if path is not None and (_counts(path) or (is_named and not _is_ours(path))):
-            if path not in digests:
-                digests[path] = _digest(path)
-            _check_as_loaded(module, path, digests[path])
-    files = {path: digest for path, digest in sorted(digests.items()) if digest is not None}
-    unseen: list[str] = []
-    if "__main__" in named and _file_of(main) is None:  # a notebook
-        files["__main__"], unseen = definitions_digest(main)
-    return CodeSources(files, tuple(unseen), named)
+            yield module, path
+
+
+def _is_as_loaded(module: ModuleType, now: str | None) -> bool:
+    """Whether a module's file has the digest that it had when it was first looked at."""
+    if module.__name__.startswith(USER_FILE):
+        return True  # loaded anew where its file has changed
+    return _seen.setdefault(module, now) == now
 
 
 def _check_as_loaded(module: ModuleType, path: str, now: str | None) -> None:
@@ -168,9 +232,7 @@ def _check_as_loaded(module: ModuleType, path: str, now: str | None) -> None:
     Raises:
         InputError: If the file was edited since, and so the edit would not take part in the run.
     """
-    if module.__name__.startswith(USER_FILE):
-        return  # loaded anew where its file has changed
-    if _seen.setdefault(module, now) != now:
+    if not _is_as_loaded(module, now):
         raise InputError(
             f"The user's code must be loaded as it is on disk. {path} was edited after this Python "
             "process imported it. Start Python anew (or restart the notebook's kernel)."

@@ -23,7 +23,7 @@ from torch._export.serde.serialize import deserialize_scalar_type
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import PT2ArchiveWriter, load_pt2
 
-from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.errors import InputError, in_brief
 from mfac_compress.pipeline.inputs.archive import Archive, ArchiveError, open_archive, record_names
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.program_schema import (
@@ -94,7 +94,7 @@ def read_exported_program(path: Path, content: bytes, *, trust_pickle: bool) -> 
         raise
     except Exception as error:
         # Damage shows as anything from KeyError to RuntimeError in the deserializer.
-        raise InputError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+        raise InputError(_unreadable(path, in_brief(error))) from error
 
 
 def _load(content: bytes, trust_pickle: bool) -> ExportedProgram:

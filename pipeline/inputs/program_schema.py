@@ -19,6 +19,7 @@ from typing import Any
 from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
+from mfac_compress.pipeline.errors import in_brief
 from mfac_compress.pipeline.inputs.operators import grows_without_bound
 from mfac_compress.pipeline.inputs.program_texts import (
     KEYS,
@@ -29,7 +30,7 @@ from mfac_compress.pipeline.inputs.program_texts import (
     expect,
     is_name,
 )
-from mfac_compress.pipeline.quoting import first_line, shortened
+from mfac_compress.pipeline.quoting import shortened
 
 _NOT_FINITE = {"Infinity", "-Infinity", "NaN"}
 
@@ -67,7 +68,7 @@ def _checked(content: bytes, kind: Any) -> dict[str, Any]:
         raise
     except Exception as error:
         # Wrong JSON and wrong shapes of it show as anything from KeyError to RecursionError.
-        raise SchemaError(first_line(f"{type(error).__name__}: {error}")) from error
+        raise SchemaError(in_brief(error)) from error
 
 
 def _value(value: Any, kind: Any, place: str, depth: int) -> Any:

@@ -16,6 +16,7 @@ _CHUNK = 1 << 26
 """Bytes looked at together, of data that may not fit in memory."""
 _MOST_AT_ONCE = 1024
 _READ_TWICE = 8
+_COLLATED = 32
 _SHOWN = 5
 
 
@@ -74,6 +75,8 @@ def scan(dataset: Dataset, *, fixed: bool) -> Scan:
     finite.check()
     total = hashlib.sha256(b"".join(pairs))
     total.update(repr((dataset.preparation, sorted(forms))).encode())
+    if dataset.alone:
+        total.update(b"".join(_together(dataset)))
     stable = dataset.kind != "code" or _is_stable(dataset, pairs, fixed)
     return Scan(digests, pairs, extremes.positions, stable, total.hexdigest())
 
@@ -84,6 +87,13 @@ def hashed_batches(dataset: Dataset, samples: Sequence[object]) -> Iterator[Batc
         yield from (dataset.collate([sample]) for sample in samples)
     else:
         yield dataset.collate(samples)
+
+
+def _together(dataset: Dataset) -> Iterator[bytes]:
+    """Hash the first samples as one batch: padding is to be seen in no sample by itself."""
+    batch = dataset.collate(dataset.read(range(min(_COLLATED, len(dataset)))))
+    yield form_of(batch, axis=0).encode()
+    yield from pair_digests([batch])
 
 
 def pair_digests(batches: Iterable[Batch]) -> list[bytes]:

@@ -32,22 +32,29 @@ class ItemDataset:
         target: Key of the targets in an item that is a dict.
         labelled: Whether such an item must have them.
         collate: The user's; None to stack items of one form.
+        preparation: Name of that function.
     Raises:
         InputError: If it is no such dataset, or empty.
     """
 
     key = _KEY
     kind: Literal["code"] = "code"
-    preparation = ""
 
     def __init__(
-        self, dataset: Any, name: str, target: str, labelled: bool, collate: Collate | None
+        self,
+        dataset: Any,
+        name: str,
+        target: str,
+        labelled: bool,
+        collate: Collate | None,
+        preparation: str = "",
     ) -> None:
         self._dataset, self._name, self._collate = dataset, name, collate
         self._target, self._labelled = target, labelled
         self._length = self._count()
         # Padding depends on what else is in a batch.
         self.alone = collate is not None
+        self.preparation = preparation
 
     def __len__(self) -> int:
         return self._length
@@ -172,7 +179,7 @@ def open_factory(
                 f"{', '.join(datasets) or 'none'}."
             )
     return {
-        name: ItemDataset(datasets[name], name, target, needs, collate)
+        name: ItemDataset(datasets[name], name, target, needs, collate, section.collate or "")
         for name, needs in labelled.items()
     }
 

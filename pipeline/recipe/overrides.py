@@ -36,7 +36,7 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
     if not written.strip():
         raise ValueError("must have a value after '='. Write null or '' for none.")
     try:
-        document = parse_yaml(written)
+        document = parse_yaml(written, within=key)
     except YamlError as error:
         raise ValueError(
             f"must have a YAML value after '='. Got {shortened(written)!r}: {error}."

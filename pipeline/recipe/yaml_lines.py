@@ -1,6 +1,8 @@
 """Reading YAML into plain values with the line of every key, and writing it.
 
-Only what JSON knows too: text, numbers, true and false, null, lists, mappings with text keys. Two
+Only what JSON knows too: text, numbers, true and false, null, lists, mappings with text keys. A
+whole number is a key, read as its text, where it names an axis of an input: below
+``export.dynamic_axes.INPUT``. Two
 readings differ from PyYAML's: ``1e-5`` is a number, as in YAML 1.2 and everywhere else, and
 ``2024-01-31`` is text. Numbers that YAML 1.1 and 1.2 read differently (``0777``, ``1:30``) are
 refused, and so are whole numbers beyond 64 bits, which neither tensors nor JSON readers hold.
@@ -24,6 +26,7 @@ MAX_DEPTH = 40
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
 _MERGE = _PREFIX + "merge"
+_NUMBERED = ("export", "dynamic_axes")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)")
 _LONGEST_INTEGER = 80  # 64 bits written with `0b` and underscores; int() of far more digits fails
 
@@ -96,11 +99,12 @@ class Document:
     issues: list[RecipeIssue] = field(default_factory=list)
 
 
-def parse_yaml(text: str) -> Document:
+def parse_yaml(text: str, within: KeyPath = ()) -> Document:
     """Read a YAML text.
 
     Args:
         text: One YAML document; anchors, aliases and merge keys work.
+        within: Key of the recipe whose value it is; empty for a whole recipe.
     Returns:
         Values, lines and issues. An empty text is None.
     Raises:
@@ -117,7 +121,7 @@ def parse_yaml(text: str) -> Document:
     document = Document()
     if root is not None:
         _hold_size(root)
-        document.value = _Reader(document).read(root, ())
+        document.value = _Reader(document, within).read(root, ())
     return document
 
 
@@ -165,9 +169,9 @@ def _hold_size(root: yaml.Node) -> None:
 class _Reader:
     """Build the plain values of a node tree, noting lines and issues in the document."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, within: KeyPath) -> None:
         self._loader = _Loader("")
-        self._document = document
+        self._document, self._within = document, within
         self._noted: set[int] = set()
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -214,7 +218,7 @@ class _Reader:
                 for base in self._bases(value_node, path):
                     merged = {**self._entries(base, path), **merged}
                 continue
-            if not _is_key(key_node):
+            if not _is_key(key_node, (*self._within, *path)):
                 self._note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
                 continue
             key = key_node.value
@@ -254,10 +258,11 @@ def _refusal(kind: str, written: str) -> str | None:
     return None
 
 
-def _is_key(node: yaml.Node) -> bool:
-    """Whether it is text, or a whole number, which names an axis."""
+def _is_key(node: yaml.Node, section: KeyPath) -> bool:
+    """Whether it is text, or a whole number where numbers name axes."""
+    numbered = section[:2] == _NUMBERED and len(section) == 3
     number = node.tag == _PREFIX + "int" and str(node.value).isdecimal()
-    return node.tag == _PREFIX + "str" or number
+    return node.tag == _PREFIX + "str" or (numbered and number)
 
 
 def _key_text(node: yaml.Node) -> str:

@@ -26,6 +26,7 @@ class Artefact:
         digest: Of its files and facts, and of what it was made from.
         facts: What the stage said of it.
         files: SHA-256 of each file, by its path in the folder.
+        code: That of the files of the user's code that were loaded while it was made, by path.
         reused: Whether it was found rather than made.
         rejected: Why an artefact that was found could not be reused; empty where there was none.
     """
@@ -34,6 +35,7 @@ class Artefact:
     digest: str
     facts: Any
     files: dict[str, str]
+    code: dict[str, str]
     reused: bool
     rejected: str = ""
 
@@ -52,7 +54,8 @@ def complete(
         stage: Name of the stage.
         key: Hash of all that the artefact depends on.
         facts: What the stage says of it, as plain JSON.
-        code: SHA-256 of the files of the user's code that only the stage has loaded, by path.
+        code: SHA-256 of the files of the user's code that only the stage has loaded, by path; what
+            no file has for those that changed meanwhile, so that the artefact is never reused.
     """
     manifest = {
         "stage": stage,
@@ -64,7 +67,7 @@ def complete(
     digest = content_key(manifest)
     text = json.dumps({**manifest, _DIGEST: digest}, indent=2)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    return Artefact(folder, digest, manifest["facts"], manifest["files"], reused=False)
+    return _described(folder, digest, manifest, reused=False)
 
 
 def verified(folder: Path, key: str) -> Artefact:
@@ -88,7 +91,12 @@ def verified(folder: Path, key: str) -> Artefact:
         raise RejectedError(f"{min(wrong)} does not have the content that was written")
     if not unchanged(manifest["code"]):
         raise RejectedError("code that it was made with has changed")
-    return Artefact(folder, digest, manifest["facts"], manifest["files"], reused=True)
+    return _described(folder, digest, manifest, reused=True)
+
+
+def _described(folder: Path, digest: str, manifest: Mapping[str, Any], *, reused: bool) -> Artefact:
+    facts, files, code = (manifest[name] for name in ("facts", "files", "code"))
+    return Artefact(folder, digest, facts, files, code, reused)
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mfac_compress.pipeline.digest import content_key
-from mfac_compress.pipeline.inputs.code_sources import CodeSources
+from mfac_compress.pipeline.inputs.code_sources import CHANGED, CodeSources
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact, RejectedError, complete, verified
+from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.pool import Pool, remove
 
 _SCRATCH = ".making-"
@@ -45,6 +46,7 @@ class StageCache:
         self._root = root
         self._ranks = ranks or Ranks()
         self._code = code or CodeSources()
+        self._checkpoints: dict[str, Checkpoints] = {}
         # Code that cannot be hashed gives each run keys of its own, which no other will look for.
         self._pool = None if self._code.unseen else pool
 
@@ -97,10 +99,11 @@ class StageCache:
             taken = _verified(work, key)
             return self._put(taken, stage, key) if isinstance(taken, Artefact) else taken
 
-    def unfinished(self, stage: str, depends_on: Mapping[str, Any]) -> Path:
-        """A folder for what a killed run can go on with; gone when the artefact is in its place."""
+    def checkpoints(self, stage: str, depends_on: Mapping[str, Any]) -> Checkpoints:
+        """What a killed run can go on with; gone when the artefact is in its place."""
         key = content_key({"stage": stage, **depends_on})
-        return self._root / stage / f".unfinished-{key[:16]}"
+        folder = self._root / stage / f".unfinished-{key[:16]}"
+        return self._checkpoints.setdefault(key, Checkpoints(folder, key, self._code))
 
     def remove_other_steps(self, stages: Collection[str]) -> None:
         """Remove the artefacts of numbered stages that the run no longer has."""
@@ -113,8 +116,13 @@ class StageCache:
     ) -> Artefact:
         with self._scratch(stage) as work:
             facts = make(work)
-            made = complete(work, stage, key, facts, self._code.since())
-            if self._pool is not None and self._give(stage, key, work):
+            went_on = self._checkpoints.get(key)
+            code = went_on.code if went_on else self._code.since()
+            if went_on and went_on.rejected and not rejected:
+                rejected = f"the checkpoint could not be used: {went_on.rejected}"
+            made = complete(work, stage, key, facts, code)
+            lasting = CHANGED not in code.values()
+            if self._pool is not None and lasting and self._give(stage, key, work):
                 # Another run was faster. With its artefact, later stages of both have one key.
                 taken = self._take(stage, key)
                 if isinstance(taken, Artefact):

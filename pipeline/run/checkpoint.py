@@ -1,10 +1,11 @@
 """Where a stage is when it can go on later: trees of tensors and plain values in a folder.
 
-Tensors go to safetensors, everything else to JSON. The newest checkpoint replaces the one before it
-when it is whole, and its digests are checked when it is read.
+Tensors go to safetensors, everything else into the manifest of an artefact like a stage's own: it
+holds the key of the stage, the digest of every file, and those of the user's code that was loaded
+by then. A checkpoint of which any of these is another one now is as good as none. The newest
+replaces the one before it when it is whole.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mfac_compress.pipeline.digest import content_key, file_digest
+from mfac_compress.pipeline.digest import content_key
+from mfac_compress.pipeline.inputs.code_sources import CodeSources
+from mfac_compress.pipeline.run.artefact import RejectedError, complete, verified
 from mfac_compress.pipeline.run.pool import remove
 
-_TENSORS, _REST = "tensors.safetensors", "checkpoint.json"
+_STAGE = "checkpoint"
+_TENSORS = "tensors.safetensors"
 
 
 class Checkpoints:
@@ -25,10 +29,28 @@ class Checkpoints:
 
     Args:
         folder: Its own; made when first needed.
+        key: Hash of all that the stage's result depends on.
+        code: The user's code as it was loaded before the stages.
+
+    Attributes:
+        rejected: Why checkpoints that were found could not be used; empty where there were none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, key: str = "", code: CodeSources | None = None) -> None:
         self._folder = folder
+        self._key = content_key({"checkpoint": key})
+        self._code = code or CodeSources()
+        self._earlier: dict[str, str] = {}
+        self.rejected = ""
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Files that the stage's work depends on beside its key, as an artefact notes them.
+
+        Those of the process that wrote the checkpoint are among them, also where this one has not
+        loaded them.
+        """
+        return {**self._earlier, **self._code.since()}
 
     def save(self, number: int, content: Mapping[str, Any]) -> None:
         """Replace the checkpoint.
@@ -42,9 +64,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         tree = _encoded(content, tensors)
         save_file(tensors, work / _TENSORS)
-        rest = {"tree": tree, "tensors": file_digest(work / _TENSORS)}
-        text = json.dumps({**rest, "digest": content_key(rest)})
-        (work / _REST).write_text(text, encoding="utf-8")
+        complete(work, _STAGE, self._key, {"tree": tree}, self.code)
         place = self._folder / f"{number:06d}"
         remove(place)
         os.rename(work, place)
@@ -53,24 +73,21 @@ class Checkpoints:
                 remove(other)
 
     def load(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is as it was written; None where there is none."""
+        """Read the newest checkpoint that is as it was written, of this stage and this code.
+
+        Returns:
+            Its content; None where there is none.
+        """
         for place in sorted(self._folder.glob("[0-9]*"), reverse=True):
-            content = _read(place)
-            if content is not None:
-                return content
+            try:
+                found = verified(place, self._key)
+            except RejectedError as error:
+                self.rejected = str(error)
+                continue
+            self._earlier = found.code
+            return _decoded(found.facts["tree"], load_file(place / _TENSORS))
         remove(self._folder)
         return None
-
-
-def _read(place: Path) -> dict[str, Any] | None:
-    try:
-        rest = json.loads((place / _REST).read_text(encoding="utf-8"))
-        digest = rest.pop("digest")
-        if digest != content_key(rest) or rest["tensors"] != file_digest(place / _TENSORS):
-            return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return _decoded(rest["tree"], load_file(place / _TENSORS))
 
 
 def _encoded(tree: Any, tensors: dict[str, Tensor]) -> Any:

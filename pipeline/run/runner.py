@@ -18,7 +18,6 @@ from mfac_compress.pipeline.progress import Line, Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact
 from mfac_compress.pipeline.run.cache import StageCache
-from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Before, Job, Stage
 from mfac_compress.pipeline.versions import library_versions
 
@@ -115,7 +114,7 @@ def _get(
     """The stage's artefact, its facts of the stage's own type."""
 
     def make(folder: Path | None) -> Mapping[str, Any]:
-        checkpoints = Checkpoints(cache.unfinished(stage.name, key))
+        checkpoints = cache.checkpoints(stage.name, key)
         facts = stage.run(Job(folder, before, ranks, progress, checkpoints), **stage.given)
         return asdict(facts) if is_dataclass(facts) else facts
 

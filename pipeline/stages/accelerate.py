@@ -33,10 +33,15 @@ _USED = "faster at every batch size, number of threads and length of validate.la
 
 @dataclass(frozen=True)
 class Flops:
-    """Multiplications in theory, of all convolutions and matrix products in one call. Not time."""
+    """Multiply-accumulates (MACs) in theory, of all convolutions and matrix products in one call.
+
+    Counted, not measured.
+    """
 
     workload: Workload
+    """Whose call is counted."""
     dense: int
+    """Those of the dense file."""
     sparse: int
     """Those by weights that are not zero."""
     ratio: float
@@ -54,8 +59,11 @@ class Kernels:
     the machine was too busy to tell, so it was not. ``candidate``: not compared yet, which no
     report says."""
     reason: str
+    """Why the state is what it is, in words."""
     layers: tuple[LayerSpeed, ...]
+    """The layers that sparse operators could compute, and what came of each."""
     flops: Flops
+    """Multiply-accumulates of a call, with and without those by zeros."""
 
 
 def built_library() -> Path | None:

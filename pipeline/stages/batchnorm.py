@@ -18,16 +18,13 @@ _MOST_SAMPLES = 5000  # far more than a mean and a variance of a channel need
 
 @dataclass(frozen=True)
 class Batchnorm:
-    """What became of batch-norm statistics.
-
-    Args:
-        reestimated: Whether they were replaced by those of calibration samples.
-        divergence: From the dense model's outputs before and after, by which that was chosen; None
-            where it was not.
-    """
+    """What became of batch-norm statistics."""
 
     reestimated: bool
+    """Whether they were replaced by those of calibration samples."""
     divergence: tuple[float, float] | None = None
+    """From the dense model's outputs before and after, by which that was chosen. null: it was
+    not."""
 
 
 def recalibrate_batchnorm(

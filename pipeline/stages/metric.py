@@ -32,10 +32,13 @@ class Metric:
     """What files are judged by, on which samples, and what a model that knows nothing reaches."""
 
     name: str
+    """``accuracy``, or ``module:callable`` of the recipe."""
     direction: Literal["maximize", "minimize"]
+    """Whether more of it is better."""
     range: tuple[float, float] | None
     """Least and greatest value. null: not declared."""
     samples: int
+    """Number of validation samples."""
     confidence: float
     """Of all intervals."""
     chance: float | None
@@ -50,6 +53,7 @@ class MetricDrop:
     """The metric of one file, and how much worse it is than that of the dense file."""
 
     value: float
+    """The metric: the mean over the samples where it has one value for each."""
     interval: tuple[float, float] | None
     """Two-sided interval of ``value``. null: the samples show nothing; ``method`` says why, and a
     gate on it fails."""

@@ -40,15 +40,12 @@ from mfac_compress.pipeline.weights import not_finite
 
 @dataclass(frozen=True)
 class Recovered:
-    """What the stage says of the training.
-
-    Args:
-        loss_by_epoch: Mean training loss.
-        batchnorm: What became of batch-norm statistics.
-    """
+    """What the stage says of the training."""
 
     loss_by_epoch: tuple[float, ...]
+    """Mean training loss."""
     batchnorm: Batchnorm
+    """What became of batch-norm statistics."""
 
 
 def check(

@@ -1,6 +1,7 @@
 """Measure, in ONNX Runtime, the files that ship."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -24,10 +25,12 @@ from mfac_compress.export import (
 )
 from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
+from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.output import join_batches
 from mfac_compress.pipeline.inputs.splits import Split
-from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.inputs.task import METRICS, Task
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import GatesSection
@@ -41,6 +44,9 @@ _MAX_REPEATED = 0.5
 report warns."""
 
 
+_TRIED = 256
+
+
 @dataclass(frozen=True)
 class Measured:
     """What is measured on one file."""
@@ -50,7 +56,9 @@ class Measured:
     made_from: str | None
     """Name of the variant that was rewritten into this one."""
     metric: MetricDrop
+    """The metric, and how much worse it is than that of the dense file."""
     size: FileSize
+    """Size of the file."""
     sparsity: float | None
     """Share of the matched weights that the masks remove and that are zero in the file. null: a
     tensor was not found there; also for the dense file."""
@@ -81,16 +89,21 @@ class Validation:
 def check(
     ranks: Ranks,
     *,
+    model: Model,
     samples: Split,
+    task: Task,
+    batch_size: int,
     repeats: int,
     gates: GatesSection,
     where: Callable[..., str],
     **_: Any,
 ) -> None:
-    """Check that intervals of the metric would not count the same few samples many times.
+    """Check what would make the measurements worthless, before there is anything to measure.
 
     Raises:
-        InputError: If most validation samples repeat the input of another.
+        InputError: If most validation samples repeat the input of another, so that intervals of the
+            metric would count the same few samples many times; or if the dense model's metric on
+            some samples is outside of ``task.range``.
     """
     with ranks.raise_on_every_rank():
         judged = (gates.max_metric_drop, gates.min_metric, gates.max_metric) != (None, None, None)
@@ -102,6 +115,26 @@ def check(
                 f"{total - repeats:,} distinct ones of {total:,}. Remove the repeats, or set "
                 "validate.gates.confidence: none."
             )
+        if ranks.is_rank_zero and task.range is not None and task.metric_name not in METRICS:
+            _check_range(model, samples, task, batch_size)
+
+
+def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> None:
+    """Take the user's metric of some samples, which refuses values outside of ``task.range``.
+
+    It may have no value for so few, as a rank correlation: then nothing is known before validate.
+    """
+    device = next(model.module.parameters()).device
+    some = range(min(_TRIED, len(samples)))
+    with random_state_kept(device):
+        batches = list(samples.batches(batch_size, indices=some))
+        outputs = [
+            map_tensors(lambda tensor: tensor.cpu().numpy(), run_model(model.module, x, device))
+            for x, _ in batches
+        ]
+        targets = [map_tensors(lambda tensor: tensor.numpy(), y) for _, y in batches]
+        with suppress(UndefinedMetricError):
+            task.evaluate(join_batches(outputs, "outputs"), join_batches(targets, "targets"))
 
 
 def validate(

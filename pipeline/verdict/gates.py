@@ -21,9 +21,11 @@ class Gate:
     variant: str
     """Name of the variant that it judges."""
     threshold: float
+    """From the recipe."""
     measured: float | None
     """What is compared with the threshold. null: not measured, so the gate fails."""
     passed: bool
+    """Whether the measurement is on the right side of the threshold."""
     reason: str
     """The comparison in words."""
 

@@ -14,7 +14,9 @@ class LeftOut:
     """A parameter that was not pruned."""
 
     reason: str
+    """Why not, in words."""
     size: int
+    """Number of its values."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Code:
     """What a stage's reuse depends on, of the user's code."""
 
     files: dict[str, str]
-    """SHA-256 by path: modules outside the installed packages, and files that they opened. Had one
-    of them changed, what was made with it would have been made anew."""
+    """SHA-256 by path: modules outside the installed packages, and files that they opened;
+    ``changed during the run`` for one that did not stay the same. Had one of them changed before,
+    what was made with it would have been made anew."""
     not_reusable: tuple[str, ...]
     """What the code refers to and cannot be hashed. If there is any, nothing is ever reused."""
     not_covered: str

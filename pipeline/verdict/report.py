@@ -29,11 +29,13 @@ class Report(BaseModel):
     verdict: Literal["pass", "fail", "none"]
     """``pass`` where every gate passed; ``none`` where the recipe sets no gate."""
     gates: tuple[Gate, ...]
+    """Those that the recipe sets, with what came of each."""
     warnings: tuple[str, ...] = ()
     """What whoever trusts the verdict should know; no reason to fail."""
     judged: str
     """Name of the variant to which the gates apply."""
     metric: Metric
+    """What the files are judged by."""
     variants: dict[str, Measured]
     """What was measured on each file, by the variant's name: ``dense``, with which the others are
     compared, ``sparse``, and ``sparse+kernels`` where there was a candidate."""
@@ -41,13 +43,18 @@ class Report(BaseModel):
     """How each variant with sparse operators came about, or why there is none. One that was
     compared and not found faster is among the ``variants``, but not written."""
     sparsity: Sparsity
+    """What was to be removed, and from how much."""
     machine: Machine
+    """Where latency was measured."""
     reconstruction: dict[str, Reconstructed]
     """What was repaired layer by layer, by the stage's name: ``reconstruct-00`` after the first
     pruning step ..., ``reconstruct`` after the last; empty where nothing was."""
     recovery: Recovered
+    """What came of the training after the last pruning step."""
     data: Data
+    """The samples that the run used."""
     code: Code
+    """The user's code that the results depend on."""
 
     @property
     def shipped(self) -> Measured:

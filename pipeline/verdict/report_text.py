@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
 from mfac_compress.pipeline.verdict.gates import Gate
@@ -67,6 +68,12 @@ def print_verdict(report: Report, console: Console) -> None:
         console.print(Text(f"warning: {warning}", "yellow"))
     color = {"pass": "green", "none": "yellow", "fail": "red"}[report.verdict]
     console.print(Text(_headline(report), f"bold {color}"))
+
+
+def failed_gates(report: Report) -> str:
+    """A failed verdict in one line."""
+    names = ", ".join(gate.name for gate in report.gates if not gate.passed)
+    return f"{_headline(report)}; failed: {names}"
 
 
 def _side_by_side(report: Report, width: int) -> Iterator[Report]:
@@ -195,7 +202,7 @@ def _kernels_text(report: Report) -> Iterable[str]:
         if workloads:
             yield f"Milliseconds a call of the layer alone, at {' / '.join(workloads)}."
         yield (
-            f"FLOPs in theory: {flops.sparse:,} of {flops.dense:,} multiplications at "
+            f"MACs in theory: {flops.sparse:,} of {flops.dense:,} multiply-accumulates at "
             f"{flops.workload} ({flops.ratio:.3f}). Counted, not measured."
         )
 
@@ -211,7 +218,8 @@ def _left_out_text(report: Report) -> str:
 
 
 def _code_text(code: Code) -> str:
-    rows = [(path, digest[:12]) for path, digest in code.files.items()]
+    shown = {path: one if one == CHANGED else one[:12] for path, one in code.files.items()}
+    rows = list(shown.items())
     files = _table(("file of your code", "SHA-256"), rows) if rows else "No code of yours is used."
     hidden = f"\n\nNot hashed, so nothing is reused: {', '.join(code.not_reusable)}."
     return f"{files}{hidden if code.not_reusable else ''}\n\nNot covered: {code.not_covered}."

@@ -40,7 +40,7 @@ def measured_rows(report: Report) -> Iterator[Row]:
         libraries = [one.size.library_bytes for one in variants]
         yield "  library beside it", *(readable_bytes(size) if size else "" for size in libraries)
     yield "parity error", *_of_pruned(report, lambda one: _number(one.parity_error))
-    yield "FLOPs in theory", *(_flops(report, name) for name in report.variants)
+    yield "MACs in theory", *(_flops(report, name) for name in report.variants)
 
 
 def latency_rows(report: Report) -> Iterator[Row]:
@@ -135,7 +135,7 @@ def _number(value: float | None) -> str:
 
 
 def _flops(report: Report, name: str) -> str:
-    """Multiplications of one call, where its layers were counted."""
+    """Multiply-accumulates of one call, where its layers were counted."""
     for kernels in report.kernels.values():
         if name == DENSE:
             return f"{kernels.flops.dense / 1e6:,.1f} M"

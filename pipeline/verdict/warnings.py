@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES
+from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
-from mfac_compress.pipeline.verdict.inputs import Data, Sparsity
+from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
 
 LITTLE = 0.2
 """Share of all parameters that could be pruned, below which the verdict names it."""
@@ -18,6 +19,7 @@ def warnings_of(
     judged: MetricDrop,
     sparsity: Sparsity,
     data: Data,
+    code: Code,
 ) -> tuple[str, ...]:
     """Look for what makes a verdict mean less than it seems.
 
@@ -28,6 +30,7 @@ def warnings_of(
         judged: That of the file to which the gates apply.
         sparsity: What was pruned, and what was not.
         data: The samples.
+        code: The user's code.
     Returns:
         One sentence or more for each finding.
     """
@@ -36,6 +39,7 @@ def warnings_of(
         *_of_intervals(recipe, metric, judged),
         *_of_sparsity(sparsity),
         *_of_data(data),
+        *_of_code(code),
     )
 
 
@@ -94,4 +98,13 @@ def _of_data(data: Data) -> Iterator[str]:
         yield (
             f"{repeated:,} of {data.samples['validation']:,} validation samples repeat the input "
             "of another: the intervals count them as independent."
+        )
+
+
+def _of_code(code: Code) -> Iterator[str]:
+    changed = [path for path, digest in code.files.items() if digest == CHANGED]
+    if changed:
+        yield (
+            f"{', '.join(changed)} changed during the run, which may have used it as it was before "
+            "and after. Run again without changing it: what was made meanwhile is made anew."
         )

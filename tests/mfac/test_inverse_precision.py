@@ -139,3 +139,64 @@ def test_a_setting_of_one_backend_survives():
         assert backend.fp32_precision == "tf32"
     finally:
         backend.fp32_precision = before
+
+
+def _cancelling(m, d):
+    G = _random(m, d)
+    G[0] *= 1e-6
+    G[:, 0] = torch.tensor([3e4, *[1.0] * (m - 1)])
+    return G
+
+
+def _exact_cost(G, damping, block, Q, x):
+    """xᵀ[F⁻¹]_QQ⁻¹x, which is xᵀ(F_QQ − F_QK F_KK⁻¹ F_KQ)x, with 40 digits."""
+    start = Q[0] // block * block
+    with mpmath.workdps(40):
+        part = mpmath.matrix(G[:, start : start + block].double().tolist())
+        fisher = part.T * part / len(G) + mpmath.mpf(damping) * mpmath.eye(part.cols)
+        inverse = mpmath.inverse(fisher)
+        sub = mpmath.matrix([[inverse[i - start, j - start] for j in Q] for i in Q])
+        x = mpmath.matrix(x.tolist())
+        return float((x.T * mpmath.lu_solve(sub, x))[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("damping", DAMPINGS)
+@pytest.mark.parametrize("kind", [*WINDOWS, "cancelling"])
+def test_sets_are_right_or_refused(kind, damping, shape):
+    """Along the direction in which errors are largest: that of the smallest eigenvalue."""
+    m, d, block = shape
+    G = {**WINDOWS, "cancelling": _cancelling}[kind](m, d)
+    sets = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    try:
+        found = _inverse(G, damping, block).submatrices(sets)
+    except PrecisionError as error:
+        assert G.double().square().sum().item() / m / damping > 1e9, "refused a harmless window"
+        assert "ten times more" in str(error)  # noqa: PT017
+        return
+    for Q, matrix in zip(sets.tolist(), found, strict=True):
+        x = torch.linalg.eigh(matrix).eigenvectors[:, 0]
+        cost = (x @ torch.linalg.solve(matrix, x)).item()
+        assert cost == pytest.approx(_exact_cost(G, damping, block or d, Q, x), rel=1.1e-3)
+
+
+def test_sets_without_a_digit_are_refused():
+    inverse = _inverse(_cancelling(4, 40), 1e-8)
+    with pytest.raises(PrecisionError, match="judge several weights together"):
+        inverse.submatrices(torch.tensor([[0, 1], [2, 3]]))
+    inverse.submatrices(torch.tensor([[2, 3], [4, 5]]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_set_of_the_same_column_twice_is_not_positive_definite(shape):
+    m, d, block = shape
+    with pytest.raises(PrecisionError, match="judge several weights together"):
+        _inverse(_random(m, d), 1e-3, block).submatrices(torch.tensor([[1, 1]]))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sets_of_no_well_scaled_window_are_refused(shape):
+    m, d, block = shape
+    for kind in ("random", "duplicated rows", "equal rows", "small", "zero"):
+        for damping in DAMPINGS:
+            _inverse(WINDOWS[kind](m, d), damping, block).submatrices(torch.tensor([[0, 1, 2, 3]]))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mfac_compress.mfac import sliding_window
+from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.mfac.sliding_window import SlidingFisher
 
 
@@ -146,7 +147,7 @@ def test_unusable_arguments_are_refused(gradients):
 
     large = 1e8 * gradients(1, 10)[0]
     fisher.push(large, 1e-8)
-    with pytest.raises(ValueError, match=r"damping must be large enough.*ten times"):
+    with pytest.raises(PrecisionError, match=r"damping must be large enough.*ten times"):
         fisher.push(large, 1e-8)
 
 

@@ -79,7 +79,7 @@ def test_all_is_measured_on_it_too(project, always_faster):
     assert {time["workload"]["batch_size"] for time in times} == {1, 4}
     assert kernels["flops"]["sparse"] < kernels["flops"]["dense"]
     text = (project.output / "report.md").read_text()
-    for said in ("stock ONNX Runtime", "with sparse operators", "FLOPs in theory"):
+    for said in ("stock ONNX Runtime", "with sparse operators", "MACs in theory"):
         assert said in text
 
 

@@ -51,6 +51,17 @@ def test_quiet_says_nothing(project):
     assert project.run("-q").output == ""
 
 
+def test_quiet_says_a_failed_gate_in_one_line(project):
+    project.recipe["prune"] = {"method": "magnitude", "sparsity": 0.5}
+    project.recipe["validate"]["gates"] = {"min_sparsity": 0.9, "max_parity_error": 1e-3}
+    result = project.run("-q")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("FAIL: 1 of 2 gates failed")
+    assert "failed: min_sparsity. See " in line
+
+
 def test_json_is_the_report_and_nothing_else(project):
     result = project.run("--json")
 
@@ -79,6 +90,30 @@ def test_a_dry_run_fails_where_the_run_would(project):
     assert result.exit_code == 2
     assert "calibrate.num_gradients" in result.output
     assert "Tensors to prune" in result.output
+
+
+def _own_metric(project, returns):
+    (project.folder / "own.py").write_text(
+        "import torch\n"
+        "def score(outputs, targets):\n"
+        "    right = (outputs.argmax(1) == targets).double()\n"
+        f"    return {returns}\n"
+    )
+    project.recipe["task"] = {"metric": "own.py:score", "range": [0, 1]}
+
+
+def test_a_wrong_range_of_the_metric_is_found_before_the_work(project):
+    _own_metric(project, "100 * right")
+    for arguments in (["--dry-run"], []):
+        result = project.run(*arguments)
+        assert result.exit_code == 2
+        assert "task.range must hold every value of the metric. Got [0, 1]" in result.output
+    assert not (project.output / ".cache").exists()
+
+
+def test_a_metric_that_needs_more_samples_is_not_refused_before_the_work(project):
+    _own_metric(project, "float('nan')")
+    assert project.run("--dry-run").exit_code == 0
 
 
 def test_what_a_loss_prints_does_not_come_between_the_json(project):

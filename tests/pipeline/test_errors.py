@@ -2,7 +2,7 @@
 
 import pytest
 
-from mfac_compress.pipeline.errors import InputError, StageError, stage_named
+from mfac_compress.pipeline.errors import InputError, StageError, in_brief, stage_named
 
 
 class _TextFails(Exception):
@@ -32,3 +32,9 @@ def test_finished_stages_are_mentioned_where_there_are_some():
 def test_an_error_with_a_message_passes_as_it_is():
     with pytest.raises(InputError, match="as it is"), stage_named("prune"):
         raise InputError("as it is")
+
+
+def test_an_exception_in_brief_is_its_type_and_the_first_line_of_its_text():
+    assert in_brief(ValueError("bad magic number.\nDetails ...")) == "ValueError: bad magic number"
+    assert in_brief(EOFError()) == "EOFError"
+    assert in_brief(_TextFails()).startswith("_TextFails: (its text cannot be shown")

@@ -206,6 +206,65 @@ def test_a_changed_helper_is_noticed(quick, fresh, how):
     assert not _reused(again.output) & made_anew
 
 
+def test_a_file_that_is_edited_while_a_stage_runs_is_noticed(quick, fresh, monkeypatch):
+    """And has its first content again when the stage ends."""
+    from mfac_compress.pipeline.stages import validate
+
+    _write(
+        quick,
+        "own.py",
+        """
+        from pathlib import Path
+        def score(outputs, targets):
+            factor = Path(__file__).with_name("factor.txt").read_text()
+            return float(factor) * (outputs.argmax(1) == targets).float()
+        """,
+    )
+    quick.recipe["task"] = {"metric": "own.py:score"}
+    quick.recipe["validate"]["gates"] = {"min_sparsity": 0.4}
+    factor, whole = quick.folder / "factor.txt", validate.validate
+    factor.write_text("0.0")
+
+    def edited_meanwhile(job, **reads):
+        factor.write_text("1.00")
+        made = whole(job, **reads)
+        factor.write_text("0.0")
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validate, "validate", edited_meanwhile)
+        assert fresh().exit_code == 0
+    report = json.loads((quick.output / "report.json").read_text())
+    assert any("factor.txt changed during the run" in text for text in report["warnings"])
+    assert _metric(quick) > 0.9
+
+    assert "validate: made anew, since in the cache code" in " ".join(fresh().output.split())
+    assert _metric(quick) == 0
+
+
+def test_what_only_the_checks_import_is_in_the_keys(quick, fresh):
+    _write(quick, "ops.py", GOOD)
+    _write(
+        quick,
+        "net.py",
+        """
+        from torch import nn
+        class Act(nn.Module):
+            def forward(self, x):
+                if self.training:
+                    from ops import act
+                    return act(x)
+                return x.relu()
+        def net():
+            return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), Act(), nn.Linear(16, 3))
+        """,
+    )
+    quick.recipe["recover"] = {"epochs": 1}
+    assert fresh().exit_code == 0
+    manifests = (quick.output / ".cache").glob("*/*/manifest.json")
+    assert not any(json.loads(path.read_text())["code"] for path in manifests)
+
+
 def test_a_notebooks_functions_are_noticed(quick):
     """Functions of ``__main__`` without a file, as a notebook's cells define them."""
     quick.recipe["task"] = {"metric": "__main__:score"}

@@ -97,7 +97,7 @@ def test_without_the_library_it_shows_what_it_can(file, monkeypatch):
     monkeypatch.setattr(library, "LIBRARY", "none.so")
     result = _speed(file, "--shape", "ids=1,7")
     assert result.exit_code == 0
-    assert "FLOPs in theory" in result.output
+    assert "MACs in theory" in result.output
     assert "must be built" in result.output
     refused = _speed(file, "--shape", "ids=1,7", "-o", "out.onnx")
     assert refused.exit_code == 2
@@ -269,11 +269,11 @@ def test_names_do_not_reach_the_terminal_as_they_are(faster, tmp_path):
     assert "\\x1b[31m[bold]\\u202e" in result.output
 
 
-def test_what_is_left_out_of_the_multiplications_is_said(faster, tmp_path):
+def test_what_is_left_out_of_the_macs_is_said(faster, tmp_path):
     faster(0.5)
     result = _speed(_optimised(tmp_path, "ORT_ENABLE_ALL"), "--shape", "x=1,16,6,5")
     assert result.exit_code == 0, result.output
-    assert "without 2 layers of whose multiplications nothing is known" in result.output
+    assert "without 2 layers of whose MACs nothing is known" in result.output
 
 
 def _optimised(folder, level):

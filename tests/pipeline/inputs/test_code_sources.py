@@ -1,13 +1,19 @@
 """The files that the user's code is made of."""
 
 import importlib.util
+import os
 import py_compile
 import sys
 
 import pytest
 
 from mfac_compress.pipeline.inputs.callables import resolve_callable, user_code
-from mfac_compress.pipeline.inputs.code_sources import CodeSources, forget_opened, present_sources
+from mfac_compress.pipeline.inputs.code_sources import (
+    CHANGED,
+    CodeSources,
+    forget_opened,
+    present_sources,
+)
 
 
 @pytest.fixture
@@ -104,3 +110,56 @@ def test_the_script_that_starts_a_run_does_not_count_by_either_of_its_names(proj
     monkeypatch.setitem(sys.modules, "__main__", script)
     monkeypatch.setitem(sys.modules, "__mp_main__", script)  # as multiprocessing does
     assert not _of(project, present_sources().files)
+
+
+def _edit(path, text="VALUE = 2\n"):
+    path.write_text(text)
+    os.utime(path, ns=(1, 1))  # whatever the clock says, not the time of a write before
+
+
+@pytest.mark.parametrize("spec", ["own_first:act", "own_first.py:act"])
+def test_a_module_that_is_edited_after_the_stock_is_noticed(project, spec):
+    act = resolve_callable(spec, key="task.metric", folder=project)
+    before = present_sources()
+    with user_code():
+        act()
+    _edit(project / "own_first.py")
+    _edit(project / "own_third.py")
+    changed = {path for path, digest in before.since().items() if digest == CHANGED}
+    assert _of(project, changed) == {"own_first.py", "own_third.py"}
+
+
+def test_a_file_that_is_edited_after_it_was_opened_is_noticed(project):
+    """Also where its content comes back: what was read in between, nobody knows."""
+    path = project / "own_third.py"
+    written = path.read_text()
+    with user_code(), open(path) as file:
+        file.read()
+    before = present_sources()
+    assert not before.since()
+    for text in ("VALUE = 2\n", written):
+        _edit(path, text)
+        assert before.since() == {str(path): CHANGED}
+    path.unlink()
+    assert before.since() == {str(path): CHANGED}
+
+
+def test_a_file_that_is_edited_before_the_stock_is_not_reusable(project):
+    resolve_callable("own_first.py:act", key="task.metric", folder=project)
+    _edit(project / "own_first.py")
+    assert present_sources().unseen == (str(project / "own_first.py"),)
+
+
+def test_a_later_stock_keeps_what_was_there_before(project):
+    act = resolve_callable("own_first.py:act", key="task.metric", folder=project)
+    before = present_sources()
+    act()
+    _edit(project / "own_first.py")
+
+    later = before.with_later()
+
+    own = str(project / "own_first.py")
+    assert later.files[own] == before.files[own]
+    assert _of(project, later.files) == {"own_first.py", "own_second.py", "own_third.py"}
+    assert later.since() == {own: CHANGED}
+    assert own in later.unseen

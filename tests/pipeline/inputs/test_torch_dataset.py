@@ -11,6 +11,7 @@ from mfac_compress.pipeline.recipe.schema import FactoryData
 
 OWN = """
 import collections
+import os
 import random
 import numpy as np
 import torch
@@ -63,6 +64,14 @@ def pad(items):
 def pad_inputs(items):
     batch = pad([{"labels": 0, **item} for item in items])
     return batch if "labels" in items[0] else {"input_ids": batch["input_ids"]}
+
+def pad_left(items):
+    length = max(len(item["input_ids"]) for item in items)
+    ids = [[0] * (length - len(item["input_ids"])) + item["input_ids"] for item in items]
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor([i["labels"] for i in items])}
+
+def pad_by_environment(items):
+    return (pad_left if os.environ.get("PAD") == "left" else pad)(items)
 
 def as_pair(items):
     batch = pad(items)
@@ -139,6 +148,20 @@ def test_collated_batches_are_padded_each_for_itself(tmp_path):
     assert pair.inputs.tolist() == short.inputs["input_ids"].tolist()
 
 
+def test_other_padding_is_other_data(tmp_path, monkeypatch):
+    """Though each sample by itself has none, and one file may hold several functions."""
+
+    def fingerprints(collate):
+        return {split.fingerprint for split in load(tmp_path, "any_length", collate=collate)}
+
+    right, left = fingerprints("pad"), fingerprints("pad_left")
+    assert fingerprints("pad") == right
+    assert not right & left
+    right = fingerprints("pad_by_environment")
+    monkeypatch.setenv("PAD", "left")
+    assert not right & fingerprints("pad_by_environment")
+
+
 def test_padding_hides_no_overlap_and_no_repetition(tmp_path):
     message = refusal(tmp_path, "validation_repeats_calibration", collate="pad")
     assert "calibration sample 7 (sample 7 of data.factory's 'calibration') = validation" in message
@@ -189,7 +212,7 @@ def test_targets_may_be_missing_where_none_are_needed(tmp_path):
         ("validation_nan", {}, "finite inputs.x.deep"),
         ("any_length", {"collate": "masks_some"}, "inputs.mask float32 of 1 axes, targets"),
         ("any_length", {"collate": "raises"}, "raised KeyError: token (own.py"),
-        ("any_length", {"collate": "too_few"}, "of n = 2 for samples 0..1 of 'validation'"),
+        ("any_length", {"collate": "too_few"}, "of n = 4 for samples 0..3 of 'calibration'"),
         ("any_length", {"collate": "scalar"}, "Got inputs int64 [], targets"),
         ("any_length", {"collate": "words"}, "is a list of 1, and neither"),
         ("any_length", {"collate": "missing"}, "has no 'missing'"),

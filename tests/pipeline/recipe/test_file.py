@@ -112,6 +112,22 @@ BAD = {
         ["run.seed must be given once. It is in line 4 already."],
     ),
     "key that is no text": ("on: 1", 3, ["text as keys. Got on", "'on' in quotes"]),
+    "number as a key": ("1: 1", 3, ["The recipe must have text as keys. Got 1", "'1' in quotes"]),
+    "number as an argument": (
+        "model: {factory: 'a:b', kwargs: {sizes: {0: 8}}}",
+        3,
+        ["model.kwargs.sizes must have text as keys. Got 0", "'0' in quotes"],
+    ),
+    "number as an input": (
+        "export: {dynamic_axes: {0: {1: length}}}",
+        3,
+        ["export.dynamic_axes must have text as keys. Got 0"],
+    ),
+    "fraction as an axis": (
+        "export: {dynamic_axes: {ids: {1.0: length}}}",
+        3,
+        ["export.dynamic_axes.ids must have text as keys. Got 1.0"],
+    ),
     "axis": (
         "export: {dynamic_axes: {ids: {0: batch}}}",
         3,
@@ -410,6 +426,15 @@ def test_off_needs_no_quotes(write):
 def test_axes_are_numbers(write):
     path = write(SOUND + "export: {dynamic_axes: {ids: {1: length}, 'mask': {'1': length}}}")
     assert load_recipe(path).export.dynamic_axes == {"ids": {1: "length"}, "mask": {1: "length"}}
+
+
+@pytest.mark.parametrize(
+    "given", ["export={dynamic_axes: {ids: {1: a}}}", "export.dynamic_axes.ids={1: a}"]
+)
+def test_axes_are_numbers_in_overrides(write, given):
+    assert load_recipe(write(SOUND), [given]).export.dynamic_axes == {"ids": {1: "a"}}
+    with pytest.raises(InputError, match=r"text as keys\. Got 1"):
+        load_recipe(write(SOUND), ["prune.overrides={1: 0.5}"])
 
 
 def test_overrides_take_yaml_and_the_last_counts(write):

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from mfac_compress.pipeline.digest import file_digest
+from mfac_compress.pipeline.inputs.callables import user_code
+from mfac_compress.pipeline.inputs.code_sources import CodeSources, forget_opened
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 
 CONTENT = {
@@ -45,7 +48,7 @@ def test_the_newest_replaces_the_one_before_and_what_a_killed_run_left(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_checkpoint_is_none(tmp_path, name, damage):
     checkpoints = Checkpoints(tmp_path / "unfinished")
@@ -58,8 +61,46 @@ def test_a_damaged_checkpoint_is_none(tmp_path, name, damage):
     else:
         file.write_bytes(content[: None if damage == "flip" else len(content) // 2])
     assert checkpoints.load() is None
+    assert checkpoints.rejected
     checkpoints.save(1, {"at": 1})
     assert checkpoints.load() == {"at": 1}
+
+
+def test_a_checkpoint_is_of_one_key(tmp_path):
+    Checkpoints(tmp_path / "one", "a").save(1, {"at": 1})
+    (tmp_path / "one").rename(tmp_path / "other")
+    assert Checkpoints(tmp_path / "other", "b").load() is None
+    Checkpoints(tmp_path / "other", "a").save(1, {"at": 1})
+    assert Checkpoints(tmp_path / "other", "a").load() == {"at": 1}
+
+
+@pytest.fixture
+def code(tmp_path):
+    """Code that loads another file once the stock is taken, as in the middle of a stage."""
+    forget_opened()
+    (tmp_path / "schedule.txt").write_text("1")
+    sources = CodeSources()
+    with user_code(), open(tmp_path / "schedule.txt") as file:
+        file.read()
+    yield sources
+    forget_opened()
+
+
+@pytest.mark.parametrize("when", ["before it", "after it"])
+def test_a_checkpoint_is_of_the_code_that_ran(tmp_path, code, when):
+    checkpoints = Checkpoints(tmp_path / "unfinished", "a", code)
+    own = str(tmp_path / "schedule.txt")
+    if when == "before it":
+        (tmp_path / "schedule.txt").write_text("10")
+    checkpoints.save(1, {"at": 1})
+    forget_opened()  # another process
+    again = Checkpoints(tmp_path / "unfinished", "a", CodeSources())
+    if when == "after it":
+        assert again.load() == {"at": 1}
+        assert again.code[own] == file_digest(own)
+        (tmp_path / "schedule.txt").write_text("10")
+    assert again.load() is None
+    assert again.rejected == "code that it was made with has changed"
 
 
 def test_a_tensor_that_shares_memory_is_written_by_itself(tmp_path):

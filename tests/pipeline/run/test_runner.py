@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.inputs.code_sources import CodeSources
+from mfac_compress.pipeline.inputs.callables import user_code
+from mfac_compress.pipeline.inputs.code_sources import CodeSources, forget_opened
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.cache import StageCache
@@ -138,3 +139,52 @@ def test_a_stage_goes_on_from_its_checkpoint_which_goes_when_it_is_finished(runs
 
     runs.run(Stage("a", count, {"end": 5}))
     assert runs.made == [1, 2, 3, 4, 5], "a checkpoint of another key was taken"
+
+
+def _reads(path):
+    with user_code(), open(path) as file:
+        return file.read()
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    """A file of the user's that a stage reads."""
+    forget_opened()
+    path = tmp_path / "schedule.txt"
+    path.write_text("1")
+    yield path
+    forget_opened()
+
+
+def _killed_after_one(job, path, made):
+    at = (job.checkpoints.load() or {"at": 0})["at"]
+    made.append(at)
+    if at == 0:
+        _reads(path)
+        job.checkpoints.save(1, {"at": 1})
+        raise OSError("killed")
+    return {"at": at}
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(runs, schedule):
+    stage = Stage("a", partial(_killed_after_one, path=schedule, made=runs.made))
+    with pytest.raises(StageError, match="killed"):
+        runs.run(stage)
+    forget_opened()
+    schedule.write_text("10")
+    with pytest.raises(StageError, match="killed"):
+        runs.run(stage)
+    assert runs.made == [0]
+
+
+def test_the_code_of_a_checkpoint_is_code_of_the_artefact(runs, schedule):
+    """Its own process has not read the file, but half of the work was done with it."""
+    stage = Stage("a", partial(_killed_after_one, path=schedule, made=runs.made))
+    with pytest.raises(StageError, match="killed"):
+        runs.run(stage)
+    forget_opened()
+    assert runs.run(stage)["a"].facts == {"at": 1}
+    assert runs.run(stage)["a"].reused
+    schedule.write_text("10")
+    with pytest.raises(StageError, match="killed"):
+        runs.run(stage)

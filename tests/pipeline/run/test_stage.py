@@ -70,7 +70,7 @@ def test_a_value_whose_content_is_not_known_is_refused(value):
 
 def test_the_content_of_the_artefacts_before_is_in_the_key():
     def artefact(digest):
-        return Artefact(Path("/tmp"), digest, {}, {}, reused=True)
+        return Artefact(Path("/tmp"), digest, {}, {}, {}, reused=True)
 
     stage = Stage("b", print, after={"x": "a"})
     one, same, other = (stage.key({"x": artefact(digest)}) for digest in ("x", "x", "y"))

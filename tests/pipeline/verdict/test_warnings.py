@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
-from mfac_compress.pipeline.verdict.inputs import Data, Sparsity
+from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
 from mfac_compress.pipeline.verdict.warnings import warnings_of
 
 METRIC = Metric(
@@ -31,10 +32,11 @@ DENSE = MetricDrop(
 )
 SPARSE = replace(DENSE, value=0.89, drop=0.01, drop_interval=(0.0, 0.02))
 SPARSITY = Sparsity(target=0.8, weights=900, parameters=1000, pattern="unstructured", left_out={})
+CODE = Code(files={"/own.py": "f" * 64}, not_reusable=(), not_covered="")
 DATA = Data(samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=())
 
 
-def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, **gates):
+def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, code=None, **gates):
     recipe = Recipe.model_validate(
         {
             "data": {"source": "digits"},
@@ -44,6 +46,7 @@ def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, **
     )
     parts = [
         (METRIC, metric), (DENSE, dense), (SPARSE, judged), (SPARSITY, sparsity), (DATA, data),
+        (CODE, code),
     ]  # fmt: skip
     return warnings_of(recipe, *(replace(part, **(change or {})) for part, change in parts))
 
@@ -91,3 +94,8 @@ def test_samples_that_judge_less_than_they_seem(data, fragment):
     (warning,) = _warnings(data=data)
     assert fragment in warning
     assert _warnings(data={"repeated": {"calibration": 40}}) == ()
+
+
+def test_code_that_changed_meanwhile():
+    (warning,) = _warnings(code={"files": {"/own.py": CHANGED, "/other.py": "f" * 64}})
+    assert warning.startswith("/own.py changed during the run")
