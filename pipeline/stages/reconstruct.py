@@ -55,30 +55,24 @@ class LeastSquares:
 
 @dataclass(frozen=True)
 class Repair:
-    """One repair of all pruned layers.
-
-    Args:
-        method: Of the repair.
-        divergence: From the dense model's outputs on held-out samples, before and after it.
-        kept: Whether it stays, as it does where that has become less.
-    """
+    """One repair of all pruned layers."""
 
     method: Method
+    """`least_squares` of each layer in turn, or training of `blocks` of layers."""
     divergence: tuple[float, float]
+    """From the dense model's outputs on held-out samples, before and after it."""
     kept: bool
+    """Whether it stays, as it does where that has become less."""
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What the stage says of its repairs.
-
-    Args:
-        repairs: In their order.
-        left_out: Pruned weights that no repair reaches, by name, and why.
-    """
+    """What the stage says of its repairs."""
 
     repairs: tuple[Repair, ...]
+    """In their order."""
     left_out: dict[str, str]
+    """Pruned weights that no repair reaches, by name, and why."""
 
 
 def check(
