@@ -71,8 +71,10 @@ def _repair(recipe: Recipe) -> str:
         return "none (reconstruct.method)"
     when = f"each of {steps} steps" if section.every_step and steps > 1 else "the last step"
     text = f"least squares on {section.samples:,} calibration samples after {when}"
-    if section.method == "blocks":
-        text += f", then block by block on {section.blocks.samples:,}"
+    if section.blocks_between and steps > 1:
+        text += f", then blocks on {section.blocks_between.samples:,}"
+    if section.blocks_at_end:
+        text += f"; at the end blocks on {section.blocks_at_end.samples:,}"
     return f"{text}; without labels"
 
 

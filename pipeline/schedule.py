@@ -65,7 +65,7 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
         state = {"state": pruned}
         if repair.method != "none" and (is_last or repair.every_step):
             name = "reconstruct" if is_last else repaired
-            trained = repair.blocks if is_last and repair.method == "blocks" else None
+            trained = repair.blocks_at_end if is_last else repair.blocks_between
             yield _reconstruct(name, recipe, inputs, trained, state)
             state = {"state": name}
         if between.epochs and not is_last:
@@ -191,6 +191,7 @@ def _reconstruct(
         check=partial(
             reconstruct.check,
             pruned=[target.name for target in inputs.targets.matched],
+            samples_key="samples" if name == "reconstruct" else "samples_between",
             where=recipe.where,
         ),
         facts=reconstruct.Reconstructed,

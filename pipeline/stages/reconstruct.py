@@ -20,7 +20,7 @@ from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
 from mfac_compress.pipeline.quoting import listed
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import BlocksSection, ReconstructSection
+from mfac_compress.pipeline.recipe.schema import Augment, BlocksSection, ReconstructSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.divergence import Divergence
@@ -29,6 +29,7 @@ from mfac_compress.pipeline.stages.prune import no_holdout
 Method = Literal["least_squares", "blocks"]
 
 _BATCH = 100
+_TRIED = 2  # samples
 
 
 @dataclass(frozen=True)
@@ -54,30 +55,24 @@ class LeastSquares:
 
 @dataclass(frozen=True)
 class Repair:
-    """One repair of all pruned layers.
-
-    Args:
-        method: Of the repair.
-        divergence: From the dense model's outputs on held-out samples, before and after it.
-        kept: Whether it stays, as it does where that has become less.
-    """
+    """One repair of all pruned layers."""
 
     method: Method
+    """`least_squares` of each layer in turn, or training of `blocks` of layers."""
     divergence: tuple[float, float]
+    """From the dense model's outputs on held-out samples, before and after it."""
     kept: bool
+    """Whether it stays, as it does where that has become less."""
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What the stage says of its repairs.
-
-    Args:
-        repairs: In their order.
-        left_out: Pruned weights that no repair reaches, by name, and why.
-    """
+    """What the stage says of its repairs."""
 
     repairs: tuple[Repair, ...]
+    """In their order."""
     left_out: dict[str, str]
+    """Pruned weights that no repair reaches, by name, and why."""
 
 
 def check(
@@ -88,6 +83,7 @@ def check(
     solve: LeastSquares,
     blocks: BlocksSection | None,
     pruned: Sequence[str],
+    samples_key: Literal["samples", "samples_between"],
     where: Callable[..., str],
     **_: Any,
 ) -> None:
@@ -100,6 +96,7 @@ def check(
         solve: How layers are solved.
         blocks: How blocks are trained; None where they are not.
         pruned: Names of the weights that are pruned.
+        samples_key: The key that says for how many samples blocks are trained.
         where: Says where a key of the recipe was given.
 
     Raises:
@@ -110,7 +107,9 @@ def check(
             raise no_holdout(calibration, where)
         check_samples(calibration, solve.samples, where("reconstruct.samples"))
         if blocks is not None:
-            check_samples(calibration, blocks.samples, where("reconstruct.blocks.samples"))
+            check_samples(calibration, blocks.samples, where(f"reconstruct.blocks.{samples_key}"))
+            augment = Augment(flip=blocks.flip)
+            next(iter(calibration.drawn_inputs("check", _TRIED, _TRIED, augment)))
         if ranks.is_rank_zero:
             _check_layers(layers, pruned, where("reconstruct.method"))
 
@@ -242,7 +241,9 @@ class _Repairer:
                 self._dense,
                 self._graph,
                 self._masks,
-                self._batches("blocks", section.samples, section.batch_size),
+                self._batches(
+                    "blocks", section.samples, section.batch_size, Augment(flip=section.flip)
+                ),
                 epochs=section.epochs,
                 lr=section.lr,
                 scores_axis=1 if self._calibration.predicts_classes else None,
@@ -263,9 +264,12 @@ class _Repairer:
             before.into(self._module)
         return Repair(method, (reached, divergence), kept)
 
-    def _batches(self, purpose: str, samples: int, batch_size: int) -> DrawnInputs:
+    def _batches(
+        self, purpose: str, samples: int, batch_size: int, augment: Augment | None = None
+    ) -> DrawnInputs:
         """Inputs of some samples that are not held out."""
-        return self._calibration.drawn_inputs(f"{self._draw}, {purpose}", samples, batch_size)
+        draw = f"{self._draw}, {purpose}"
+        return self._calibration.drawn_inputs(draw, samples, batch_size, augment)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return self._calibration.draws.generator_for(f"{self._draw}, {purpose}")

@@ -94,14 +94,17 @@ def test_each_step_is_repaired_before_the_next_one_starts_from_it(plan, changes,
     assert [stage.after.get("state") for stage in chain] == [None, *states[:-1]]
 
 
-def test_blocks_are_trained_at_the_end_only(plan):
-    stages = {s.name: s for s in plan("prune.steps=2", *REPAIRED, "reconstruct.method=blocks")}
+def test_blocks_are_trained_at_the_end_and_between_where_that_is_asked_for(plan):
+    blocks = ("prune.steps=2", *REPAIRED, "reconstruct.method=blocks")
+    stages = {s.name: s for s in plan(*blocks)}
     assert stages["reconstruct-00"].given["blocks"] is None
-    assert stages["reconstruct"].given["blocks"] is not None
-    before = _keys(stages.values())
-    after = _keys(
-        plan("prune.steps=2", *REPAIRED, "reconstruct.method=blocks", "reconstruct.blocks.epochs=9")
-    )
+    assert stages["reconstruct"].given["blocks"].samples == 50
+    between = {s.name: s for s in plan(*blocks, "reconstruct.blocks.samples_between=20")}
+    assert between["reconstruct-00"].given["blocks"].samples == 20
+    assert between["reconstruct-00"].given["blocks"].epochs == 1
+    assert between["reconstruct"].given["blocks"] == stages["reconstruct"].given["blocks"]
+
+    before, after = _keys(stages.values()), _keys(plan(*blocks, "reconstruct.blocks.epochs=9"))
     assert {name for name in before if before[name] != after[name]} == {"reconstruct", "export"}
 
 

@@ -72,7 +72,7 @@ def test_the_quickstart_prunes_whole_blocks(tmp_path, method):
         (
             "resnet20-oneshot.yaml",
             "calibration 20,000, validation 10,000",
-            "least squares on 1,000 calibration samples after each of 8 steps, then block by block",
+            "least squares on 1,000 calibration samples after each of 8 steps",
         ),
     ],
 )

@@ -68,6 +68,7 @@ def _check(inputs, **changes):
         "solve": SOLVE,
         "blocks": None,
         "pruned": list(inputs.targets.shapes),
+        "samples_key": "samples",
         "where": lambda key: key,
     }
     stage.check(Ranks(), **given | changes)
@@ -158,13 +159,16 @@ def test_blocks_come_nearer_and_keep_the_zeros(repair, monkeypatch):
     assert _same(again.tensors, repaired.tensors)
 
 
+BLOCKS = {"samples": 90, "samples_between": 30}
+
+
 def test_the_dry_run_says_what_is_repaired_and_when(project):
-    project.recipe["reconstruct"] = {"method": "blocks", "samples": 100, "blocks": {"samples": 90}}
+    project.recipe["reconstruct"] = {"method": "blocks", "samples": 100, "blocks": BLOCKS}
     result = project.run("--dry-run", "--set", "prune.steps=3")
     assert result.exit_code == 0, result.output
     assert (
-        "repair: least squares on 100 calibration samples after each of 3 steps, then block by "
-        "block on 90; without labels" in result.output
+        "repair: least squares on 100 calibration samples after each of 3 steps, then blocks on "
+        "30; at the end blocks on 90; without labels" in result.output
     )
 
 
@@ -204,6 +208,11 @@ def test_a_ridge_that_is_too_small_is_the_recipes(repair, monkeypatch):
 def test_too_few_samples_are_refused(inputs, changes, message):
     with pytest.raises(InputError, match=message):
         _check(inputs, **changes)
+
+
+def test_what_is_no_image_is_not_mirrored(inputs):
+    with pytest.raises(InputError, match="needs batches of images"):
+        _check(inputs, blocks=BlocksSection(samples=100, flip=True))
 
 
 def _no_graph(*_):
