@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from mfac_compress.mfac.layerwise.selections import same_shape
 from mfac_compress.mfac.layerwise.tracing import Program
 
 aten = torch.ops.aten
@@ -112,8 +113,7 @@ def _shortcuts_of_inputs(main: set[Node]) -> set[Node]:
         operands = node.all_input_nodes
         if node.target is aten.add.Tensor and len(operands) == 2 and len({*operands} & main) == 1:
             (other,) = {*operands} - main
-            first, second = (n.meta["val"] for n in operands)
-            if _is_float(other) and [*map(str, first.shape)] == [*map(str, second.shape)]:
+            if _is_float(other) and same_shape(*operands):
                 found.add(other)
     return found
 
@@ -211,8 +211,8 @@ def _keeps_shape(span: Sequence[Node]) -> bool:
         for n in node.all_input_nodes
         if n not in inside and n.op == "call_function" and _is_tensor(n)
     ]
-    shape = [str(n) for n in span[-1].meta["val"].shape] if _is_tensor(span[-1]) else None
-    return any(shape == [str(n) for n in node.meta["val"].shape] for node in entering)
+    tensors = [node for node in (*entering, span[-1]) if isinstance(node.meta["val"], Tensor)]
+    return span[-1] in tensors and any(same_shape(node, span[-1]) for node in tensors[:-1])
 
 
 def _is_tensor(node: Node) -> bool:

@@ -9,7 +9,9 @@ from torch.fx import Node
 
 from mfac_compress.mfac.batch import Tree, concatenate, map_tensors, size
 from mfac_compress.mfac.layerwise.cuts import Block, find_blocks
-from mfac_compress.mfac.layerwise.layers import Layer, find_layers, shortcuts_first
+from mfac_compress.mfac.layerwise.find import find_layers
+from mfac_compress.mfac.layerwise.followers import shortcuts_first
+from mfac_compress.mfac.layerwise.layers import Layer
 from mfac_compress.mfac.layerwise.operators import Convolution
 from mfac_compress.mfac.layerwise.run import run
 from mfac_compress.mfac.layerwise.tracing import (

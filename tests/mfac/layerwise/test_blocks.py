@@ -13,6 +13,12 @@ from mfac_compress.mfac.layerwise.run import run
 from mfac_compress.mfac.layerwise.tracing import named_state
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Models are made in the tests."""
+    torch.manual_seed(0)
+
+
 class _Residual(nn.Module):
     def __init__(self):
         super().__init__()
