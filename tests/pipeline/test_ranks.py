@@ -283,6 +283,8 @@ def test_a_process_that_is_killed_ends_the_run_without_results(project, dies):
     assert result.stderr.count("error: stage ") == 1, result.stderr
     assert not {path.name for path in project.output.iterdir()} & set(RESULTS)
     stage = dies.split()[1]
+    # The first step takes the gradients that are there, and needs no loss.
+    stage = "prune-01" if stage == "prune" else stage
     assert not list((project.output / ".cache").glob(f"{stage}*/*/manifest.json"))
     assert project.run().exit_code == 0, "what is left is in nobody's way"
 
