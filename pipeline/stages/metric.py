@@ -1,6 +1,7 @@
 """The metric of files' outputs, the intervals of it and of its drop, and what chance gives."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -91,9 +92,7 @@ def compare_metric(
     Raises:
         InputError: If the metric has no finite value on these outputs.
     """
-    values = {name: task.evaluate(each, targets) for name, each in outputs.items()}
-    _check_shapes(task, values)
-    _check_repeats(task, outputs, values, targets)
+    values = _evaluate(task, outputs, targets)
     level = _REPORT_CONFIDENCE if confidence == "none" else confidence
     intervals = _intervals(task, values, outputs, targets, level)
     dense, before = next(iter(values.items()))
@@ -154,21 +153,28 @@ def _check_shapes(task: Task, values: Mapping[str, Values]) -> None:
         )
 
 
-def _check_repeats(
-    task: Task, outputs: Mapping[str, Tree], values: Mapping[str, Values], targets: Tree
-) -> None:
-    """Check that the metric returns the same again, whatever it was asked before.
+def _evaluate(task: Task, outputs: Mapping[str, Tree], targets: Tree) -> dict[str, Values]:
+    """The metric of each file, which must be the same again, whatever was asked in between.
 
-    One that sums up over its calls, as metric objects of libraries do, gives the second file a
-    share in what the first one reached. It is asked in the reverse of the first order, so that no
-    state can come out the same by turns.
+    A metric that sums up over its calls, as metric objects of libraries do, gives the second file a
+    share in what the first one reached, and one that keeps the best so far gives it all of that.
+    So the dense file comes last: a best so far is then another one for the files before it. Next
+    come the targets shuffled, with which any file is bad: so is then a worst so far. At last come
+    all files in the reverse of the first order: no state can come out the same by turns.
 
     Raises:
-        InputError: If it does not.
+        InputError: If the metric returns something else for a file the second time.
     """
+    values = {name: task.evaluate(outputs[name], targets) for name in reversed(outputs)}
+    ordered = {name: values[name] for name in outputs}
+    _check_shapes(task, ordered)
     if task.metric_name == "accuracy":
-        return
-    for name, before in reversed(values.items()):
+        return ordered
+    shuffled = rows_of(targets, np.random.default_rng(0).permutation(size(targets)))
+    for _ in range(2):
+        with suppress(InputError):  # it may have no value, or fit the targets' order only
+            task.evaluate(next(iter(outputs.values())), shuffled)
+    for name, before in ordered.items():
         again = task.evaluate(outputs[name], targets)
         if not _are_same(again, before):
             raise InputError(
@@ -177,6 +183,7 @@ def _check_repeats(
                 f"{np.mean(again):.6g}. Let it keep nothing between calls (a metric object is made "
                 "anew or reset in each), and draw no random numbers, or with a seed of its own."
             )
+    return ordered
 
 
 def _are_same(again: Values, values: Values) -> bool:

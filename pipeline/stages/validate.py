@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +39,7 @@ from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
 from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
+from mfac_compress.pipeline.statistics.resampling import rows_of
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
@@ -123,6 +125,8 @@ def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> N
     """Take the user's metric of some samples, which refuses values outside of ``task.range``.
 
     It may have no value for so few, as a rank correlation: then nothing is known before validate.
+    The targets are shuffled: a metric that keeps the best so far must not know the dense model's
+    before it is asked for the sparse one's.
     """
     device = next(model.module.parameters()).device
     some = range(min(_TRIED, len(samples)))
@@ -132,9 +136,12 @@ def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> N
             map_tensors(lambda tensor: tensor.cpu().numpy(), run_model(model.module, x, device))
             for x, _ in batches
         ]
-        targets = [map_tensors(lambda tensor: tensor.numpy(), y) for _, y in batches]
+        targets = join_batches(
+            [map_tensors(lambda tensor: tensor.numpy(), y) for _, y in batches], "targets"
+        )
+        shuffled = rows_of(targets, np.random.default_rng(0).permutation(len(some)))
         with suppress(UndefinedMetricError):
-            task.evaluate(join_batches(outputs, "outputs"), join_batches(targets, "targets"))
+            task.evaluate(join_batches(outputs, "outputs"), shuffled)
 
 
 def validate(

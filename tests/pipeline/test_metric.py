@@ -43,6 +43,7 @@ def moves(outputs, targets):
     return right(outputs, targets)
 
 seen = [0, 0]
+worst = [1.0]
 
 def sums_up(outputs, targets):
     seen[0] += float(right(outputs, targets).sum())
@@ -52,6 +53,18 @@ def sums_up(outputs, targets):
 def by_turns(outputs, targets):
     seen[0] += 1
     return right(outputs, targets) * (1 + seen[0] % 2)
+
+def best_so_far(outputs, targets):
+    seen[0] = max(seen[0], right(outputs, targets).mean().item())
+    return seen[0]
+
+def worst_so_far(outputs, targets):
+    worst[0] = min(worst[0], right(outputs, targets).mean().item())
+    return worst[0]
+
+def ever_right(outputs, targets):
+    seen[0] = torch.maximum(torch.as_tensor(seen[0]), right(outputs, targets))
+    return seen[0]
 
 def random(outputs, targets):
     return torch.rand(len(targets))
@@ -158,6 +171,16 @@ def test_values_whose_differences_overflow_are_refused(own):
     outputs = np.array([[1, 0], [-1, 0]], dtype=np.float32)
     with pytest.raises(InputError, match=r"differences and sums are finite.*own\.py:overflows"):
         compare_metric(_task(own, metric="own.py:overflows"), 0.95, outputs, -outputs, np.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["best_so_far", "worst_so_far", "ever_right"])
+def test_a_metric_that_remembers_how_good_a_file_was_is_refused(name, own):
+    """Else the worse file would be taken to be as good as the other."""
+    dense, targets = _answers(wrong=2)
+    with pytest.raises(InputError, match="the same each time"):
+        compare_metric(
+            _task(own, metric=f"own.py:{name}"), 0.95, dense, _answers(wrong=15)[0], targets
+        )
 
 
 @pytest.mark.parametrize(
