@@ -1,7 +1,9 @@
-"""Devices: a simulated one for every machine, and CUDA where PyTorch finds it."""
+"""Devices: a simulated one for every machine, and CUDA where PyTorch finds it; a fast exporter."""
 
+import copy
 import importlib.util
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -46,3 +48,28 @@ def cuda() -> torch.device:
 def accelerator(request: pytest.FixtureRequest) -> torch.device:
     """Each in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def fast_exporter() -> Iterator[None]:
+    """Let PyTorch's exporter make its table of operators once, and not anew for every export.
+
+    It parses the sources of a thousand functions for it: half the time of a run of these tests.
+    Each export has a copy of its own.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        made = cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):  # another PyTorch: its exporter takes its time
+        yield
+        return
+
+    def from_torchlib(*arguments: object, **options: object) -> ONNXRegistry:
+        registry = copy.copy(made(*arguments, **options))
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield

@@ -20,8 +20,8 @@ from mfac_compress.mfac.layerwise.tracing import Program
 aten = torch.ops.aten
 _ATTENTION = {aten.scaled_dot_product_attention.default, aten.softmax.int, aten._softmax.default}
 
-# What these add or multiply is no matrix, whatever its shape.
-_ELEMENTWISE = {aten.add.Tensor, aten.mul.Tensor}
+# What these take beside a value is no matrix, whatever its shape.
+_ELEMENTWISE = {aten.add.Tensor, aten.mul.Tensor, aten.cat.default}
 
 
 @dataclass(frozen=True, eq=False)

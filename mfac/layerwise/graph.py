@@ -118,7 +118,7 @@ class LayerGraph:
             raise ValueError(
                 f"The model must take any number of samples. Traced with {size(example)}, it fails "
                 f"with {size(inputs)}: {error}. Replace fixed lengths in its forward, as in "
-                "x.view(32, -1), by x.shape[0]."
+                "x.view(32, -1), and len(x) by x.shape[0]."
             ) from error
         for got, wanted in zip(outputs, expected, strict=True):
             if got.shape != wanted.shape or not _is_close(got, wanted):

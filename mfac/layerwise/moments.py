@@ -246,7 +246,9 @@ class _Part:
         """Add the sums to those of the layer."""
         moments, operator, split = self.moments, self.use.operator, self.use.split
         groups = self.use.groups
-        H = operator.ordered(operator.ordered(self.H).mT).repeat_interleave(split, dim=0)
+        # Products of float32 are not symmetric to the last bit, and solvers read one half only.
+        H = operator.ordered(operator.ordered((self.H + self.H.mT) / 2).mT)
+        H = H.repeat_interleave(split, dim=0)
         sum_x = operator.ordered(self.sum_x)
         moments.count[groups] += self.count
         moments.H[groups] += H

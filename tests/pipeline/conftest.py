@@ -102,6 +102,11 @@ class Project:
         return CliRunner().invoke(main, command)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exporter(fast_exporter: None) -> None:
+    """For all tests here."""
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)

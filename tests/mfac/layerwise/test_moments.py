@@ -260,6 +260,17 @@ def test_float32_products_lose_nothing_to_a_large_mean():
     torch.testing.assert_close(moments.centred().H[0], exact.T @ exact, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [(nn.Conv2d(32, 32, 3, padding=1, groups=32), (50, 32, 8, 8)), (nn.Linear(300, 2), (999, 300))],
+)
+def test_H_of_float32_inputs_is_exactly_symmetric(model, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape).relu()
+    H = layer_moments(LayerGraph.trace(model, x), model, ["weight"], [x])["weight"].H
+    assert torch.equal(H, H.mT)
+
+
 def test_sums_over_parts_are_those_over_all():
     model, inputs, graph, name = _case(*LAYERS["depthwise"])
     first, second = (
