@@ -1,11 +1,11 @@
 """Rounding the weights of a layer to a grid, each adjusting those that are not rounded yet.
 
 ``fixed`` takes the inputs of largest second moment first, as GPTQ with its order by activations
-does. With UᵀU = H⁻¹ and U upper triangular all that it needs are the rows of U, which rows under the
-same mask share. ``greedy`` rounds in each row what costs least next, (w_q − z_q)² / [H⁻¹]_qq with
-z_q the nearest point of the grid, as OBQ does. On the layers of ResNet-20, to 4 and 8 bits, dense
-and at 70% sparsity, their errors differ by less than 4% either way, and ``fixed`` takes a third of
-the time under masks, a twentieth without. Zeros outside a mask stay zero.
+does. With UᵀU = H⁻¹ and U upper triangular all that it needs are the rows of U, which rows under
+the same mask share. ``greedy`` rounds in each row what costs least next, (w_q − z_q)² / [H⁻¹]_qq
+with z_q the nearest point of the grid, as OBQ does. On the layers of ResNet-20, to 4 and 8 bits,
+dense and at 70% sparsity, their errors differ by less than 4% either way, and ``fixed`` takes a
+third of the time under masks, a twentieth without. Zeros outside a mask stay zero.
 
 References:
     Frantar, Singh, Alistarh (2022), Optimal Brain Compression, section 5 (OBQ).
