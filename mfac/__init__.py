@@ -26,10 +26,11 @@ from mfac_compress.mfac.layout import Layout
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.pruning import Pruned, prune, prune_by_magnitude
-from mfac_compress.mfac.units import Block, Units, Unstructured
+from mfac_compress.mfac.units import NM, Block, Units, Unstructured
 
 __all__ = [
     "MFAC",
+    "NM",
     "Block",
     "BlockPartition",
     "Fisher",

@@ -155,22 +155,93 @@ class Block:
         Raises:
             ValueError: If a tensor has no such axis, or one that is no multiple of ``size``.
         """
-        for name, shape in shapes.items():
-            if len(shape) < 2 or shape[self.axis] % self.size:
-                raise ValueError(
-                    f"Blocks of {self.size} along axis {self.axis} must divide each tensor. Got "
-                    f"{name} {list(shape)}. Leave that tensor out, or use another size or axis."
-                )
-        tensors, start, group = [], 0, self.size if self.axis == 0 else 1
-        for name, shape in shapes.items():
-            axes = (0, *range(2, len(shape)), 1)
-            tensors.append(TensorSlice(name, tuple(shape), axes, start, group))
-            start = tensors[-1].stop
-        layout, own = Layout(tuple(tensors)), own or {}
+        layout = _side_by_side(shapes, self.axis, self.size, f"Blocks of {self.size}")
+        own = own or {}
         counts = [tensor.size // self.size for tensor in layout]
         competition, sparsities = _competitions(layout, counts, sparsity, own)
         of_weight = torch.arange(layout.size, dtype=torch.int32) // self.size
         return layout, Units(of_weight, competition, sparsities)
+
+
+@dataclass(frozen=True)
+class NM:
+    """Of each m neighbouring inputs of an output n are kept, as processors for 2:4 expect it.
+
+    Each weight is a unit of its own, and each such group a competition of its own: all lose the
+    same share, (m − n) / m.
+
+    Args:
+        n: How many are kept.
+        m: Of how many.
+
+    Raises:
+        ValueError: Unless 0 < n < m.
+
+    Example:
+        >>> layout, units = NM(2, 4).resolve({"w": (2, 4, 1, 2)}, sparsity=0.5)
+        >>> layout.flatten({"w": torch.arange(16).view(2, 4, 1, 2)}).tolist()
+        [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
+        >>> units.competition.tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+        >>> units.removed().tolist()
+        [2, 2, 2, 2]
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(
+                f"n of m weights must be kept, 0 < n < m. Got {self.n} of {self.m}. Try 2 of 4."
+            )
+
+    @property
+    def sparsity(self) -> float:
+        """The only sparsity that the pattern has."""
+        return (self.m - self.n) / self.m
+
+    def resolve(
+        self, shapes: Shapes, sparsity: float, own: Mapping[str, float] | None = None
+    ) -> tuple[Layout, Units]:
+        """See :class:`Pattern`. Groups are adjacent.
+
+        Raises:
+            ValueError: If a sparsity is not the pattern's, or a tensor has no axis of inputs, or
+                one that is no multiple of m.
+        """
+        for given in (sparsity, *(own or {}).values()):
+            if abs(given - self.sparsity) > 1e-6:
+                raise ValueError(
+                    f"sparsity must be {self.sparsity:.6g} where {self.n} of {self.m} weights are "
+                    f"kept. Got {given}. Set it so, or use another pattern."
+                )
+        layout = _side_by_side(shapes, 1, self.m, f"Groups of {self.m}")
+        _competitions(layout, [t.size for t in layout], sparsity, own or {})  # checks the names
+        of_weight = torch.arange(layout.size, dtype=torch.int32)
+        competition = of_weight // self.m
+        sparsities = torch.full((layout.size // self.m,), self.sparsity, dtype=torch.float64)
+        return layout, Units(of_weight, competition, sparsities)
+
+
+def _side_by_side(shapes: Shapes, axis: Literal[0, 1], size: int, what: str) -> Layout:
+    """Return a layout in which each ``size`` neighbours along the axis are adjacent columns.
+
+    Raises:
+        ValueError: If a tensor has no such axis, or one that is no multiple of ``size``.
+    """
+    for name, shape in shapes.items():
+        if len(shape) < 2 or shape[axis] % size:
+            raise ValueError(
+                f"{what} along axis {axis} must divide each tensor. Got {name} {list(shape)}. "
+                "Leave that tensor out, or use another size or axis."
+            )
+    tensors, start, group = [], 0, size if axis == 0 else 1
+    for name, shape in shapes.items():
+        axes = (0, *range(2, len(shape)), 1)
+        tensors.append(TensorSlice(name, tuple(shape), axes, start, group))
+        start = tensors[-1].stop
+    return Layout(tuple(tensors))
 
 
 def _competitions(

@@ -27,6 +27,7 @@ from mfac_compress.pipeline.signals import ignore_interrupts_of_the_command
 from mfac_compress.pipeline.stages import accelerate
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.stages.latency import measure_latency
+from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.report_text import markdown
@@ -165,6 +166,7 @@ def _judge(
             inputs,
             artefacts["validate"].facts,
             timed,
+            {name: a.facts for name, a in artefacts.items() if isinstance(a.facts, Reconstructed)},
             artefacts["recover"].facts,
             decided,
         )

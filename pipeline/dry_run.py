@@ -51,6 +51,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
         f"pattern: {recipe.prune.pattern}",
+        f"repair: {_repair(recipe)}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
         *_warning(targets),
@@ -61,6 +62,20 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     if inputs.memory is not None:
         lines += _memory(inputs.memory)
     return lines
+
+
+def _repair(recipe: Recipe) -> str:
+    """What the section reconstruct does, and when."""
+    section, steps = recipe.reconstruct, recipe.prune.steps
+    if section.method == "none":
+        return "none (reconstruct.method)"
+    when = f"each of {steps} steps" if section.every_step and steps > 1 else "the last step"
+    text = f"least squares on {section.samples:,} calibration samples after {when}"
+    if section.blocks_between and steps > 1:
+        text += f", then blocks on {section.blocks_between.samples:,}"
+    if section.blocks_at_end:
+        text += f"; at the end blocks on {section.blocks_at_end.samples:,}"
+    return f"{text}; without labels"
 
 
 def _warning(targets: PruneTargets) -> list[str]:

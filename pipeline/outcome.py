@@ -12,6 +12,7 @@ from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.calibrate import Calibrated
+from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Validation
 from mfac_compress.pipeline.verdict.gates import judge, verdict_of
@@ -26,6 +27,7 @@ def make_report(
     inputs: Inputs,
     validation: Validation,
     timed: Mapping[str, tuple[LatencyComparison, ...]],
+    reconstructed: Mapping[str, Reconstructed],
     recovered: Recovered,
     kernels: Kernels,
 ) -> Report:
@@ -36,6 +38,7 @@ def make_report(
         inputs: What it was asked of.
         validation: What the stage validate measured.
         timed: Latencies by variant, which this run measured anew.
+        reconstructed: What the stages that repaired layers say of it, by their names.
         recovered: What the stage recover says of the training.
         kernels: Of the stage accelerate, decided.
     """
@@ -60,6 +63,7 @@ def make_report(
         kernels={SPARSE_KERNELS: kernels},
         sparsity=sparsity,
         machine=machine_load(),
+        reconstruction=dict(reconstructed),
         recovery=recovered,
         data=data,
         code=code,

@@ -12,9 +12,18 @@ from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
-from mfac_compress.pipeline.recipe.schema import Recipe, RecoverSection
+from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
-from mfac_compress.pipeline.stages import accelerate, calibrate, export, prune, recover, validate
+from mfac_compress.pipeline.stages import (
+    accelerate,
+    calibrate,
+    export,
+    prune,
+    prune_layers,
+    reconstruct,
+    recover,
+    validate,
+)
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 
@@ -36,21 +45,30 @@ def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> 
 
 
 def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[Stage]:
-    """Prune and recover in turn, each from the state before it; the last one is ``recover``."""
-    by_curvature = recipe.prune.method == "mfac"
-    if by_curvature:
+    """Prune, repair and recover in turn, each from the state before; the last is ``recover``."""
+    method = recipe.prune.method
+    if recipe.prune.uses_gradients:
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
     steps = prune.steps_of(inputs.targets.units, recipe.prune)
+    repair = recipe.reconstruct
     state: dict[str, str] = {}
-    for step, removed in enumerate(steps):
-        pruned, recovered = f"prune-{step:02d}", f"recover-{step:02d}"
-        if by_curvature:
-            yield _prune(pruned, recipe, inputs, step, removed, state, storage)
+    for step, shares in enumerate(steps):
+        pruned, repaired = f"prune-{step:02d}", f"reconstruct-{step:02d}"
+        recovered, is_last = f"recover-{step:02d}", step + 1 == len(steps)
+        if method == "mfac":
+            yield _prune(pruned, recipe, inputs, step, shares, state, storage)
+        elif method == "layerwise":
+            yield _prune_layers(pruned, recipe, inputs, step, shares, state, storage)
         else:
-            yield _prune_by_magnitude(pruned, inputs, removed, state)
+            yield _prune_by_magnitude(pruned, inputs, shares, state)
         state = {"state": pruned}
-        if between.epochs and step + 1 < len(steps):
+        if repair.method != "none" and (is_last or repair.every_step):
+            name = "reconstruct" if is_last else repaired
+            trained = repair.blocks_at_end if is_last else repair.blocks_between
+            yield _reconstruct(name, recipe, inputs, trained, state)
+            state = {"state": name}
+        if between.epochs and not is_last:
             stage = _recover(recovered, recipe, inputs, between, "prune.epochs_between", state)
             yield stage if step == 0 else stage.unchecked()
             state = {"state": recovered}
@@ -78,7 +96,7 @@ def _prune(
     recipe: Recipe,
     inputs: Inputs,
     step: int,
-    removed: Sequence[int],
+    shares: Sequence[float],
     state: Mapping[str, str],
     storage: Path | None,
 ) -> Stage:
@@ -89,7 +107,7 @@ def _prune(
             "model": inputs.model,
             "units": inputs.targets.units,
             "step": step,
-            "removed": removed,
+            "shares": shares,
             "calibration": inputs.calibration,
             "shape": inputs.fisher,
             "removal": prune.Removal.of(recipe),
@@ -101,8 +119,41 @@ def _prune(
     )
 
 
+def _prune_layers(
+    name: str,
+    recipe: Recipe,
+    inputs: Inputs,
+    step: int,
+    shares: Sequence[float],
+    state: Mapping[str, str],
+    storage: Path | None,
+) -> Stage:
+    by_gradients = recipe.prune.uses_gradients
+    return Stage(
+        name,
+        prune_layers.prune,
+        reads={
+            "model": inputs.model,
+            "layers": inputs.layers,
+            "layout": inputs.targets.layout,
+            "units": inputs.targets.units,
+            "step": step,
+            "shares": shares,
+            "calibration": inputs.calibration,
+            "removal": prune_layers.Removal.of(recipe),
+            "shape": inputs.fisher,
+            "by_curvature": prune.Removal.of(recipe) if by_gradients else None,
+            "storage": Keyed(storage, None),
+        },
+        after={**({"calibrated": "calibrate"} if by_gradients else {}), **state},
+        check=partial(prune_layers.check, where=recipe.where),
+        facts=prune.Pruned,
+        ranks="all" if by_gradients else "zero",
+    )
+
+
 def _prune_by_magnitude(
-    name: str, inputs: Inputs, removed: Sequence[int], state: Mapping[str, str]
+    name: str, inputs: Inputs, shares: Sequence[float], state: Mapping[str, str]
 ) -> Stage:
     return Stage(
         name,
@@ -111,10 +162,40 @@ def _prune_by_magnitude(
             "model": inputs.model,
             "layout": inputs.targets.layout,
             "units": inputs.targets.units,
-            "removed": removed,
+            "shares": shares,
         },
         after=state,
         facts=prune.Pruned,
+    )
+
+
+def _reconstruct(
+    name: str,
+    recipe: Recipe,
+    inputs: Inputs,
+    blocks: BlocksSection | None,
+    state: Mapping[str, str],
+) -> Stage:
+    return Stage(
+        name,
+        reconstruct.reconstruct,
+        reads={
+            "model": inputs.model,
+            "layers": inputs.layers,
+            "calibration": inputs.calibration,
+            "solve": reconstruct.LeastSquares.of(recipe.reconstruct),
+            "blocks": blocks,
+            "draw": name,
+        },
+        after=state,
+        check=partial(
+            reconstruct.check,
+            pruned=[target.name for target in inputs.targets.matched],
+            samples_key="samples" if name == "reconstruct" else "samples_between",
+            where=recipe.where,
+        ),
+        facts=reconstruct.Reconstructed,
+        ranks="zero",
     )
 
 

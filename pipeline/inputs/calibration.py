@@ -1,7 +1,8 @@
 """The calibration split as gradients and choices use it."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -62,6 +63,21 @@ class CalibrationData:
         drawn = self.split.batches(batch_size, indices=positions)
         return (batch.to(self.device) for batch in drawn)
 
+    def drawn_inputs(
+        self, purpose: str, samples: int, batch_size: int, augment: Augment | None = None
+    ) -> "DrawnInputs":
+        """Inputs of samples that are not held out, drawn at random, the same for one purpose.
+
+        Args:
+            purpose: Names the draw.
+            samples: How many.
+            batch_size: Samples in a batch.
+            augment: Random changes; None for none.
+        """
+        pool, generator = self.draws.pool, self.draws.generator_for(purpose)
+        drawn = pool[torch.randperm(len(pool), generator=generator)[:samples]]
+        return DrawnInputs(self, drawn, batch_size, generator, augment or Augment())
+
     def augmented(
         self, augment: Augment, batch_size: int, positions: Tensor, generator: torch.Generator
     ) -> Iterator[Batch]:
@@ -109,3 +125,36 @@ class CalibrationData:
                     outputs[form] = call(module, batch.inputs)
             self.task.check(outputs[form], batch.targets)
             yield batch
+
+
+@dataclass(frozen=True)
+class DrawnInputs(Collection):
+    """Batches of inputs, read anew in each pass, and each time in another order.
+
+    Args:
+        calibration: Has the samples.
+        positions: Of the samples.
+        batch_size: Samples in a batch.
+        generator: Draws the orders and the changes.
+        augment: Random changes.
+    """
+
+    calibration: CalibrationData
+    positions: Tensor
+    batch_size: int
+    generator: torch.Generator
+    augment: Augment
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return math.ceil(len(self.positions) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Tree]:
+        order = torch.randperm(len(self.positions), generator=self.generator)
+        batches = self.calibration.augmented(
+            self.augment, self.batch_size, self.positions[order], self.generator
+        )
+        return (batch.inputs for batch in batches)
+
+    def __contains__(self, inputs: object) -> bool:
+        return any(inputs is batch for batch in self)

@@ -90,10 +90,11 @@ class PruneTargets:
 
     @cached_property
     def _resolved(self) -> tuple[Layout, Units]:
+        # Of those that compete with each other; it counts for nothing where there are none.
         shared = [target.sparsity for target in self.matched if not target.competes_alone]
         return self.pattern.resolve(
             self.shapes,
-            shared[0] if shared else 0.0,
+            shared[0] if shared else self.matched[0].sparsity,
             {target.name: target.sparsity for target in self.matched if target.competes_alone},
         )
 
@@ -150,7 +151,7 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
         elif name in excluded:
             left_out[name] = f"prune.exclude: {excluded[name]}"
         else:
-            alone = name in own or prune.scope == "layerwise"
+            alone = name in own or not prune.competes_globally
             matched.append(Target(name, shapes[name], own.get(name, prune.sparsity), alone))
     if not matched:
         raise InputError(

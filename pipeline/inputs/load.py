@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.inputs.model_file import load_model
+from mfac_compress.pipeline.inputs.model_layers import ModelLayers
 from mfac_compress.pipeline.inputs.output import install_output
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
@@ -41,6 +43,7 @@ class Inputs:
         task: Loss and metric.
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
+        layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
         form: How the model is written as ONNX.
@@ -55,6 +58,7 @@ class Inputs:
     calibration: CalibrationData
     task: Task
     targets: PruneTargets
+    layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
     form: OnnxForm
@@ -91,15 +95,18 @@ def load_inputs(
         recipe.data,
         folder=folder,
         needs_recovery=recipe.recover.epochs + recipe.prune.epochs_between > 0,
-        labelled=recipe.calibrate.labels is True,
+        labelled=_labels(recipe) is True,
         target=recipe.task.target,
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
     targets = _prunable(recipe, model, data, calibration, targets, form)
+    layers = ModelLayers(model, calibration, recipe.export)
+    if recipe.prune.method == "layerwise":
+        targets = _layers_of(recipe, targets, layers)
     fisher = memory = None
-    if recipe.prune.method == "mfac":
+    if recipe.prune.uses_gradients:
         fisher = FisherShape.of(targets, recipe.calibrate.num_gradients, recipe.fisher)
         memory = memory_plan(fisher, recipe.run.memory_budget, device, ranks)
     return Inputs(
@@ -108,6 +115,7 @@ def load_inputs(
         calibration=calibration,
         task=task,
         targets=targets,
+        layers=layers,
         fisher=fisher,
         memory=memory,
         form=form,
@@ -128,7 +136,31 @@ def _calibration(
         holdout_share=section.holdout,
         seed=recipe.run.seed if section.seed is None else section.seed,
     )
-    return CalibrationData(split, draws, task, section.labels, device)
+    return CalibrationData(split, draws, task, _labels(recipe), device)
+
+
+def _labels(recipe: Recipe) -> Literal[True, "model"]:
+    """Whose labels gradients are taken by; the method layerwise takes none, and needs none."""
+    section = recipe.prune
+    needed = section.uses_gradients or section.method == "magnitude"
+    return recipe.calibrate.labels if needed else "model"
+
+
+def _layers_of(recipe: Recipe, targets: PruneTargets, layers: ModelLayers) -> PruneTargets:
+    """The targets that are layers of the model's graph.
+
+    Raises:
+        InputError: If the model cannot be traced, or has none.
+    """
+    try:
+        graph = layers.graph
+    except ValueError as error:
+        raise InputError(
+            f"{recipe.where('prune.method')}: must be mfac or magnitude for a model whose layers "
+            f"cannot be traced. {error}"
+        ) from error
+    reasons = {name: graph.reasons[name] for name in targets.shapes if name in graph.reasons}
+    return targets.without(reasons) if reasons else targets
 
 
 def _prunable(

@@ -1,25 +1,26 @@
-"""Which tensors a pattern of zeros divides into whole blocks, and why it does not divide others."""
+"""The pattern of zeros that a recipe asks for, and which tensors it does not divide."""
 
 from collections.abc import Mapping
 
 from torch import fx, nn
 
 from mfac_compress.mfac.layout import Shapes
-from mfac_compress.mfac.units import Block, Pattern, Unstructured
-from mfac_compress.pipeline.recipe.schema import BlockPattern, PruneSection
+from mfac_compress.mfac.units import NM, Block, Pattern, Unstructured
+from mfac_compress.pipeline.recipe.schema import BlockPattern, NMPattern, PruneSection
 
 _AXES = {"outputs": 0, "inputs": 1}
 
 
 def pattern_of(section: PruneSection) -> Pattern:
     """The pattern that a recipe asks for."""
-    if isinstance(section.pattern, BlockPattern):
-        return Block(section.pattern.block, _AXES[section.pattern.axis])
-    return Unstructured()
+    pattern = section.pattern
+    if isinstance(pattern, BlockPattern):
+        return Block(pattern.block, _AXES[pattern.axis])
+    return NM(pattern.n, pattern.m) if isinstance(pattern, NMPattern) else Unstructured()
 
 
 def why_not_divided(module: nn.Module, section: PruneSection, shapes: Shapes) -> dict[str, str]:
-    """Name the tensors whose shape the recipe's blocks do not divide.
+    """Name the tensors whose shape the recipe's pattern does not divide.
 
     Args:
         module: The model, which knows its layers' groups and which axis of a weight comes first.
@@ -29,22 +30,29 @@ def why_not_divided(module: nn.Module, section: PruneSection, shapes: Shapes) ->
     Returns:
         Name to reason.
     """
-    pattern = section.pattern
-    if not isinstance(pattern, BlockPattern):
+    if section.pattern == "unstructured":
         return {}
+    size, axis, what = _whole(section.pattern)
     groups = _groups(module)
     reasons = {}
     for name, shape in shapes.items():
         found = groups.get(name, 1)
         if len(shape) < 2 or found is None:
-            reasons[name] = f"{pattern} need a weight [outputs, inputs, ...]"
+            reasons[name] = f"{what} need a weight [outputs, inputs, ...]"
             continue
         # Outputs of different groups read different inputs.
-        length = shape[0] // found if pattern.axis == "outputs" else shape[1]
-        if length % pattern.block:
+        length = shape[0] // found if axis == "outputs" else shape[1]
+        if length % size:
             of = " of each group" if found > 1 else ""
-            reasons[name] = f"{pattern} do not divide its {length} {pattern.axis}{of}"
+            reasons[name] = f"{what} do not divide its {length} {axis}{of}"
     return reasons
+
+
+def _whole(pattern: BlockPattern | NMPattern) -> tuple[int, str, str]:
+    """What stands together: how many, along which axis, and in words."""
+    if isinstance(pattern, BlockPattern):
+        return pattern.block, pattern.axis, str(pattern)
+    return pattern.m, "inputs", f"groups of {pattern.m} inputs"
 
 
 def _groups(module: nn.Module) -> Mapping[str, int | None]:

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from mfac_compress.pipeline.quoting import shortened
+from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern, Zeros
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
     NonNegative,
-    NoSwitch,
     Pattern,
     Positive,
     Section,
@@ -59,40 +59,37 @@ class FisherSection(Section):
     """Storage of the gradients. Sums run in float32 or more."""
 
 
-class BlockPattern(Section):
-    """Neighbouring weights that go together, so that a processor reads or skips them as one."""
+class LayerwiseSection(Section):
+    """The inputs of layers, by which the method `layerwise` prunes them."""
 
-    block: Annotated[int, Field(ge=2, le=64), NoSwitch]
-    """Number of weights that go together. Tensors that it does not divide are left out."""
-    axis: Literal["outputs", "inputs"] = "outputs"
-    """Whether they are neighbouring outputs (channels, rows of the matrix) that read the same
-    input, or neighbouring inputs of one output."""
-
-    def __str__(self) -> str:
-        return f"blocks of {self.block} {self.axis}"
-
-
-def _pattern_kind(given: Any) -> str:
-    """Which form of ``prune.pattern`` is meant: by its type, so that errors are of one form."""
-    return "BlockPattern" if isinstance(given, dict | BlockPattern) else "unstructured"
+    samples: Count = 1000
+    """Calibration samples, beside the held-out ones."""
+    positions: Count | Literal["all"] = 64
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at."""
+    ridge: NonNegative = 1e-3
+    """What is added to the inputs' second moments, as a multiple of their mean square."""
 
 
 class PruneSection(Section):
     """Which weights go, and how the others make up for them."""
 
-    method: Literal["mfac", "magnitude"] = "mfac"
-    """What a weight is worth: the loss that its removal costs, or its size."""
+    method: Literal["mfac", "layerwise", "magnitude"] = "mfac"
+    """What a weight is worth: the loss that its removal costs, by gradients; the error of its
+    layer's output, by the layer's inputs and without labels; or its size."""
     sparsity: Share
     """Share of the matched weights to remove."""
-    pattern: Annotated[
-        Annotated[Literal["unstructured"], Tag("unstructured")]
-        | Annotated[BlockPattern, Tag("BlockPattern")],
-        Discriminator(_pattern_kind),
-    ] = "unstructured"
+    pattern: Zeros = "unstructured"
     """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
-    weights go together, which sparse kernels run much faster."""
+    weights go together, which sparse kernels run much faster. `{n: 2, m: 4}`: two of each four
+    inputs are kept."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
+    allocation: Literal["uniform", "errors", "fisher"] | None = None
+    """How many weights each tensor loses, with `layerwise`. `uniform`: the same share of each, the
+    default. `errors`: by the errors of the layers' outputs, relative to these. `fisher`: as many as
+    `mfac` would take, which needs gradients."""
+    layerwise: LayerwiseSection = LayerwiseSection()
+    """Of `layerwise`."""
     include: Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=1000)] = ("*",)
     """Modules or parameters to prune: exact names, globs, or `re:` patterns. Only the weights of
     convolutions, linear and recurrent layers are ever pruned; the dry run lists the others."""
@@ -121,16 +118,30 @@ class PruneSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_others(cls, given: Any) -> Any:
-        """Magnitude knows no update, and weights that are not to move follow no gradient."""
+        """Magnitude knows no update, and where there is no gradient none is followed."""
         if not isinstance(given, dict):
             return given
         if given.get("method") == "magnitude":
             given = {"update": "none"} | given
+        if given.get("method") == "layerwise":
+            given = {"first_order": False} | given
+            given["allocation"] = given.get("allocation") or "uniform"
         if given.get("update", "joint") != "joint":
             given = {"first_order": False} | given
         return given
 
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether anything rests on gradients of the loss, and with that on labels."""
+        return self.method == "mfac" or self.allocation == "fisher"
+
+    @property
+    def competes_globally(self) -> bool:
+        """Whether tensors compete with each other for how many weights each loses."""
+        return self.scope == "global" and self.allocation != "uniform"
+
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        yield from self._layerwise_issues()
         if self.method == "magnitude" and self.update != "none":
             yield RecipeIssue(
                 ("update",),
@@ -154,7 +165,9 @@ class PruneSection(Section):
                 "must be independent, or left out, where prune.method is magnitude: sizes do not "
                 "change as others go. Got sequential.",
             )
-        if self.pattern != "unstructured" and self.selection == "sequential":
+        if isinstance(self.pattern, NMPattern):
+            yield from self._other_sparsities(self.pattern)
+        if isinstance(self.pattern, BlockPattern) and self.selection == "sequential":
             yield RecipeIssue(
                 ("selection",),
                 f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
@@ -176,6 +189,56 @@ class PruneSection(Section):
         }
         for key, pattern in patterns.items():
             yield from _unreadable(key, pattern)
+
+    def _layerwise_issues(self) -> Iterator[RecipeIssue]:
+        """Keys that the method layerwise has no use for, and those that only it has."""
+        method = "prune.method is layerwise"
+        if self.method != "layerwise":
+            if self.allocation is not None:
+                yield RecipeIssue(
+                    ("allocation",),
+                    f"must be left out unless {method}. Got {self.allocation}. See prune.scope.",
+                )
+            return
+        if self.update == "single":
+            yield RecipeIssue(("update",), f"must be joint or none where {method}. Got single.")
+        if self.first_order:
+            yield RecipeIssue(
+                ("first_order",),
+                f"must be false where {method}, which knows no gradient of the "
+                "pruned model. Got true.",
+            )
+        if self.selection is not None and self.allocation != "fisher":
+            yield RecipeIssue(
+                ("selection",),
+                f"must be left out where {method}: weights of a row always go one after the other. "
+                f"Got {self.selection}.",
+            )
+        if self.allocation == "uniform":
+            return
+        if self.scope == "layerwise":
+            yield RecipeIssue(
+                ("allocation",),
+                f"must be uniform where prune.scope is layerwise. Got {self.allocation}.",
+            )
+        if isinstance(self.pattern, NMPattern):
+            yield RecipeIssue(
+                ("allocation",),
+                f"must be uniform where prune.pattern keeps {self.pattern}: no tensor can lose "
+                f"more. Got {self.allocation}.",
+            )
+
+    def _other_sparsities(self, pattern: NMPattern) -> Iterator[RecipeIssue]:
+        """Sparsities that n of m does not have."""
+        given = {("sparsity",): self.sparsity}
+        given |= {("overrides", name): sparsity for name, sparsity in self.overrides.items()}
+        for key, sparsity in given.items():
+            if abs(sparsity - pattern.sparsity) > 1e-6:
+                yield RecipeIssue(
+                    key,
+                    f"must be {pattern.sparsity:.7g} where prune.pattern keeps {pattern}. "
+                    f"Got {sparsity:g}.",
+                )
 
 
 def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:

@@ -12,7 +12,6 @@ from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validat
 
 from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE
 from mfac_compress.pipeline.recipe.compress_schema import (
-    BlockPattern,
     CalibrateSection,
     FisherSection,
     PruneSection,
@@ -39,6 +38,8 @@ from mfac_compress.pipeline.recipe.measure_schema import (
     LatencySection,
     ValidateSection,
 )
+from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
+from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     Bytes,
@@ -62,6 +63,7 @@ __all__ = [
     "ArraysData",
     "Augment",
     "BlockPattern",
+    "BlocksSection",
     "CalibrateSection",
     "Data",
     "DataSection",
@@ -77,8 +79,10 @@ __all__ = [
     "ImageFolderData",
     "LatencySection",
     "ModelSection",
+    "NMPattern",
     "PruneSection",
     "Recipe",
+    "ReconstructSection",
     "RecoverSection",
     "Rows",
     "RunSection",
@@ -182,6 +186,7 @@ class Recipe(Section):
     calibrate: CalibrateSection = CalibrateSection()
     fisher: FisherSection = FisherSection()
     prune: PruneSection
+    reconstruct: ReconstructSection = ReconstructSection()
     recover: RecoverSection = RecoverSection()
     export: ExportSection = ExportSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
@@ -244,7 +249,7 @@ class Recipe(Section):
                     f"{', '.join(sorted(named)) or 'none is there'}. Got {name!r}.",
                 )
         pattern, side = self.prune.pattern, self.fisher.block_size
-        blocks = isinstance(pattern, BlockPattern) and self.prune.method == "mfac"
+        blocks = isinstance(pattern, BlockPattern) and self.prune.uses_gradients
         if blocks and side != "full" and side % pattern.block:
             yield RecipeIssue(
                 ("fisher", "block_size"),

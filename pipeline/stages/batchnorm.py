@@ -13,6 +13,7 @@ from mfac_compress.pipeline.recipe.schema import Augment
 from mfac_compress.pipeline.stages.divergence import Divergence
 
 _BATCH = 256
+_MOST_SAMPLES = 5000  # far more than a mean and a variance of a channel need
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def recalibrate_batchnorm(
         return Batchnorm(reestimated=False)
     calibration, before = divergence.calibration, batchnorm_state(module)
     divergence_before = divergence.of(module) if choice == "auto" else None
-    batches = augmented(calibration, augment, calibration.draws.pool)
+    batches = augmented(calibration, augment, calibration.draws.pool[:_MOST_SAMPLES])
     reestimate_batchnorm(module, (batch.inputs for batch in batches))
     if divergence_before is None:
         return Batchnorm(reestimated=True)

@@ -69,13 +69,22 @@ class Pruned:
     divergence: float | None = None
 
 
-def steps_of(units: Units, section: PruneSection) -> list[list[int]]:
-    """How many units each competition has lost after each step."""
-    ways = [sparsity_schedule(s, section.steps, section.schedule) for s in units.sparsity.tolist()]
-    return [
-        units.removed(torch.tensor(shares, dtype=torch.float64)).tolist()
-        for shares in zip(*ways, strict=True)
-    ]
+def steps_of(units: Units, section: PruneSection) -> list[list[float]]:
+    """What share of its units a competition has lost after each step.
+
+    Returns:
+        For each step, the share for each sparsity that competitions have, in ascending order:
+        there may be millions of competitions, but few sparsities.
+    """
+    ends = units.sparsity.unique().tolist()
+    ways = [sparsity_schedule(end, section.steps, section.schedule) for end in ends]
+    return [list(shares) for shares in zip(*ways, strict=True)]
+
+
+def units_removed(units: Units, shares: Sequence[float]) -> Tensor:
+    """How many units each competition has lost, by what :func:`steps_of` says of a step."""
+    _, which = units.sparsity.unique(return_inverse=True)
+    return units.removed(torch.tensor(shares, dtype=torch.float64)[which])
 
 
 def check(
@@ -113,7 +122,7 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
 
 
 def prune_by_magnitude(
-    job: Job, *, model: Model, layout: Layout, units: Units, removed: Sequence[int]
+    job: Job, *, model: Model, layout: Layout, units: Units, shares: Sequence[float]
 ) -> Pruned:
     """Remove the smallest weights; the state goes to the job's folder.
 
@@ -122,10 +131,10 @@ def prune_by_magnitude(
         model: The dense model.
         layout: The weights that may go.
         units: Which of them go together.
-        removed: How many units each competition has lost after it.
+        shares: Of their units that competitions have lost after it, by their final sparsity.
     """
-    pruner = _pruner(job, model, layout)
-    pruned = pruner.remove_smallest(units, torch.tensor(removed))
+    pruner = pruner_of(job, model, layout)
+    pruned = pruner.remove_smallest(units, units_removed(units, shares))
     job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
     return pruned
 
@@ -136,7 +145,7 @@ def prune(
     model: Model,
     units: Units,
     step: int,
-    removed: Sequence[int],
+    shares: Sequence[float],
     calibration: CalibrationData,
     shape: FisherShape,
     removal: Removal,
@@ -149,13 +158,13 @@ def prune(
         model: The dense model.
         units: Which weights go together.
         step: Number of the step. All but 0 have gradients of their own, which nobody else needs.
-        removed: How many units each competition has lost after it.
+        shares: Of their units that competitions have lost after it, by their final sparsity.
         calibration: Samples, draws and the loss.
         shape: Of the Fisher.
         removal: How weights are removed.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    calibrated, pruner = job.before["calibrated"], _pruner(job, model, shape.layout)
+    calibrated, pruner = job.before["calibrated"], pruner_of(job, model, shape.layout)
     source = FisherSource(calibration, shape, storage, job.ranks, job.progress)
     if step == 0:
         fisher = source.load(calibrated.folder)
@@ -164,7 +173,7 @@ def prune(
     pruned = pruner.remove_least_salient(
         fisher,
         units,
-        torch.tensor(removed),
+        units_removed(units, shares),
         removal,
         Divergence(model.module, calibration).of,
         job.ranks,
@@ -175,7 +184,7 @@ def prune(
     return pruned
 
 
-def _pruner(job: Job, model: Model, layout: Layout) -> "Pruner":
+def pruner_of(job: Job, model: Model, layout: Layout) -> "Pruner":
     """The model as the stage before left it; the dense one in the first step."""
     before = job.before.get("state")
     state = before and job.ranks.on_rank_zero(lambda: State.load(before.folder))
@@ -207,11 +216,16 @@ class Pruner:
         """A copy of where it is."""
         return State.of(self.module, self.layout.unflatten(self.mask))
 
+    def take(self, pruned: pruning.Pruned) -> Pruned:
+        """Go on from a mask and weights; returns what is known of them."""
+        self.mask = pruned.mask
+        self._set(pruned.weights)
+        return Pruned(pruned.sparsity)
+
     def remove_smallest(self, units: Units, removed: Tensor) -> Pruned:
         """One step by magnitude, until each competition has lost ``removed`` units."""
         pruned = pruning.prune_by_magnitude(self.weights, units, removed=removed, keep=self.mask)
-        self._take(pruned)
-        return Pruned(pruned.sparsity)
+        return self.take(pruned)
 
     def remove_least_salient(
         self,
@@ -246,17 +260,13 @@ class Pruner:
             columns=own,
             group=ranks,
         )
-        self._take(pruned)
+        self.take(pruned)
         if not removal.first_order:
             return Pruned(pruned.sparsity, inverse.damping)
         gradient = fisher.mean_gradient.to(self.weights)
         direction = -ranks.all_gather(inverse.solve_kept(gradient, self.mask[own]))
         step_size, divergence = self._follow(direction, divergence_of, ranks)
         return Pruned(pruned.sparsity, inverse.damping, step_size, divergence)
-
-    def _take(self, pruned: pruning.Pruned) -> None:
-        self.mask = pruned.mask
-        self._set(pruned.weights)
 
     def _follow(
         self, direction: Tensor, divergence_of: Callable[[nn.Module], float], ranks: Ranks

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mfac_compress.export import Machine
 from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.metric import Metric
+from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Measured
 from mfac_compress.pipeline.verdict.gates import Gate
@@ -45,6 +46,9 @@ class Report(BaseModel):
     """What was to be removed, and from how much."""
     machine: Machine
     """Where latency was measured."""
+    reconstruction: dict[str, Reconstructed]
+    """What was repaired layer by layer, by the stage's name: ``reconstruct-00`` after the first
+    pruning step ..., ``reconstruct`` after the last; empty where nothing was."""
     recovery: Recovered
     """What came of the training after the last pruning step."""
     data: Data

@@ -36,6 +36,7 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
         else "The recipe sets none, so nothing was judged.",
         "## Measured in ONNX Runtime",
         _table(("", *_titles(report)), tables.measured_rows(report)),
+        *_repairs_text(report),
         "## Latency",
         _latency_text(report),
         "## Sparse kernels",
@@ -55,7 +56,7 @@ def print_verdict(report: Report, console: Console) -> None:
     """The measurements, the gates, and at last the verdict: readable at 80 columns."""
     for part in _side_by_side(report, console.width):
         console.print(_measurements(part))
-    for line in _unwritten(report):
+    for line in (*_unwritten(report), *_repaired(report)):
         console.print(Text(line))
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
@@ -140,6 +141,37 @@ def _unwritten(report: Report) -> list[str]:
         for name, kernels in report.kernels.items()
         if kernels.state != "used"
     ]
+
+
+def _repaired(report: Report) -> list[str]:
+    """What became of the repairs of pruned layers, in a line for each method."""
+    repairs = [one for stage in report.reconstruction.values() for one in stage.repairs]
+    lines = []
+    for method in dict.fromkeys(repair.method for repair in repairs):
+        own = [repair for repair in repairs if repair.method == method]
+        before, after = own[-1].divergence
+        lines.append(
+            f"reconstruct, {method.replace('_', ' ')}: {sum(one.kept for one in own)} of "
+            f"{len(own)} kept; divergence from dense at the last {before:.3g} to {after:.3g}."
+        )
+    return lines
+
+
+def _repairs_text(report: Report) -> Iterable[str]:
+    """The repairs of pruned layers, and what they did not reach."""
+    if not report.reconstruction:
+        return
+    yield "## Repair of pruned layers"
+    yield _table(tables.REPAIR_HEAD, tables.repair_rows(report))
+    yield (
+        "On calibration samples without labels. The divergence is that of the outputs from the "
+        "dense model's on held-out calibration samples; a repair that does not lower it is not "
+        "kept."
+    )
+    *_, last = report.reconstruction.values()
+    if last.left_out:
+        yield "Not repaired:"
+        yield _table(("weight", "why"), last.left_out.items())
 
 
 def _latency_text(report: Report) -> str:

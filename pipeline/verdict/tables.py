@@ -19,6 +19,7 @@ LAYER_HEAD = ("layer", "zeros", "sparse operator", "dense ms", "sparse ms", "why
 AUDIT_HEAD = (
     "variant", "tensor", "weights", "removed", "zero in the file", "after optimisation", "intact",
 )  # fmt: skip
+REPAIR_HEAD = ("stage", "method", "divergence before", "after", "kept")
 
 
 def measured_rows(report: Report) -> Iterator[Row]:
@@ -100,6 +101,15 @@ def audit_rows(report: Report) -> Iterator[Row]:
                 *("not found" if count is None else f"{count:,}" for count in zeros),
                 "yes" if tensor.intact else "NO",
             )
+
+
+def repair_rows(report: Report) -> Iterator[Row]:
+    """A row for each repair of the pruned layers; :data:`REPAIR_HEAD` names the cells."""
+    for stage, reconstructed in report.reconstruction.items():
+        for repair in reconstructed.repairs:
+            divergences = (f"{value:.4g}" for value in repair.divergence)
+            kept = "yes" if repair.kept else "no: it is not nearer to the dense model"
+            yield stage, repair.method.replace("_", " "), *divergences, kept
 
 
 def _of_pruned(report: Report, cell: Callable[[Measured], str]) -> Iterator[str]:

@@ -128,3 +128,17 @@ def test_a_geometric_schedule_keeps_the_same_share_in_each_step():
     densities = [1 - s for s in sparsity_schedule(0.9, 4)]
     shares = {round(b / a, 9) for a, b in zip([1.0, *densities], densities, strict=False)}
     assert len(shares) == 1
+
+
+def test_units_that_must_stay_are_not_removed_for_want_of_others():
+    units = _single([0, 0, 0, 0], [0.5])
+    costs = torch.tensor([1.0, torch.inf, torch.inf, 2.0])
+
+    assert select(costs, units, units.removed(), _everything(4)).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(ValueError, match="Got 1 that cost infinity"):
+        select(costs, units, torch.tensor([3]), _everything(4))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mfac_compress.mfac.units import Block, Units, Unstructured
+from mfac_compress.mfac.selection import select
+from mfac_compress.mfac.units import NM, Block, Units, Unstructured
 
 SHAPES = {"a": (2, 3), "b": (4,), "c": (1, 5)}
 
@@ -106,3 +107,41 @@ def test_blocks_must_divide_each_tensor():
         Block(2, 0).resolve({"a": (4, 2), "b": (4,)}, 0.5)
     with pytest.raises(ValueError, match=r"Blocks of 4 along axis 1.*a \[4, 2\]"):
         Block(4, 1).resolve({"a": (4, 2)}, 0.5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (4, 8)])
+def test_of_m_neighbouring_inputs_n_are_kept_whatever_the_others_cost(n, m):
+    shapes = {"conv": (3, 16, 2, 3), "linear": (5, 8)}
+    layout, units = NM(n, m).resolve(shapes, 1 - n / m, {"linear": 1 - n / m})
+    costs = torch.rand(layout.size, generator=torch.Generator().manual_seed(0))
+
+    mask = select(costs, units, units.removed(), torch.ones(layout.size, dtype=torch.bool))
+
+    for name, kept in layout.unflatten(mask).items():
+        groups = kept.movedim(1, -1).unflatten(-1, (-1, m))
+        assert (groups.sum(dim=-1) == n).all()
+        own = layout.unflatten(costs)[name].movedim(1, -1).unflatten(-1, (-1, m))
+        removed_highest = own.masked_fill(groups, 0).amax(dim=-1)
+        assert (removed_highest < own.masked_fill(~groups, 1).amin(dim=-1)).all()
+
+
+def test_a_step_on_the_way_to_n_of_m_removes_from_every_group():
+    _, units = NM(2, 4).resolve({"w": (2, 8)}, 0.5)
+
+    assert units.removed(0.5 * units.sparsity).tolist() == [1, 1, 1, 1]
+
+
+def test_n_of_m_has_one_sparsity():
+    with pytest.raises(ValueError, match=r"sparsity must be 0.5 where 2 of 4.*Got 0.8"):
+        NM(2, 4).resolve({"w": (2, 8)}, 0.8)
+    with pytest.raises(ValueError, match=r"sparsity must be 0.5.*Got 0.0"):
+        NM(2, 4).resolve({"w": (2, 8), "v": (2, 8)}, 0.5, {"v": 0.0})
+    with pytest.raises(ValueError, match="Got typo"):
+        NM(2, 4).resolve({"w": (2, 8)}, 0.5, {"typo": 0.5})
+    with pytest.raises(ValueError, match=r"0 < n < m\. Got 4 of 4"):
+        NM(4, 4)
+
+
+def test_groups_of_m_must_divide_the_inputs():
+    with pytest.raises(ValueError, match=r"Groups of 4 along axis 1.*conv1 \[16, 3, 3, 3\]"):
+        NM(2, 4).resolve({"conv1": (16, 3, 3, 3)}, 0.5)

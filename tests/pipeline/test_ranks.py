@@ -36,6 +36,19 @@ RECIPES = {
         "prune": {"sparsity": 0.6, "steps": 2},
         "recover": {"epochs": 2, "lr": 0.01, "optimizer": "mfac", "window": {"num_gradients": 6}},
     },
+    "layers": {
+        # The Fisher says how many weights each tensor loses; one process does the rest.
+        "fisher": {"block_size": 8, "damping": 0.1},
+        "prune": {
+            "sparsity": 0.5,
+            "steps": 2,
+            "method": "layerwise",
+            "allocation": "fisher",
+            "layerwise": {"samples": 100},
+        },
+        "reconstruct": {"method": "blocks", "samples": 100, "blocks": {"samples": 100}},
+        "recover": {"epochs": 2, "lr": 0.3, "batch_size": 33, "batchnorm": "never"},
+    },
     "full": {
         # Ahead of batch norm some gradients are rounding and no more, by which AdamW steps.
         "model": {"factory": "models.py:plain"},
@@ -121,7 +134,7 @@ def _go_through(recipe: Path, ranks: Ranks) -> Path:
     loaded, inputs = load(recipe, recipe.with_suffix(".safetensors"), (), False, ranks)
     stages = plan_stages(loaded, inputs)
     check_stages(stages, ranks)
-    shared = [stage for stage in stages if stage.ranks == "all"]
+    shared = stages[: [stage.name for stage in stages].index("export")]
     folder = recipe.parent / f"{recipe.stem}-{ranks.size}"
     cache_of = partial(StageCache, folder, code=inputs.code)
     run_stages(shared, cache_of, inputs.code, ranks, StageClock(Progress()))
@@ -270,6 +283,8 @@ def test_a_process_that_is_killed_ends_the_run_without_results(project, dies):
     assert result.stderr.count("error: stage ") == 1, result.stderr
     assert not {path.name for path in project.output.iterdir()} & set(RESULTS)
     stage = dies.split()[1]
+    # The first step takes the gradients that are there, and needs no loss.
+    stage = "prune-01" if stage == "prune" else stage
     assert not list((project.output / ".cache").glob(f"{stage}*/*/manifest.json"))
     assert project.run().exit_code == 0, "what is left is in nobody's way"
 

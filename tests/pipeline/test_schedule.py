@@ -25,6 +25,9 @@ def plan(module_project):
     return of
 
 
+REPAIRED = ("reconstruct={method: least_squares, samples: 50, blocks: {samples: 50}}",)
+
+
 def _names(stages):
     return [stage.name for stage in stages]
 
@@ -69,6 +72,43 @@ def test_pruning_and_recovery_alternate_each_from_the_state_before_it(plan):
 
 
 @pytest.mark.parametrize(
+    ("changes", "states"),
+    [
+        (
+            (),
+            ["prune-00", "reconstruct-00", "prune-01", "reconstruct", "recover"],
+        ),
+        (
+            ("prune.epochs_between=1",),
+            ["prune-00", "reconstruct-00", "recover-00", "prune-01", "reconstruct", "recover"],
+        ),
+        (("reconstruct.every_step=false",), ["prune-00", "prune-01", "reconstruct", "recover"]),
+        (("reconstruct.method=none",), ["prune-00", "prune-01", "recover"]),
+    ],
+    ids=["every step", "before training", "the last step", "none"],
+)
+def test_each_step_is_repaired_before_the_next_one_starts_from_it(plan, changes, states):
+    stages = plan("prune.steps=2", *REPAIRED, *changes)
+    chain = [stage for stage in stages if stage.name.startswith(("prune", "reco"))]
+    assert [stage.name for stage in chain] == states
+    assert [stage.after.get("state") for stage in chain] == [None, *states[:-1]]
+
+
+def test_blocks_are_trained_at_the_end_and_between_where_that_is_asked_for(plan):
+    blocks = ("prune.steps=2", *REPAIRED, "reconstruct.method=blocks")
+    stages = {s.name: s for s in plan(*blocks)}
+    assert stages["reconstruct-00"].given["blocks"] is None
+    assert stages["reconstruct"].given["blocks"].samples == 50
+    between = {s.name: s for s in plan(*blocks, "reconstruct.blocks.samples_between=20")}
+    assert between["reconstruct-00"].given["blocks"].samples == 20
+    assert between["reconstruct-00"].given["blocks"].epochs == 1
+    assert between["reconstruct"].given["blocks"] == stages["reconstruct"].given["blocks"]
+
+    before, after = _keys(stages.values()), _keys(plan(*blocks, "reconstruct.blocks.epochs=9"))
+    assert {name for name in before if before[name] != after[name]} == {"reconstruct", "export"}
+
+
+@pytest.mark.parametrize(
     ("change", "changed"),
     [
         ("validate.gates.min_sparsity=0.1", set()),
@@ -83,6 +123,8 @@ def test_pruning_and_recovery_alternate_each_from_the_state_before_it(plan):
         ("fisher.damping_unit=mean_diagonal", {"prune-00", "export"}),
         ("fisher.block_size=8", {"calibrate", "prune-00", "export"}),
         ("calibrate.gradients=vmap", {"calibrate", "export"}),
+        ("data.augment={flip: true}", {"recover", "export"}),
+        ("reconstruct.samples=7", {"export"}),
     ],
 )
 def test_a_change_of_the_recipe_changes_the_keys_of_the_stages_that_it_concerns(

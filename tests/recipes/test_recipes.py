@@ -61,13 +61,27 @@ def test_the_quickstart_prunes_whole_blocks(tmp_path, method):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 and the checkpoint in ../shared/data")
-def test_the_resnet_recipe_fits_the_real_checkpoint_and_images():
+@pytest.mark.parametrize(
+    ("recipe", "samples", "repair"),
+    [
+        (
+            "resnet20-cifar10.yaml",
+            "calibration 10,000, recovery 10,000, validation 10,000",
+            "none (reconstruct.method)",
+        ),
+        (
+            "resnet20-oneshot.yaml",
+            "calibration 20,000, validation 10,000",
+            "least squares on 1,000 calibration samples after each of 8 steps",
+        ),
+    ],
+)
+def test_the_resnet_recipes_fit_the_real_checkpoint_and_images(recipe, samples, repair):
     model = REAL / "weights" / "resnet20_cifar10_akamaster.safetensors"
 
-    result = CliRunner().invoke(
-        main, [str(RECIPES / "resnet20-cifar10.yaml"), str(model), "--dry-run"]
-    )
+    result = CliRunner().invoke(main, [str(RECIPES / recipe), str(model), "--dry-run"])
 
     assert result.exit_code == 0, result.output
     assert "weights: 268,336, to remove 214,669" in result.output
-    assert "calibration 10,000, recovery 10,000, validation 10,000" in result.output
+    assert samples in result.output
+    assert f"repair: {repair}" in result.output

@@ -60,6 +60,18 @@ def test_what_is_resolved_are_those_blocks_and_they_are_counted_in_weights():
     assert targets.removed == layout.size // 2
 
 
+@pytest.mark.parametrize("scope", ["global", "layerwise"])
+def test_n_of_m_inputs_are_kept_of_what_they_divide(scope):
+    targets = _match("inputs", pattern={"n": 2, "m": 4}, scope=scope)
+    assert list(targets.shapes) == ["plain.weight", "grouped.weight", "odd.weight"]
+    assert targets.left_out["depthwise.weight"] == (
+        "groups of 4 inputs do not divide its 1 inputs of each group"
+    )
+    assert targets.unit_size == 1
+    assert targets.removed == targets.weights // 2
+    assert targets.units.removed().unique().tolist() == [2]
+
+
 def test_an_override_of_what_is_left_out_is_no_error():
     targets = _match("outputs", overrides={"odd": 0.9, "plain": 0.25})
     assert targets.units.sparsity.tolist() == [0.5, 0.25]

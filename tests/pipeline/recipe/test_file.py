@@ -45,7 +45,7 @@ BAD = {
     "key of two sections": (
         "calibrate: {batch_size: 1}",
         3,
-        ["Did you mean recover.batch_size or validate.batch_size?"],
+        ["Did you mean reconstruct.blocks.batch_size or recover.batch_size or validate."],
     ),
     "key of a deeper section": ("gates: {}", 3, ["Did you mean validate.gates?"]),
     "far key": ("fisher: {zzz: 1}", 3, ["fisher.zzz", "fisher has damping, damping_unit"]),

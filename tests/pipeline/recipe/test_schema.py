@@ -112,6 +112,66 @@ def test_blocks_of_weights_are_judged_whole(sections, message):
         recipe(**given)
 
 
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ({"sparsity": 0.6}, r"sparsity must be 0\.5 where prune\.pattern keeps 2 of 4 inputs"),
+        ({"overrides": {"a": 0.9}}, r"overrides\.a must be 0\.5"),
+        ({"pattern": {"n": 4, "m": 4}, "sparsity": 0}, r"n must be below m \(4\)"),
+    ],
+    ids=["sparsity", "override", "all kept"],
+)
+def test_n_of_m_has_one_sparsity(prune, message):
+    with pytest.raises(ValidationError, match=message):
+        recipe(prune={"sparsity": 0.5, "pattern": {"n": 2, "m": 4}, **prune})
+
+
+def test_single_weights_of_n_of_m_may_be_selected_in_sequence():
+    pattern = {"n": 2, "m": 4}
+    recipe(prune={"sparsity": 0.5, "pattern": pattern, "selection": "sequential"})
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        ({"update": "single"}, "update must be joint or none"),
+        ({"first_order": True}, "first_order must be false"),
+        ({"selection": "sequential"}, "selection must be left out"),
+        ({"allocation": "errors", "scope": "layerwise"}, "allocation must be uniform"),
+        (
+            {"allocation": "errors", "sparsity": 0.5, "pattern": {"n": 2, "m": 4}},
+            "allocation must be uniform where prune.pattern keeps 2 of 4 inputs",
+        ),
+        ({"method": "mfac", "allocation": "errors"}, "allocation must be left out unless"),
+    ],
+    ids=str,
+)
+def test_layers_are_pruned_without_gradients(prune, message):
+    with pytest.raises(ValidationError, match=message):
+        recipe(prune={"sparsity": 0.5, "method": "layerwise", **prune})
+
+
+@pytest.mark.parametrize(
+    ("given", "gradients", "competes"),
+    [
+        ({}, True, True),
+        ({"scope": "layerwise"}, True, False),
+        ({"method": "magnitude"}, False, True),
+        ({"method": "layerwise"}, False, False),
+        ({"method": "layerwise", "allocation": None}, False, False),
+        ({"method": "layerwise", "allocation": "errors"}, False, True),
+        ({"method": "layerwise", "allocation": "fisher"}, True, True),
+    ],
+    ids=str,
+)
+def test_the_allocation_says_what_competes_and_whether_there_are_gradients(
+    given, gradients, competes
+):
+    made = recipe(prune={"sparsity": 0.5, **given}).prune
+    assert (made.uses_gradients, made.competes_globally) == (gradients, competes)
+    assert not (made.method == "layerwise" and made.first_order)
+
+
 def test_the_fisher_is_as_it_may_be_where_it_holds_whole_blocks_or_is_not_made():
     for changes in ({"block_size": 32}, {"block_size": "full"}):
         recipe(prune={"sparsity": 0.5, "pattern": BLOCKS}, fisher=changes)

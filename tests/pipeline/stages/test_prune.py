@@ -1,0 +1,28 @@
+"""What each step of a recipe takes away."""
+
+import pytest
+import torch
+
+from mfac_compress.mfac.schedule import sparsity_schedule
+from mfac_compress.mfac.units import NM, Unstructured
+from mfac_compress.pipeline.recipe.schema import PruneSection
+from mfac_compress.pipeline.stages import prune
+
+
+@pytest.mark.parametrize("schedule", ["geometric", "linear"])
+def test_each_competition_follows_its_own_schedule(schedule):
+    shapes = {"a": (10, 20), "b": (100,), "c": (50,), "d": (60,)}
+    units = Unstructured().resolve(shapes, 0.5, {"b": 0.9, "c": 0.25, "d": 0.9})[1]
+    steps = prune.steps_of(units, PruneSection(sparsity=0.5, steps=3, schedule=schedule))
+
+    for step, shares in enumerate(steps):
+        own = [sparsity_schedule(s, 3, schedule)[step] for s in (0.5, 0.9, 0.25, 0.9)]
+        expected = units.removed(torch.tensor(own, dtype=torch.float64))
+        assert prune.units_removed(units, shares).tolist() == expected.tolist()
+
+
+def test_a_million_groups_have_one_share_each_step():
+    units = NM(2, 4).resolve({"w": (100, 40)}, 0.5)[1]
+    steps = prune.steps_of(units, PruneSection(sparsity=0.5, steps=4, schedule="linear"))
+    assert steps == [[0.125], [0.25], [0.375], [0.5]]
+    assert [int(prune.units_removed(units, shares).unique()) for shares in steps] == [1, 1, 2, 2]
