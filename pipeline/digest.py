@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,8 @@ def file_digest(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-@cache
 def package_digest() -> str:
-    """SHA-256 in hex of the package's own sources: another version makes other artefacts."""
+    """SHA-256 in hex of the package's sources on disk: another version makes other artefacts."""
     root = Path(__file__).parent.parent
     folders = [root / name for name in ("export", "mfac", "pipeline")]
     sources = sorted(path for folder in folders for path in folder.rglob("*.py"))

@@ -72,7 +72,7 @@ def _repair(recipe: Recipe) -> str:
     when = f"each of {steps} steps" if section.every_step and steps > 1 else "the last step"
     text = f"least squares on {section.samples:,} calibration samples after {when}"
     if section.blocks_between and steps > 1:
-        text += f", then blocks on {section.blocks_between.samples:,}"
+        text += f", and where much is missing blocks on {section.blocks_between.samples:,}"
     if section.blocks_at_end:
         text += f"; at the end blocks on {section.blocks_at_end.samples:,}"
     return f"{text}; without labels"

@@ -185,6 +185,7 @@ def _reconstruct(
             "calibration": inputs.calibration,
             "solve": reconstruct.LeastSquares.of(recipe.reconstruct),
             "blocks": blocks,
+            "is_last": name == "reconstruct",
             "draw": name,
         },
         after=state,

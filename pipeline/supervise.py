@@ -53,14 +53,20 @@ def supervised(command: Callable[[], None]) -> NoReturn:
 
 
 def _report_code(command: Callable[[], None], writer: int) -> NoReturn:
-    """Run the command, in the child; its code goes to the parent before it ends."""
-    code: object = 0
+    """Run the command, in the child; its code goes to the parent before it ends.
+
+    The user's code may fork: a copy of the child that comes to its end here gives no code, which
+    the parent would take for the child's own.
+    """
+    own, code = os.getpid(), 0
     try:
         command()
     except SystemExit as end:
         code = end.code
     number = code if isinstance(code, int) else int(code is not None)
-    os.write(writer, bytes([number & 0xFF]))
+    if os.getpid() != own:
+        os._exit(_FAILED)
+    os.write(writer, bytes([number if 0 <= number <= 0xFF else _FAILED]))
     _end_soon()
     sys.exit(code)
 

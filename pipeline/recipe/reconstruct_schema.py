@@ -15,8 +15,8 @@ class BlocksSection(Section):
     epochs: Count = 4
     """Passes over them."""
     samples_between: Index = 0
-    """Calibration samples of one pass after each of `prune.steps` but the last, which pays where
-    much is removed. 0: no pass."""
+    """Calibration samples of one pass after each of `prune.steps` but the last, where least squares
+    leaves the outputs far from the dense model's, as where much is removed. 0: no pass."""
     flip: bool = False
     """Mirror half of the images left and right, anew in each pass."""
     lr: Positive = 3e-3

@@ -20,6 +20,7 @@ from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact, RejectedError, complete, verified
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.pool import Pool, remove
+from mfac_compress.pipeline.versions import is_package_loaded
 
 _SCRATCH = ".making-"
 
@@ -120,6 +121,8 @@ class StageCache:
             code = went_on.code if went_on else self._code.since()
             if went_on and went_on.rejected and not rejected:
                 rejected = f"the checkpoint could not be used: {went_on.rejected}"
+            if not is_package_loaded():
+                code = {**code, "mfac_compress": CHANGED}
             made = complete(work, stage, key, facts, code)
             lasting = CHANGED not in code.values()
             if self._pool is not None and lasting and self._give(stage, key, work):

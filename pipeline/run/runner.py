@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mfac_compress.pipeline.digest import package_digest
 from mfac_compress.pipeline.errors import stage_named
 from mfac_compress.pipeline.inputs.code_sources import CodeSources
 from mfac_compress.pipeline.progress import Line, Progress
@@ -19,7 +18,9 @@ from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.run.artefact import Artefact
 from mfac_compress.pipeline.run.cache import StageCache
 from mfac_compress.pipeline.run.stage import Before, Job, Stage
-from mfac_compress.pipeline.versions import library_versions
+from mfac_compress.pipeline.versions import check_environment, loaded_environment
+
+loaded_environment()
 
 
 class StageClock:
@@ -78,9 +79,10 @@ def run_stages(
     Raises:
         CompressError: If a stage fails; it is named.
     """
+    with ranks.raise_on_every_rank():
+        check_environment()
     environment = {
-        "package": package_digest(),
-        "libraries": library_versions(),
+        **loaded_environment(),
         "code": code.digest,
         # What cannot be hashed may have changed: then nothing may be found.
         "unseen": code.unseen and uuid.uuid4().hex,

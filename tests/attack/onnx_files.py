@@ -7,21 +7,15 @@ whose outputs are not those of the file in stock ONNX Runtime. Whatever can be r
 is timed.
 """
 
-import argparse
 import os
 import random
-import resource
-import shutil
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from attack_onnx_files import bombs, damage, files, models
 from attack_onnx_files.case import Case
+from harness import attack, in_process, write_to
 
 SECONDS, BYTES = 30, 8_000_000_000
 _WRONG_OUTPUTS = 40
@@ -43,7 +37,7 @@ def cases(seed: int) -> Iterator[Case]:
         yield damage.flipped(draw.getrandbits(32))
 
 
-def outcome(case: Case, folder: Path) -> tuple[int | None, str]:
+def outcome(case: Case, folder: Path) -> tuple[str, str]:
     """Run the command on a case, in a process of its own.
 
     Args:
@@ -53,53 +47,19 @@ def outcome(case: Case, folder: Path) -> tuple[int | None, str]:
         The exit code, and nothing or what went wrong.
     """
     log = folder.parent / f"{folder.name}.log"
-    start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _end(case, folder, log)
-    status, usage = _wait(child)
-    said = log.read_text(errors="replace")
-    log.unlink()
-    if time.monotonic() - start > SECONDS:
-        return None, f"took {time.monotonic() - start:.0f} s"
-    if usage.ru_maxrss * 1024 > BYTES:
-        return None, f"took {usage.ru_maxrss / 1e6:.1f} GB"
-    code = os.waitstatus_to_exitcode(status)
-    if code not in case.codes or "Traceback" in said:
-        return code, f"ended with {code}: {said[-2000:]}"
-    return code, ""
 
+    def run() -> int:
+        os.environ["COLUMNS"] = "120"
+        write_to(log)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        return _run(case, folder)
 
-def _wait(child: int) -> tuple[int, resource.struct_rusage]:
-    stop = time.monotonic() + SECONDS + 1
-    while time.monotonic() < stop:
-        found, status, usage = os.wait4(child, os.WNOHANG)
-        if found:
-            return status, usage
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    _, status, usage = os.wait4(child, 0)
-    return status, usage
-
-
-def _end(case: Case, folder: Path, log: Path) -> None:
-    """Run the command, and end this process with its exit code."""
-    os.environ["COLUMNS"] = "120"
-    with log.open("w") as written:
-        os.dup2(written.fileno(), 1)
-        os.dup2(written.fileno(), 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    code = 70
-    try:
-        code = _run(case, folder)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    ended = in_process(run, log, seconds=SECONDS, most_bytes=BYTES)
+    log.unlink(missing_ok=True)
+    wrong = ended.excess
+    if not wrong and (ended.code not in case.codes or "Traceback" in ended.said):
+        wrong = f"ended with {ended.code}: {ended.said[-2000:]}"
+    return f"with {ended.code}", wrong and f"{wrong}, and was to be {sorted(case.codes)}"
 
 
 def _run(case: Case, folder: Path) -> int:
@@ -161,38 +121,12 @@ def _replace_everything() -> None:
     speed.confirm = lambda found, *_, **__: found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--step", type=int, default=1, help="take only every STEP-th of the COUNT")
-    parser.add_argument("--only", default="", help="part of the names of those to run")
-    options = parser.parse_args()
-    # Imported before the processes part, so that none has to do it again.
+def _prepare() -> None:
+    """Import before the processes part, so that none has to do it again."""
     import mfac_compress.pipeline.speed  # noqa: F401
 
     _replace_everything()
-    tried: dict[int | None, int] = {}
-    mishandled = 0
-    root = Path(tempfile.mkdtemp(prefix="mfac-attack-"))
-    for number, case in enumerate(islice(cases(options.seed), 0, options.count, options.step)):
-        if options.only not in case.name:
-            continue
-        folder = root / str(number)
-        folder.mkdir()
-        code, wrong = outcome(case, folder)
-        tried[code] = tried.get(code, 0) + 1
-        if wrong:
-            mishandled += 1
-            print(f"{case.name}: {wrong}, and was to be {sorted(case.codes)}", flush=True)
-        elif options.only:
-            print(f"{case.name}: {code}", flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(root, ignore_errors=True)
-    counts = ", ".join(f"{count} with {code}" for code, count in tried.items())
-    print(f"{sum(tried.values())} tried: {counts}; {mishandled} mishandled")
-    return 1 if mishandled else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(attack(__doc__, cases, outcome, count=600, prepare=_prepare))

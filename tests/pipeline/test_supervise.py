@@ -34,7 +34,14 @@ def _start(body):
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [("sys.exit(0)", 0), ("sys.exit(1)", 1), ("sys.exit(2)", 2), ("pass", 0), ("sys.exit('x')", 1)],
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(1)", 1),
+        ("sys.exit(2)", 2),
+        ("pass", 0),
+        ("sys.exit('x')", 1),
+        ("sys.exit(256)", 3),  # whose last byte is that of "all gates pass"
+    ],
 )
 def test_the_code_that_the_command_gives_is_passed_on(body, code):
     process = _start(body)
@@ -62,6 +69,14 @@ def test_an_end_without_a_code_is_a_failure(body, how):
 def test_what_a_command_leaves_behind_is_not_waited_for():
     process = _start("if os.fork() == 0: time.sleep(9)\nsys.exit(1)")
     assert process.wait(timeout=30) == 1
+
+
+def test_the_code_of_a_copy_of_the_command_is_not_taken_for_its_own():
+    process = _start(
+        "copy = os.fork()\nif copy == 0: sys.exit(0)\nos.waitpid(copy, 0)\nsys.exit(1)"
+    )
+    process.communicate(timeout=30)
+    assert process.returncode == 1
 
 
 def test_a_thread_that_never_ends_does_not_hold_up_the_code():

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from mfac_compress.pipeline import versions
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.code_sources import CodeSources, forget_opened
@@ -188,3 +189,23 @@ def test_the_code_of_a_checkpoint_is_code_of_the_artefact(runs, schedule):
     schedule.write_text("10")
     with pytest.raises(StageError, match="killed"):
         runs.run(stage)
+
+
+def test_what_is_installed_anew_is_not_in_the_keys_of_what_is_loaded(runs, monkeypatch):
+    """Else a later process would reuse what the package of before has made."""
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "package_digest", lambda: "of a newer version")
+        with pytest.raises(InputError, match="Start Python anew"):
+            runs.run(runs.stage("a", 1))
+    assert not runs.made
+
+
+def test_a_stage_during_which_the_package_is_installed_anew_is_not_reused(runs, monkeypatch):
+    def install(job):
+        monkeypatch.setattr(versions, "package_digest", lambda: "of a newer version")
+        return runs.add(job, 1)
+
+    stage = Stage("a", install, facts=_Facts)
+    runs.run(stage)
+    monkeypatch.undo()
+    assert not runs.run(Stage("a", partial(runs.add, number=1), facts=_Facts))["a"].reused

@@ -42,7 +42,7 @@ def repair(inputs, tmp_path):
         (tmp_path / name).mkdir()
     pruned.save(tmp_path / "before")
 
-    def run(solve=SOLVE, blocks=None, draw="reconstruct"):
+    def run(solve=SOLVE, blocks=None, is_last=True, draw="reconstruct"):
         before = {"state": SimpleNamespace(folder=tmp_path / "before")}
         facts = stage.reconstruct(
             Job(tmp_path / "after", before, Ranks(), Progress(), None),
@@ -51,6 +51,7 @@ def repair(inputs, tmp_path):
             calibration=inputs.calibration,
             solve=solve,
             blocks=blocks,
+            is_last=is_last,
             draw=draw,
         )
         return facts, pruned, State.load(tmp_path / "after")
@@ -168,6 +169,16 @@ def test_blocks_come_nearer_and_keep_the_zeros(repair, monkeypatch):
     assert _same(again.tensors, repaired.tensors)
 
 
+@pytest.mark.parametrize("is_near", [True, False])
+def test_between_steps_blocks_are_trained_where_the_dense_model_is_far(
+    repair, monkeypatch, is_near
+):
+    monkeypatch.setattr(stage, "_NEAR", float("inf") if is_near else 0.0)
+    facts, *_ = repair(blocks=BlocksSection(samples=50, epochs=1), is_last=False)
+    methods = [one.method for one in facts.repairs]
+    assert methods == (["least_squares"] if is_near else ["least_squares", "blocks"])
+
+
 BLOCKS = {"samples": 90, "samples_between": 30}
 
 
@@ -176,8 +187,8 @@ def test_the_dry_run_says_what_is_repaired_and_when(project):
     result = project.run("--dry-run", "--set", "prune.steps=3")
     assert result.exit_code == 0, result.output
     assert (
-        "repair: least squares on 100 calibration samples after each of 3 steps, then blocks on "
-        "30; at the end blocks on 90; without labels" in result.output
+        "repair: least squares on 100 calibration samples after each of 3 steps, and where "
+        "much is missing blocks on 30; at the end blocks on 90; without labels" in result.output
     )
 
 
