@@ -12,6 +12,7 @@ from mfac_compress.pipeline.cli import main
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
+DATA = {"data": {"factory": "my_project.data:splits"}}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -33,6 +34,11 @@ def test_the_examples_of_other_data_and_tasks_are_valid():
     (text,) = [block for block in _blocks("yaml") if block.startswith("# other data")]
     for part in yaml.safe_load_all(text):
         Recipe.model_validate({"prune": {"sparsity": 0.5}, "recover": {"epochs": 1}} | part)
+
+
+def test_the_example_of_pruning_without_labels_is_valid():
+    (text,) = [block for block in _blocks("yaml") if block.startswith("# pruning and repair")]
+    Recipe.model_validate(DATA | yaml.safe_load(text))
 
 
 def test_every_command_line_is_one_the_tool_takes(tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ class ModelLayers:
     @property
     def digest(self) -> list[Any]:
         """Changes where the graph may, for one model and one kind of samples."""
-        return [self.model.digest, self.export.model_dump(mode="json", include={"dynamic_axes"})]
+        open_axes = self.export.model_dump(mode="json", include={"dynamic_axes", "input_name"})
+        return [self.model.digest, open_axes]
 
     @cached_property
     def graph(self) -> LayerGraph:

@@ -10,7 +10,7 @@ from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.recipe.schema import Augment
-from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer
 
 _BATCH = 256
 _MOST_SAMPLES = 5000  # far more than a mean and a variance of a channel need
@@ -55,7 +55,7 @@ def recalibrate_batchnorm(
     if divergence_before is None:
         return Batchnorm(reestimated=True)
     divergence_after = divergence.of(module)
-    better = divergence_after < divergence_before
+    better = is_nearer(divergence_after, divergence_before)
     if not better:
         module.load_state_dict(before, strict=False)
     return Batchnorm(better, (divergence_before, divergence_after))

@@ -5,6 +5,7 @@ no guide at high sparsity: a repaired model that is right more often can have a 
 it is less sure of itself.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,14 @@ from mfac_compress.pipeline.inputs.model_file import set_training
 
 _BATCH = 256
 _MOST_KEPT = 1 << 26  # elements of the dense model's outputs, beyond which they are computed anew
+
+
+def is_nearer(after: float, before: float) -> bool:
+    """Whether a divergence is less than another; NaN is more than any number.
+
+    So a change that makes outputs finite again is kept, and none that leaves NaN is.
+    """
+    return after < before or (math.isnan(before) and not math.isnan(after))
 
 
 @dataclass

@@ -116,8 +116,8 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
     """Return the error for choices without samples to be made on."""
     return InputError(
         f"{where('calibrate.holdout')}: must leave at least one sample for the choices of "
-        "prune.first_order and recover.batchnorm auto. Got none of "
-        f"{calibration.draws.samples}. Raise it, or set them to false and never."
+        "prune.first_order, of recover.batchnorm auto and of reconstruct. Got none of "
+        f"{calibration.draws.samples}. Raise it, or set them to false, never and none."
     )
 
 

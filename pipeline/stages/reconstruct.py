@@ -23,7 +23,7 @@ from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Augment, BlocksSection, ReconstructSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
-from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer
 from mfac_compress.pipeline.stages.prune import no_holdout
 
 Method = Literal["least_squares", "blocks"]
@@ -264,7 +264,7 @@ class _Repairer:
         set_training(self._module, False)
         fit()
         divergence = self._divergence.of(self._module)
-        kept = divergence < reached
+        kept = is_nearer(divergence, reached)
         if kept:
             self.reached = divergence
         else:

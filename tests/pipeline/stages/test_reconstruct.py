@@ -1,5 +1,6 @@
 """Repairs come nearer to the dense model, keep the zeros, need no labels, or are not kept."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -118,6 +119,14 @@ def test_a_repair_that_brings_it_no_nearer_is_not_kept(repair, monkeypatch):
     assert _same(state.tensors, pruned.tensors)
 
 
+@pytest.mark.parametrize(("after", "kept"), [(0.5, True), (float("nan"), False)])
+def test_a_repair_that_makes_outputs_finite_again_is_kept(repair, monkeypatch, after, kept):
+    found = iter([float("nan"), after])
+    monkeypatch.setattr(stage, "least_squares", lambda *_, **__: None)
+    monkeypatch.setattr(stage.Divergence, "of", lambda *_: next(found))
+    assert repair()[0].repairs[0].kept is kept
+
+
 def test_blocks_start_from_what_was_kept(repair, monkeypatch):
     calls = []
 
@@ -200,6 +209,21 @@ def test_a_ridge_that_is_too_small_is_the_recipes(repair, monkeypatch):
     monkeypatch.setattr(stage, "least_squares", refuse)
     with pytest.raises(InputError, match=r"reconstruct\.ridge must cover"):
         repair()
+
+
+def test_without_held_out_samples_no_repair_can_be_judged(inputs):
+    calibration = replace(
+        inputs.calibration, draws=replace(inputs.calibration.draws, holdout_share=0)
+    )
+    with pytest.raises(InputError, match=r"must leave .* reconstruct\. Got none of 200"):
+        _check(inputs, calibration=calibration)
+
+
+def test_the_graph_s_key_has_all_that_says_which_axes_are_open(inputs):
+    layers, export = _layers(inputs), inputs.form.section
+    for change in ({"dynamic_axes": {"x": {1: "length"}}}, {"input_name": "x"}):
+        other = replace(layers, export=export.model_copy(update=change))
+        assert other.digest != layers.digest
 
 
 @pytest.mark.parametrize(
