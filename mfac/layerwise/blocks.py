@@ -44,7 +44,6 @@ def fit_blocks(
     epochs: int = 6,
     lr: float = 3e-3,
     scores_axis: int | None = None,
-    together: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
     group: ProcessGroup = SINGLE,
@@ -68,7 +67,6 @@ def fit_blocks(
         scores_axis: Axis of the model's first output along which the scores of classes lie, before
             softmax: then Kullback-Leibler divergence from the dense model's is its loss. None if
             it is something else.
-        together: Number of successive blocks that are taken as one.
         seed: Orders the batches where they are kept.
         progress: Called after each pass with its number.
         group: The processes that share the samples, which must have equally many batches. All end
@@ -83,7 +81,7 @@ def fit_blocks(
     first = next(iter(batches), None)
     if first is None:
         raise ValueError("batches must hold at least one batch. Got none.")
-    pair = _Pair(graph, module, dense, together, scores_axis)
+    pair = _Pair(graph, module, dense, scores_axis)
     pair.prepare(first, group)
     named = dict(module.named_parameters())
     parameters = {n: named[n] for n in pair.inexact_parameters if named[n].requires_grad}
@@ -132,10 +130,9 @@ class _Pair:
         graph: LayerGraph,
         module: nn.Module,
         dense: nn.Module,
-        together: int,
         scores_axis: int | None,
     ) -> None:
-        self.program, self.blocks = graph.program, graph.joined_blocks(together)
+        self.program, self.blocks = graph.program, graph.blocks
         self.state, self.state_of_dense = named_state(module), named_state(dense)
         self.scores_axis, self.folds = scores_axis, graph.folds
         self.variances: dict[Node, float] = {}

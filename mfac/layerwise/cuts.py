@@ -8,7 +8,6 @@ anew in every block that needs it, and hinders no cut.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -46,9 +45,7 @@ class Block:
         return tuple(node for node in self.gives if _is_float(node))
 
 
-def find_blocks(
-    program: Program, parameters: Iterable[str], together: int = 1
-) -> tuple[Block, ...]:
+def find_blocks(program: Program, parameters: Iterable[str]) -> tuple[Block, ...]:
     """Divide a model into blocks.
 
     A block begins with a matrix of weights and goes on to the next cut, over activations and
@@ -58,12 +55,10 @@ def find_blocks(
     Args:
         program: The model's operators.
         parameters: Names of its parameters.
-        together: Number of such blocks that are taken as one.
     """
     parameters = {*parameters}
     main = _main(program, parameters)
     spans = _with_attention(_merged(_spans(program, main), program, main, parameters))
-    spans = [[*chain(*spans[i : i + together])] for i in range(0, len(spans), together)]
     return tuple(_block(span, program, main, parameters) for span in spans)
 
 

@@ -18,7 +18,6 @@ References:
 """
 
 from collections.abc import Mapping
-from math import ceil
 
 import torch
 from torch import Tensor
@@ -46,7 +45,6 @@ def unit_costs(
     removed: Tensor,
     *,
     keep: Mapping[str, Tensor] | None = None,
-    most: float = 1.0,
     ridge: float = 1e-6,
 ) -> Tensor:
     """Return the cost of each unit of all layers, for :func:`~mfac_compress.mfac.selection.select`.
@@ -62,7 +60,6 @@ def unit_costs(
         units: What goes together, and what competes with what.
         removed: How many units each competition loses in all. Shape ``[competitions]``.
         keep: True = kept so far; None for all. Shape ``[g, r, k]``.
-        most: Share of each row's units after which no more are removed; the others cost infinity.
         ridge: See :func:`layer_costs`.
 
     Returns:
@@ -83,7 +80,6 @@ def unit_costs(
             keep=None if keep is None else keep[name],
             competition=None if quota is None else competition,
             quota=quota,
-            most=most,
             ridge=ridge,
         ).cpu()
     return costs
@@ -97,7 +93,6 @@ def layer_costs(
     keep: Tensor | None = None,
     competition: Tensor | None = None,
     quota: Tensor | None = None,
-    most: float = 1.0,
     ridge: float = 1e-6,
 ) -> Tensor:
     """Return the increase of a layer's squared error by each unit's removal at its turn.
@@ -111,7 +106,6 @@ def layer_costs(
             Shape ``[g, r, k]``.
         competition: Competition of each unit, where none lies in several rows. Shape ``[u]``.
         quota: How many units each competition loses in all. Shape ``[competitions]``.
-        most: Share of each row's units after which no more are removed.
         ridge: What is added to H's diagonal in units of its mean, at least
             :data:`~mfac_compress.mfac.layerwise.moment_matrix.MIN_RIDGE`. The default covers H from
             products in float32.
@@ -142,7 +136,6 @@ def layer_costs(
         left = quota.to(gone) - gone
     size = blocks.columns.shape[2]
     costs = torch.zeros(present.numel(), dtype=torch.float64, device=W.device)
-    last = ceil(most * present.shape[1] - 1e-6)  # units that a row has lost in the end
 
     def blocks_at_once(count: int) -> int:
         return _AT_ONCE // (count * size * W.shape[1])
@@ -158,7 +151,7 @@ def layer_costs(
             P = inverses.restricted(group, columns, valid)
             w = own.weights(W).unflatten(1, (group.shape[1], -1)).flatten(0, 1).flatten(2)
             quotas = None if left is None else Quotas(competition[own.numbers], left)
-            steps = last - (present.shape[1] - int(is_open.sum(dim=1).max()))
+            steps = int(is_open.sum(dim=1).max())
             result = remove_in_order(P, w, is_open, steps, quotas)
             costs[own.numbers[is_open]] = result[is_open]
     except torch.linalg.LinAlgError as error:

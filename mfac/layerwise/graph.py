@@ -89,11 +89,6 @@ class LayerGraph:
                 found[use.end] = use.node
         return found
 
-    def joined_blocks(self, together: int) -> tuple[Block, ...]:
-        """The blocks, as many at a time taken as one."""
-        names = [*self.layers, *self.reasons]
-        return find_blocks(self.program, names, together)
-
     def run(self, module: nn.Module, inputs: Tree) -> tuple[Tensor, ...]:
         """The outputs of a module of the same names, in the order of the graph's."""
         program = self.program

@@ -81,14 +81,11 @@ def _by_hand(dense, module, masks, batches, spans, epochs, lr, scores=False):
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    ("together", "spans"), [(1, [(0, 2), (2, 4), (4, 5)]), (2, [(0, 4), (4, 5)]), (3, [(0, 5)])]
-)
 @pytest.mark.parametrize("scores", [True, False])
-def test_each_block_is_fitted_on_what_the_blocks_before_it_give(together, spans, scores):
+def test_each_block_is_fitted_on_what_the_blocks_before_it_give(scores):
     dense, graph, module, masks, batches = _case(_mlp(), 6, count=1, size=50)
     by_hand = copy.deepcopy(module)
-    _by_hand(dense, by_hand, masks, batches, spans, epochs=20, lr=0.01, scores=scores)
+    _by_hand(dense, by_hand, masks, batches, [(0, 2), (2, 4), (4, 5)], 20, 0.01, scores)
     fit_blocks(
         module,
         dense,
@@ -97,7 +94,6 @@ def test_each_block_is_fitted_on_what_the_blocks_before_it_give(together, spans,
         batches,
         epochs=20,
         lr=0.01,
-        together=together,
         scores_axis=1 if scores else None,
     )
     for got, expected in zip(module.parameters(), by_hand.parameters(), strict=True):

@@ -202,8 +202,6 @@ def test_blocks_of_a_plain_network_are_single_layers():
         ("2.weight", "2.bias"),
         ("4.weight", "4.bias"),
     ]
-    joined = [block.parameters for block in graph.joined_blocks(2)]
-    assert joined == [("0.weight", "0.bias", "2.weight", "2.bias"), ("4.weight", "4.bias")]
 
 
 def test_a_skip_makes_one_block_of_what_it_goes_round():
