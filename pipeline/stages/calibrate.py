@@ -29,6 +29,7 @@ from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.run.artefact import Artefact
 from mfac_compress.pipeline.run.stage import Job
 
 # Each exchange between processes takes a millisecond or two, so short rows travel together.
@@ -129,6 +130,23 @@ class FisherSource:
     def own_gradients(self) -> int:
         """How many of the m gradients of a step this process computes."""
         return len(range(self.shape.num_gradients)[self.ranks.shard(self.shape.num_gradients)])
+
+    @property
+    def columns(self) -> slice:
+        """The columns of the flat vector that this process keeps."""
+        return self.shape.shards(self.ranks.size)[self.ranks.rank].columns
+
+    def of_step(self, step: int, module: nn.Module, calibrated: Artefact) -> Fisher:
+        """The Fisher that a pruning step starts from: the first one has been made.
+
+        Args:
+            step: Number of the step.
+            module: The model on its way.
+            calibrated: The dense model's Fisher, as :func:`calibrate` left it.
+        """
+        if step == 0:
+            return self.load(calibrated.folder)
+        return self.compute(module, step, calibrated.facts.method)[0]
 
     def load(self, folder: Path) -> Fisher:
         """Read back what :func:`calibrate` saved, this process' columns."""

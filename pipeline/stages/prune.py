@@ -164,20 +164,16 @@ def prune(
         removal: How weights are removed.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    calibrated, pruner = job.before["calibrated"], pruner_of(job, model, shape.layout)
+    pruner = pruner_of(job, model, shape.layout)
     source = FisherSource(calibration, shape, storage, job.ranks, job.progress)
-    if step == 0:
-        fisher = source.load(calibrated.folder)
-    else:
-        fisher, _ = source.compute(pruner.module, step, calibrated.facts.method)
     pruned = pruner.remove_least_salient(
-        fisher,
+        source.of_step(step, pruner.module, job.before["calibrated"]),
         units,
         units_removed(units, shares),
         removal,
         Divergence(model.module, calibration).of,
         job.ranks,
-        shape.shards(job.ranks.size)[job.ranks.rank].columns,
+        source.columns,
     )
     job.progress.detail(f"step {step + 1}: sparsity {pruned.sparsity:.4f}")
     job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))

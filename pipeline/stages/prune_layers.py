@@ -155,7 +155,7 @@ def _prune(
     names = [tensor.name for tensor in pruner.layout]
     draw = f"prune, step {step}"
     batches = calibration.drawn_inputs(f"{draw}, inputs", removal.samples, _BATCH)
-    batches = job.progress.track(batches, "inputs of layers", -(-removal.samples // _BATCH))
+    batches = job.progress.track(batches, "inputs of layers", len(batches))
     set_training(pruner.module, False)
     moments = layerwise.layer_moments(
         layers.graph,
@@ -189,12 +189,7 @@ def _chosen_by_curvature(
     removal: by_curvature_stage.Removal,
 ) -> Tensor:
     """The mask that the Fisher would choose, in all processes. Shape ``[d]``."""
-    calibrated = job.before["calibrated"]
-    if step == 0:
-        fisher = source.load(calibrated.folder)
-    else:
-        fisher, _ = source.compute(pruner.module, step, calibrated.facts.method)
-    columns = source.shape.shards(job.ranks.size)[job.ranks.rank].columns
+    fisher = source.of_step(step, pruner.module, job.before["calibrated"])
     pruned = pruning.prune(
         pruner.weights,
         invert(fisher, removal.damping, job.ranks),
@@ -203,7 +198,7 @@ def _chosen_by_curvature(
         keep=pruner.mask,
         selection=removal.selection,
         update="none",
-        columns=columns,
+        columns=source.columns,
         group=job.ranks,
     )
     return pruned.mask
