@@ -14,7 +14,7 @@ References:
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from mfac_compress.mfac.batch import Tree
+from mfac_compress.mfac.divergence import kl_divergence
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.least_squares import Progress, check_masks
 from mfac_compress.mfac.layerwise.run import run
@@ -76,7 +77,7 @@ def fit_blocks(
         ValueError: If there is no batch, or a mask has no parameter of its shape.
     """
     check_masks(module, masks)
-    if not isinstance(batches, Collection):
+    if not isinstance(batches, Sized):
         batches = [*batches]
     first = next(iter(batches), None)
     if first is None:
@@ -180,8 +181,7 @@ class _Pair:
 
     def _loss(self, node: Node, got: Tensor, wanted: Tensor) -> Tensor:
         if self.scores_axis is not None and node is self.program.outputs[0]:
-            logs = wanted.log_softmax(self.scores_axis), got.log_softmax(self.scores_axis)
-            return (logs[0].exp() * (logs[0] - logs[1])).sum(self.scores_axis).mean()
+            return kl_divergence(wanted, got, self.scores_axis).mean()
         return (got - wanted).square().mean() / self.variances[node]
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -128,7 +128,7 @@ class CalibrationData:
 
 
 @dataclass(frozen=True)
-class DrawnInputs(Collection):
+class DrawnInputs:
     """Batches of inputs, read anew in each pass, and each time in another order.
 
     Args:
@@ -155,6 +155,3 @@ class DrawnInputs(Collection):
             self.augment, self.batch_size, self.positions[order], self.generator
         )
         return (batch.inputs for batch in batches)
-
-    def __contains__(self, inputs: object) -> bool:
-        return any(inputs is batch for batch in self)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.mfac.batch import Batch, Tree, call, named_tensors
+from mfac_compress.mfac.divergence import kl_divergence
 from mfac_compress.mfac.labels import IGNORED
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.model_file import set_training
@@ -97,9 +98,7 @@ class Divergence:
     def _kullback_leibler(self, module: nn.Module) -> float:
         total, count = 0.0, 0
         for batch, (logits,), (wanted,) in self._pairs(module):
-            p, q = (x.double().log_softmax(dim=1) for x in (wanted, logits))
-            # A class of probability 0 adds nothing, although 0 · log 0 is no number.
-            terms = torch.where(p > -torch.inf, p.exp() * (p - q), 0).sum(dim=1)
+            terms = kl_divergence(wanted.double(), logits.double(), axis=1)
             if isinstance(batch.targets, Tensor) and batch.targets.shape == terms.shape:
                 terms = terms[batch.targets != IGNORED]  # padding
             total, count = total + terms.sum().item(), count + terms.numel()
