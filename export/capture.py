@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mfac_compress.export.axes import BATCH_AXIS, Axes, is_fixed, name_axes, open_axes, torch_shapes
-from mfac_compress.export.evaluation import device_of, evaluating
+from mfac_compress.export.device import device_of
 from mfac_compress.export.names import input_names, output_names
-from mfac_compress.mfac.batch import Tree, call, concatenate, map_tensors, named_tensors, size
+from mfac_compress.mfac.batch import (
+    FlatModel,
+    Tree,
+    call,
+    concatenate,
+    evaluating,
+    map_tensors,
+    named_tensors,
+    size,
+)
 
 
 def capture(
@@ -66,7 +75,7 @@ def capture(
             # exporter fails on views of them.
             with _silence(), _open_recurrences(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(
-                    _Flat(model, example),
+                    FlatModel(model, example, _leaves),
                     _leaves(example),
                     dynamo=True,
                     opset_version=opset,
@@ -80,24 +89,6 @@ def capture(
     _name(graph, [*inputs], outputs)
     name_axes(graph, axes)
     return graph
-
-
-class _Flat(nn.Module):
-    """A model as ``forward(*inputs)`` that returns its outputs as a tuple.
-
-    Inputs and outputs of the graph then have the order of the trees, whatever their form.
-    """
-
-    def __init__(self, model: nn.Module, example: Tree) -> None:
-        super().__init__()
-        self.training = False
-        self.wrapped = model
-        self._form = map_tensors(lambda _: None, example)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        remaining = iter(tensors)
-        inputs = map_tensors(lambda _: next(remaining), self._form)
-        return _leaves(call(self.wrapped, inputs))
 
 
 def _leaves(tree: Tree) -> tuple[Tensor, ...]:

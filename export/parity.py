@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mfac_compress.export.evaluation import device_of, evaluating
+from mfac_compress.export.device import device_of
 from mfac_compress.export.session import open_session, predict
-from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors, size
+from mfac_compress.mfac.batch import Tree, call, evaluating, map_tensors, named_tensors, size
 
 
 def parity_error(

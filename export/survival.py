@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.export.audit import TensorAudit, audit_zeros
-from mfac_compress.export.evaluation import evaluating
 from mfac_compress.export.onnx_file import write_graph
 from mfac_compress.export.passes import TRANSPOSED
 from mfac_compress.export.session import fixed_batch, open_session, predict
 from mfac_compress.export.variant import Variant
-from mfac_compress.mfac.batch import Tree, call, map_tensors, size
+from mfac_compress.mfac.batch import Tree, call, evaluating, map_tensors, size
 
 _ROWS = 8
 _LARGEST_DIFFERENCE = 0.02

@@ -6,6 +6,7 @@ tensors and code that knows trees call the same functions.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,56 @@ def arguments(inputs: Tree) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+class FlatModel(nn.Module):
+    """A model as ``forward(*tensors)`` that returns its outputs as a tuple, as tracers want it.
+
+    Inputs and outputs of a graph then have the order of the trees, whatever their form.
+
+    Args:
+        model: Called as :func:`call` does.
+        example: Inputs of the form that it takes.
+        leaves: What to return of the model's outputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Tree, leaves: Callable[[Any], tuple[Tensor, ...]]
+    ) -> None:
+        super().__init__()
+        self.training = False
+        self.wrapped = model
+        self._form = map_tensors(lambda _: None, example)
+        self._leaves = leaves
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(tensors)
+        inputs = map_tensors(lambda _: next(remaining), self._form)
+        return self._leaves(call(self.wrapped, inputs))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of a model into evaluation mode, then restore the mode of each.
+
+    The flags are set directly, because ``eval()`` and ``train()`` raise on the module of an
+    exported program, whose mode is fixed in its graph. Encoders run PyTorch's ordinary path, which
+    a traced graph has too: the fast one returns zeros for padding.
+
+    Args:
+        model: Changed while the context is open, and restored afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in modes:
+            module.training = training
 
 
 def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -29,13 +29,11 @@ class Block:
 
     Args:
         nodes: The operators, in order, with those that need no values of other blocks.
-        takes: Nodes of earlier blocks whose values it uses.
         gives: Its nodes whose values later blocks use, or which are outputs of the model.
         parameters: Names of the parameters that it uses.
     """
 
     nodes: tuple[Node, ...]
-    takes: tuple[Node, ...]
     gives: tuple[Node, ...]
     parameters: tuple[str, ...]
 
@@ -155,16 +153,12 @@ def _with_attention(spans: list[list[Node]]) -> list[list[Node]]:
 def _block(span: Sequence[Node], program: Program, main: set[Node], parameters: set[str]) -> Block:
     own = {*span}
     needed: set[Node] = set()
-    takes: set[Node] = set()
     used: set[str] = set()
     remaining = list(span)
     while remaining:
         node = remaining.pop()
-        if node in needed:
-            continue
-        if node in main and node not in own:
-            takes.add(node)
-            continue
+        if node in needed or (node in main and node not in own):
+            continue  # seen, or a value of an earlier block
         if program.tensors.get(node) in parameters:
             used.add(program.tensors[node])
         needed.add(node)
@@ -173,7 +167,6 @@ def _block(span: Sequence[Node], program: Program, main: set[Node], parameters: 
     nodes = tuple(node for node in program.nodes if node in needed)
     return Block(
         nodes,
-        tuple(node for node in program.nodes if node in takes),
         tuple(
             node
             for node in span

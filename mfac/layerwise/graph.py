@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mfac_compress.mfac.batch import Tree, concatenate, map_tensors, size
+from mfac_compress.mfac.batch import Tree, concatenate, evaluating, map_tensors, size
 from mfac_compress.mfac.layerwise.cuts import Block, find_blocks
 from mfac_compress.mfac.layerwise.find import find_layers
 from mfac_compress.mfac.layerwise.followers import shortcuts_first
@@ -16,10 +17,8 @@ from mfac_compress.mfac.layerwise.operators import Convolution
 from mfac_compress.mfac.layerwise.run import run
 from mfac_compress.mfac.layerwise.tracing import (
     Program,
-    evaluation,
     named_state,
     output_tensors,
-    plain_attention,
     trace,
 )
 
@@ -105,7 +104,7 @@ class LayerGraph:
         one = map_tensors(lambda tensor: tensor[:1], example)
         inputs = concatenate([example, example, one])
         try:
-            with evaluation(model), plain_attention():
+            with evaluating(model), sdpa_kernel(SDPBackend.MATH):
                 expected = output_tensors(model, inputs)
             outputs = self.run(model, inputs)
         except Exception as error:

@@ -16,7 +16,16 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from mfac_compress.mfac.batch import Tree, call, concatenate, map_tensors, named_tensors, size
+from mfac_compress.mfac.batch import (
+    FlatModel,
+    Tree,
+    call,
+    concatenate,
+    evaluating,
+    map_tensors,
+    named_tensors,
+    size,
+)
 
 aten = torch.ops.aten
 # What changes no value, or only where it lies in memory.
@@ -112,7 +121,7 @@ def trace(
         # The tracer treats an axis of length one as a constant.
         example = concatenate([example, example])
     example = map_tensors(lambda tensor: tensor.clone(), example)
-    program = _export(_Flat(model, example), example, open_axes or {})
+    program = _export(FlatModel(model, example, _tensors), example, open_axes or {})
     graph = program.graph
     names = _names(model)
     inputs, tensors, constants = _placeholders(program, graph, names)
@@ -133,33 +142,24 @@ def trace(
 
 def output_tensors(model: nn.Module, inputs: Tree) -> tuple[Tensor, ...]:
     """Call a model, and return the tensors in whatever it returns."""
-    leaves = pytree.tree_leaves(call(model, inputs))
+    return _tensors(call(model, inputs))
+
+
+def _tensors(outputs: Any) -> tuple[Tensor, ...]:
+    leaves = pytree.tree_leaves(outputs)
     return tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
-class _Flat(nn.Module):
-    """A model as ``forward(*tensors)``, which returns the tensors of its outputs as a tuple."""
-
-    def __init__(self, model: nn.Module, example: Tree) -> None:
-        super().__init__()
-        self.training = False
-        self.wrapped = model
-        self._form = map_tensors(lambda _: None, example)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        remaining = iter(tensors)
-        inputs = map_tensors(lambda _: next(remaining), self._form)
-        return output_tensors(self.wrapped, inputs)
-
-
-def _export(flat: _Flat, example: Tree, open_axes: Mapping[str, Iterable[int]]) -> ExportedProgram:
+def _export(
+    flat: FlatModel, example: Tree, open_axes: Mapping[str, Iterable[int]]
+) -> ExportedProgram:
     named = dict(named_tensors(example))
     unknown = [name for name in open_axes if name not in named]
     if unknown:
         raise ValueError(f"open_axes must name inputs: {', '.join(named)}. Got {unknown}.")
     dims = tuple(dict.fromkeys((0, *open_axes.get(name, ())), Dim.AUTO) for name in named)
     try:
-        with evaluation(flat.wrapped), plain_attention(), torch.no_grad(), _silence():
+        with evaluating(flat.wrapped), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), _silence():
             program = torch.export.export(flat, tuple(named.values()), dynamic_shapes=(dims,))
             # Operators stay what they are, but none works in place any more.
             return program.run_decompositions({})
@@ -170,31 +170,6 @@ def _export(flat: _Flat, example: Tree, open_axes: Mapping[str, Iterable[int]]) 
             f"The model's graph must be readable by torch.export, which raised "
             f"{type(error).__name__}: {reason}. {_ADVICE}"
         ) from error
-
-
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, then each of its modules back as it was."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Let attention be made of its operators, rather than of one kernel that hides its weights."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
