@@ -72,7 +72,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         yield from _weights_of(part)
     if isinstance(module, fx.GraphModule):
-        for node in _parameter_nodes(module):
+        for node in parameter_nodes(module):
             if any(_multiplies(node, user) for user in node.users):
                 yield _tensor_of(module, node)
 
@@ -109,14 +109,15 @@ def _uses(module: nn.Module) -> dict[int, list[str]]:
                 uses.setdefault(id(parameter), []).append(type(part).__name__)
     if isinstance(module, fx.GraphModule):
         # All parameters are the program's own there, so its operators count, and no layers.
-        uses = {id(_tensor_of(module, node)): [] for node in _parameter_nodes(module)}
-        for node in _parameter_nodes(module):
+        uses = {id(_tensor_of(module, node)): [] for node in parameter_nodes(module)}
+        for node in parameter_nodes(module):
             others = [user for user in node.users if not _multiplies(node, user)]
-            uses[id(_tensor_of(module, node))] += [_operator(user) for user in others]
+            uses[id(_tensor_of(module, node))] += [operator_of(user) for user in others]
     return uses
 
 
-def _parameter_nodes(module: fx.GraphModule) -> list[fx.Node]:
+def parameter_nodes(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes of an exported program that read a parameter which is used."""
     parameters = {id(parameter) for parameter in module.parameters()}
     reads = [node for node in module.graph.nodes if node.op == "get_attr" and node.users]
     return [node for node in reads if id(_tensor_of(module, node)) in parameters]
@@ -131,7 +132,7 @@ def _tensor_of(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
 
 def _multiplies(weight: fx.Node, user: fx.Node) -> bool:
     """Whether an operator takes a value as its weight, as it is or turned."""
-    operator = _operator(user)
+    operator = operator_of(user)
     if operator in _TURNED:
         return bool(user.users) and all(_multiplies(user, following) for following in user.users)
     if operator in _RECURRENT_OPS:
@@ -149,6 +150,6 @@ def _is_matrix(node: fx.Node) -> bool:
     return value is not None and value.ndim == 2
 
 
-def _operator(node: fx.Node) -> str:
+def operator_of(node: fx.Node) -> str:
     """The operator of a node without its overload: ``aten.linear``."""
     return str(node.target).rpartition(".")[0] or str(node.target)

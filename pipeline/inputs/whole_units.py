@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from mfac_compress.mfac.layout import Shapes
 from mfac_compress.mfac.units import NM, Block, Pattern, Unstructured
+from mfac_compress.pipeline.inputs.prunable import operator_of, parameter_nodes
 from mfac_compress.pipeline.recipe.schema import BlockPattern, NMPattern, PruneSection
 
 _AXES = {"outputs": 0, "inputs": 1}
@@ -58,7 +59,7 @@ def _whole(pattern: BlockPattern | NMPattern) -> tuple[int, str, str]:
 def _groups(module: nn.Module) -> Mapping[str, int | None]:
     """Groups of each convolution's weight; None for a weight whose inputs come first."""
     if isinstance(module, fx.GraphModule):
-        reads = [node for node in module.graph.nodes if node.op == "get_attr" and node.users]
+        reads = parameter_nodes(module)
         return {str(node.target): _groups_in(next(iter(node.users))) for node in reads}
     found: dict[str, int | None] = {}
     for prefix, part in module.named_modules():
@@ -72,8 +73,7 @@ def _groups(module: nn.Module) -> Mapping[str, int | None]:
 
 def _groups_in(node: fx.Node) -> int | None:
     """The same of an operator that reads a weight, in the graph of an exported program."""
-    operator, args = str(node.target).split(".")[1:2], node.args
-    name = operator[0] if operator else ""
+    name, args = operator_of(node).removeprefix("aten."), node.args
     if name == "convolution":
         return None if args[6] else args[8]
     if name in ("conv1d", "conv2d", "conv3d"):

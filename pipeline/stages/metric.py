@@ -16,7 +16,7 @@ from mfac_compress.pipeline.statistics.per_sample import (
     MetricIntervals,
     per_sample_intervals,
 )
-from mfac_compress.pipeline.statistics.resampling import rows_of, whole_set_intervals
+from mfac_compress.pipeline.statistics.resampling import rows_of, shuffle, whole_set_intervals
 
 _REPORT_CONFIDENCE = 0.95
 _ROUNDING = 1e-6
@@ -170,7 +170,7 @@ def _evaluate(task: Task, outputs: Mapping[str, Tree], targets: Tree) -> dict[st
     _check_shapes(task, ordered)
     if task.metric_name == "accuracy":
         return ordered
-    shuffled = rows_of(targets, np.random.default_rng(0).permutation(size(targets)))
+    shuffled = shuffle(targets)
     for _ in range(2):
         with suppress(InputError):  # it may have no value, or fit the targets' order only
             task.evaluate(next(iter(outputs.values())), shuffled)

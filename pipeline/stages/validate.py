@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -39,7 +38,7 @@ from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
 from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
-from mfac_compress.pipeline.statistics.resampling import rows_of
+from mfac_compress.pipeline.statistics.resampling import shuffle
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
@@ -139,9 +138,8 @@ def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> N
         targets = join_batches(
             [map_tensors(lambda tensor: tensor.numpy(), y) for _, y in batches], "targets"
         )
-        shuffled = rows_of(targets, np.random.default_rng(0).permutation(len(some)))
         with suppress(UndefinedMetricError):
-            task.evaluate(join_batches(outputs, "outputs"), shuffled)
+            task.evaluate(join_batches(outputs, "outputs"), shuffle(targets))
 
 
 def validate(

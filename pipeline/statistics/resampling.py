@@ -82,6 +82,11 @@ def rows_of(tree: Tree, rows: np.ndarray) -> Tree:
     return map_tensors(lambda array: array[rows], tree)
 
 
+def shuffle(tree: Tree) -> Tree:
+    """Copy a tree with its rows in random order, the same each time."""
+    return rows_of(tree, np.random.default_rng(0).permutation(size(tree)))
+
+
 def intervals_of_resamples(
     values: np.ndarray, sign: int, reach: float, n: int, confidence: float
 ) -> MetricIntervals:
