@@ -46,7 +46,6 @@ def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> 
 
 def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[Stage]:
     """Prune, repair and recover in turn, each from the state before; the last is ``recover``."""
-    method = recipe.prune.method
     if recipe.prune.uses_gradients:
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
@@ -56,12 +55,7 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
     for step, shares in enumerate(steps):
         pruned, repaired = f"prune-{step:02d}", f"reconstruct-{step:02d}"
         recovered, is_last = f"recover-{step:02d}", step + 1 == len(steps)
-        if method == "mfac":
-            yield _prune(pruned, recipe, inputs, step, shares, state, storage)
-        elif method == "layerwise":
-            yield _prune_layers(pruned, recipe, inputs, step, shares, state, storage)
-        else:
-            yield _prune_by_magnitude(pruned, inputs, shares, state)
+        yield _prune(pruned, recipe, inputs, step, shares, state, storage)
         state = {"state": pruned}
         if repair.method != "none" and (is_last or repair.every_step):
             name = "reconstruct" if is_last else repaired
@@ -100,72 +94,46 @@ def _prune(
     state: Mapping[str, str],
     storage: Path | None,
 ) -> Stage:
-    return Stage(
-        name,
-        prune.prune,
-        reads={
-            "model": inputs.model,
-            "units": inputs.targets.units,
-            "step": step,
-            "shares": shares,
-            "calibration": inputs.calibration,
-            "shape": inputs.fisher,
-            "removal": prune.Removal.of(recipe),
-            "storage": Keyed(storage, None),
-        },
-        after={"calibrated": "calibrate", **state},
-        check=partial(prune.check, where=recipe.where),
-        facts=prune.Pruned,
-    )
-
-
-def _prune_layers(
-    name: str,
-    recipe: Recipe,
-    inputs: Inputs,
-    step: int,
-    shares: Sequence[float],
-    state: Mapping[str, str],
-    storage: Path | None,
-) -> Stage:
-    by_gradients = recipe.prune.uses_gradients
+    """One step by the recipe's method, from the state before it."""
+    section, targets, where = recipe.prune, inputs.targets, recipe.where
+    reads = {"model": inputs.model, "units": targets.units, "shares": shares}
+    if section.method == "magnitude":
+        reads["layout"] = targets.layout
+        run = prune.prune_by_magnitude
+        return Stage(name, run, reads=reads, after=state, facts=prune.Pruned)
+    reads |= {
+        "step": step,
+        "calibration": inputs.calibration,
+        "shape": inputs.fisher,
+        "storage": Keyed(storage, None),
+    }
+    by_curvature = None
+    if section.uses_gradients:
+        by_curvature = prune.Removal.of(recipe)
+        state = {"calibrated": "calibrate", **state}
+    if section.method == "mfac":
+        return Stage(
+            name,
+            prune.prune,
+            reads={**reads, "removal": by_curvature},
+            after=state,
+            check=partial(prune.check, where=where),
+            facts=prune.Pruned,
+        )
     return Stage(
         name,
         prune_layers.prune,
         reads={
-            "model": inputs.model,
+            **reads,
             "layers": inputs.layers,
-            "layout": inputs.targets.layout,
-            "units": inputs.targets.units,
-            "step": step,
-            "shares": shares,
-            "calibration": inputs.calibration,
+            "layout": targets.layout,
             "removal": prune_layers.Removal.of(recipe),
-            "shape": inputs.fisher,
-            "by_curvature": prune.Removal.of(recipe) if by_gradients else None,
-            "storage": Keyed(storage, None),
-        },
-        after={**({"calibrated": "calibrate"} if by_gradients else {}), **state},
-        check=partial(prune_layers.check, where=recipe.where),
-        facts=prune.Pruned,
-        ranks="all" if by_gradients else "zero",
-    )
-
-
-def _prune_by_magnitude(
-    name: str, inputs: Inputs, shares: Sequence[float], state: Mapping[str, str]
-) -> Stage:
-    return Stage(
-        name,
-        prune.prune_by_magnitude,
-        reads={
-            "model": inputs.model,
-            "layout": inputs.targets.layout,
-            "units": inputs.targets.units,
-            "shares": shares,
+            "by_curvature": by_curvature,
         },
         after=state,
+        check=partial(prune_layers.check, where=where),
         facts=prune.Pruned,
+        ranks="all" if by_curvature else "zero",
     )
 
 
