@@ -246,7 +246,7 @@ class _Part:
         """Add the sums to those of the layer."""
         moments, operator, split = self.moments, self.use.operator, self.use.split
         groups = self.use.groups
-        # Products of float32 are not symmetric to the last bit, and solvers read one half only.
+        # Rounding leaves no sum symmetric to the last bit, and solvers read one half only.
         H = operator.ordered(operator.ordered((self.H + self.H.mT) / 2).mT)
         H = H.repeat_interleave(split, dim=0)
         sum_x = operator.ordered(self.sum_x)
@@ -269,15 +269,12 @@ def _gram(X: Tensor) -> Tensor:
     """XᵀX of each group. ``[g, n, k]`` -> ``[g, k, k]``; the half below the diagonal is copied."""
     k = X.shape[-1]
     if k < 2 * _BAND:
-        H = torch.bmm(X.mT, X)
-        return (H + H.mT) / 2  # such a product is not symmetric to the last bit
+        return torch.bmm(X.mT, X)
     H = X.new_empty(len(X), k, k)
     for start in range(0, k, _BAND):
         stop = min(start + _BAND, k)
         H[:, start:stop, start:] = torch.bmm(X[..., start:stop].mT, X[..., start:])
         H[:, stop:, start:stop] = H[:, start:stop, stop:].mT
-        own = H[:, start:stop, start:stop]
-        own.copy_((own + own.mT) / 2)
     return H
 
 
