@@ -137,6 +137,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.stride = direct ? output.channel_stride() : tile.length;
     strip.group_begin = 0;
     strip.group_end = end - group;
+    strip.back = tile.back;
     strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
     strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
     strip.residual = direct && batch.residual ? batch.residual + at : nullptr;

@@ -26,6 +26,7 @@ struct Strip {
   float* out;      // [outputs, stride]
   int64_t stride;  // floats
   int64_t group_begin, group_end;
+  int64_t back;           // floats by which the last of several vectors overlaps the one before
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
   const float* residual;  // like out, or null
