@@ -1,10 +1,12 @@
 """Read the weights of sparse operators back from a file, as the file it was made from has them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from mfac_compress.export.quantised_weights import float_name
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -12,7 +14,7 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the weight of each sparse operator in float32, unpacked.
+    """Yield the weight of each sparse operator, unpacked: float32, or int8 of a quantised one.
 
     Args:
         model: Written by :func:`rewrite`; each sparse operator has the name of the layer for which
@@ -24,29 +26,66 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
     """
     layers = {node.name: node for node in source.graph if node.name} if source else {}
     for node in model.graph:
-        if node.domain != DOMAIN or node.op_type not in ("SparseLinear", "SparseConv"):
+        if node.domain != DOMAIN or node.op_type not in _UNPACK:
             continue
-        weight, layer = _unpacked(node), layers.get(node.name)
+        weight, layer = _UNPACK[node.op_type](node), layers.get(node.name)
         if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
             yield node.name, weight
         else:
-            yield layer.inputs[1].name, weight.T if _is_transposed(layer) else weight
+            yield _weight_name(layer.inputs[1]), weight.T if _is_transposed(layer) else weight
 
 
-def _unpacked(node: ir.Node) -> np.ndarray:
-    """Return the dense weight of an operator; the format is that of :mod:`format`."""
-    given = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type == "SparseLinear":
-        shape, group = (given["out_features"], given["in_features"]), 1
-    else:
-        group = given["group"]
-        shape = (given["out_channels"], given["in_channels"] // group, *given["kernel_shape"])
+def _weight_name(weight: ir.Value) -> str:
+    """Name of a layer's weight in the file in float."""
+    source = weight.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return weight.name
+    return float_name(source.inputs[0].name)
+
+
+def _shape(given: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Shape of the dense weight, and number of groups."""
+    if "out_features" in given:
+        return (given["out_features"], given["in_features"]), 1
+    group = given["group"]
+    return (given["out_channels"], given["in_channels"] // group, *given["kernel_shape"]), group
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _unpacked_quads(node: ir.Node) -> np.ndarray:
+    """Return the dense int8 weight of a quantised operator."""
+    shape, _ = _shape(_attributes(node))
+    values, indices, starts = (value.const_value.numpy() for value in node.inputs[1:4])
+    outputs, inputs = shape[:2]
+    quads, window = -(-inputs // 4), int(np.prod(shape[2:]))
+    blocks = np.zeros((outputs, quads * window, 4), np.int8)
+    blocks[np.repeat(np.arange(outputs), np.diff(starts)), indices] = values
+    channels = blocks.reshape(outputs, quads, window, 4).transpose(0, 1, 3, 2)
+    return channels.reshape(outputs, quads * 4, window)[:, :inputs].reshape(shape)
+
+
+def _unpacked_blocks(node: ir.Node) -> np.ndarray:
+    """Return the dense float32 weight of an operator."""
+    given = _attributes(node)
+    shape, group = _shape(given)
     values, indices, starts = (value.const_value.numpy() for value in node.inputs[1:4])
     blocks = np.zeros((len(starts) - 1, given["block"], int(np.prod(shape[1:]))), np.float32)
     rows = np.repeat(np.arange(len(blocks)), np.diff(starts))
     blocks[rows, :, indices] = values
     outputs = shape[0] // group
     return blocks.reshape(group, -1, blocks.shape[2])[:, :outputs].reshape(shape)
+
+
+_UNPACK = {
+    "SparseLinear": _unpacked_blocks,
+    "SparseConv": _unpacked_blocks,
+    "SparseQLinear": _unpacked_quads,
+    "SparseQConv": _unpacked_quads,
+}
+"""How each operator's format, see :mod:`format`, is read."""
 
 
 def _is_transposed(layer: ir.Node) -> bool:
