@@ -20,7 +20,8 @@ import onnxruntime
 
 from mfac_compress.export.names import Feeds
 from mfac_compress.export.onnx_file import write_graph
-from mfac_compress.export.quantised_weights import quantised_weights
+from mfac_compress.export.passes import TRANSPOSED
+from mfac_compress.export.quantised_weights import SUFFIX, quantised_weights
 from mfac_compress.export.silence import silence
 
 Ranges = Literal["minmax", "entropy", "percentile"]
@@ -58,9 +59,14 @@ def _layers_of(model: onnx.ModelProto) -> Iterator[QuantisableLayer]:
             yield QuantisableLayer(node.name, node.op_type, tensor.name, prod(tensor.dims))
 
 
-def layers_in_8_bits(path: Path) -> set[str]:
-    """Names, in the float file, of the weights that a file holds in 8 bits."""
-    return {name for name, _ in quantised_weights(ir.load(path))}
+def weights_in_8_bits(path: Path) -> set[str]:
+    """Names, in the float file, of the weights that a file of this module holds in 8 bits."""
+    model = ir.load(path)
+    return {
+        name
+        for name, _ in quantised_weights(model)
+        if model.graph.initializers[name + SUFFIX].dtype == ir.DataType.INT8  # biases: UINT8
+    }
 
 
 class StaticQuantiser:
@@ -99,6 +105,7 @@ class StaticQuantiser:
         self._never = [
             node.name for node in nodes if node.op_type in _LAYERS and node.name not in own
         ]
+        self._biases = _biases(self._model)
 
     def write(
         self,
@@ -116,11 +123,13 @@ class StaticQuantiser:
         Raises:
             ValueError: If ONNX Runtime's quantiser cannot write it.
         """
-        self._write(output, metadata, exclude=[*self._never, *in_float])
+        biases = [self._biases[node] for node in in_float if node in self._biases]
+        self._write(output, metadata, exclude=[*self._never, *in_float, *biases])
 
     def write_only(self, output: Path, node: str) -> None:
         """Write the model in float but for one layer."""
-        self._write(output, None, only=[node])
+        biases = [self._biases[node]] if node in self._biases else []
+        self._write(output, None, only=[node, *biases])
 
     def _write(
         self,
@@ -151,6 +160,116 @@ class StaticQuantiser:
         write_graph(model, output, metadata=metadata)
 
 
+def _biases(model: onnx.ModelProto) -> dict[str, str]:
+    """The Add behind a layer that adds its bias, by the layer: both are in 8 bits, or neither."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    layers = {node.output[0]: node.name for node in model.graph.node if node.op_type in _LAYERS}
+    return {
+        layers[name]: node.name
+        for node in model.graph.node
+        if node.op_type == "Add" and constants & {*node.input}
+        for name in node.input
+        if name in layers
+    }
+
+
+class DynamicQuantiser:
+    """A float file; writes it with any of its matrix products in 8 bits.
+
+    The ranges of their inputs are found anew in each call, so no samples are needed.
+
+    Args:
+        path: The float file.
+        per_channel: Give each output of a layer a scale of its own.
+        scratch: Folder for temporary files, of which none stays.
+    """
+
+    def __init__(self, path: Path, *, per_channel: bool = True, scratch: Path) -> None:
+        self._per_channel, self._scratch, self._large = per_channel, scratch, _is_large(path)
+        with _workplace(scratch) as folder:
+            model = onnx.load(path)
+            _gemms_to_matmuls(model)
+            copied = folder / "model.onnx"
+            onnx.save(model, copied, save_as_external_data=self._large)
+            self._model = _with_shapes(copied)
+        found = _layers_of(self._model)
+        self.layers = tuple(layer for layer in found if layer.operator == "MatMul")
+        """Layers that can be in 8 bits."""
+
+    def write(
+        self,
+        output: Path,
+        *,
+        in_float: Collection[str] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the model in 8 bits, as :meth:`StaticQuantiser.write` does."""
+        self._write(output, metadata, in_float)
+
+    def write_only(self, output: Path, node: str) -> None:
+        """Write the model in float but for one layer."""
+        self._write(output, None, [one.node for one in self.layers if one.node != node])
+
+    def _write(
+        self, output: Path, metadata: Mapping[str, str] | None, exclude: Collection[str]
+    ) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with _workplace(self._scratch) as folder, _as_value_error("quantise"):
+            written = folder / "int8.onnx"
+            quantize_dynamic(
+                deepcopy(self._model),
+                written,
+                op_types_to_quantize=["MatMul"],
+                per_channel=self._per_channel,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[*exclude],
+                use_external_data_format=self._large,
+                extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+            )
+            model = ir.load(written)
+            model.graph.sort()
+            write_graph(model, output, metadata=metadata)
+
+
+def _gemms_to_matmuls(model: onnx.ModelProto) -> None:
+    """Write each Gemm as MatMul and Add, which is what can be quantised dynamically.
+
+    The quantiser would do it, but keep the name of a weight that it transposes, and forget that
+    another node may read it.
+    """
+    graph = model.graph
+    constants, nodes = {tensor.name: tensor for tensor in graph.initializer}, []
+    for node in graph.node:
+        given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        plain = given.get("alpha", 1) == given.get("beta", 1) == 1 and not given.get("transA", 0)
+        if node.op_type != "Gemm" or node.input[1] not in constants or not plain:
+            nodes.append(node)
+            continue
+        weight = node.input[1]
+        if given.get("transB", 0):
+            turned = weight + TRANSPOSED
+            if turned not in constants:
+                array = onnx.numpy_helper.to_array(constants[weight]).T
+                constants[turned] = onnx.numpy_helper.from_array(array, turned)
+                graph.initializer.append(constants[turned])
+            weight = turned
+        biased = len(node.input) > 2
+        product = f"{node.output[0]}_product" if biased else node.output[0]
+        names = {"name": node.name}
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], weight], [product], **names))
+        if biased:
+            names = {"name": f"{node.name}_bias"}
+            added = [product, node.input[2]]
+            nodes.append(onnx.helper.make_node("Add", added, node.output, **names))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    used |= {output.name for output in graph.output}
+    for tensor in [one for one in graph.initializer if one.name not in used]:
+        graph.initializer.remove(tensor)
+
+
 def _measure(path: Path, folder: Path, batches: Iterable[Feeds], ranges: Ranges) -> Any:
     """Return the ranges of all activations."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
@@ -173,7 +292,10 @@ def _measure(path: Path, folder: Path, batches: Iterable[Feeds], ranges: Ranges)
         for batch in batches:
             # One at a time: what is collected in one call stays in memory until its end.
             calibrator.collect_data(_Batches([batch]))
-        return calibrator.compute_data()
+        found = calibrator.compute_data()
+        if not found:
+            raise ValueError("no samples were given")
+        return found
 
 
 class _Batches:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mfac_compress.export import open_session, predict
 from mfac_compress.export.names import Feeds, feeds
-from mfac_compress.export.quantise import StaticQuantiser, layers_in_8_bits
+from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
 from mfac_compress.export.session import fill, fixed_batch
 from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 from mfac_compress.pipeline.errors import InputError, StageError
@@ -159,7 +159,7 @@ class _Search:
             costs = self._costs()
             nodes = sorted(costs, key=_highest_first(costs))
             reached = self._leave_in_float(output, nodes, most, everything)
-        in_file = layers_in_8_bits(output)
+        in_file = weights_in_8_bits(output)
         found = Quantised(
             mode=self._section.mode,
             divergence=reached,
@@ -228,7 +228,9 @@ def _highest_first(costs: dict[str, float]) -> Callable[[str], float]:
 
 def _quantiser(
     path: Path, section: QuantizeSection, calibration: CalibrationData, work: Path
-) -> StaticQuantiser:
+) -> StaticQuantiser | DynamicQuantiser:
+    if section.mode == "dynamic":
+        return DynamicQuantiser(path, per_channel=section.per_channel, scratch=work)
     return StaticQuantiser(
         path,
         _batches(path, section.samples, calibration),
@@ -247,7 +249,8 @@ def _batches(path: Path, samples: int, calibration: CalibrationData) -> Iterator
 
 
 def _metadata(section: QuantizeSection) -> dict[str, str]:
-    return {"mfac_compress.quantize": section.mode}
+    """What says, beside the recipe's hash, how a file was made."""
+    return {"mfac_compress.quantize": section.model_dump_json()}
 
 
 class FileModule(nn.Module):
@@ -259,6 +262,7 @@ class FileModule(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.path = path
         self._session = open_session(path, threads=torch.get_num_threads())
 
     def forward(self, *args: Tree, **kwargs: Tree) -> Any:
