@@ -114,9 +114,7 @@ BAD = {
     "blocks of least squares": (
         "reconstruct:\n  method: least_squares\n  blocks:\n    epochs: 2",
         6,
-        [
-            "reconstruct.blocks.epochs must be left out unless reconstruct.method is blocks. Got 2 with"
-        ],
+        ["reconstruct.blocks.epochs must be left out unless reconstruct.method is blocks."],
     ),
     "repeated key": (
         "run:\n  seed: 1\n  device: cpu\n  seed: 1",
