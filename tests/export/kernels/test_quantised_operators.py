@@ -6,7 +6,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, Window, pack_1x4, sparse_node
+from mfac_compress.export.sparse import Rounding, Window, pack, pack_1x4, sparse_node
 
 BATCHES = 32  # of OPERATORS each
 OPERATORS = 32
@@ -22,6 +22,13 @@ def _weight(random, shape):
     if random.random() < 0.25:  # outputs without any
         weight[random.random(shape[0]) < 0.5] = 0
     return weight
+
+
+def _pack(random, weight, group=1):
+    """In either format."""
+    if random.random() < 0.3:
+        return pack_1x4(weight, group=group)
+    return pack(weight, block=4, group=group)
 
 
 def _bytes(random, *shape):
@@ -67,7 +74,7 @@ class _Linear:
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
         x = ir.Value(name=f"{name}.x")
-        weights = pack_1x4(weight)
+        weights = _pack(random, weight)
         self.nodes = [sparse_node(name, x, f"{name}.y", weights, epilogue=rounding, bias=bias)]
 
 
@@ -104,7 +111,7 @@ class _Conv:
                 name,
                 ir.Value(name=f"{name}.x"),
                 f"{name}.y",
-                pack_1x4(self.weight, group=self.group),
+                _pack(random, self.weight, self.group),
                 window=Window(self.strides, self.pads, self.dilations),
                 epilogue=rounding,
                 bias=bias,

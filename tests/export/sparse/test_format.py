@@ -8,13 +8,13 @@ from mfac_compress.export.sparse import pack
 
 def _unpack(packed):
     """The dense weight."""
-    outputs = packed.shape[0] // packed.group
-    blocks = -(-outputs // packed.block)
+    outputs, size = packed.shape[0] // packed.group, packed.block.size
+    blocks = -(-outputs // size)
     inputs = int(np.prod(packed.shape[1:]))
-    matrix = np.zeros((packed.group * blocks, packed.block, inputs), dtype=np.float32)
+    matrix = np.zeros((packed.group * blocks, size, inputs), dtype=packed.values.dtype)
     rows = np.repeat(np.arange(len(matrix)), np.diff(packed.starts))
     matrix[rows, :, packed.indices] = packed.values
-    matrix = matrix.reshape(packed.group, blocks * packed.block, inputs)
+    matrix = matrix.reshape(packed.group, blocks * size, inputs)
     return matrix[:, :outputs].reshape(packed.shape)
 
 
