@@ -20,29 +20,36 @@ MFAC_INLINE void copy_every_other(const uint8_t* from, int64_t count, uint8_t* t
   for (; i < count; ++i) to[i] = from[2 * i];
 }
 
-MFAC_INLINE void fill_some(uint8_t* to, int64_t count, uint8_t value) {
-  for (int64_t i = 0; i < count; ++i) to[i] = value;
+// One column of bytes or more, in every row.
+MFAC_INLINE void fill_columns(uint8_t* to, int64_t stride, int64_t rows, int64_t count,
+                              uint8_t value) {
+  if (count == 1) {  // as most windows have it: a call for each byte would take longer than the rest
+    for (int64_t r = 0; r < rows; ++r) to[r * stride] = value;
+    return;
+  }
+  for (int64_t r = 0; count > 0 && r < rows; ++r)
+    __builtin_memset(to + r * stride, value, static_cast<size_t>(count));
 }
 
 void copy_byte_rows(const ByteCopy& given) {
   const ByteCopy c = given;
-  const int64_t after = c.to_stride - c.before - c.count;
   // Rows as far apart there as here: one copy of all of them, then the borders.
   const bool at_once = c.step == 1 && c.from_stride == c.to_stride;
   if (at_once) copy_many(c.from, (c.rows - 1) * c.to_stride + c.count, c.to + c.before);
-  for (int64_t r = 0; r < c.rows; ++r) {
+  for (int64_t r = 0; r < c.rows && !at_once; ++r) {
     const uint8_t* from = c.from + r * c.from_stride;
-    uint8_t* to = c.to + r * c.to_stride;
-    fill_some(to, c.before, c.around);
-    if (c.step == 2) {
-      copy_every_other(from, c.count, to + c.before);
-    } else if (c.step != 1) {
-      for (int64_t i = 0; i < c.count; ++i) to[c.before + i] = from[i * c.step];
-    } else if (!at_once) {
-      copy_many(from, c.count, to + c.before);
+    uint8_t* to = c.to + r * c.to_stride + c.before;
+    if (c.step == 1) {
+      copy_many(from, c.count, to);
+    } else if (c.step == 2) {
+      copy_every_other(from, c.count, to);
+    } else {
+      for (int64_t i = 0; i < c.count; ++i) to[i] = from[i * c.step];
     }
-    fill_some(to + c.before + c.count, after, c.around);
   }
+  const int64_t end = c.before + c.count;
+  fill_columns(c.to, c.to_stride, c.rows, c.before, c.around);
+  fill_columns(c.to + end, c.to_stride, c.rows, c.to_stride - end, c.around);
 }
 
 // Transposes a square of sixteen bytes in every lane.
@@ -62,10 +69,7 @@ MFAC_INLINE void transpose_lanes(Vector* square) {
 }
 
 MFAC_INLINE void store_up_to_16(uint8_t* to, const uint8_t* from, int64_t count) {
-  if (count == 16) {
-    __builtin_memcpy(to, from, 16);
-    return;
-  }
+  if (count == 16) return (void)__builtin_memcpy(to, from, 16);
   if (count & 8) __builtin_memcpy(to, from, 8), to += 8, from += 8;
   if (count & 4) __builtin_memcpy(to, from, 4), to += 4, from += 4;
   if (count & 2) __builtin_memcpy(to, from, 2), to += 2, from += 2;
@@ -81,15 +85,15 @@ MFAC_INLINE void transpose_some(const uint8_t* from, int64_t from_stride, int64_
   for (int r = 0; r < 16; ++r)
     square[r] = load_bytes<L>(from + (r < rows ? r : rows - 1) * from_stride);
   transpose_lanes(square);
-  MFAC_UNROLL
-  for (int i = 0; i < 16; ++i) {
-    uint8_t lanes[L * 4];
-    __builtin_memcpy(lanes, &square[i], sizeof lanes);
+  if (rows == 16 && width == 4 * L) {
     MFAC_UNROLL
-    for (int lane = 0; lane < L / 4; ++lane)
-      if (lane * 16 + i < width)
-        store_up_to_16(to + (lane * 16 + i) * to_stride, lanes + lane * 16, rows);
+    for (int i = 0; i < 16; ++i) store_lanes(to + i * to_stride, 16 * to_stride, square[i]);
+    return;
   }
+  uint8_t columns[16][L * 4];
+  __builtin_memcpy(columns, square, sizeof columns);
+  for (int64_t c = 0; c < width; ++c)
+    store_up_to_16(to + c * to_stride, columns[c % 16] + c / 16 * 16, rows);
 }
 
 // to[c][r] = from[r][c]

@@ -47,6 +47,24 @@ MFAC_INLINE ByteVector<16> high_pairs(ByteVector<16> a, ByteVector<16> b) {
 }
 #endif
 
+// Store lane after lane, `stride` apart.
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t, Bytes value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+#if defined(__AVX2__)
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t stride, ByteVector<8> value) {
+  store_lanes(to, 0, (Bytes)_mm256_castsi256_si128((__m256i)value));
+  store_lanes(to + stride, 0, (Bytes)_mm256_extracti128_si256((__m256i)value, 1));
+}
+#endif
+#if defined(__AVX512BW__)
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t stride, ByteVector<16> value) {
+  store_lanes(to, stride, (ByteVector<8>)_mm512_castsi512_si256((__m512i)value));
+  store_lanes(to + 2 * stride, stride,
+              (ByteVector<8>)_mm512_extracti64x4_epi64((__m512i)value, 1));
+}
+#endif
+
 // Four vectors of sums, in the order in which the bytes of positions were interleaved, as unsigned
 // bytes in the order of positions: store_packed(to, sums, scale, how).
 #if defined(__SSE2__)
