@@ -186,7 +186,7 @@ def export(model: nn.Module, example: Tensor, path: Path, int8: bool) -> None:
         )
 
 
-def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) -> dict:
+def measure(name: str, sparsity: float, block: int, axis: str, threads: int, folder: Path) -> dict:
     """Export, rewrite and time one model."""
     case = CASES[name]
     torch.manual_seed(0)
@@ -198,7 +198,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     if case.int8:
         export(model, few, float32, int8=False)
     export(model, few, dense, case.int8)
-    (prune_inputs if case.int8 else prune_outputs)(model, sparsity, block)
+    (prune_inputs if axis == "inputs" else prune_outputs)(model, sparsity, block)
     export(model, few, plain, case.int8)
 
     def feeds_of(workload: Workload) -> dict[str, np.ndarray]:
@@ -206,7 +206,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
 
     workload = Workload(case.batch, threads)
     found = measure_speed(plain, feeds_of, [workload])
-    row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
+    row = {"model": name, "sparsity": sparsity, "block": block, "axis": axis, "threads": threads}
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"
     if found.model is None:
@@ -246,9 +246,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--sparsities", default="0.8,0.9,0.95")
-    parser.add_argument(
-        "--blocks", default="1,4", help="1: unstructured; else of outputs, in -int8 of inputs"
-    )
+    parser.add_argument("--blocks", default="1,4", help="1: unstructured")
+    parser.add_argument("--axis", choices=["outputs", "inputs"], default="outputs")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     print(
@@ -261,7 +260,9 @@ def main() -> None:
         for name in arguments.models.split(","):
             for block in map(int, arguments.blocks.split(",")):
                 for sparsity in map(float, arguments.sparsities.split(",")):
-                    row = measure(name, sparsity, block, arguments.threads, Path(folder))
+                    row = measure(
+                        name, sparsity, block, arguments.axis, arguments.threads, Path(folder)
+                    )
                     rows.append(row)
                     print(
                         f"| {name} | {block} | {sparsity:.0%} | {row.get('dense_ms', 0):.3f} | "

@@ -7,8 +7,8 @@ are measured again in every round. A stored weight is multiplied with each posit
 stored values x positions; each block of outputs needs one load of its positions, so the limit of
 unstructured weights is the rate of loads from the L1 cache, and that of blocks is the rate of
 multiply-adds. `memory` counts weights, indices, inputs and outputs once, relative to the bandwidth
-of reading memory. int8 is compared with the rate of multiply-adds of bytes (VNNI): in blocks of four
-outputs, and in quads of inputs. Needs a C++ compiler.
+of reading memory. int8 is compared with the rate of multiply-adds of bytes (VNNI): in blocks of
+four outputs, and in quads of inputs. Needs a C++ compiler.
 """
 
 import argparse

@@ -9,8 +9,7 @@ from onnx import numpy_helper
 from mfac_compress.export import TensorAudit, Variant, audit_zeros, write_model
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.format import Block
-from mfac_compress.export.sparse.format import pack
+from mfac_compress.export.sparse.format import Block, pack
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.read_back import packed_weights
