@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kOutputBytes = 16 << 10;
 constexpr int64_t kTaskBytes = 64 << 10;  // to copy that justify a thread
-constexpr int64_t kReadBeyond = 64;       // the widest strip
 
 }  // namespace
 
@@ -66,36 +65,38 @@ const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffe
   const BlockPlan& plan = *batch.plan;
   const Runs& runs = plan.runs;
   const int64_t channels = plan.input.channels;
+  const int64_t pixels_of_channel = plan.input.channel_stride();
   const uint8_t* from = batch.x + plan.input.offset(image, 0);
   if (runs.in_place) return from;
   const int64_t all = channels * runs.channel_stride;
-  uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kReadBeyond));
+  uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kLine));
   const int64_t chunks =
       call == nullptr ? 1
                       : std::clamp<int64_t>(all / kTaskBytes, 1, std::min<int64_t>(channels, 16));
   auto task = [&](size_t index) {
     const int64_t chunk = static_cast<int64_t>(index);
-    for (int64_t c = channels * chunk / chunks; c < channels * (chunk + 1) / chunks; ++c)
-      stage_channel(batch, from + c * plan.input.channel_stride(),
-                    staged + c * runs.channel_stride);
+    for (int64_t c = channels * chunk / chunks; c < channels * (chunk + 1) / chunks; ++c) {
+      const uint8_t* pixels = from + c * pixels_of_channel;
+      uint8_t* to = staged + c * runs.channel_stride;
+      if (!window_.pointwise())
+        stage_channel(batch, pixels, to);
+      else if ((channels - c) * pixels_of_channel >= kLine)  // faster than as many as there are
+        std::memcpy(to, pixels, kLine);
+      else
+        std::memcpy(to, pixels, static_cast<size_t>(pixels_of_channel));
+    }
   };
   if (chunks == 1)
     task(0);
   else
     call->parallel(static_cast<size_t>(chunks), task);
-  std::memset(staged + all, 0, kReadBeyond);
+  std::memset(staged + all, 0, kLine);
   return staged;
 }
 
 void BlockConv::stage_channel(const Batch& batch, const uint8_t* pixels, uint8_t* staged) const {
   const Runs& runs = batch.plan->runs;
   const uint8_t around = weights_.x_zero_point;
-  if (window_.pointwise()) {
-    std::memcpy(staged, pixels, static_cast<size_t>(runs.length));
-    std::memset(staged + runs.length, around,
-                static_cast<size_t>(runs.channel_stride - runs.length));
-    return;
-  }
   const auto copy_rows = simd_kernels().bytes.copy_rows;
   each_phase(runs, [&](const PhaseCopy& phase) {
     const auto fill = [&](int64_t rows) {

@@ -10,12 +10,16 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kRowsOneByOne = 3;        // up to so many rows a strip would be mostly empty
+constexpr int64_t kRowsOneByOne = 2;        // up to so many rows a strip would be mostly empty
 constexpr int64_t kOutputBytes = 16 << 10;  // of outputs between two transpositions
 constexpr int64_t kTileSteps = 1000;        // of a tile that justify a thread
 constexpr int64_t kRowSteps = 2500;         // of a row
 
-int64_t tile_rows() { return simd_kernels().bytes.strips.positions[0]; }
+// Of the lowest tiles, which leave more inputs in the first cache, and of the highest.
+int64_t tile_rows(int size) {
+  const ByteStripTable& strips = simd_kernels().bytes.strips;
+  return strips.positions[size == 0 ? strips.count - 1 : 0];
+}
 
 }  // namespace
 
@@ -29,11 +33,12 @@ BlockLinear::BlockLinear(const NodeInfo& node)
     : inputs_(node.integer("in_features")),
       weights_(read_quantised(node, QuantisedFormat::kBlocks,
                               {node.integer("out_features"), inputs_, 1, 1})) {
-  const int64_t stride = tile_rows();
-  require(inputs_ <= std::numeric_limits<int32_t>::max() / stride, "in_features must be at most ",
-          std::numeric_limits<int32_t>::max() / stride);
+  const int64_t most = std::numeric_limits<int32_t>::max() / tile_rows(1);
+  require(inputs_ <= most, "in_features must be at most ", most);
   by_row_ = in_steps(weights_.blocks, 0, [](int64_t input) { return input; });
-  by_columns_ = in_steps(weights_.blocks, 0, [&](int64_t input) { return input * stride; });
+  for (int size = 0; size < 2; ++size)
+    by_columns_[size] = in_steps(weights_.blocks, 0,
+                                 [&](int64_t input) { return input * tile_rows(size); });
 }
 
 void BlockLinear::run(const Call& call) const {
@@ -85,9 +90,10 @@ void BlockLinear::run_rows(const Call& call, const Rows& rows) const {
 }
 
 void BlockLinear::run_tiles(const Call& call, const Rows& rows) const {
-  const int64_t height = tile_rows();
+  const int size = rows.count <= tile_rows(0) ? 0 : 1;
+  const int64_t height = tile_rows(size);
   const int64_t tiles = (rows.count + height - 1) / height;
-  const int64_t work = static_cast<int64_t>(by_columns_.all.size());
+  const int64_t work = static_cast<int64_t>(by_columns_[size].all.size());
   auto fill = [&](int64_t tile, uint8_t* columns) {
     const int64_t count = std::min(rows.count - tile * height, height);
     simd_kernels().bytes.transpose(rows.x + tile * height * inputs_, inputs_, count, inputs_,
@@ -95,21 +101,21 @@ void BlockLinear::run_tiles(const Call& call, const Rows& rows) const {
   };
   share_tiles<uint8_t>(call, {tiles, inputs_ * height, weights_.blocks.groups, work / kTileSteps},
                        fill, [&](int64_t index, const uint8_t* columns, int64_t begin, int64_t end) {
-                         tile(rows, columns, index * height, begin, end);
+                         tile(rows, columns, size, index * height, begin, end);
                        });
 }
 
-void BlockLinear::tile(const Rows& rows, const uint8_t* columns, int64_t first,
+void BlockLinear::tile(const Rows& rows, const uint8_t* columns, int size, int64_t first,
                        int64_t group_begin, int64_t group_end) const {
   const ByteKernels& bytes = simd_kernels().bytes;
-  const int64_t height = tile_rows();
+  const int64_t height = tile_rows(size);
   const int64_t count = std::min(rows.count - first, height);
   int width = bytes.strips.count - 1;  // the narrowest strip that holds all rows
   while (bytes.strips.positions[width] < count) --width;
   const int64_t step = kOutputBytes / (height * kBlockOutputs);
   uint8_t* out = scratch().outputs.bytes(static_cast<size_t>(kOutputBytes));
   for (int64_t begin = group_begin; begin < group_end; begin += step) {
-    ByteStrip strip = strip_of(by_columns_, begin, std::min(begin + step, group_end));
+    ByteStrip strip = strip_of(by_columns_[size], begin, std::min(begin + step, group_end));
     strip.base = columns;
     strip.out = out;
     strip.out_stride = height;

@@ -16,14 +16,14 @@ class BlockLinear {
   struct Rows;
   void run_rows(const Call& call, const Rows& rows) const;
   void run_tiles(const Call& call, const Rows& rows) const;
-  void tile(const Rows& rows, const uint8_t* columns, int64_t first, int64_t group_begin,
-            int64_t group_end) const;
+  void tile(const Rows& rows, const uint8_t* columns, int size, int64_t first,
+            int64_t group_begin, int64_t group_end) const;
   ByteStrip strip_of(const Steps& steps, int64_t group_begin, int64_t group_end) const;
 
   int64_t inputs_;
   QuantisedWeights weights_;
-  Steps by_row_;      // offsets in a single row
-  Steps by_columns_;  // offsets in a tile's columns
+  Steps by_row_;        // offsets in a single row
+  Steps by_columns_[2];  // offsets in the columns of a tile: of the lowest, and of the highest
 };
 
 }  // namespace mfac

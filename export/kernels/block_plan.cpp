@@ -7,9 +7,7 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kLine = 64;  // bytes
-
-// A whole channel is one run, whose first byte is aligned if it is copied.
+// A whole channel is one run. If it is copied, it fills a line.
 Runs plan_pixels(const Images& input) {
   const ByteStripTable& strips = simd_kernels().bytes.strips;
   Runs runs;
@@ -17,7 +15,7 @@ Runs plan_pixels(const Images& input) {
   runs.length = runs.row_stride = input.width;
   // What is read in place is not read beyond its end: the last strip may overlap the previous one.
   runs.in_place = input.width >= strips.positions[0];
-  runs.channel_stride = runs.in_place ? input.width : (input.width + kLine - 1) / kLine * kLine;
+  runs.channel_stride = runs.in_place ? input.width : kLine;
   return runs;
 }
 

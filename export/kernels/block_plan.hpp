@@ -8,6 +8,8 @@
 
 namespace mfac {
 
+constexpr int64_t kLine = 64;  // bytes: the widest strip, and a line of the cache
+
 struct BlockTile {
   int64_t first;   // position in the run
   int64_t length;  // positions that the strip computes

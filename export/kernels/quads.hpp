@@ -16,6 +16,7 @@ using Cell = int32_t;  // a quad, in the order of memory
 struct Requantise {
   float low, high;  // minus the zero point
   int32_t zero_point;
+  bool bounded;  // no sum times its scale can be above the integers of 32 bits
 };
 
 // Sums over stored quads for a strip of positions that are contiguous in memory.

@@ -84,6 +84,8 @@ void read_beginnings(const NodeInfo& node, QuantisedWeights& w, QuantisedFormat 
                 std::min<int64_t>(begin, 0) + 255 * below[i] >= -most,
             "the sums of output ", static_cast<int64_t>(i), " must fit into 32 bits");
     blocks.bias[i] = static_cast<int32_t>(begin);
+    const int64_t highest = std::max<int64_t>(begin, 0) + 255 * above[i];
+    w.requantise.bounded &= static_cast<double>(highest) * w.scales[i] < 2e9;
   }
 }
 
@@ -112,13 +114,15 @@ QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
   read_values(node, w.blocks);
   read_scales(node, w);
   w.x_zero_point = read_byte(node, "x_zero_point");
+  w.requantise.bounded = true;
   read_beginnings(node, w, format, size);
   const int zero_point = read_byte(node, "y_zero_point");
   const int low = read_byte(node, "min");
   const int high = read_byte(node, "max");
   require(low <= high, "min must not be above max");
-  w.requantise = {static_cast<float>(low - zero_point), static_cast<float>(high - zero_point),
-                  zero_point};
+  w.requantise.low = static_cast<float>(low - zero_point);
+  w.requantise.high = static_cast<float>(high - zero_point);
+  w.requantise.zero_point = zero_point;
   return w;
 }
 

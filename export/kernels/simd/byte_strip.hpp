@@ -35,9 +35,8 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
   }
 }
 
-template <int L>
-void byte_strip(const ByteStrip& given) {
-  const ByteStrip s = given;  // a local copy, which stores cannot alias
+template <int L, bool BOUNDED>
+MFAC_INLINE void byte_groups(const ByteStrip& s) {
   for (int64_t group = 0; group < s.groups; ++group) {
     Ints<L> sum[kBlockOutputs][4];
 #if MFAC_REGISTERS == 32
@@ -50,9 +49,15 @@ void byte_strip(const ByteStrip& given) {
     for (int o = 0; o < kBlockOutputs; ++o) {
       const int64_t output = group * kBlockOutputs + o;
       if (output >= s.outputs) break;
-      store_packed(s.out + output * s.out_stride, sum[o], s.scales[output], s.requantise);
+      store_packed<BOUNDED>(s.out + output * s.out_stride, sum[o], s.scales[output], s.requantise);
     }
   }
+}
+
+template <int L>
+void byte_strip(const ByteStrip& given) {
+  const ByteStrip s = given;  // a local copy, which stores cannot alias
+  s.requantise.bounded ? byte_groups<L, true>(s) : byte_groups<L, false>(s);
 }
 
 MFAC_INLINE void add_width(ByteStripTable& table, int64_t positions, ByteStripFunction run) {

@@ -1,10 +1,5 @@
 // Requantises 32-bit sums to unsigned bytes, as ONNX Runtime rounds them: in float32, ties to even.
 
-// The smallest byte that a sum may become.
-MFAC_INLINE uint8_t lowest_byte(const Requantise& how) {
-  return static_cast<uint8_t>(static_cast<int32_t>(how.low) + how.zero_point);
-}
-
 template <int L>
 struct BytesOf {
   typedef uint8_t type __attribute__((vector_size(L)));

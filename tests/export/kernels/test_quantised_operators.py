@@ -41,6 +41,8 @@ def _rounding(random, sums, axis):
     """Scales with which the sums cover the bytes and more."""
     spread = np.maximum(np.abs(sums).max(axis=tuple(a for a in range(sums.ndim) if a != axis)), 1)
     scales = (random.uniform(50, 400, sums.shape[axis]) / spread).astype(np.float32)
+    if random.random() < EXTREME:  # sums that leave 32 bits when they are scaled
+        scales *= np.float32(1e8)
     low, high = sorted(int(n) for n in random.integers(0, 256, 2))
     bounds = (low, high) if random.random() < 0.3 else (0, 255)
     return Rounding(scales, int(random.integers(256)), int(random.integers(256)), *bounds)
