@@ -193,7 +193,7 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
 def flops_of(
     layers: Sequence[LayerSpeed], workload: Workload, whole: Sequence[LayerSpeed] | None = None
 ) -> Flops:
-    """Sum up layers, and those of the dense file if it has others. Without any, nothing is saved."""
+    """Sum up layers, and those of the dense file if it has others. Without any, none is saved."""
     dense = sum(layer.macs or 0 for layer in whole or layers)
     sparse = sum(layer.kept_macs or 0 for layer in layers)
     return Flops(workload, dense, sparse, sparse / dense if dense else 1.0)
