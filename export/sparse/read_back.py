@@ -11,6 +11,7 @@ from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 """Their second input is the weight. Operators that only copy values have none."""
+_SPARSE = ("SparseLinear", "SparseConv", "SparseQLinear", "SparseQConv")
 
 
 def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[str, np.ndarray]]:
@@ -26,9 +27,9 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
     """
     layers = {node.name: node for node in source.graph if node.name} if source else {}
     for node in model.graph:
-        if node.domain != DOMAIN or node.op_type not in _UNPACK:
+        if node.domain != DOMAIN or node.op_type not in _SPARSE:
             continue
-        weight, layer = _UNPACK[node.op_type](node), layers.get(node.name)
+        weight, layer = _unpacked(node), layers.get(node.name)
         if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
             yield node.name, weight
         else:
@@ -51,41 +52,28 @@ def _shape(given: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
     return (given["out_channels"], given["in_channels"] // group, *given["kernel_shape"]), group
 
 
-def _attributes(node: ir.Node) -> dict[str, Any]:
-    return {name: attribute.value for name, attribute in node.attributes.items()}
-
-
-def _unpacked_quads(node: ir.Node) -> np.ndarray:
-    """Return the dense int8 weight of a quantised operator."""
-    shape, _ = _shape(_attributes(node))
+def _unpacked(node: ir.Node) -> np.ndarray:
+    """Return the dense weight of an operator; its format is one of :mod:`format`."""
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
     values, indices, starts = (value.const_value.numpy() for value in node.inputs[1:4])
-    outputs, inputs = shape[:2]
-    quads, window = -(-inputs // 4), int(np.prod(shape[2:]))
-    blocks = np.zeros((outputs, quads * window, 4), np.int8)
-    blocks[np.repeat(np.arange(outputs), np.diff(starts)), indices] = values
-    channels = blocks.reshape(outputs, quads, window, 4).transpose(0, 1, 3, 2)
-    return channels.reshape(outputs, quads * 4, window)[:, :inputs].reshape(shape)
-
-
-def _unpacked_blocks(node: ir.Node) -> np.ndarray:
-    """Return the dense float32 weight of an operator."""
-    given = _attributes(node)
-    shape, group = _shape(given)
-    values, indices, starts = (value.const_value.numpy() for value in node.inputs[1:4])
-    blocks = np.zeros((len(starts) - 1, given["block"], int(np.prod(shape[1:]))), np.float32)
-    rows = np.repeat(np.arange(len(blocks)), np.diff(starts))
+    rows, (shape, group) = np.repeat(np.arange(len(starts) - 1), np.diff(starts)), _shape(given)
+    if "block" not in given:
+        return _from_quads(values, indices, rows, shape)
+    blocks = np.zeros((len(starts) - 1, given["block"], int(np.prod(shape[1:]))), values.dtype)
     blocks[rows, :, indices] = values
     outputs = shape[0] // group
     return blocks.reshape(group, -1, blocks.shape[2])[:, :outputs].reshape(shape)
 
 
-_UNPACK = {
-    "SparseLinear": _unpacked_blocks,
-    "SparseConv": _unpacked_blocks,
-    "SparseQLinear": _unpacked_quads,
-    "SparseQConv": _unpacked_quads,
-}
-"""How each operator's format, see :mod:`format`, is read."""
+def _from_quads(
+    values: np.ndarray, indices: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    outputs, inputs = shape[:2]
+    quads, window = -(-inputs // 4), int(np.prod(shape[2:]))
+    blocks = np.zeros((outputs, quads * window, 4), values.dtype)
+    blocks[rows, indices] = values
+    channels = blocks.reshape(outputs, quads, window, 4).transpose(0, 1, 3, 2)
+    return channels.reshape(outputs, quads * 4, window)[:, :inputs].reshape(shape)
 
 
 def _is_transposed(layer: ir.Node) -> bool:

@@ -23,7 +23,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.export.latency import FeedsOf
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.file_names import LIBRARY, ONNX_FILES, WITH_KERNELS
+from mfac_compress.pipeline.file_names import DENSE, LIBRARY, ONNX_FILES, WITH_KERNELS
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
@@ -157,7 +157,7 @@ def accelerate(
     """Write the candidate and the library to the job's folder, where there is one.
 
     Args:
-        job: Where, after the stage that made the file.
+        job: Where, after the stage ``export`` and that which made the file.
         source: Name of the variant whose layers are looked at.
         sparse_kernels: The recipe's ``export.sparse_kernels``.
         library: Shared library of the kernels; None where they are not built.
@@ -166,7 +166,7 @@ def accelerate(
         cpu: By whose clock the choice is made.
     """
     del cpu  # measured on, not looked at
-    off = sparse_kernels == "off"
+    off, exported = sparse_kernels == "off", job.before["export"]
     speed = measure_speed(
         job.before["source"].folder / ONNX_FILES[source],
         feeds,
@@ -179,7 +179,12 @@ def accelerate(
         write_model(speed.model, job.folder / ONNX_FILES[WITH_KERNELS[source]])
         (job.folder / LIBRARY).parent.mkdir()
         shutil.copyfile(library, job.folder / LIBRARY)
-    return Kernels(source, state, reason, speed.layers, flops_of(speed.layers, workloads[0]))
+    whole = speed.layers
+    if exported.facts.kept:  # what was cut out of the file is counted in the dense one
+        dense = exported.folder / ONNX_FILES[DENSE]
+        whole = measure_speed(dense, feeds, workloads, kernels=False).layers
+    flops = flops_of(speed.layers, workloads[0], whole)
+    return Kernels(source, state, reason, speed.layers, flops)
 
 
 def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]:
@@ -192,8 +197,10 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
     return "candidate", "not compared yet"
 
 
-def flops_of(layers: Sequence[LayerSpeed], workload: Workload) -> Flops:
-    """Sum up layers. Without any, nothing is saved."""
-    dense = sum(layer.macs or 0 for layer in layers)
+def flops_of(
+    layers: Sequence[LayerSpeed], workload: Workload, whole: Sequence[LayerSpeed] | None = None
+) -> Flops:
+    """Sum up layers, and those of the dense file if it has others. Without any, none is saved."""
+    dense = sum(layer.macs or 0 for layer in whole or layers)
     sparse = sum(layer.kept_macs or 0 for layer in layers)
     return Flops(workload, dense, sparse, sparse / dense if dense else 1.0)

@@ -112,7 +112,7 @@ def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData
     Raises:
         StageError: If no file in 8 bits is near enough to the float one.
     """
-    exported = job.before["exported"].folder
+    exported = job.before["export"].folder
     with TemporaryDirectory(prefix=".work-", dir=job.folder) as work:
         search = _Search(job, section, calibration, exported / ONNX_FILES[SPARSE], Path(work))
         found = search.run(job.folder / ONNX_FILES[IN_INT8[SPARSE]])

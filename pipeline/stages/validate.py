@@ -175,8 +175,9 @@ def validate(
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
     run = _run_files(files, module, samples, batch_size, job.progress)
     metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
+    kept = job.before["export"].facts.kept
     pruned_files = [each for each in variants if each.name not in REFERENCES]
-    audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks)
+    audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks, kept)
     return Validation(
         metric,
         {
