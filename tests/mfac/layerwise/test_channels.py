@@ -62,7 +62,7 @@ class _Encoder(nn.Module):
 
 
 class _Shared(nn.Module):
-    """The same matrix twice, and a bias that something else reads."""
+    """The same matrix twice."""
 
     def __init__(self):
         super().__init__()
@@ -70,11 +70,22 @@ class _Shared(nn.Module):
 
     def forward(self, x):
         x = self.shared(torch.relu(self.shared(torch.relu(self.first(x)))))
-        return self.last(torch.relu(x)) + self.first.bias[:2]
+        return self.last(torch.relu(x))
+
+
+class _ReadTwice(nn.Module):
+    """A bias that something else reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x))) + self.first.bias[:2]
 
 
 class _Ordered(nn.Module):
-    """A softmax over channels could follow; a sum along them with weights by number does not."""
+    """A product with numbers that belong to places."""
 
     def __init__(self):
         super().__init__()
@@ -90,6 +101,7 @@ MODELS = {
     "depthwise": (_Depthwise, (3, 6, 6), {6: 1, 2: 1, 4: 1}),
     "encoder": (_Encoder, (3, 4), {6: 1}),
     "shared": (_Shared, (4,), {}),
+    "read twice": (_ReadTwice, (4,), {}),
     "ordered": (_Ordered, (4,), {}),
 }
 

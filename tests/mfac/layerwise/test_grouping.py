@@ -1,7 +1,5 @@
 """Orders of channels against all orders there are, by brute force."""
 
-from itertools import permutations
-
 import pytest
 import torch
 
@@ -24,15 +22,27 @@ def _kept(weight, size, kept):
     return sums.flatten().topk(kept).values.sum()
 
 
+def _pairings(left):
+    """All ways to divide some channels into pairs, as orders."""
+    if not left:
+        yield []
+        return
+    first, *others = left
+    for other in others:
+        for rest in _pairings([x for x in others if x != other]):
+            yield [first, other, *rest]
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_small_sets_are_ordered_as_well_as_any_other_order_is(seed):
+def test_small_sets_are_ordered_nearly_as_well_as_can_be(seed):
     torch.manual_seed(seed)
-    weight = torch.randn(6, 5, dtype=torch.float64)
-    channels = _set(w_0=range(6))
-    (order,) = best_orders([channels], {"w": weight}, size=3, axis=0, sparsity=0.7)
-    assert sorted(order.tolist()) == [*range(6)]
-    best = max(_kept(weight[list(order)], 3, kept=3) for order in permutations(range(6)))
-    assert _kept(weight[order], 3, kept=3) >= 0.98 * best
+    weight = torch.randn(10, 12, dtype=torch.float64)
+    channels = _set(w_0=range(10))
+    (order,) = best_orders([channels], {"w": weight}, size=2, axis=0, sparsity=0.75)
+    assert sorted(order.tolist()) == [*range(10)]
+    kept = [_kept(weight[order], 2, 15) for order in _pairings([*range(10)])]
+    assert len(kept) == 945
+    assert _kept(weight[order], 2, 15) >= 0.995 * max(kept)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -68,14 +78,13 @@ def test_kernels_count_with_their_channel():
         ({"w_1": range(4)}, "along the other axis only"),
         ({"w_0": [1, 2, 3, 4]}, "blocks shared with others"),
         ({"w_0": [0, 1, 2, 3], "v_0": [0, 2, 1, 3]}, "other blocks elsewhere"),
-        ({"w_0": [0, 1]}, "one block only"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_sets_stay(places, why):
     weights = {"w": torch.rand(6, 6), "v": torch.rand(6, 6)}
     (order,) = best_orders([_set(**places)], weights, size=2, axis=0, sparsity=0.5)
-    assert order is None or order.tolist() == [*range(len(order))], why
+    assert order is None, why
 
 
 def test_the_same_weights_give_the_same_order():
