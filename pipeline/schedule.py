@@ -207,8 +207,11 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
                 "mfac_compress.recipe_sha256": recipe_hash(recipe),
                 **versions,
             },
+            "remove_dead": recipe.export.remove_dead,
+            "round_to": recipe.export.round_to,
         },
         after={"state": "recover"},
+        facts=export.Exported,
         ranks="zero",
     )
 

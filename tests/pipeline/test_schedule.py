@@ -117,6 +117,7 @@ def test_blocks_are_trained_at_the_end_and_between_where_that_is_asked_for(plan)
         ("validate.latency={batch_sizes: [2]}", {"accelerate"}),
         ("run.memory_budget=1GB", set()),
         ("export.sparse_kernels=auto", {"accelerate"}),
+        ("export.round_to=8", {"export"}),
         ("recover.lr=0.5", {"recover", "export"}),
         ("prune.update=single", {"prune-00", "export"}),
         ("fisher.damping=0.1", {"prune-00", "export"}),

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from mfac_compress.export import TensorAudit, Variant, audit_zeros, write_model
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.format import pack
+from mfac_compress.export.sparse.format import Block, pack
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.read_back import packed_weights
@@ -19,7 +19,7 @@ from mfac_compress.export.sparse.read_back import packed_weights
 def files(pruned, find, kernels, tmp_path, request):
     """A net's plain file, and the same with all that sparse operators can compute."""
     graph, layers, shapes = find(onnx.load(pruned.path), batch=2)
-    plan = {each: Placement(request.param) for each in fuse(graph, layers, shapes)}
+    plan = {each: Placement(Block(request.param)) for each in fuse(graph, layers, shapes)}
     model = rewrite(graph, plan)
     assert sum(node.domain == DOMAIN for node in model.graph) == len(pruned.masks)
     path = tmp_path / "sparse.onnx"
@@ -34,7 +34,7 @@ def test_every_packed_weight_is_found_in_its_own_place(files, pruned):
     for audit in audit_zeros(files, pruned.masks)["kernels"]:
         mask = pruned.masks[audit.name]
         removed = int((~mask).sum())
-        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, True)
+        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, 0, True)
 
 
 def test_a_removed_weight_that_came_back_is_found(files, pruned):
