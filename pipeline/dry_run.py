@@ -51,6 +51,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
         f"pattern: {recipe.prune.pattern}",
+        *_permuted(inputs.permuted),
         f"repair: {_repair(recipe)}",
         f"8 bits: {_precision(recipe)}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
@@ -63,6 +64,12 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     if inputs.memory is not None:
         lines += _memory(inputs.memory)
     return lines
+
+
+def _permuted(channels: int | None) -> list[str]:
+    if channels is None:
+        return []
+    return [f"channels: {channels:,} put beside others that are like them (prune.permute)"]
 
 
 def _repair(recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """Load everything that a run starts from, and try whether it fits, before anything is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
 from mfac_compress.pipeline.inputs.output import install_output
+from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
@@ -50,6 +51,7 @@ class Inputs:
         form: How the model is written as ONNX.
         device: Where the run computes.
         code: The user's code, as it was loaded before the first stage.
+        permuted: Number of channels that were put elsewhere before pruning; None if not asked for.
         folded: Weights that were computed from others and are plain now, and by what they were
             computed.
     """
@@ -66,6 +68,7 @@ class Inputs:
     form: OnnxForm
     device: torch.device
     code: CodeSources
+    permuted: int | None
     folded: Mapping[str, str]
 
 
@@ -107,6 +110,10 @@ def load_inputs(
     layers = ModelLayers(model, calibration, recipe.export)
     if recipe.prune.method == "layerwise":
         targets = _layers_of(recipe, targets, layers)
+    permuted = None
+    if recipe.prune.permute:
+        model, permuted = permute_channels(recipe, model, layers, targets)
+        layers = replace(layers, model=model)
     fisher = memory = None
     if recipe.prune.uses_gradients:
         fisher = FisherShape.of(targets, recipe.calibrate.num_gradients, recipe.fisher)
@@ -124,6 +131,7 @@ def load_inputs(
         form=form,
         device=device,
         code=present_sources(_modules_of(recipe, model.module)),
+        permuted=permuted,
         folded=folded,
     )
 

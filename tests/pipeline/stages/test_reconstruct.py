@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mfac_compress.mfac.layerwise import LayerGraph
 from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.inputs.memory import MemoryBudget
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
@@ -189,11 +190,18 @@ def test_blocks_come_nearer_and_keep_the_zeros(repair, monkeypatch):
     assert _same(again.tensors, repaired.tensors)
 
 
+@pytest.mark.parametrize("predicts_classes", [True, False])
 @pytest.mark.parametrize("is_near", [True, False])
 def test_between_steps_blocks_are_trained_where_the_dense_model_is_far(
-    repair, monkeypatch, is_near
+    repair, monkeypatch, is_near, predicts_classes
 ):
-    monkeypatch.setattr(stage, "_NEAR", float("inf") if is_near else 0.0)
+    """Each measure of distance has a threshold of its own."""
+    monkeypatch.setattr(CalibrationData, "predicts_classes", predicts_classes)
+    own, other = "_NEAR_OF_CLASSES", "_NEAR_OF_VALUES"
+    if not predicts_classes:
+        own, other = other, own
+    monkeypatch.setattr(stage, own, float("inf") if is_near else 0.0)
+    monkeypatch.setattr(stage, other, None)
     facts, *_ = repair(blocks=BlocksSection(samples=50, epochs=1), is_last=False)
     methods = [one.method for one in facts.repairs]
     assert methods == (["least_squares"] if is_near else ["least_squares", "blocks"])
