@@ -84,7 +84,7 @@ _FLOAT = {
 CASES = _FLOAT | {f"{name}-int8": replace(case, int8=True) for name, case in _FLOAT.items()}
 
 
-def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) -> dict:
+def measure(name: str, sparsity: float, block: int, axis: str, threads: int, folder: Path) -> dict:
     """Export, rewrite and time one model."""
     case = CASES[name]
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
     parts = ("float", "dense", "plain", "sparse")
     float32, dense, plain, sparse = (folder / f"{part}.onnx" for part in parts)
     export(model, float32, batches, dense if case.int8 else None)
-    (prune_inputs if case.int8 else prune_outputs)(model, sparsity, block)
+    (prune_inputs if axis == "inputs" else prune_outputs)(model, sparsity, block)
     export(model, plain, batches, plain if case.int8 else None)
 
     def feeds_of(workload: Workload) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def measure(name: str, sparsity: float, block: int, threads: int, folder: Path) 
 
     workload = Workload(case.batch, threads)
     found = measure_speed(plain, feeds_of, [workload])
-    row = {"model": name, "sparsity": sparsity, "block": block, "threads": threads}
+    row = {"model": name, "sparsity": sparsity, "block": block, "axis": axis, "threads": threads}
     replaced = sum(layer.block is not None for layer in found.layers)
     row["replaced"] = f"{replaced} of {len(found.layers)}"
     if found.model is None:
@@ -143,9 +143,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--sparsities", default="0.8,0.9,0.95")
-    parser.add_argument(
-        "--blocks", default="1,4", help="1: unstructured; else of outputs, in -int8 of inputs"
-    )
+    parser.add_argument("--blocks", default="1,4", help="1: unstructured")
+    parser.add_argument("--axis", choices=["outputs", "inputs"], default="outputs")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     print(
@@ -158,7 +157,9 @@ def main() -> None:
         for name in arguments.models.split(","):
             for block in map(int, arguments.blocks.split(",")):
                 for sparsity in map(float, arguments.sparsities.split(",")):
-                    row = measure(name, sparsity, block, arguments.threads, Path(folder))
+                    row = measure(
+                        name, sparsity, block, arguments.axis, arguments.threads, Path(folder)
+                    )
                     rows.append(row)
                     print(
                         f"| {name} | {block} | {sparsity:.0%} | {row.get('dense_ms', 0):.3f} | "
