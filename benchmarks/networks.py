@@ -183,7 +183,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.first.expand(len(x), -1, -1), patches], 1) + self.positions
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), patches], 1) + self.positions
         return self.head(self.norm(self.layers(x))[:, 0])
 
 

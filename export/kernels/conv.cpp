@@ -137,6 +137,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.stride = direct ? output.channel_stride() : tile.length;
     strip.group_begin = 0;
     strip.group_end = end - group;
+    strip.back = tile.back;
     strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
     strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
     strip.residual = direct && batch.residual ? batch.residual + at : nullptr;
@@ -155,12 +156,13 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
       strip.last = direct && range + 1 == w.ranges;
       tile.run(strip);
     }
-    for (int64_t o = 0; o < strip.outputs && !direct; ++o) {
+    if (!direct) {
       const Images& residuals = batch.residuals;
-      const int64_t there = batch.residual ? residuals.offset(image, channel + o) : 0;
-      not_finite |= !scatter(
-          sums + o * tile.length, tile, plan, batch.y + output.offset(image, channel + o),
-          {batch.residual ? batch.residual + there : nullptr, residuals.row_stride()}, activation_);
+      const float* add =
+          batch.residual ? batch.residual + residuals.offset(image, channel) : nullptr;
+      not_finite |= !scatter(sums, strip.outputs, tile, plan,
+                             batch.y + output.offset(image, channel),
+                             {add, residuals.row_stride(), residuals.channel_stride()}, activation_);
     }
     if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)

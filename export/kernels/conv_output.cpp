@@ -13,25 +13,27 @@ void clear_borders(const Images& image, float* pixels, int64_t channels, bool ab
   }
 }
 
-bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* out,
-             Channel residual, const Activation& activation) {
+bool scatter(const float* sums, int64_t outputs, const Tile& tile, const ConvPlan& plan, float* out,
+             const Channels& residual, const Activation& activation) {
   const Images& image = plan.output;
   const int64_t stride = plan.runs.row_stride;
-  const int64_t end = std::min(tile.first + tile.length, plan.runs.length);
-  const auto clip = simd_kernels().clip;
-  bool finite = true;
   const int64_t begin = tile.first + tile.skip;
+  const int64_t end = std::min(tile.first + tile.length, plan.runs.length);
+  bool finite = true;
   for (int64_t row = begin / stride; row * stride < end; ++row) {
     const int64_t first = std::max(begin - row * stride, int64_t{0});
     const int64_t last = std::min(end - row * stride, image.width);
     if (first >= last) continue;
-    const float* from = sums + row * stride - tile.first;
-    const float* add = residual.pixels ? residual.pixels + row * residual.row_stride : nullptr;
-    float* to = out + row * image.row_stride();
-    finite &= clip(from + first, add ? add + first : nullptr, last - first, activation.low,
-                   activation.high, to + first);
-    activation.apply_gelu(to + first, last - first);
-    if (last == image.width) std::fill(to + last, to + image.row_stride(), 0.0f);
+    // The same part of a row of all outputs: equal lengths, which the processor predicts.
+    float* to = out + row * image.row_stride() + first;
+    const float* add =
+        residual.pixels ? residual.pixels + row * residual.row_stride + first : nullptr;
+    const int64_t after = last == image.width ? image.between_rows() : 0;
+    finite &= simd_kernels().clip_rows(
+        {sums + row * stride - tile.first + first, tile.length, add, residual.channel_stride, to,
+         image.channel_stride(), outputs, last - first, after, activation.low, activation.high});
+    for (int64_t o = 0; activation.gelu && o < outputs; ++o)
+      activation.apply_gelu(to + o * image.channel_stride(), last - first);
   }
   return finite;
 }

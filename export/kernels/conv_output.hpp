@@ -9,14 +9,14 @@ namespace mfac {
 // Write the zeros above, between and below some channels of planes.
 void clear_borders(const Images& image, float* pixels, int64_t channels, bool above, bool below);
 
-// The address of one channel's first pixel, and the distance to the row below.
-struct Channel {
+// The first pixel of some channels, and the distances to the row below and to the next channel.
+struct Channels {
   const float* pixels;
-  int64_t row_stride;
+  int64_t row_stride, channel_stride;
 };
 
-// Write a strip's valid pixels to the output, row by row. Returns whether all are finite.
-bool scatter(const float* sums, const Tile& tile, const ConvPlan& plan, float* out,
-             Channel residual, const Activation& activation);
+// Write a strip's valid pixels of some outputs, row by row. Returns whether all are finite.
+bool scatter(const float* sums, int64_t outputs, const Tile& tile, const ConvPlan& plan, float* out,
+             const Channels& residual, const Activation& activation);
 
 }  // namespace mfac

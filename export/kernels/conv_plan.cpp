@@ -20,23 +20,26 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const int64_t longest = runs.unshifted
                               ? std::min<int64_t>(table.longest[kind], fitting / table.lanes)
                               : table.longest[kind];
-  // The last few positions of a bounded run are processed separately, in a vector that ends there.
-  const int64_t tail = runs.bounded ? runs.length % table.lanes : 0;
-  const int64_t vectors = (runs.length - tail + table.lanes - 1) / table.lanes;
+  const int64_t lanes = table.lanes;
+  const int64_t vectors = (runs.length + lanes - 1) / lanes;
   const int64_t count = (vectors + longest - 1) / longest;
   // Only a plane's lower border may be written (with zeros) beyond its last pixel.
   const int64_t writable = runs.length + (output.planes ? runs.row_stride : 0);
+  const bool same_rows = runs.row_stride == output.row_stride();
   std::vector<Tile> tiles;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t first = vectors * i / count;
-    const int64_t end = vectors * (i + 1) / count;
-    const bool direct = runs.row_stride == output.row_stride() && end * table.lanes <= writable;
-    tiles.push_back({first * table.lanes, (end - first) * table.lanes, 0,
-                     table.run[kind][end - first], direct, false, false});
+    const int64_t begin = vectors * i / count;
+    const int64_t number = vectors * (i + 1) / count - begin;
+    // The last vector of a bounded run ends with it.
+    const int64_t back =
+        runs.bounded ? std::max<int64_t>((begin + number) * lanes - runs.length, 0) : 0;
+    Tile tile{begin * lanes, number * lanes - back, back,  0, table.run[kind][number], false,
+              false,         false};
+    if (back > 0 && number == 1)  // what comes before it belongs to another tile
+      tile = {runs.length - lanes, lanes, 0, back, table.run[kind][1], false, false, false};
+    tile.direct = same_rows && tile.skip == 0 && tile.first + tile.length <= writable;
+    tiles.push_back(tile);
   }
-  if (tail > 0)
-    tiles.push_back({runs.length - table.lanes, table.lanes, table.lanes - tail, table.run[kind][1],
-                     false, false, false});
   return tiles;
 }
 
@@ -55,7 +58,7 @@ std::vector<Tile> cut_rows(const ConvPlan& plan, int kind) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = output.height * i / count;
       const int64_t rows = output.height * (i + 1) / count - first;
-      tiles.push_back({first * runs.row_stride, rows * runs.row_stride, 0,
+      tiles.push_back({first * runs.row_stride, rows * runs.row_stride, 0, 0,
                        by_rows.run[kind][rows * row], output.aligned(), true, true});
     }
     return tiles;
@@ -64,7 +67,7 @@ std::vector<Tile> cut_rows(const ConvPlan& plan, int kind) {
   while (row % part != 0) --part;
   for (int64_t y = 0; y < output.height; ++y)
     for (int64_t x = 0; x < row; x += part)
-      tiles.push_back({y * runs.row_stride + x * table.lanes, part * table.lanes, 0,
+      tiles.push_back({y * runs.row_stride + x * table.lanes, part * table.lanes, 0, 0,
                        table.run[kind][part], output.aligned(), true, x + part == row});
   return tiles;
 }

@@ -12,6 +12,7 @@ namespace mfac {
 struct Tile {
   int64_t first;   // position in the run
   int64_t length;  // positions
+  int64_t back;    // by which its last vector overlaps the one before
   int64_t skip;    // how many of these the previous tile has written
   StripFunction run;
   bool direct;     // written directly to the output; else through a buffer

@@ -9,13 +9,17 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kRowsOneByOne = 3;       // up to so many rows a strip would be mostly empty
-constexpr int64_t kRangeBytes = 64 << 10;  // of activations processed at a time
+// Of activations processed at a time: single weights want them in the L1 cache; blocks use each of
+// them several times, and every range costs a load and a store of each sum.
+constexpr int64_t kRangeBytes = 32 << 10;
+constexpr int64_t kBlocksRangeBytes = 64 << 10;
 constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
 constexpr int64_t kTaskWork = 100000;      // multiply-adds that justify a thread
 
+// Vectors of rows that a weight serves, each with a sum for every output of a block.
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;
-  return std::min(2, wide.longest[block_class(block)]);
+  return std::min(block == 1 ? 4 : 2, wide.longest[block_class(block)]);
 }
 
 }  // namespace
@@ -27,13 +31,20 @@ struct Linear::Rows {
   int64_t count;
 };
 
+struct Linear::RowTile {
+  int size;       // which of the weights
+  int64_t first;  // row
+  int vectors;    // of rows
+};
+
 Linear::Linear(const NodeInfo& node)
     : weights_(read_weights(node, node.integer("out_features"), node.integer("in_features"), 1)),
       activation_(read_activation(node)) {
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;
   vectors_[1] = strip_vectors(weights_.block);
-  for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], kRangeBytes);
+  const int64_t bytes = weights_.block == 1 ? kRangeBytes : kBlocksRangeBytes;
+  for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], bytes);
 }
 
 void Linear::run(const Call& call) const {
@@ -85,35 +96,43 @@ void Linear::run_rows(const Call& call, const Rows& rows) const {
   call.parallel(static_cast<size_t>(rows.count * chunks), task);
 }
 
+// Columns of a tile have room for the longest strip; tiles are of about equal length.
 void Linear::run_tiles(const Call& call, const Rows& rows) const {
   const SimdKernels& simd = simd_kernels();
   const int lanes = simd.wide.lanes;
   const int size = rows.count <= lanes ? 0 : 1;
   const int64_t height = int64_t{lanes} * vectors_[size];
-  const int64_t tiles = (rows.count + height - 1) / height;
+  const int64_t vectors = (rows.count + lanes - 1) / lanes;
+  const int64_t tiles = (vectors + vectors_[size] - 1) / vectors_[size];
   const int64_t work = static_cast<int64_t>(weights_.values.size()) * height;
-  auto fill = [&](int64_t tile, float* columns) {
-    for (int64_t first = 0; first < height; first += lanes) {
-      const int64_t row = tile * height + first;
-      const int64_t count = std::clamp<int64_t>(rows.count - row, 0, lanes);
-      simd.to_columns(rows.x + row * weights_.inputs * (count > 0), weights_.inputs, count,
-                      weights_.inputs, columns + first, height);
+  auto tile_at = [&](int64_t index) {
+    const int64_t first = vectors * index / tiles;
+    return RowTile{size, first * lanes, static_cast<int>(vectors * (index + 1) / tiles - first)};
+  };
+  auto fill = [&](int64_t index, float* columns) {
+    const RowTile tile = tile_at(index);
+    for (int64_t first = 0; first < int64_t{lanes} * tile.vectors; first += lanes) {
+      const int64_t row = tile.first + first;
+      const int64_t count = std::min<int64_t>(rows.count - row, lanes);
+      simd.to_columns(rows.x + row * weights_.inputs, weights_.inputs, count, weights_.inputs,
+                      columns + first, height);
     }
   };
   share_tiles<float>(call, {tiles, weights_.inputs * height, weights_.groups, work / kTaskWork},
                      fill, [&](int64_t index, const float* columns, int64_t begin, int64_t end) {
-                       tile(rows, columns, size, index * height, begin, end);
+                       run_tile(rows, columns, tile_at(index), begin, end);
                      });
 }
 
-void Linear::tile(const Rows& rows, const float* columns, int size, int64_t first,
-                  int64_t group_begin, int64_t group_end) const {
+void Linear::run_tile(const Rows& rows, const float* columns, const RowTile& tile,
+                      int64_t group_begin, int64_t group_end) const {
   const SimdKernels& simd = simd_kernels();
-  const RangedWeights& w = tiled_[size];
-  const int64_t height = int64_t{simd.wide.lanes} * vectors_[size];
-  const StripFunction run = simd.wide.run[block_class(weights_.block)][vectors_[size]];
+  const RangedWeights& w = tiled_[tile.size];
+  const int64_t height = int64_t{simd.wide.lanes} * vectors_[tile.size];
+  const StripFunction run = simd.wide.run[block_class(weights_.block)][tile.vectors];
   const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4 * weights_.block), 1);
   float* sums = scratch().sums.floats(static_cast<size_t>(step * weights_.block * height));
+  const int64_t last = std::min(tile.first + int64_t{simd.wide.lanes} * tile.vectors, rows.count);
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);
     const int64_t output = group * weights_.block;
@@ -132,10 +151,10 @@ void Linear::tile(const Rows& rows, const float* columns, int size, int64_t firs
       strip.first = range == 0;
       run(strip);
     }
-    for (int64_t row = 0; row < height && first + row < rows.count; row += simd.wide.lanes) {
-      const int64_t at = (first + row) * weights_.outputs + output;
-      const int64_t count = std::min<int64_t>(rows.count - first - row, simd.wide.lanes);
-      simd.to_rows(sums + row, height, count, strip.outputs, rows.y + at,
+    for (int64_t row = tile.first; row < last; row += simd.wide.lanes) {
+      const int64_t at = row * weights_.outputs + output;
+      const int64_t count = std::min<int64_t>(last - row, simd.wide.lanes);
+      simd.to_rows(sums + row - tile.first, height, count, strip.outputs, rows.y + at,
                    rows.residual ? rows.residual + at : nullptr, weights_.outputs, activation_.low,
                    activation_.high);
       for (int64_t r = 0; activation_.gelu && r < count; ++r)

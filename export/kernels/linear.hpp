@@ -17,11 +17,12 @@ class Linear {
 
  private:
   struct Rows;
+  struct RowTile;
   void run_rows(const Call& call, const Rows& rows) const;
   void run_tiles(const Call& call, const Rows& rows) const;
   void run_dense(const Rows& rows) const;
-  void tile(const Rows& rows, const float* columns, int size, int64_t first, int64_t group_begin,
-            int64_t group_end) const;
+  void run_tile(const Rows& rows, const float* columns, const RowTile& tile, int64_t group_begin,
+                int64_t group_end) const;
 
   PackedWeights weights_;
   RangedWeights tiled_[2];  // for strips of one vector, and for the longest strips

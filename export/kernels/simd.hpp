@@ -27,6 +27,7 @@ struct Strip {
   float* out;      // [outputs, stride]
   int64_t stride;  // floats
   int64_t group_begin, group_end;
+  int64_t back;           // floats by which the last of several vectors overlaps the one before
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
   const float* residual;  // like out, or null
@@ -46,6 +47,18 @@ struct RowCopy {
   float* to;
   int64_t to_stride;  // all of it is written
   int64_t rows, step, before, count;
+};
+
+// to[r][i] = clip(from[r][i] + residual[r][i]) for i < count, and `after` zeros behind them.
+struct RowClip {
+  const float* from;
+  int64_t from_stride;  // floats from row to row
+  const float* residual;  // or null
+  int64_t residual_stride;
+  float* to;
+  int64_t to_stride;
+  int64_t rows, count, after;
+  float low, high;
 };
 
 constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
@@ -74,9 +87,7 @@ struct SimdKernels {
   void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);
-  // out[i] = clip(values[i] + residual[i]); residual may be null. Returns whether all are finite.
-  bool (*clip)(const float* values, const float* residual, int64_t count, float low, float high,
-               float* out);
+  bool (*clip_rows)(const RowClip& rows);  // Returns whether all are finite.
   void (*gelu_erf)(float* values, int64_t count);
   void (*gelu_tanh)(float* values, int64_t count);
   bool (*all_finite)(const float* values, int64_t count);

@@ -9,12 +9,18 @@ constexpr int place(int t) {
   return V == 0 ? t * L : t / (V ? V : 1) * (V * L + kBetweenRows) + t % (V ? V : 1) * L;
 }
 
+// The same in a strip whose last vector overlaps the one before by `back` floats.
+template <int L, int V, int T>
+MFAC_INLINE int64_t place_in(int t, int64_t back) {
+  return place<L, V>(t) - (V == 0 && T > 1 && t == T - 1 ? back : 0);
+}
+
 // Finish the sums of the output at `at`. `zeros` stays 0 as long as all values are finite.
 template <int L, int V, int T>
 MFAC_INLINE void finish(const Strip& s, int64_t at, Floats<L>* y, Floats<L>* zeros) {
   if (s.residual) {
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + place<L, V>(t));
+    for (int t = 0; t < T; ++t) y[t] += load<L>(s.residual + at + place_in<L, V, T>(t, s.back));
   }
   MFAC_UNROLL
   for (int t = 0; t < T; ++t) y[t] = clip<L>(y[t], s.low, s.high);
@@ -55,7 +61,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
         sum[0][o][t] = output + o < s.outputs
-                           ? load<L>(s.out + (output + o) * s.stride + place<L, V>(t))
+                           ? load<L>(s.out + (output + o) * s.stride + place_in<L, V, T>(t, s.back))
                            : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
@@ -64,13 +70,14 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   int32_t i = s.starts[group];
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
+  const int64_t back = s.back;
   for (; i + CHAINS <= end; i += CHAINS) {
     MFAC_UNROLL
     for (int c = 0; c < CHAINS; ++c) {
       const char* from = s.base + s.offsets[i + c];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place<L, V>(t) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[c][o][t] += values[int64_t{i + c} * block + o] * x;
       }
@@ -81,7 +88,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place<L, V>(t) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[0][o][t] += values[int64_t{i} * block + o] * x;
       }
@@ -102,7 +109,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
     float* out = s.out + at;
     if (s.last) finish<L, V, T>(s, at, sum[0][o], zeros);
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) store<L>(out + place<L, V>(t), sum[0][o][t]);
+    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, s.back), sum[0][o][t]);
     if (s.last && s.ends_rows) end_rows<L, V, T>(out);
   }
 }

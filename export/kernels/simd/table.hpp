@@ -27,7 +27,7 @@ SimdKernels make_table(const char* name) {
   table.row[1] = row_of_blocks<4, 4>;
   table.row[2] = row_of_blocks<8, MFAC_NARROW>;
   table.row[3] = row_of_blocks<16, MFAC_WIDE>;
-  table.clip = clip_all;
+  table.clip_rows = clip_rows;
   table.gelu_erf = each<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
   table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
   table.all_finite = all_finite<MFAC_WIDE>;

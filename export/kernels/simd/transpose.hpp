@@ -37,25 +37,33 @@ struct Interleave<16> {
 #endif
 
 // Every second one of 2 L - 1 elements.
-#if MFAC_NARROW == 4
-MFAC_INLINE Floats<4> every_other(const float* from) {
-  return __builtin_shufflevector(load<4>(from), load<4>(from + 3), 0, 2, 5, 7);
+template <int L>
+MFAC_INLINE Floats<L> every_other(const float* from) {
+  const Floats<L> low = load<L>(from);
+  const Floats<L> high = load<L>(from + L - 1);
+  if constexpr (L == 4)
+    return __builtin_shufflevector(low, high, 0, 2, 5, 7);
+  else
+    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 9, 11, 13, 15);
 }
-#else
-MFAC_INLINE Floats<8> every_other(const float* from) {
-  return __builtin_shufflevector(load<8>(from), load<8>(from + 7), 0, 2, 4, 6, 9, 11, 13, 15);
+
+// At least L elements: the last vector ends with them, and overlaps the one before.
+template <int L>
+MFAC_INLINE void pick_vectors(const float* from, int64_t step, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += L) {
+    const int64_t at = i + L <= count ? i : count - L;
+    store<L>(to + at, step == 1 ? load<L>(from + at) : every_other<L>(from + 2 * at));
+  }
 }
-#endif
 
 MFAC_INLINE void pick(const float* from, int64_t step, int64_t count, float* to) {
-  constexpr int L = MFAC_NARROW;
-  int64_t i = 0;
-  if (step == 1) {
-    for (; i + L <= count; i += L) store<L>(to + i, load<L>(from + i));
-  } else if (step == 2) {
-    for (; i + L <= count; i += L) store<L>(to + i, every_other(from + 2 * i));
+  if (step > 2 || count < 4) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
+  } else if (count < MFAC_NARROW) {
+    pick_vectors<4>(from, step, count, to);
+  } else {
+    pick_vectors<MFAC_NARROW>(from, step, count, to);
   }
-  for (; i < count; ++i) to[i] = from[i * step];
 }
 
 void copy_rows(const RowCopy& given) {
