@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE, SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import INT8, ONNX_FILES, SPARSE, WITH_KERNELS
 from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, readable_bytes
@@ -53,6 +53,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"pattern: {recipe.prune.pattern}",
         *_permuted(inputs.permuted),
         f"repair: {_repair(recipe)}",
+        f"8 bits: {_precision(recipe)}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
         *_warning(targets),
@@ -85,6 +86,19 @@ def _repair(recipe: Recipe) -> str:
     return f"{text}; without labels"
 
 
+def _precision(recipe: Recipe) -> str:
+    """What the section quantize does."""
+    section = recipe.quantize
+    if not section.is_on:
+        return "none (quantize.mode)"
+    limit = section.max_divergence
+    until = "no layer is left in float" if limit is None else f"within a divergence of {limit:g}"
+    return (
+        f"{ONNX_FILES[INT8]}, {section.mode}, on {section.samples:,} calibration samples, {until}; "
+        f"the gates apply to {recipe.artifact}"
+    )
+
+
 def _warning(targets: PruneTargets) -> list[str]:
     """Say where little of the model can be pruned: its sparsity is that of a small part."""
     if targets.share >= LITTLE:
@@ -100,8 +114,10 @@ def _kernels(recipe: Recipe) -> str:
         return "off (export.sparse_kernels)"
     library = built_library()
     if library is None:
-        return f"not built: there was no C++ compiler. Only {ONNX_FILES[SPARSE]} will be written"
-    return f"{ONNX_FILES[SPARSE_KERNELS]} will be written where that is faster, with {library}"
+        return "not built: there was no C++ compiler. No file with sparse operators will be written"
+    sources = (SPARSE, INT8) if recipe.quantize.is_on else (SPARSE,)
+    files = " and ".join(ONNX_FILES[WITH_KERNELS[name]] for name in sources)
+    return f"{files} will be written where that is faster, with {library}"
 
 
 def _memory(plan: MemoryPlan) -> list[str]:
