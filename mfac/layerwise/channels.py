@@ -30,7 +30,7 @@ aten = torch.ops.aten
 Place = tuple[str, int]
 """A parameter or buffer, and one of its axes."""
 
-# A slot that always holds zeros.
+# A slot of zeros, or of what becomes of them where all of them become the same.
 _ZERO = -1
 # Operators of one value that treat each element alike.
 _ELEMENTWISE = {
@@ -182,15 +182,16 @@ class _Walk:
         if use.bias is not None and use.bias not in self._program.tensors:
             return None
         axis = len(shape_of(node)) - 1 if is_linear else 1
-        if x is not None and x.axis != axis:
+        rows, columns = shape_of(weight)[:2]
+        is_one_group = use.operator.groups == 1
+        if x is not None and (x.axis != axis or (is_one_group and len(x.slots) != columns)):
             return None
-        rows = shape_of(weight)[0]
-        if use.operator.groups == 1:
+        if is_one_group:
             if x is not None:
                 self._hold(layer.name, 1, x.slots, node)
             slots = self._new(rows)
         elif x is not None and use.operator.groups == rows == len(x.slots):
-            slots = x.slots  # depthwise
+            slots = self._told_apart(x.slots)  # depthwise
         else:
             return None
         self._hold(layer.name, 0, slots, node)
@@ -206,9 +207,10 @@ class _Walk:
             return None
         if not all(tensor in self._program.tensors for tensor in tensors):
             return None
+        slots = self._told_apart(channels.slots)
         for tensor in tensors:
-            self._hold(self._program.tensors[tensor], 0, channels.slots, node)
-        return channels
+            self._hold(self._program.tensors[tensor], 0, slots, node)
+        return _Channels(1, slots)
 
     def _through_both(self, node: Node) -> _Channels | None:
         """A sum or product of two values of the same channels, or of one and a number."""
@@ -235,6 +237,14 @@ class _Walk:
         start = len(self._same)
         self._same.extend(range(start, start + count))
         return torch.arange(start, start + count)
+
+    def _told_apart(self, slots: Tensor) -> Tensor:
+        """The same slots, but where zeros become other numbers in each place, these stay there."""
+        zero = slots == _ZERO
+        slots = slots.clone()
+        slots[zero] = self._new(int(zero.sum()))
+        self._fixed.update(slots[zero].tolist())
+        return slots
 
     def _root(self, slot: int) -> int:
         while slot != _ZERO and self._same[slot] != slot:

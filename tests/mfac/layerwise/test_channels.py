@@ -32,6 +32,20 @@ class _Residual(nn.Module):
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
+class _NormalisedZeros(nn.Module):
+    """New channels of zeros, of which a batch norm makes numbers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.outer = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1)
+        self.norm, self.linear = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.norm(F.pad(x, (0, 0, 0, 0, 2, 2))) + self.outer(x)
+        return self.linear(x.relu().mean((2, 3)))
+
+
 class _Depthwise(nn.Module):
     """An inverted bottleneck, squeezed and excited, then windows flattened to one row."""
 
@@ -98,6 +112,7 @@ class _Ordered(nn.Module):
 
 MODELS = {
     "residual": (_Residual, (3, 8, 8), {4: 1, 6: 1}),
+    "normalised zeros": (_NormalisedZeros, (3, 4, 4), {4: 1}),
     "depthwise": (_Depthwise, (3, 6, 6), {6: 1, 2: 1, 4: 1}),
     "encoder": (_Encoder, (3, 4), {6: 1}),
     "shared": (_Shared, (4,), {}),
