@@ -81,7 +81,9 @@ class PruneSection(Section):
     pattern: Zeros = "unstructured"
     """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
     weights go together, which sparse kernels run much faster. `{n: 2, m: 4}`: two of each four
-    inputs are kept."""
+    inputs are kept. `channels` of convolutions, `heads` of attention, `neurons` between other
+    layers: each goes with all weights that read it and that make it, and is cut out of the file;
+    `sparsity` is the share of them."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
     allocation: Literal["uniform", "errors", "fisher"] | None = None
@@ -136,6 +138,11 @@ class PruneSection(Section):
         return self.method == "mfac" or self.allocation == "fisher"
 
     @property
+    def removes_channels(self) -> bool:
+        """Whether whole channels, heads or neurons go."""
+        return self.pattern in ("channels", "heads", "neurons")
+
+    @property
     def competes_globally(self) -> bool:
         """Whether tensors compete with each other for how many weights each loses."""
         return self.scope == "global" and self.allocation != "uniform"
@@ -173,6 +180,8 @@ class PruneSection(Section):
                 f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
                 "single weights are judged anew as others go. Got sequential.",
             )
+        if self.removes_channels:
+            yield from self._channel_issues()
         yield from duplicates("include", self.include)
         yield from duplicates("exclude", self.exclude)
         for position, pattern in enumerate(self.exclude):
@@ -189,6 +198,21 @@ class PruneSection(Section):
         }
         for key, pattern in patterns.items():
             yield from _unreadable(key, pattern)
+
+    def _channel_issues(self) -> Iterator[RecipeIssue]:
+        """Keys that do not go with whole channels."""
+        if self.method == "layerwise":
+            yield RecipeIssue(
+                ("method",),
+                f"must be mfac or magnitude where prune.pattern is {self.pattern}: layers share "
+                "channels, and cannot be pruned one by one. Got layerwise.",
+            )
+        if self.selection == "sequential":
+            yield RecipeIssue(
+                ("selection",),
+                f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
+                "single weights are judged anew as others go. Got sequential.",
+            )
 
     def _layerwise_issues(self) -> Iterator[RecipeIssue]:
         """Keys that the method layerwise has no use for, and those that only it has."""
