@@ -1,4 +1,8 @@
 // What one core can do at most: the roofs that sparse_roofline.py compares kernels with.
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -38,6 +42,22 @@ extern "C" void fma_8(int64_t rounds) { multiply_add<8, false>(rounds); }
 extern "C" void fma_16(int64_t rounds) { multiply_add<16, false>(rounds); }
 extern "C" void loads_8(int64_t rounds) { multiply_add<8, true>(rounds); }
 extern "C" void loads_16(int64_t rounds) { multiply_add<16, true>(rounds); }
+
+#if defined(__AVX512VNNI__)
+// The same for bytes: `rounds` * 12 * 64 multiply-adds.
+extern "C" void dots(int64_t rounds) {
+  constexpr int kSums = 12;
+  __m512i sums[kSums] = {};
+  __m512i x = {}, weight = {};
+  for (int64_t round = 0; round < rounds; ++round) {
+    asm volatile("" : "+v"(x), "+v"(weight));
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], x, weight);
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) asm volatile("" : "+v"(sums[i]));
+  }
+}
+#endif
 
 // Read `count` floats once; the sum keeps the loop alive.
 extern "C" float stream(const float* values, int64_t count) {

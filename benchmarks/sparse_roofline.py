@@ -7,7 +7,8 @@ are measured again in every round. A stored weight is multiplied with each posit
 stored values x positions; each block of outputs needs one load of its positions, so the limit of
 unstructured weights is the rate of loads from the L1 cache, and that of blocks is the rate of
 multiply-adds. `memory` counts weights, indices, inputs and outputs once, relative to the bandwidth
-of reading memory. Needs a C++ compiler.
+of reading memory. int8 is compared with the rate of multiply-adds of bytes (VNNI): in blocks of
+four outputs, and in quads of inputs. Needs a C++ compiler.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from mfac_compress.export.sparse import (
     DOMAIN,
     VERSION,
     Packed,
+    Rounding,
     Window,
     pack,
+    pack_1x4,
     sparse_node,
 )
 from mfac_compress.export.timing import time_interleaved
@@ -59,9 +62,20 @@ CASES = {
 }
 
 
-def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> Packed:
+BLOCKS = ("1", "4", "int8-4", "int8-quads")
+
+
+def _weight(shape: tuple[int, ...], sparsity: float, blocks: str) -> Packed:
     rng = np.random.default_rng(0)
+    if blocks == "int8-quads":
+        kept = rng.random((shape[0], shape[1] // 4, 1, *shape[2:])) >= sparsity
+        weight = rng.integers(-127, 128, (shape[0], shape[1] // 4, 4, *shape[2:])) * kept
+        return pack_1x4(weight.reshape(shape).astype(np.int8))
+    block = int(blocks.removeprefix("int8-"))
     kept = rng.random((shape[0] // block, *shape[1:])) >= sparsity
+    if blocks == "int8-4":
+        weight = rng.integers(-127, 128, shape) * np.repeat(kept, block, axis=0)
+        return pack(weight.astype(np.int8), block=block)
     weight = rng.standard_normal(shape) * np.repeat(kept, block, axis=0)
     # Activations neither vanish nor grow along a chain.
     weight /= np.sqrt(np.prod(shape[1:]) * (1 - sparsity))
@@ -69,7 +83,8 @@ def _weight(shape: tuple[int, ...], sparsity: float, block: int) -> Packed:
 
 
 def _chain(case: Case, weight: Packed) -> ir.Model:
-    x = ir.val("v0", ir.DataType.FLOAT, case.shape)
+    kind = ir.DataType.UINT8 if weight.values.dtype == np.int8 else ir.DataType.FLOAT
+    x = ir.val("v0", kind, case.shape)
     values, nodes = [x], []
     for place in range(CHAIN):
         nodes.append(_operator(case, weight, values[-1], place))
@@ -85,9 +100,12 @@ def _chain(case: Case, weight: Packed) -> ir.Model:
 
 def _operator(case: Case, weight: Packed, x: ir.Value, place: int) -> ir.Node:
     name, y = f"o{place}", f"v{place + 1}"
-    if len(case.weight) == 2:
-        return sparse_node(name, x, y, weight)
-    window = Window(pads=(case.weight[2] // 2,) * 4)
+    window = None if len(case.weight) == 2 else Window(pads=(case.weight[2] // 2,) * 4)
+    if weight.values.dtype == np.int8:
+        # The sums of bytes around 128 have about this spread.
+        spread = 73 * 74 * np.sqrt(weight.values.size / weight.shape[0])
+        scales = np.full(weight.shape[0], 40 / spread, np.float32)
+        return sparse_node(name, x, y, weight, window=window, epilogue=Rounding(scales, 128, 128))
     planes = {f"v{n}" for n in range(1, CHAIN)} if case.planes else ()
     return sparse_node(name, x, y, weight, window=window, planes=planes)
 
@@ -103,38 +121,46 @@ class Limits:
         self._library = ctypes.CDLL(str(built))
         self._library.stream.restype = ctypes.c_float
         self._values = np.ones(STREAMED, np.float32)
+        self.has_bytes = hasattr(self._library, "dots")
 
     def calls(self) -> list[partial]:
-        """Multiply-adds, the same with loads (each 8 and 16 lanes), and a read of memory."""
+        """Multiply-adds, the same with loads (each 8 and 16 lanes), a read of memory, and
+        multiply-adds of bytes."""
         rounds = ctypes.c_int64(100_000)
         names = ("fma_8", "fma_16", "loads_8", "loads_16")
         pointer = ctypes.c_void_p(self._values.ctypes.data)
         return [
             *(partial(getattr(self._library, name), rounds) for name in names),
             partial(self._library.stream, pointer, ctypes.c_int64(STREAMED)),
+            *([partial(self._library.dots, rounds)] if self.has_bytes else []),
         ]
 
     @staticmethod
-    def rates(times: list[float]) -> tuple[float, float, float]:
-        """Multiply-adds and loads in lanes/s, bytes/s, from milliseconds of the calls."""
+    def rates(times: list[float]) -> tuple[float, float, float, float]:
+        """Multiply-adds and loads in lanes/s, bytes/s, and multiply-adds of bytes a second, from
+        milliseconds of the calls."""
         lanes = [
             1e5 * SUMS * count / ms * 1e3 for count, ms in zip((8, 16) * 2, times, strict=False)
         ]
-        return max(lanes[:2]), max(lanes[2:]), STREAMED * 4 / times[4] * 1e3
+        dots = 1e5 * SUMS * 64 / times[5] * 1e3 if len(times) > 5 else np.nan
+        return max(lanes[:2]), max(lanes[2:]), STREAMED * 4 / times[4] * 1e3, dots
 
 
-def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Path) -> dict:
+def measure(case: Case, sparsity: float, blocks: str, limits: Limits, folder: Path) -> dict:
     """Time one chain together with the limits."""
-    weight = _weight(case.weight, sparsity, block)
+    weight = _weight(case.weight, sparsity, blocks)
+    is_int8 = weight.values.dtype == np.int8
     path = folder / "chain.onnx"
     ir.save(_chain(case, weight), path)
     session = open_session(path, threads=1, library=kernel_library())
-    x = np.random.default_rng(1).standard_normal(case.shape).astype(np.float32)
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 256, case.shape) if is_int8 else rng.standard_normal(case.shape)
+    x = x.astype(np.uint8 if is_int8 else np.float32)
     calls = [lambda: session.run(None, {"v0": x}), *limits.calls()]
     openers = [lambda call=call: call for call in calls]
     timed = time_interleaved(openers, rounds=1, runs=ROUNDS, warmup=2)
     ours, *others = timed.times("thread CPU")
-    fma, loads, stream = limits.rates([float(np.median(times)) for times in others])
+    fma, loads, stream, dots = limits.rates([float(np.median(times)) for times in others])
     seconds = float(np.median(ours)) / 1e3 / CHAIN
     positions = int(np.prod(case.shape)) // case.weight[1]
     work = weight.values.size * positions
@@ -142,8 +168,8 @@ def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Pat
     return {
         "microseconds": seconds * 1e6,
         "gmacs": work / seconds / 1e9,
-        "of_fma": work / seconds / fma,
-        "of_loads": work / block / seconds / loads,
+        "of_fma": work / seconds / (dots if is_int8 else fma),
+        "of_loads": np.nan if is_int8 else work / weight.block.size / seconds / loads,
         "of_memory": moved / seconds / stream,
     }
 
@@ -151,19 +177,19 @@ def measure(case: Case, sparsity: float, block: int, limits: Limits, folder: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--blocks", default="1,4")
+    parser.add_argument("--blocks", default=",".join(BLOCKS))
     arguments = parser.parse_args()
-    print("| operator | block | us | GMAC/s | of multiply-adds | of loads | of memory |")
+    print("| operator | blocks | us | GMAC/s | of multiply-adds | of loads | of memory |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         limits = Limits(Path(folder))
         for name, case in CASES.items():
-            for block in map(int, arguments.blocks.split(",")):
-                row = measure(case, arguments.sparsity, block, limits, Path(folder))
-                rows.append({"operator": name, "block": block} | row)
+            for blocks in arguments.blocks.split(","):
+                row = measure(case, arguments.sparsity, blocks, limits, Path(folder))
+                rows.append({"operator": name, "blocks": blocks} | row)
                 print(
-                    f"| {name} | {block} | {row['microseconds']:.1f} | {row['gmacs']:.1f} | "
+                    f"| {name} | {blocks} | {row['microseconds']:.1f} | {row['gmacs']:.1f} | "
                     f"{row['of_fma']:.0%} | {row['of_loads']:.0%} | {row['of_memory']:.0%} |",
                     flush=True,
                 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mfac_compress.export.dead_channels.removal import Kept
 from mfac_compress.export.passes import GATES, TRANSPOSED, torch_gates
+from mfac_compress.export.quantised_weights import quantised_weights
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.read_back import packed_weights
 from mfac_compress.export.variant import Variant
@@ -53,7 +54,8 @@ def audit_zeros(
 
     A tensor is found by its name, or by the name that :func:`export_onnx` gives to a transpose or
     to the weights of a recurrent layer, or ONNX Runtime to a fused convolution. The weight of a
-    sparse operator is unpacked, and found as the layer's in the file that it was made from.
+    sparse operator is unpacked, and found as the layer's in the file that it was made from. A
+    weight in 8 bits is zero where it equals its zero point.
     If an optimisation renamed it, it is the one unclaimed tensor of the mask's shape, transposed or
     not, that is zero exactly where the mask removes, provided that no other mask fits that tensor.
     Otherwise it is reported as not found, as is a renamed tensor that has lost even one zero.
@@ -147,11 +149,12 @@ def _optimize(variant: Variant, folder: Path) -> Path:
 
 
 def _weights(model: ir.Model, source: ir.Model | None) -> dict[str, np.ndarray]:
-    """Return the initializers by name, and the weights of sparse operators by their layers'."""
+    """Return the initializers by name, and other weights by that of the parameter they hold."""
     values = model.graph.initializers.items()
     named = [(name, value.const_value.numpy()) for name, value in values]
     found: dict[str, np.ndarray] = {}
-    for name, array in (*named, *packed_weights(model, source)):
+    in_8_bits = quantised_weights(model)
+    for name, array in (*named, *in_8_bits, *packed_weights(model, source)):
         for part, weights in (_recurrent(name, array) or {name: array}).items():
             # Several layers may use one weight: what is not zero in any of them is not zero.
             other = found.get(part, weights)

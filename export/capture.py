@@ -1,9 +1,6 @@
 """Trace a PyTorch model into an ONNX graph in memory, with errors that say what to do."""
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -14,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mfac_compress.export.axes import BATCH_AXIS, Axes, is_fixed, name_axes, open_axes, torch_shapes
 from mfac_compress.export.device import device_of
 from mfac_compress.export.names import input_names, output_names
+from mfac_compress.export.silence import silence
 from mfac_compress.mfac.batch import (
     FlatModel,
     Tree,
@@ -73,7 +71,7 @@ def capture(
             # The exporter can translate the plain form of attention. The kernels that PyTorch would
             # choose on this machine, and for gradients, order axes differently in memory, and the
             # exporter fails on views of them.
-            with _silence(), _open_recurrences(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            with silence(), _open_recurrences(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(
                     FlatModel(model, example, _leaves),
                     _leaves(example),
@@ -159,26 +157,6 @@ def _name(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
                 value.name = f"{value.name}.internal"
     for value, name in zip((*graph.inputs, *graph.outputs), (*inputs, *outputs), strict=True):
         value.name = name
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress the exporter's prints, warnings and log records.
-
-    Whatever matters in them is also raised as an exception. This affects the whole process.
-    """
-    disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ def compare_latency(
     *,
     warmup: int,
     runs: int,
+    also: Sequence[tuple[str, str]] = (),
     **timing: float,
 ) -> dict[str, tuple[LatencyComparison, ...]]:
     """Time files against a reference, all of them interleaved, so that they run under one load.
@@ -166,14 +167,18 @@ def compare_latency(
         warmup: Untimed calls of each file, each time it is opened. There is always one, which
             checks the inputs.
         runs: Timed runs of each file. At least six.
+        also: Further pairs of names of variants: of a file, and of the one that it is compared
+            with, too.
         timing: Further arguments of :func:`time_interleaved`.
     Returns:
-        By variant, a comparison for each workload.
+        By variant, a comparison with the reference for each workload, then the further ones.
     Raises:
         ValueError: If ``runs`` is too small, or a file cannot be loaded or does not take the
             inputs.
     """
-    compared: dict[str, list[LatencyComparison]] = {variant.name: [] for variant in variants}
+    names = [reference.name, *(variant.name for variant in variants)]
+    pairs = [(name, reference.name) for name in names[1:]] + [*also]
+    compared: dict[tuple[str, str], list[LatencyComparison]] = {pair: [] for pair in pairs}
     for workload in workloads if variants else ():
         inputs = feeds(workload)
         openers = [
@@ -181,24 +186,28 @@ def compare_latency(
         ]
         untimed = max(0, warmup - 1)
         found = compare(
-            openers, workload, reference=reference.name, warmup=untimed, runs=runs, **timing
+            openers, workload, names=names, pairs=pairs, warmup=untimed, runs=runs, **timing
         )
-        for variant, comparison in zip(variants, found, strict=True):
-            compared[variant.name].append(comparison)
-    return {name: tuple(found) for name, found in compared.items()}
+        for pair, comparison in zip(pairs, found, strict=True):
+            compared[pair].append(comparison)
+    return {
+        name: tuple(one for pair, found in compared.items() if pair[0] == name for one in found)
+        for name in names[1:]
+    }
 
 
 def compare(
     openers: Sequence[Callable[[], Call]],
     workload: Workload,
     *,
-    reference: str,
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
     warmup: int,
     runs: int,
     clocks: Clocks = CLOCKS,
     **timing: float,
 ) -> list[LatencyComparison]:
-    """Compare candidates that can be opened and called with the first of them.
+    """Compare candidates that can be opened and called with each other.
 
     The runs of one session share the effects of its memory addresses, so a round gives one value,
     the median of its paired ratios. The rounds are independent, and the interval is that of their
@@ -208,13 +217,14 @@ def compare(
     Args:
         openers: As :func:`time_interleaved` takes them.
         workload: The threads decide the clock.
-        reference: Name of the first candidate.
+        names: Of the candidates.
+        pairs: Names of a candidate, and of the one that it is compared with.
         warmup: Untimed calls of each, each time it is opened.
         runs: Timed runs of each. At least six.
         clocks: The clocks to read.
         timing: Further arguments of :func:`time_interleaved`.
     Returns:
-        A comparison for each candidate after the first.
+        A comparison for each pair.
     """
     timed = time_interleaved(
         openers,
@@ -227,29 +237,30 @@ def compare(
     )
     clock = clock_for(workload.threads)
     times = [_summarise(runs, clock) for runs in zip(*timed.runs, strict=True)]
-    ratios = [_ratio(timed, place, clock) for place in range(1, len(openers))]
+    places = [(names.index(name), names.index(reference)) for name, reference in pairs]
+    ratios = [_ratio(timed, own, other, clock) for own, other in places]
     return [
         LatencyComparison(
-            reference=reference,
+            reference=names[other],
             workload=workload,
             rounds=len(timed.rounds),
             runs=len(timed.runs),
             calls_per_run=timed.calls_per_run,
-            reference_time=times[0],
-            time=time,
+            reference_time=times[other],
+            time=times[own],
             clock=clock,
             ratio=ratio,
             finding=finding_of(ratio),
             verdict=in_words(ratio),
         )
-        for time, ratio in zip(times[1:], ratios, strict=True)
+        for (own, other), ratio in zip(places, ratios, strict=True)
     ]
 
 
-def _ratio(timed: Timed, place: int, clock: Clock) -> Interval:
-    """Return the ratio of the candidate at a place to the first one."""
+def _ratio(timed: Timed, own: int, other: int, clock: Clock) -> Interval:
+    """Return the ratio of the candidate at a place to another one."""
     logarithms = [
-        median(math.log(runs[place].by(clock) / runs[0].by(clock)) for runs in each)
+        median(math.log(runs[own].by(clock) / runs[other].by(clock)) for runs in each)
         for each in timed.rounds
     ]
     return Interval(*map(math.exp, astuple(median_interval(logarithms))))

@@ -95,7 +95,7 @@ def predict(
     for start in range(0, rows, at_once):
         batch = {name: array[start : start + at_once] for name, array in arrays.items()}
         count = size(batch)
-        filled = {name: _fill(array, fixed) for name, array in batch.items()}
+        filled = {name: fill(array, fixed) for name, array in batch.items()}
         parts.append([output[:count] for output in call(session, filled)])
     outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return _in_form(outputs, [one.name for one in session.get_outputs()], form)
@@ -129,7 +129,7 @@ def call(session: onnxruntime.InferenceSession, arrays: Feeds) -> list[Any]:
         ) from error
 
 
-def _fill(rows: np.ndarray, size: int | None) -> np.ndarray:
+def fill(rows: np.ndarray, size: int | None) -> np.ndarray:
     """Repeat the last row until there are ``size`` rows, if a size is fixed."""
     if size is None or len(rows) == size:
         return rows

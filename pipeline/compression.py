@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mfac_compress.pipeline.errors import InputError, stage_named
-from mfac_compress.pipeline.file_names import SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import WITH_KERNELS
 from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
 from mfac_compress.pipeline.progress import Progress
@@ -25,10 +25,11 @@ from mfac_compress.pipeline.run.runner import StageClock, check_stages, run_stag
 from mfac_compress.pipeline.schedule import plan_stages
 from mfac_compress.pipeline.signals import ignore_interrupts_of_the_command
 from mfac_compress.pipeline.stages import accelerate
+from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.feeds import validation_feeds, workloads_of
 from mfac_compress.pipeline.stages.latency import measure_latency
 from mfac_compress.pipeline.stages.reconstruct import Reconstructed
-from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
+from mfac_compress.pipeline.stages.variants import variants_of
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.report_text import markdown
 from mfac_compress.pipeline.versions import recipe_hash
@@ -146,20 +147,27 @@ def _judge(
     processes: int,
 ) -> Report:
     """Measure latency, judge and publish, in one process."""
-    exported, accelerated = artefacts["export"], artefacts["accelerate"]
-    accelerate.check_written(recipe, accelerated.facts)
-    kernels, timed = accelerated.facts, {}
-    if recipe.validate_.latency is not None or kernels.state == "candidate":
+    accelerated = [a for a in artefacts.values() if isinstance(a.facts, Kernels)]
+    for each in accelerated:
+        accelerate.check_written(recipe, each.facts)
+    timed = {}
+    if recipe.validate_.latency is not None or any(
+        each.facts.state == "candidate" for each in accelerated
+    ):
         with clock.stage("latency"):
             timed = measure_latency(
-                dense_variant(exported.folder),
-                sparse_variants(exported.folder, accelerated.folder),
+                variants_of(artefacts),
                 validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
                 workloads_of(recipe.export, recipe.validate_),
                 recipe.validate_.latency,
             )
-    decided = accelerate.decided(kernels, timed.get(SPARSE_KERNELS, ()))
-    accelerate.check_written(recipe, decided)
+    decided, used = {}, []
+    for each in accelerated:
+        name = WITH_KERNELS[each.facts.made_from]
+        decided[name] = accelerate.decided(each.facts, timed.get(name, ()))
+        accelerate.check_written(recipe, decided[name])
+        used += [each] if decided[name].state == "used" else []
+    quantised = artefacts.get("quantize")
     with stage_named("report", resumable=True):
         report = make_report(
             recipe,
@@ -168,12 +176,13 @@ def _judge(
             timed,
             {name: a.facts for name, a in artefacts.items() if isinstance(a.facts, Reconstructed)},
             artefacts["recover"].facts,
+            quantised and quantised.facts,
             decided,
         )
         calibrated = artefacts.get("calibrate")
         resolved = resolved_recipe(recipe, calibrated and calibrated.facts, decided)
-        used = [accelerated] if decided.state == "used" else []
-        published = [artefacts["recover"], exported, *used]
+        in_int8 = [] if quantised is None else [quantised]
+        published = [artefacts["recover"], artefacts["export"], *in_int8, *used]
         for artefact in published:
             directory.publish(artefact)
         files = {name: digest for each in published for name, digest in each.files.items()}

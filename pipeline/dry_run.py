@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE, SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import INT8, ONNX_FILES, SPARSE, WITH_KERNELS
 from mfac_compress.pipeline.inputs.layers import PruneTargets
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.inputs.memory import MemoryPlan, readable_bytes
@@ -51,7 +51,9 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"weights: {targets.weights:,}, to remove {removed:,} "
         f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
         f"pattern: {recipe.prune.pattern}",
+        *_permuted(inputs.permuted),
         f"repair: {_repair(recipe)}",
+        f"8 bits: {_precision(recipe)}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
         *_warning(targets),
@@ -62,6 +64,12 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     if inputs.memory is not None:
         lines += _memory(inputs.memory)
     return lines
+
+
+def _permuted(channels: int | None) -> list[str]:
+    if channels is None:
+        return []
+    return [f"channels: {channels:,} put beside others that are like them (prune.permute)"]
 
 
 def _repair(recipe: Recipe) -> str:
@@ -76,6 +84,19 @@ def _repair(recipe: Recipe) -> str:
     if section.blocks_at_end:
         text += f"; at the end blocks on {section.blocks_at_end.samples:,}"
     return f"{text}; without labels"
+
+
+def _precision(recipe: Recipe) -> str:
+    """What the section quantize does."""
+    section = recipe.quantize
+    if not section.is_on:
+        return "none (quantize.mode)"
+    limit = section.max_divergence
+    until = "no layer is left in float" if limit is None else f"within a divergence of {limit:g}"
+    return (
+        f"{ONNX_FILES[INT8]}, {section.mode}, on {section.samples:,} calibration samples, {until}; "
+        f"the gates apply to {recipe.artifact}"
+    )
 
 
 def _warning(targets: PruneTargets) -> list[str]:
@@ -93,8 +114,10 @@ def _kernels(recipe: Recipe) -> str:
         return "off (export.sparse_kernels)"
     library = built_library()
     if library is None:
-        return f"not built: there was no C++ compiler. Only {ONNX_FILES[SPARSE]} will be written"
-    return f"{ONNX_FILES[SPARSE_KERNELS]} will be written where that is faster, with {library}"
+        return "not built: there was no C++ compiler. No file with sparse operators will be written"
+    sources = (SPARSE, INT8) if recipe.quantize.is_on else (SPARSE,)
+    files = " and ".join(ONNX_FILES[WITH_KERNELS[name]] for name in sources)
+    return f"{files} will be written where that is faster, with {library}"
 
 
 def _memory(plan: MemoryPlan) -> list[str]:
@@ -105,6 +128,5 @@ def _memory(plan: MemoryPlan) -> list[str]:
         f"memory: gradients {readable_bytes(inverse.window_bytes)} + factors "
         f"{readable_bytes(inverse.inverse_bytes)} = {readable_bytes(inverse.total_bytes)}; "
         f"{inverse.flops / 1e9:,.2g} GFLOP",
-        f"budget: {readable_bytes(plan.budget_bytes)} ({plan.budget_from}): "
-        f"{fits if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
+        f"budget: {plan.budget}: {fits if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
     ]

@@ -1,21 +1,22 @@
 """What a run says at its end: the report, the recipe that gives the same again, the manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from mfac_compress.export import LatencyComparison, machine_load
-from mfac_compress.pipeline.file_names import DENSE, SPARSE_KERNELS, variant_of
+from mfac_compress.pipeline.file_names import DENSE, DENSE_INT8, REFERENCES, variant_of
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.calibrate import Calibrated
+from mfac_compress.pipeline.stages.quantize import Quantised
 from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Validation
-from mfac_compress.pipeline.verdict.gates import judge, verdict_of
+from mfac_compress.pipeline.verdict.gates import judge_all, verdict_of
 from mfac_compress.pipeline.verdict.inputs import code_of, data_of, sparsity_of
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.warnings import warnings_of
@@ -29,7 +30,8 @@ def make_report(
     timed: Mapping[str, tuple[LatencyComparison, ...]],
     reconstructed: Mapping[str, Reconstructed],
     recovered: Recovered,
-    kernels: Kernels,
+    quantised: Quantised | None,
+    kernels: Mapping[str, Kernels],
 ) -> Report:
     """Judge what was measured, and write it down.
 
@@ -40,45 +42,72 @@ def make_report(
         timed: Latencies by variant, which this run measured anew.
         reconstructed: What the stages that repaired layers say of it, by their names.
         recovered: What the stage recover says of the training.
-        kernels: Of the stage accelerate, decided.
+        quantised: What the stage quantize says; None where there is none.
+        kernels: Of the stages accelerate, decided, by the variant that they are for.
     """
     sizes = {name: p.numel() for name, p in inputs.model.module.named_parameters()}
     sparsity, data = sparsity_of(recipe, inputs.targets, sizes), data_of(inputs.data)
     code = code_of(inputs.code)
-    metric, judged = validation.metric, variant_of(recipe.validate_.artifact)
-    unwritten = {SPARSE_KERNELS} if kernels.state != "used" else set()
+    metric, judged = validation.metric, variant_of(recipe.artifact)
+    unwritten = {name for name, each in kernels.items() if each.state != "used"}
     variants = {
-        name: replace(measured, latency=timed.get(name, ()), written=name not in unwritten)
+        name: replace(
+            measured,
+            latency=_against(DENSE, timed.get(name, ())),
+            latency_int8=_against(DENSE_INT8, timed.get(name, ())),
+            written=name not in unwritten,
+        )
         for name, measured in validation.variants.items()
     }
-    dense, shipped = variants[DENSE], variants[judged]
-    gates = judge(recipe.validate_.gates, judged, metric, shipped, sparsity.parameters)
+    shipped = {
+        name: each for name, each in variants.items() if each.written and name not in REFERENCES
+    }
+    gates = judge_all(recipe.validate_.gates, judged, metric, shipped, sparsity.parameters)
     return Report(
         verdict=verdict_of(gates),
         gates=gates,
-        warnings=warnings_of(recipe, metric, dense.metric, shipped.metric, sparsity, data, code),
+        warnings=warnings_of(
+            recipe,
+            metric,
+            variants[DENSE].metric,
+            shipped[judged].metric,
+            sparsity,
+            quantised,
+            data,
+            code,
+        ),
         judged=judged,
         metric=metric,
         variants=variants,
-        kernels={SPARSE_KERNELS: kernels},
+        kernels=dict(kernels),
         sparsity=sparsity,
         machine=machine_load(),
         reconstruction=dict(reconstructed),
         recovery=recovered,
+        quantisation=quantised,
         data=data,
         code=code,
     )
 
 
-def resolved_recipe(recipe: Recipe, calibrated: Calibrated | None, kernels: Kernels) -> Recipe:
+def _against(
+    reference: str, compared: Sequence[LatencyComparison]
+) -> tuple[LatencyComparison, ...]:
+    return tuple(one for one in compared if one.reference == reference)
+
+
+def resolved_recipe(
+    recipe: Recipe, calibrated: Calibrated | None, kernels: Mapping[str, Kernels]
+) -> Recipe:
     """The recipe with what the run measured and chose, so that it gives the same run again.
 
     Args:
         recipe: As given.
         calibrated: Facts of the stage calibrate; None where the method has none.
-        kernels: Of the stage accelerate, decided.
+        kernels: Of the stages accelerate, decided.
     """
-    used = "off" if kernels.state in ("off", "not built") else "auto"
+    tried = any(each.state not in ("off", "not built") for each in kernels.values())
+    used = "auto" if tried else "off"
     update = {"export": recipe.export.model_copy(update={"sparse_kernels": used})}
     if calibrated is not None:
         chosen = {"gradients": calibrated.method}

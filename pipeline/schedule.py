@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
+from mfac_compress.pipeline.file_names import INT8, SPARSE
 from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
@@ -20,6 +21,7 @@ from mfac_compress.pipeline.stages import (
     export,
     prune,
     prune_layers,
+    quantize,
     reconstruct,
     recover,
     validate,
@@ -36,12 +38,13 @@ def plan_stages(recipe: Recipe, inputs: Inputs, storage: Path | None = None) -> 
         inputs: What was loaded for it.
         storage: Folder for gradients that the memory does not hold; None for in memory.
     """
-    return [
-        *_states(recipe, inputs, storage),
-        _export(recipe, inputs),
-        _accelerate(recipe, inputs),
-        _validate(recipe, inputs),
-    ]
+    files = [_export(recipe, inputs), _accelerate("accelerate", recipe, inputs, SPARSE, "export")]
+    if recipe.quantize.is_on:
+        files += [
+            _quantize(recipe, inputs),
+            _accelerate("accelerate-int8", recipe, inputs, INT8, "quantize"),
+        ]
+    return [*_states(recipe, inputs, storage), *files, _validate(recipe, inputs, files)]
 
 
 def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[Stage]:
@@ -131,7 +134,7 @@ def _prune(
             "by_curvature": by_curvature,
         },
         after=state,
-        check=partial(prune_layers.check, where=where),
+        check=partial(prune_layers.check, budget=inputs.budget, where=where),
         facts=prune.Pruned,
         ranks="all" if by_curvature else "zero",
     )
@@ -161,6 +164,7 @@ def _reconstruct(
             reconstruct.check,
             pruned=[target.name for target in inputs.targets.matched],
             samples_key="samples" if name == "reconstruct" else "samples_between",
+            budget=inputs.budget,
             where=recipe.where,
         ),
         facts=reconstruct.Reconstructed,
@@ -215,26 +219,40 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
     )
 
 
-def _accelerate(recipe: Recipe, inputs: Inputs) -> Stage:
+def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:
+    return Stage(
+        "quantize",
+        quantize.quantize,
+        reads={"section": recipe.quantize, "calibration": inputs.calibration},
+        after={"export": "export"},
+        check=partial(quantize.check, where=recipe.where),
+        facts=quantize.Quantised,
+        ranks="zero",
+    )
+
+
+def _accelerate(name: str, recipe: Recipe, inputs: Inputs, source: str, maker: str) -> Stage:
+    """Sparse operators for a variant, by the stage that makes it."""
     library = accelerate.built_library()
     return Stage(
-        "accelerate",
+        name,
         accelerate.accelerate,
         reads={
+            "source": source,
             "sparse_kernels": recipe.export.sparse_kernels,
             "library": Keyed(library, library and file_digest(library)),
             "workloads": workloads_of(recipe.export, recipe.validate_),
             "feeds": validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
             "cpu": machine_load().cpu,
         },
-        after={"exported": "export"},
-        check=partial(accelerate.check, artifact=recipe.validate_.artifact, where=recipe.where),
+        after={"export": "export", "source": maker},
+        check=partial(accelerate.check, artifact=recipe.artifact, where=recipe.where),
         facts=accelerate.Kernels,
         ranks="zero",
     )
 
 
-def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
+def _validate(recipe: Recipe, inputs: Inputs, files: Sequence[Stage]) -> Stage:
     section = recipe.validate_
     return Stage(
         "validate",
@@ -247,7 +265,7 @@ def _validate(recipe: Recipe, inputs: Inputs) -> Stage:
             "batch_size": section.batch_size,
             "confidence": section.gates.confidence,
         },
-        after={"state": "recover", "exported": "export", "accelerated": "accelerate"},
+        after={"state": "recover", **{stage.name: stage.name for stage in files}},
         check=partial(
             validate.check,
             repeats=inputs.data.repeats.get("validation", 0),

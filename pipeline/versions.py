@@ -68,13 +68,14 @@ def _environment() -> dict[str, Any]:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of the sections that make the model; not of how it is run and judged."""
+    """SHA-256 of the sections that make the model in float; not of how it is run and judged."""
     run = {"threads", "memory_budget", "cache", "cache_size", "rank_timeout"}
     how = {
         "run": run,
         "data": {"splits": {"validation"}, "max_overlap": True},
         "task": {"metric", "direction", "range"},
         "export": {"sparse_kernels"},
+        "quantize": True,
         "validate_": True,
     }
     return content_key(recipe.model_dump(mode="json", exclude=how))

@@ -4,8 +4,7 @@
 #include "conv.hpp"
 #include "linear.hpp"
 #include "ort.hpp"
-#include "quantised_conv.hpp"
-#include "quantised_linear.hpp"
+#include "quantised.hpp"
 
 #define MFAC_EXPORT extern "C" __attribute__((visibility("default")))
 

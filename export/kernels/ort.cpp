@@ -70,6 +70,16 @@ int64_t NodeInfo::integer(const char* name) const {
   return value;
 }
 
+bool NodeInfo::has(const char* name) const {
+  int64_t whole = 0;
+  float real = 0;
+  size_t size = 0;
+  return succeeded(api_, api_.int_attribute(info_, name, &whole)) ||
+         succeeded(api_, api_.float_attribute(info_, name, &real)) ||
+         succeeded(api_, api_.string_attribute(info_, name, nullptr, &size)) ||
+         succeeded(api_, api_.ints_attribute(info_, name, nullptr, &size));
+}
+
 float NodeInfo::real(const char* name) const {
   float value = 0;
   require(succeeded(api_, api_.float_attribute(info_, name, &value)), name,

@@ -56,6 +56,8 @@ class NodeInfo {
   // Attributes have no defaults: ONNX Runtime returns the same error for a missing attribute and
   // for one of another type, and a default would hide the second.
   int64_t integer(const char* name) const;
+  // Whether there is an attribute of this name, of any type that a node of ours may have.
+  bool has(const char* name) const;
   float real(const char* name) const;
   std::string word(const char* name) const;
   std::vector<int64_t> integers(const char* name) const;

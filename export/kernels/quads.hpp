@@ -16,6 +16,7 @@ using Cell = int32_t;  // a quad, in the order of memory
 struct Requantise {
   float low, high;  // minus the zero point
   int32_t zero_point;
+  bool bounded;  // no sum times its scale can be above the integers of 32 bits
 };
 
 // Sums over stored quads for a strip of positions that are contiguous in memory.
@@ -67,9 +68,6 @@ struct QuadKernels {
   void (*requantise)(const int32_t* sums, const float* scales, int64_t count, Requantise how,
                      uint8_t* out);
   void (*copy_rows)(const QuadCopy& copy);
-  // rows[r][k] = columns[k][r], r < count. Reads columns up to a multiple of 16.
-  void (*to_rows)(const uint8_t* columns, int64_t column_stride, int64_t count, int64_t width,
-                  uint8_t* rows, int64_t row_stride);
 };
 
 }  // namespace mfac

@@ -10,12 +10,17 @@
 
 namespace mfac {
 
-// A block is a quad of inputs of one output: consecutive inputs of a matrix product, or consecutive
-// channels at one tap of a convolution. If their number is not a multiple of four, the last quad is
-// padded with zeros.
+// What four stored weights, a cell, are:
+//   kQuads: four inputs of one output: consecutive inputs of a matrix product, or consecutive
+//     channels at one tap of a convolution. If their number is not a multiple of four, the last quad
+//     is padded with zeros.
+//   kBlocks: one input of four consecutive outputs, as block-CSR of floats has it.
+enum class QuantisedFormat { kQuads, kBlocks };
+QuantisedFormat read_format(const NodeInfo& node);
+
 struct QuantisedWeights {
-  PackedBlocks<Cell> blocks;  // inputs in quads; the bias is the initial value of a sum
-  std::vector<float> scales;  // [parts * outputs] one step of a sum in steps of the output
+  PackedBlocks<Cell> blocks;  // one cell a block; the bias is the initial value of a sum
+  std::vector<float> scales;  // [parts, groups * block] a step of a sum in steps of the output
   uint8_t x_zero_point = 0;
   Requantise requantise{};
 };
@@ -24,9 +29,15 @@ enum QuantisedInput : size_t { kScales = 4, kSumBias = 5 };
 constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {ort::kUint8, ort::kInt8,  ort::kInt32,
                                                              ort::kInt32, ort::kFloat, ort::kInt32};
 
-// channels: input channels of one output, each with `taps` weights. Throws Refusal if anything does
-// not fit, or a sum could overflow 32 bits.
-QuantisedWeights read_quantised(const NodeInfo& node, int64_t outputs, int64_t channels,
-                                int64_t taps, int64_t parts);
+struct QuantisedSize {
+  int64_t outputs;   // of one part
+  int64_t channels;  // input channels of one output, each with `taps` weights
+  int64_t taps;
+  int64_t parts;  // convolution groups
+};
+
+// Throws Refusal if anything does not fit, or a sum could overflow 32 bits.
+QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
+                                const QuantisedSize& size);
 
 }  // namespace mfac

@@ -12,7 +12,7 @@ namespace mfac {
 
 struct RowTiles {
   int64_t tiles;
-  int64_t values;  // of 32 bits, in the columns of a tile
+  int64_t values;  // in the columns of a tile
   int64_t groups;  // of outputs, which can be computed separately
   int64_t chunks;  // of groups into which a tile's work is divided
 };
@@ -22,7 +22,7 @@ struct RowTiles {
 template <class Value, class Fill, class Work>
 void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const Work& work_on) {
   const auto columns_in = [](Buffer& buffer, int64_t count) {
-    return reinterpret_cast<Value*>(buffer.cells(static_cast<size_t>(count)));
+    return reinterpret_cast<Value*>(buffer.bytes(static_cast<size_t>(count) * sizeof(Value)));
   };
   // Few tiles: their columns are written once, and tasks share the outputs.
   const bool shared = all.tiles < 4;

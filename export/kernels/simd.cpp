@@ -10,6 +10,7 @@ SimdKernels portable_kernels();
 SimdKernels avx2_kernels();
 SimdKernels avx512_kernels();
 QuadKernels avx512vnni_quads();
+ByteKernels avx512vnni_bytes();
 #endif
 
 namespace {
@@ -28,6 +29,7 @@ SimdKernels choose() {
     SimdKernels kernels = avx512_kernels();
     kernels.name = "avx512vnni";
     kernels.quads = avx512vnni_quads();
+    kernels.bytes = avx512vnni_bytes();
     return kernels;
   }
   if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();

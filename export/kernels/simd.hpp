@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "quads.hpp"
+#include "quantised_blocks.hpp"
 
 namespace mfac {
 
@@ -80,6 +81,7 @@ struct SimdKernels {
   void (*gelu_tanh)(float* values, int64_t count);
   bool (*all_finite)(const float* values, int64_t count);
   QuadKernels quads;
+  ByteKernels bytes;
 };
 
 const SimdKernels& simd_kernels();

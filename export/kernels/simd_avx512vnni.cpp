@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "quads.hpp"
+#include "quantised_blocks.hpp"
 
 #define MFAC_WIDE 16
 #define MFAC_NARROW 8
@@ -15,5 +16,6 @@ namespace {
 #include "simd/quad_table.hpp"
 }  // namespace
 QuadKernels avx512vnni_quads() { return make_quad_table(); }
+ByteKernels avx512vnni_bytes() { return make_byte_table(); }
 }  // namespace mfac
 #endif

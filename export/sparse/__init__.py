@@ -1,6 +1,6 @@
 """Sparse operators for ONNX Runtime: packed weights, graph nodes and the library that runs them."""
 
-from mfac_compress.export.sparse.format import Packed, pack, pack_1x4
+from mfac_compress.export.sparse.format import Block, Packed, pack, pack_1x4
 from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.nodes import (
     DOMAIN,
@@ -16,6 +16,7 @@ __all__ = [
     "DOMAIN",
     "VERSION",
     "Activation",
+    "Block",
     "Packed",
     "Rounding",
     "Window",

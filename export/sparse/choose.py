@@ -1,4 +1,4 @@
-"""Choose by measurement which layers sparse operators compute, and with which block sizes.
+"""Choose by measurement which layers sparse operators compute, and with which blocks.
 
 A layer's operator is timed against the nodes that it replaces. ONNX Runtime and the sparse
 operators also keep images in different layouts, and converting between them takes time. So a chain
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from mfac_compress.export.sparse.compose import extract_subgraph
+from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, assign_layouts, chains
 from mfac_compress.export.sparse.measure import (
@@ -38,8 +39,8 @@ _ROUNDS = 7
 class Trial:
     """The times of one operator on its own."""
 
-    block: int
-    """The fastest block size."""
+    block: Block
+    """The fastest blocks."""
     times: tuple[WorkloadTime, ...]
 
     @property
@@ -53,7 +54,7 @@ class Segment:
     """A chain of operators, or a single one, that is faster with sparse operators.
 
     Attributes:
-        plan: The operators, their block sizes and layouts.
+        plan: The operators, their blocks and layouts.
         ratio: Sparse / dense time of the segment as a whole, the worst of all workloads.
     """
 
@@ -123,9 +124,9 @@ def _may_be_faster(operator: SparseOperator) -> bool:
 
 
 def _try(graph: Graph, operator: SparseOperator, shapes: Mapping[Workload, Shapes]) -> Trial:
-    """Time an operator with each block size that does not need too much padding."""
+    """Time an operator with all blocks that do not need too much padding."""
     blocks = operator.blocks(_MAX_PADDING)
-    by_block: dict[int, list[WorkloadTime]] = {block: [] for block in blocks}
+    by_block: dict[Block, list[WorkloadTime]] = {block: [] for block in blocks}
     for workload in shapes:
         plans = [{}, *({operator: Placement(block)} for block in blocks)]
         dense, *sparse = _time_plans(graph, [operator], plans, workload, shapes[workload])

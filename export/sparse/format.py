@@ -1,24 +1,32 @@
-"""The storage formats of sparse weights in a model file: block-CSR and quads.
+"""The storage formats of sparse weights in a model file: block-CSR, and quads for int8.
 
 A weight is a matrix ``[outputs, inputs]``; that of a convolution is ``[outputs, inputs per group,
 kernel height, kernel width]``, or ``[outputs, inputs per group, kernel width]`` for one along one
 axis. Its numbers are stored in blocks: a block is stored if any of its numbers is nonzero.
 
-Block-CSR, for float32: a block is one input of ``block`` consecutive outputs. All but the first
-axis of the weight are flattened into its inputs. The outputs of each convolution group are split
-into rows of blocks; the last row of a group may be padded with zeros.
+Block-CSR: a block is one input of ``block`` consecutive outputs: 1, 4, 8 or 16 in float32, 4 in
+int8. All but the first axis of the weight are flattened into its inputs. The outputs of each
+convolution group are split into rows of blocks; the last row of a group may be padded with zeros.
 
-Quads (1x4), for int8: a block is four consecutive inputs of one output, which processors multiply
-and add in one instruction: four consecutive inputs of a matrix, or four consecutive channels of a
-convolution at the same position of its window. The last quad may be padded with zeros.
+Quads (1x4), for int8: a block is four consecutive inputs of one output: four consecutive inputs of
+a matrix, or four consecutive channels of a convolution at the same position of its window. The last
+quad may be padded with zeros.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 _QUAD = 4
+
+
+class Block(NamedTuple):
+    """What is stored together: ``size`` consecutive numbers along an axis of the weight."""
+
+    size: int
+    axis: Literal["outputs", "inputs"] = "outputs"
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Packed:
         indices: int32, shape ``[stored]``: blocks of inputs, ascending within a row. Quads of a
             convolution are ``(quad of channels * kernel height + y) * kernel width + x``.
         starts: int32, shape ``[rows + 1]``: where each row's indices begin.
-        block: Numbers in a block.
+        block: What a block is.
         shape: Shape of the dense weight.
         group: Convolution groups; 1 for a matrix.
     """
@@ -38,7 +46,7 @@ class Packed:
     values: np.ndarray
     indices: np.ndarray
     starts: np.ndarray
-    block: int
+    block: Block
     shape: tuple[int, ...]
     group: int = 1
 
@@ -49,13 +57,15 @@ class Format:
 
     Attributes:
         dtype: Type of the numbers.
-        blocks: Block sizes.
+        axis: Axis of its blocks.
+        sizes: Block sizes.
         split: Splits a weight, for a block size and a number of groups. Returns ``[rows, blocks in
             a row, block]``.
     """
 
     dtype: type[np.generic]
-    blocks: tuple[int, ...]
+    axis: Literal["outputs", "inputs"]
+    sizes: tuple[int, ...]
     split: Callable[[np.ndarray, int, int], np.ndarray]
 
     def pack(self, weight: np.ndarray, block: int, group: int = 1) -> Packed:
@@ -63,13 +73,13 @@ class Format:
 
         Args:
             weight: Shape ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``.
-            block: One of ``blocks``.
+            block: One of ``sizes``.
             group: Convolution groups.
         Raises:
             ValueError: If block, group or the weight's type or shape do not fit.
         """
-        if block not in self.blocks:
-            raise ValueError(f"block must be one of {self.blocks}. Got {block}.")
+        if block not in self.sizes:
+            raise ValueError(f"block must be one of {self.sizes}. Got {block}.")
         if weight.dtype != self.dtype or weight.ndim < 2 or weight.size == 0:
             raise ValueError(
                 f"weight must be {np.dtype(self.dtype)} [outputs, inputs, ...] and not empty. "
@@ -86,7 +96,7 @@ class Format:
             values=np.ascontiguousarray(blocks[rows, indices]),
             indices=indices.astype(np.int32),
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
-            block=block,
+            block=Block(block, self.axis),
             shape=weight.shape,
             group=group,
         )
@@ -113,18 +123,20 @@ def _of_inputs(weight: np.ndarray, block: int, group: int) -> np.ndarray:
     return windows.reshape(outputs, -1, block)
 
 
-BLOCK_CSR = Format(np.float32, (1, 4, 8, 16), _of_outputs)
-QUADS = Format(np.int8, (_QUAD,), _of_inputs)
+_FLOAT_BLOCKS = Format(np.float32, "outputs", (1, 4, 8, 16), _of_outputs)
+_BYTE_BLOCKS = Format(np.int8, "outputs", (4,), _of_outputs)
+_QUADS = Format(np.int8, "inputs", (_QUAD,), _of_inputs)
 
 
 def pack(weight: np.ndarray, *, block: int = 1, group: int = 1) -> Packed:
-    """Pack a float32 weight in block-CSR; arguments as those of :meth:`Format.pack`.
+    """Pack a float32 or int8 weight in block-CSR; arguments as those of :meth:`Format.pack`.
 
     >>> packed = pack(np.array([[0, 2, 0], [3, 0, 0]], dtype=np.float32))
     >>> packed.values.ravel().tolist(), packed.indices.tolist(), packed.starts.tolist()
     ([2.0, 3.0], [1, 0], [0, 1, 2])
     """
-    return BLOCK_CSR.pack(weight, block, group)
+    chosen = _BYTE_BLOCKS if weight.dtype == np.int8 else _FLOAT_BLOCKS
+    return chosen.pack(weight, block, group)
 
 
 def pack_1x4(weight: np.ndarray, *, group: int = 1) -> Packed:
@@ -134,4 +146,17 @@ def pack_1x4(weight: np.ndarray, *, group: int = 1) -> Packed:
     >>> packed.values.tolist(), packed.indices.tolist(), packed.starts.tolist()
     ([[0, 2, 0, 0], [3, 4, 0, 0]], [0, 1], [0, 1, 2])
     """
-    return QUADS.pack(weight, _QUAD, group)
+    return _QUADS.pack(weight, _QUAD, group)
+
+
+def pack_as(weight: np.ndarray, block: Block, group: int = 1) -> Packed:
+    """Pack a weight in the format with such blocks."""
+    if block.axis == "inputs":
+        return _QUADS.pack(weight, block.size, group)
+    return pack(weight, block=block.size, group=group)
+
+
+def possible_blocks(dtype: np.dtype) -> tuple[Block, ...]:
+    """Return the blocks in which a weight can be stored; the smallest and most general first."""
+    formats = (_FLOAT_BLOCKS, _BYTE_BLOCKS, _QUADS)
+    return tuple(Block(size, f.axis) for f in formats if f.dtype == dtype for size in f.sizes)

@@ -35,8 +35,8 @@ class LayerSpeed:
     kept_macs: int | None
     """How many of these are with nonzero weights."""
     block: int | None
-    """Outputs that share their inputs; 4 for a quantised layer, the inputs of one output that are
-    stored together. None: ONNX Runtime computes the layer."""
+    """Weights that are stored together: of outputs that share an input; of a quantised layer that
+    was pruned in blocks of inputs, of inputs. None: ONNX Runtime computes the layer."""
     times: tuple[WorkloadTime, ...]
     """Times of the layer on its own, with the nodes fused into it. Empty if it was not timed."""
     reason: str
@@ -95,7 +95,7 @@ def _describe(
         sparsity=1 - np.count_nonzero(weight) / weight.size if known else None,
         macs=macs,
         kept_macs=kept_macs,
-        block=plan[operator].block if operator in plan else None,
+        block=plan[operator].block.size if operator in plan else None,
         times=trial.times if trial else (),
         reason=_reason(layer, operator, trial, choice, plan),
     )

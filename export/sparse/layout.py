@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import users
 from mfac_compress.export.sparse.operator import SparseOperator
 
@@ -17,12 +18,11 @@ class Placement(NamedTuple):
     """How an operator is computed.
 
     Attributes:
-        block: Number of outputs that share their inputs; for a quantised layer, of inputs that are
-            stored together.
+        block: How the weight is stored.
         planes: Whether its output stays in planes if that is possible.
     """
 
-    block: int
+    block: Block
     planes: bool = True
 
 
@@ -41,8 +41,8 @@ KINDS = ("all", "windowed", "none")
 for which the layout is meant (its border makes every image larger); none."""
 
 
-def assign_layouts(blocks: Mapping[SparseOperator, int], kind: str) -> Plan:
-    """Return the plan with these operators and block sizes, and one of the ``KINDS`` of layout."""
+def assign_layouts(blocks: Mapping[SparseOperator, Block], kind: str) -> Plan:
+    """Return the plan with these operators and blocks, and one of the ``KINDS`` of layout."""
     wanted = _could_be(blocks) if kind != "none" else frozenset()
     if kind == "windowed":
         wanted &= {o.x for o in blocks if o.takes_planes and max(o.weight.shape[2:]) > 1}

@@ -91,8 +91,8 @@ def sparse_node(
         x: Input: ``[..., inputs]``, ``[N, C, H, W]``, ``[N, C, W]`` or that of ``planes_shape``;
             uint8 for a quantised operator, else float32.
         y: Name of the output.
-        weight: Packed in quads for a quantised operator, else in block-CSR. Its groups are those of
-            the convolution.
+        weight: Packed; int8 for a quantised operator, else float32. Its groups are those of the
+            convolution.
         window: Convolution window; None for matmul.
         bias: Shape ``[outputs]``, float32; int32 in steps of x_scale · w_scale if quantised.
         residual: Tensor of y's shape. None for a quantised operator.
@@ -112,9 +112,11 @@ def sparse_node(
         arrays |= {"scales": epilogue.scales} | ({} if bias is None else {"bias": bias})
         attributes |= {"x_zero_point": epilogue.x_zero_point, "min": epilogue.low}
         attributes |= {"y_zero_point": epilogue.y_zero_point, "max": epilogue.high}
+        if weight.block.axis == "outputs":
+            attributes |= {"block": weight.block.size}
     else:
         arrays |= {"bias": bias}
-        attributes |= {"block": weight.block, "activation": epilogue.kind}
+        attributes |= {"block": weight.block.size, "activation": epilogue.kind}
         if epilogue.clip is not None:
             attributes |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
         if window is not None:

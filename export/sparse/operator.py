@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.format import BLOCK_CSR, QUADS, Format, Packed
+from mfac_compress.export.sparse.format import Block, Packed, pack_as, possible_blocks
 from mfac_compress.export.sparse.nodes import (
     NO_ACTIVATION,
     Activation,
@@ -80,31 +80,26 @@ class SparseOperator:
         """Whether it may be extended: not after an activation, and not if it is quantised."""
         return self.epilogue == NO_ACTIVATION
 
-    @property
-    def format(self) -> Format:
-        """The storage format of its weight."""
-        return QUADS if self.is_quantised else BLOCK_CSR
-
-    def blocks(self, max_padding: float) -> list[int]:
-        """Return the block sizes that do not need too much padding with zeros; at least one.
+    def blocks(self, max_padding: float) -> list[Block]:
+        """Return the blocks that do not need too much padding with zeros; at least one.
 
         Args:
-            max_padding: Largest number of stored values per nonzero value.
+            max_padding: Largest number of stored values, relative to the blocks that need fewest.
         """
-        smallest, *others = self.format.blocks
-        most = max_padding * max(1, np.count_nonzero(self.weight))
-        return [smallest, *(b for b in others if self._pack(b).values.size <= most)]
+        stored = {b: self._pack(b).values.size for b in possible_blocks(self.weight.dtype)}
+        most = max_padding * min(stored.values())
+        return [block for block, size in stored.items() if size <= most]
 
-    def _pack(self, block: int) -> Packed:
-        return self.format.pack(self.weight, block, self.window.group if self.window else 1)
+    def _pack(self, block: Block) -> Packed:
+        return pack_as(self.weight, block, self.window.group if self.window else 1)
 
     def build(
-        self, block: int, values: Mapping[str, ir.Value], planes: Collection[str] = ()
+        self, block: Block, values: Mapping[str, ir.Value], planes: Collection[str] = ()
     ) -> ir.Node:
         """Build the node that computes it, as :func:`sparse_node` does.
 
         Args:
-            block: Block size of the weight's storage format.
+            block: How the weight is stored.
             values: The values that it may read, by name.
             planes: Names of the values in this layout.
         """

@@ -1,18 +1,21 @@
 """Read the weights of sparse operators back from a file, as the file it was made from has them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from mfac_compress.export.quantised_weights import float_name
 from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 """Their second input is the weight. Operators that only copy values have none."""
+_SPARSE = ("SparseLinear", "SparseConv", "SparseQLinear", "SparseQConv")
 
 
 def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the weight of each sparse operator in float32, unpacked.
+    """Yield the weight of each sparse operator, unpacked: float32, or int8 of a quantised one.
 
     Args:
         model: Written by :func:`rewrite`; each sparse operator has the name of the layer for which
@@ -24,29 +27,53 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
     """
     layers = {node.name: node for node in source.graph if node.name} if source else {}
     for node in model.graph:
-        if node.domain != DOMAIN or node.op_type not in ("SparseLinear", "SparseConv"):
+        if node.domain != DOMAIN or node.op_type not in _SPARSE:
             continue
         weight, layer = _unpacked(node), layers.get(node.name)
         if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
             yield node.name, weight
         else:
-            yield layer.inputs[1].name, weight.T if _is_transposed(layer) else weight
+            yield _weight_name(layer.inputs[1]), weight.T if _is_transposed(layer) else weight
+
+
+def _weight_name(weight: ir.Value) -> str:
+    """Name of a layer's weight in the file in float."""
+    source = weight.producer()
+    if source is None or source.op_type != "DequantizeLinear":
+        return weight.name
+    return float_name(source.inputs[0].name)
+
+
+def _shape(given: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    """Shape of the dense weight, and number of groups."""
+    if "out_features" in given:
+        return (given["out_features"], given["in_features"]), 1
+    group = given["group"]
+    return (given["out_channels"], given["in_channels"] // group, *given["kernel_shape"]), group
 
 
 def _unpacked(node: ir.Node) -> np.ndarray:
-    """Return the dense weight of an operator; the format is that of :mod:`format`."""
+    """Return the dense weight of an operator; its format is one of :mod:`format`."""
     given = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type == "SparseLinear":
-        shape, group = (given["out_features"], given["in_features"]), 1
-    else:
-        group = given["group"]
-        shape = (given["out_channels"], given["in_channels"] // group, *given["kernel_shape"])
     values, indices, starts = (value.const_value.numpy() for value in node.inputs[1:4])
-    blocks = np.zeros((len(starts) - 1, given["block"], int(np.prod(shape[1:]))), np.float32)
-    rows = np.repeat(np.arange(len(blocks)), np.diff(starts))
+    rows, (shape, group) = np.repeat(np.arange(len(starts) - 1), np.diff(starts)), _shape(given)
+    if "block" not in given:
+        return _from_quads(values, indices, rows, shape)
+    blocks = np.zeros((len(starts) - 1, given["block"], int(np.prod(shape[1:]))), values.dtype)
     blocks[rows, :, indices] = values
     outputs = shape[0] // group
     return blocks.reshape(group, -1, blocks.shape[2])[:, :outputs].reshape(shape)
+
+
+def _from_quads(
+    values: np.ndarray, indices: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    outputs, inputs = shape[:2]
+    quads, window = -(-inputs // 4), int(np.prod(shape[2:]))
+    blocks = np.zeros((outputs, quads * window, 4), values.dtype)
+    blocks[rows, indices] = values
+    channels = blocks.reshape(outputs, quads, window, 4).transpose(0, 1, 3, 2)
+    return channels.reshape(outputs, quads * 4, window)[:, :inputs].reshape(shape)
 
 
 def _is_transposed(layer: ir.Node) -> bool:

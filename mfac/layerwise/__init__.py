@@ -6,16 +6,24 @@ left of a layer, or of a block of layers, to the outputs of the dense model.
 """
 
 from mfac_compress.mfac.layerwise.blocks import fit_blocks
+from mfac_compress.mfac.layerwise.channels import ChannelSet, channel_sets
 from mfac_compress.mfac.layerwise.graph import LayerGraph
+from mfac_compress.mfac.layerwise.grouping import best_orders
 from mfac_compress.mfac.layerwise.least_squares import least_squares
 from mfac_compress.mfac.layerwise.matrix import LayerMatrix
+from mfac_compress.mfac.layerwise.memory import bytes_of_least_squares, bytes_of_pruning
 from mfac_compress.mfac.layerwise.moments import Moments, layer_moments
 from mfac_compress.mfac.layerwise.pruning import prune_layers
 
 __all__ = [
+    "ChannelSet",
     "LayerGraph",
     "LayerMatrix",
     "Moments",
+    "best_orders",
+    "bytes_of_least_squares",
+    "bytes_of_pruning",
+    "channel_sets",
     "fit_blocks",
     "layer_moments",
     "least_squares",

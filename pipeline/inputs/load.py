@@ -1,7 +1,7 @@
 """Load everything that a run starts from, and try whether it fits, before anything is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,11 +21,12 @@ from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
-from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
+from mfac_compress.pipeline.inputs.memory import MemoryBudget, MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
 from mfac_compress.pipeline.inputs.output import install_output
+from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
@@ -47,9 +48,11 @@ class Inputs:
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
+        budget: The memory that the first process may take where it works alone.
         form: How the model is written as ONNX.
         device: Where the run computes.
         code: The user's code, as it was loaded before the first stage.
+        permuted: Number of channels that were put elsewhere before pruning; None if not asked for.
         folded: Weights that were computed from others and are plain now, and by what they were
             computed.
     """
@@ -62,9 +65,11 @@ class Inputs:
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
+    budget: MemoryBudget
     form: OnnxForm
     device: torch.device
     code: CodeSources
+    permuted: int | None
     folded: Mapping[str, str]
 
 
@@ -108,6 +113,10 @@ def load_inputs(
     layers = ModelLayers(model, calibration, recipe.export)
     if recipe.prune.method == "layerwise":
         targets = _layers_of(recipe, targets, layers)
+    permuted = None
+    if recipe.prune.permute:
+        model, permuted = permute_channels(recipe, model, layers, targets)
+        layers = replace(layers, model=model)
     fisher = memory = None
     if recipe.prune.uses_gradients:
         fisher = FisherShape.of(targets, recipe.calibrate.num_gradients, recipe.fisher)
@@ -121,9 +130,11 @@ def load_inputs(
         layers=layers,
         fisher=fisher,
         memory=memory,
+        budget=MemoryBudget.of(recipe.run.memory_budget, device),
         form=form,
         device=device,
         code=present_sources(_modules_of(recipe, model.module)),
+        permuted=permuted,
         folded=folded,
     )
 

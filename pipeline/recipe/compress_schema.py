@@ -65,7 +65,8 @@ class LayerwiseSection(Section):
     samples: Count = 1000
     """Calibration samples, beside the held-out ones."""
     positions: Count | Literal["all"] = 64
-    """Random positions of each sample (pixels, tokens) at which a layer is looked at."""
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Tokens that
+    are padding count like all others."""
     ridge: NonNegative = 1e-3
     """What is added to the inputs' second moments, as a multiple of their mean square."""
 
@@ -84,6 +85,10 @@ class PruneSection(Section):
     inputs are kept. `channels` of convolutions, `heads` of attention, `neurons` between other
     layers: each goes with all weights that read it and that make it, and is cut out of the file;
     `sparsity` is the share of them."""
+    permute: bool = False
+    """Put channels that are alike side by side first, where the layers that read them can take them
+    in another order: blocks of weights then lose less. All files of the run hold the model so
+    ordered, which computes what it did; names, inputs and outputs stay. For blocks only."""
     scope: Literal["global", "layerwise"] = "global"
     """Compare weights across all tensors, or give each tensor the same sparsity."""
     allocation: Literal["uniform", "errors", "fisher"] | None = None
@@ -182,6 +187,12 @@ class PruneSection(Section):
             )
         if self.removes_channels:
             yield from self._channel_issues()
+        if self.permute and not isinstance(self.pattern, BlockPattern):
+            yield RecipeIssue(
+                ("permute",),
+                "must be false unless prune.pattern is blocks, as in {block: 4, axis: outputs}. "
+                "Got true.",
+            )
         yield from duplicates("include", self.include)
         yield from duplicates("exclude", self.exclude)
         for position, pattern in enumerate(self.exclude):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from onnx.defs import onnx_opset_version
 from pydantic import BeforeValidator, Field
 
-from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.file_names import ONNX_FILES, REFERENCES
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
@@ -23,7 +23,7 @@ from mfac_compress.pipeline.recipe.section import (
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
-_SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name != DENSE)
+_SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name not in REFERENCES)
 
 # YAML reads `off` as false.
 _OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
@@ -64,7 +64,7 @@ class ExportSection(Section):
     multiple: ONNX Runtime computes channels in groups of 16."""
     sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
     """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
-    them, too. The plain `model.onnx` is always written."""
+    them, too, and `model.int8.sparse.onnx` with `quantize`. The plain files are always written."""
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         newest = onnx_opset_version()
@@ -131,15 +131,18 @@ class GatesSection(Section):
     """Latency of the sparse file / of the dense file, upper end of the interval, worst of all
     batch sizes and threads."""
     max_parity_error: Positive | None = None
-    """Largest absolute difference between the outputs of PyTorch and ONNX Runtime."""
+    """Largest absolute difference between the outputs of PyTorch and ONNX Runtime. Not of files in
+    8 bits, which round: they are judged by the metric."""
 
 
 class ValidateSection(Section):
     """What is measured in ONNX Runtime on the file that ships."""
 
-    artifact: Literal[_SHIPPED] = ONNX_FILES[SPARSE]
-    """The file that ships: the gates apply to it. `model.sparse.onnx` needs the sparse kernels
-    wherever it runs; the run ends with an error if it was not written."""
+    artifact: Literal[_SHIPPED] | None = None
+    """The file that ships: the gates apply to it, and those on the metric and on zeros to every
+    other file of the pruned model as well. `model.sparse.onnx` and `model.int8.sparse.onnx` need
+    the sparse kernels wherever they run; the run ends with an error if the one named here was not
+    written. Default: `model.onnx`, or `model.int8.onnx` where `quantize.mode` is not `off`."""
     batch_size: Count = 256
     """Samples of one call when the metric is measured."""
     latency: LatencySection | None = LatencySection()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
-from mfac_compress.pipeline.file_names import ONNX_FILES, SPARSE
+from mfac_compress.pipeline.file_names import IN_8_BITS, INT8, ONNX_FILES, SPARSE, WITH_KERNELS
 from mfac_compress.pipeline.recipe.compress_schema import (
     CalibrateSection,
     FisherSection,
@@ -39,6 +39,7 @@ from mfac_compress.pipeline.recipe.measure_schema import (
     ValidateSection,
 )
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
+from mfac_compress.pipeline.recipe.quantize_schema import QuantizeSection
 from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
@@ -81,6 +82,7 @@ __all__ = [
     "ModelSection",
     "NMPattern",
     "PruneSection",
+    "QuantizeSection",
     "Recipe",
     "ReconstructSection",
     "RecoverSection",
@@ -102,7 +104,8 @@ class RunSection(Section):
     threads: Threads | None = None
     """CPU threads of PyTorch. Default: PyTorch's own choice."""
     memory_budget: Bytes | None = None
-    """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free. With
+    """Most memory for gradients and inverse, and for the values of layers that are repaired or
+    pruned by their inputs, for example `8GB`. Default: 80% of what is free. With
     `fisher.block_size: full`, gradients beyond it are kept on disk, in the run directory."""
     cache: Text | None = None
     """Folder in which runs share what their stages have made, for example
@@ -188,6 +191,7 @@ class Recipe(Section):
     prune: PruneSection
     reconstruct: ReconstructSection = ReconstructSection()
     recover: RecoverSection = RecoverSection()
+    quantize: QuantizeSection = QuantizeSection()
     export: ExportSection = ExportSection()
     validate_: ValidateSection = Field(default=ValidateSection(), alias="validate")
 
@@ -233,13 +237,7 @@ class Recipe(Section):
                 "must be 0 unless task.loss is cross_entropy. "
                 f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
             )
-        plain = ONNX_FILES[SPARSE]
-        if self.validate_.artifact != plain and self.export.sparse_kernels == "off":
-            yield RecipeIssue(
-                ("validate", "artifact"),
-                f"must be {plain} where export.sparse_kernels is off, which writes no other. "
-                f"Got {self.validate_.artifact}.",
-            )
+        yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
             if name not in named:
@@ -271,6 +269,27 @@ class Recipe(Section):
                 f"must be [{batch}] (validate.batch_size) where export.dynamic_batch is false: the "
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
+
+    def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
+        """Whether the file that ships is one that the recipe's other keys write."""
+        artifact = self.validate_.artifact
+        if artifact in [ONNX_FILES[name] for name in IN_8_BITS] and not self.quantize.is_on:
+            text = f"must not be in 8 bits where quantize.mode is off. Got {artifact}."
+            yield RecipeIssue(("validate", "artifact"), text)
+        with_kernels = {ONNX_FILES[name] for name in WITH_KERNELS.values()}
+        if artifact in with_kernels and self.export.sparse_kernels == "off":
+            plain = " or ".join(ONNX_FILES[name] for name in WITH_KERNELS)
+            yield RecipeIssue(
+                ("validate", "artifact"),
+                f"must be {plain} where export.sparse_kernels is off, which writes no other. "
+                f"Got {artifact}.",
+            )
+
+    @property
+    def artifact(self) -> str:
+        """The file that ships: what the recipe names, or its default."""
+        plain = ONNX_FILES[INT8 if self.quantize.is_on else SPARSE]
+        return self.validate_.artifact or plain
 
     @model_validator(mode="after")
     def _keeps_its_source(self, info: ValidationInfo) -> "Recipe":

@@ -23,7 +23,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.export.latency import FeedsOf
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.file_names import DENSE, LIBRARY, ONNX_FILES, SPARSE, SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import DENSE, LIBRARY, ONNX_FILES, WITH_KERNELS
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
@@ -64,6 +64,9 @@ class Kernels:
     """The layers that sparse operators could compute, and what came of each."""
     flops: Flops
     """Multiply-accumulates of a call, with and without those by zeros."""
+    compared: tuple[LatencyComparison, ...] = ()
+    """Latency of the file against that of ``made_from``. It is used where this and its latency
+    against the dense file show it faster. Empty: there was no candidate."""
 
 
 def built_library() -> Path | None:
@@ -81,7 +84,7 @@ def check(ranks: Ranks, *, artifact: str, where: Callable[..., str], **_: Any) -
         InputError: If it needs the kernels and they are not built.
     """
     with ranks.raise_on_every_rank():
-        if artifact == ONNX_FILES[SPARSE_KERNELS]:
+        if artifact in [ONNX_FILES[name] for name in WITH_KERNELS.values()]:
             try:
                 kernel_library()
             except ValueError as error:
@@ -89,16 +92,16 @@ def check(ranks: Ranks, *, artifact: str, where: Callable[..., str], **_: Any) -
 
 
 def check_written(recipe: Recipe, kernels: Kernels) -> None:
-    """Check that the file to which the gates apply is there.
+    """Check that the file is there, if the gates apply to it.
 
     Args:
-        recipe: Names it.
+        recipe: Names the file to which they do.
         kernels: Of the stage, or decided.
     Raises:
         StageError: If it is not to be written.
     """
-    file = ONNX_FILES[SPARSE_KERNELS]
-    if recipe.validate_.artifact == file and kernels.state not in ("candidate", "used"):
+    file = ONNX_FILES[WITH_KERNELS[kernels.made_from]]
+    if recipe.artifact == file and kernels.state not in ("candidate", "used"):
         raise StageError(
             "accelerate",
             f"{recipe.where('validate.artifact')}: {file} is written only where it is faster. It "
@@ -109,11 +112,11 @@ def check_written(recipe: Recipe, kernels: Kernels) -> None:
 def _advice(kernels: Kernels) -> str:
     if kernels.state == "too noisy":
         return "Run again when the machine is less busy: only latency is measured again."
-    return f"Set validate.artifact to {ONNX_FILES[SPARSE]}, or raise prune.sparsity."
+    return f"Set validate.artifact to {ONNX_FILES[kernels.made_from]}, or raise prune.sparsity."
 
 
 def decided(kernels: Kernels, comparisons: Sequence[LatencyComparison]) -> Kernels:
-    """What came of the candidate, once it was compared with the dense file.
+    """What came of the candidate, once it was compared with the dense file and with its source.
 
     It is used where each comparison shows it faster. So a file of the dense one's speed is used in
     at most 2.5% of all runs, and the report never shows another result than the one that decided.
@@ -124,6 +127,8 @@ def decided(kernels: Kernels, comparisons: Sequence[LatencyComparison]) -> Kerne
     """
     if kernels.state != "candidate":
         return kernels
+    of_source = tuple(one for one in comparisons if one.reference == kernels.made_from)
+    kernels = replace(kernels, compared=of_source)
     refuted = why_not_faster(comparisons)
     if refuted is None:
         return replace(kernels, state="used", reason=_USED)
@@ -142,6 +147,7 @@ def decided(kernels: Kernels, comparisons: Sequence[LatencyComparison]) -> Kerne
 def accelerate(
     job: Job,
     *,
+    source: str,
     sparse_kernels: Literal["auto", "off"],
     library: Path | None,
     workloads: Sequence[Workload],
@@ -151,7 +157,8 @@ def accelerate(
     """Write the candidate and the library to the job's folder, where there is one.
 
     Args:
-        job: Where, after the stage ``export``.
+        job: Where, after the stage ``export`` and that which made the file.
+        source: Name of the variant whose layers are looked at.
         sparse_kernels: The recipe's ``export.sparse_kernels``.
         library: Shared library of the kernels; None where they are not built.
         workloads: Where the file must be faster.
@@ -159,9 +166,9 @@ def accelerate(
         cpu: By whose clock the choice is made.
     """
     del cpu  # measured on, not looked at
-    off, exported = sparse_kernels == "off", job.before["exported"]
+    off, exported = sparse_kernels == "off", job.before["export"]
     speed = measure_speed(
-        exported.folder / ONNX_FILES[SPARSE],
+        job.before["source"].folder / ONNX_FILES[source],
         feeds,
         workloads,
         kernels=library is not None and not off,
@@ -169,7 +176,7 @@ def accelerate(
     )
     state, reason = _state(speed, library, off)
     if speed.model is not None:
-        write_model(speed.model, job.folder / ONNX_FILES[SPARSE_KERNELS])
+        write_model(speed.model, job.folder / ONNX_FILES[WITH_KERNELS[source]])
         (job.folder / LIBRARY).parent.mkdir()
         shutil.copyfile(library, job.folder / LIBRARY)
     whole = speed.layers
@@ -177,7 +184,7 @@ def accelerate(
         dense = exported.folder / ONNX_FILES[DENSE]
         whole = measure_speed(dense, feeds, workloads, kernels=False).layers
     flops = flops_of(speed.layers, workloads[0], whole)
-    return Kernels(SPARSE, state, reason, speed.layers, flops)
+    return Kernels(source, state, reason, speed.layers, flops)
 
 
 def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]:

@@ -30,6 +30,11 @@ def is_nearer(after: float, before: float) -> bool:
     return after < before or (math.isnan(before) and not math.isnan(after))
 
 
+def reported(divergence: float) -> float | None:
+    """A divergence as reports say it: JSON knows neither NaN nor infinity, so these are None."""
+    return divergence if math.isfinite(divergence) else None
+
+
 @dataclass
 class _Sums:
     """Of one output tensor, in float64.
@@ -72,10 +77,12 @@ class Divergence:
     Args:
         dense: The dense model.
         calibration: Has the samples.
+        most: Number of them beyond which the others are left out; None for all.
     """
 
     dense: nn.Module
     calibration: CalibrationData
+    most: int | None = None
     _kept: list[list[Tensor]] = field(default_factory=list, init=False, repr=False)
     _room: int = field(default=_MOST_KEPT, init=False, repr=False)
 
@@ -106,7 +113,7 @@ class Divergence:
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[Batch, list[Tensor], list[Tensor]]]:
         """Held-out batches, the model's outputs on them, and the dense model's."""
-        held = self.calibration.draws.holdout
+        held = self.calibration.draws.holdout[: self.most]
         for number, batch in enumerate(self.calibration.batches(_BATCH, held)):
             outputs = _floats(call(module, batch.inputs))
             yield batch, outputs, self._dense_outputs(number, batch.inputs)

@@ -4,24 +4,23 @@ from collections.abc import Sequence
 
 from mfac_compress.export import LatencyComparison, Variant, Workload, compare_latency
 from mfac_compress.export.latency import FeedsOf
+from mfac_compress.pipeline.file_names import DENSE_INT8, INT8, INT8_KERNELS
 from mfac_compress.pipeline.recipe.schema import LatencySection
 
 
 def measure_latency(
-    dense: Variant,
     variants: Sequence[Variant],
     feeds: FeedsOf,
     workloads: Sequence[Workload],
     section: LatencySection | None,
 ) -> dict[str, tuple[LatencyComparison, ...]]:
-    """Time the pruned model's files against the dense one.
+    """Time all files against the dense one, those in 8 bits also against it in 8 bits.
 
-    One with sparse operators is always compared, since that decides whether it is written; the
-    others where the recipe asks for it.
+    One with sparse operators is always compared, also with the file that it was made from, since
+    that decides whether it is written; the others where the recipe asks for it.
 
     Args:
-        dense: The file of the model as it came.
-        variants: The files of the pruned model.
+        variants: The files, the dense one first.
         feeds: Inputs of all files for a workload.
         workloads: What is timed.
         section: ``validate.latency``.
@@ -29,7 +28,16 @@ def measure_latency(
         Comparisons by variant, for those that were compared.
     """
     timing = section or LatencySection()
-    compared = [each for each in variants if section is not None or each.library is not None]
+    dense, *others = variants
+    with_kernels = [each for each in others if each.library is not None]
+    sources = [each.made_from for each in with_kernels]
+    timed = others
+    if section is None:
+        timed = [each for each in others if each in with_kernels or each.name in sources]
+    names = {each.name for each in timed}
+    also = [(each.name, each.made_from) for each in with_kernels]
+    if DENSE_INT8 in names:
+        also += [(name, DENSE_INT8) for name in (INT8, INT8_KERNELS) if name in names]
     return compare_latency(
-        dense, compared, feeds, workloads, warmup=timing.warmup, runs=timing.runs
+        dense, timed, feeds, workloads, warmup=timing.warmup, runs=timing.runs, also=also
     )

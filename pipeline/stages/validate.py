@@ -25,6 +25,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.mfac.batch import Tree, map_tensors
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.file_names import IN_8_BITS, REFERENCES
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.model import Model
@@ -37,14 +38,15 @@ from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
-from mfac_compress.pipeline.stages.variants import dense_variant, sparse_variants
+from mfac_compress.pipeline.stages.variants import variants_of
 from mfac_compress.pipeline.statistics.resampling import shuffle
 
 _MAX_REPEATED = 0.5
 """Share of the validation samples. Below it the intervals are at most 1.4 times too narrow, and the
 report warns."""
 
-
+_NO_PARITY = {*REFERENCES, *IN_8_BITS}
+"""Files that are not to compute exactly what the pruned model does in PyTorch."""
 _TRIED = 256
 
 
@@ -68,12 +70,14 @@ class Measured:
     parity_error: float | None
     """Largest absolute difference between PyTorch and ONNX Runtime, over all validation samples and
     for one sample alone. null: an output was NaN or infinite. Also for the dense file, with which
-    PyTorch is not compared."""
+    PyTorch is not compared, and for files in 8 bits, which round."""
     audit: tuple[TensorAudit, ...]
     """Of each pruned tensor, in the model's order; of the dense file none."""
     latency: tuple[LatencyComparison, ...] = ()
-    """For each batch size, number of threads and length. Empty: not measured; as for the dense
-    file, with which the others are compared."""
+    """Against the dense file, for each batch size, number of threads and length. Empty: not
+    measured; as for the dense file itself."""
+    latency_int8: tuple[LatencyComparison, ...] = ()
+    """The same against ``dense-int8``, of the pruned model's files in 8 bits. Empty for others."""
     written: bool = True
     """Whether the file is in the run directory. Not where ``kernels`` says that it is no faster."""
 
@@ -163,17 +167,17 @@ def validate(
         batch_size: Samples of one call.
         confidence: Of the intervals.
     """
-    exported, accelerated = (job.before[name].folder for name in ("exported", "accelerated"))
     state = State.load(job.before["state"].folder)
-    dense, variants = dense_variant(exported), sparse_variants(exported, accelerated)
+    files = variants_of(job.before)
+    dense, *variants = files
     module = state.into(model.copy()).cpu()
     masks = {name: state.masks[name] for name in pruned}
-    kept = job.before["exported"].facts.kept
-    files = (dense, *variants)
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
     run = _run_files(files, module, samples, batch_size, job.progress)
     metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
-    audits = {dense.name: (), **audit_zeros(variants, masks, kept)}
+    kept = job.before["export"].facts.kept
+    pruned_files = [each for each in variants if each.name not in REFERENCES]
+    audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks, kept)
     return Validation(
         metric,
         {
@@ -205,8 +209,8 @@ class _Run:
     Attributes:
         outputs: Trees of arrays ``[n, ...]``.
         targets: Tree of arrays ``[n, ...]``.
-        parity: Largest difference from PyTorch, of each file but the dense one; None where an
-            output was not finite.
+        parity: Largest difference from PyTorch, of each file of the pruned model in float; None
+            where an output was not finite.
     """
 
     outputs: dict[str, Tree]
@@ -231,14 +235,18 @@ def _run_files(
     threads = torch.get_num_threads()
     sessions = [open_session(each.path, threads=threads, library=each.library) for each in files]
     first = next(split.batches(1, indices=[0]))[0]
-    parity = [parity_error(module, each.path, first, library=each.library) for each in files[1:]]
+    in_float = {at: each for at, each in enumerate(files) if each.name not in _NO_PARITY}
+    parity = {
+        at: parity_error(module, each.path, first, library=each.library)
+        for at, each in in_float.items()
+    }
 
     def run() -> Iterator[tuple[Tree, ...]]:
         for x, y in split.batches(batch_size):
             expected = model_outputs(module, x)
             outputs = [predict(session, x, batch_size, expected) for session in sessions]
-            for at, sparse in enumerate(outputs[1:]):
-                parity[at] = max(parity[at], largest_difference(expected, sparse))
+            for at, error in parity.items():
+                parity[at] = max(error, largest_difference(expected, outputs[at]))
             yield (*outputs, map_tensors(lambda tensor: tensor.numpy(), y))
 
     total = -(-len(split) // batch_size)
@@ -248,8 +256,5 @@ def _run_files(
     return _Run(
         outputs=dict(zip(names, (join_batches(each, "outputs") for each in outputs), strict=True)),
         targets=join_batches(targets, "targets"),
-        parity={
-            name: error if isfinite(error) else None
-            for name, error in zip(names[1:], parity, strict=True)
-        },
+        parity={names[at]: error if isfinite(error) else None for at, error in parity.items()},
     )

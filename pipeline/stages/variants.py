@@ -1,26 +1,47 @@
 """The files that a run has made of the model."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 from mfac_compress.export import Variant
-from mfac_compress.pipeline.file_names import DENSE, LIBRARY, ONNX_FILES, SPARSE, SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import (
+    DENSE,
+    DENSE_INT8,
+    INT8,
+    INT8_KERNELS,
+    LIBRARY,
+    ONNX_FILES,
+    SPARSE,
+    SPARSE_KERNELS,
+)
+from mfac_compress.pipeline.run.artefact import Artefact
+
+_MAKERS = {
+    DENSE: "export",
+    DENSE_INT8: "quantize",
+    SPARSE: "export",
+    SPARSE_KERNELS: "accelerate",
+    INT8: "quantize",
+    INT8_KERNELS: "accelerate-int8",
+}
+"""The stage that makes each variant, in the report's order."""
+_MADE_FROM = {SPARSE_KERNELS: SPARSE, INT8: SPARSE, INT8_KERNELS: INT8, DENSE_INT8: DENSE}
+_WITH_LIBRARY = (SPARSE_KERNELS, INT8_KERNELS)
 
 
-def dense_variant(folder: Path) -> Variant:
-    """The dense file in a folder."""
-    return Variant(DENSE, folder / ONNX_FILES[DENSE])
-
-
-def sparse_variants(exported: Path, accelerated: Path) -> list[Variant]:
-    """The files of the pruned model: the plain one, and that with sparse operators if there is one.
+def variants_of(made: Mapping[str, Artefact]) -> list[Variant]:
+    """The files that were made, the dense one first.
 
     Args:
-        exported: Folder of the plain files.
-        accelerated: Folder of the file with sparse operators and the library, where they were made.
+        made: Artefacts of stages by their names, those that make variants among them.
     """
-    variants = [Variant(SPARSE, exported / ONNX_FILES[SPARSE])]
-    kernels = accelerated / ONNX_FILES[SPARSE_KERNELS]
-    if kernels.is_file():
-        library = accelerated / LIBRARY
-        variants.append(Variant(SPARSE_KERNELS, kernels, library=library, made_from=SPARSE))
-    return variants
+    folders = {name: made[maker].folder for name, maker in _MAKERS.items() if maker in made}
+    return [
+        Variant(
+            name,
+            folder / ONNX_FILES[name],
+            library=folder / LIBRARY if name in _WITH_LIBRARY else None,
+            made_from=_MADE_FROM.get(name),
+        )
+        for name, folder in folders.items()
+        if (folder / ONNX_FILES[name]).is_file()
+    ]

@@ -1,11 +1,12 @@
 """The gates of a release: each compares one measurement with one threshold of the recipe."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
 from mfac_compress.export import LatencyComparison
+from mfac_compress.pipeline.file_names import IN_8_BITS
 from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.validate import Measured
@@ -90,6 +91,52 @@ def judge(
     if "max_latency_ratio" in results:
         results["max_latency_ratio"] = _unless_noisy(results["max_latency_ratio"], measured.latency)
     return tuple(results.values())
+
+
+# What must hold of whatever somebody may deploy; the others say what the judged file is good for.
+_OF_EVERY_FILE = (
+    "max_metric_drop",
+    "min_metric",
+    "max_metric",
+    "min_sparsity",
+    "min_model_sparsity",
+    "max_parity_error",
+)
+
+
+def judge_all(
+    gates: GatesSection,
+    judged: str,
+    metric: Metric,
+    shipped: Mapping[str, Measured],
+    parameters: int,
+) -> tuple[Gate, ...]:
+    """Apply the gates to the file that ships, and those on correctness to all others beside it.
+
+    Args:
+        gates: Their thresholds.
+        judged: Name of the variant to which all of them apply.
+        metric: What the metric is.
+        shipped: All files of the pruned model that are written, by the variant's name.
+        parameters: Number of all parameters of the model.
+
+    Returns:
+        Results of the judged variant, then of the others in their order. Files in 8 bits, which
+        round, have no gate on parity; the plain file in float always has it.
+    """
+    own = judge(gates, judged, metric, shipped[judged], parameters)
+    of_others = [
+        gate
+        for name, measured in shipped.items()
+        if name != judged
+        for gate in judge(gates, name, metric, measured, parameters)
+        if gate.name in _OF_EVERY_FILE
+    ]
+    return tuple(
+        gate
+        for gate in (*own, *of_others)
+        if gate.name != "max_parity_error" or gate.variant not in IN_8_BITS
+    )
 
 
 def verdict_of(gates: Sequence[Gate]) -> Literal["pass", "fail", "none"]:

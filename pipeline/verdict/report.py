@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mfac_compress.export import Machine
 from mfac_compress.pipeline.stages.accelerate import Kernels
 from mfac_compress.pipeline.stages.metric import Metric
+from mfac_compress.pipeline.stages.quantize import Quantised
 from mfac_compress.pipeline.stages.reconstruct import Reconstructed
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.stages.validate import Measured
@@ -24,7 +25,7 @@ class Report(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True
     )
 
-    schema_: Literal[3] = Field(3, alias="schema")
+    schema_: Literal[4] = Field(4, alias="schema")
     """Version of this contract."""
     verdict: Literal["pass", "fail", "none"]
     """``pass`` where every gate passed; ``none`` where the recipe sets no gate."""
@@ -33,12 +34,14 @@ class Report(BaseModel):
     warnings: tuple[str, ...] = ()
     """What whoever trusts the verdict should know; no reason to fail."""
     judged: str
-    """Name of the variant to which the gates apply."""
+    """Name of the variant to which all gates apply. Those on the metric, zeros and parity apply to
+    every other file of the pruned model as well."""
     metric: Metric
     """What the files are judged by."""
     variants: dict[str, Measured]
     """What was measured on each file, by the variant's name: ``dense``, with which the others are
-    compared, ``sparse``, and ``sparse+kernels`` where there was a candidate."""
+    compared, ``sparse``, and ``sparse+kernels`` where there was a candidate; with ``quantize`` also
+    ``dense-int8``, ``int8`` and ``int8+kernels``."""
     kernels: dict[str, Kernels]
     """How each variant with sparse operators came about, or why there is none. One that was
     compared and not found faster is among the ``variants``, but not written."""
@@ -51,6 +54,8 @@ class Report(BaseModel):
     pruning step ..., ``reconstruct`` after the last; empty where nothing was."""
     recovery: Recovered
     """What came of the training after the last pruning step."""
+    quantisation: Quantised | None = None
+    """How the files in 8 bits came about; null where there are none."""
     data: Data
     """The samples that the run used."""
     code: Code

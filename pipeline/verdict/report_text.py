@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.file_names import DENSE, DENSE_INT8, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
@@ -26,17 +26,21 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
         report: What was measured.
         seconds: Time of each stage.
     """
-    gates = [(gate.name, "pass" if gate.passed else "FAIL", gate.reason) for gate in report.gates]
+    gates = [
+        (gate.name, gate.variant, "pass" if gate.passed else "FAIL", gate.reason)
+        for gate in report.gates
+    ]
     parts = [
         f"# {_headline(report)}",
         *(f"**Warning.** {warning}" for warning in report.warnings),
         "## Gates",
-        f"Of {report.judged}, {report.shipped.file}.\n\n{_table(('gate', 'result', 'why'), gates)}"
+        f"{_judged(report)}\n\n{_table(('gate', 'variant', 'result', 'why'), gates)}"
         if gates
         else "The recipe sets none, so nothing was judged.",
         "## Measured in ONNX Runtime",
         _table(("", *_titles(report)), tables.measured_rows(report)),
         *_repairs_text(report),
+        *_precision_text(report),
         "## Latency",
         _latency_text(report),
         "## Sparse kernels",
@@ -56,14 +60,16 @@ def print_verdict(report: Report, console: Console) -> None:
     """The measurements, the gates, and at last the verdict: readable at 80 columns."""
     for part in _side_by_side(report, console.width):
         console.print(_measurements(part))
-    for line in (*_unwritten(report), *_repaired(report)):
+    for line in (*_unwritten(report), *_repaired(report), *_precision(report)):
         console.print(Text(line))
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
-        console.print(Text.assemble(" ", result, f"  {gate.name:<20}{_compared(gate)}"))
+        of = "" if gate.variant == report.judged else f" ({gate.variant})"
+        console.print(Text.assemble(" ", result, f"  {gate.name:<20}{_compared(gate)}{of}"))
     for gate in report.gates:
         if not gate.passed:
-            console.print(Text(f"{gate.name}: {gate.reason}."), soft_wrap=False)
+            of = "" if gate.variant == report.judged else f" of {gate.variant}"
+            console.print(Text(f"{gate.name}{of}: {gate.reason}."), soft_wrap=False)
     for warning in report.warnings:
         console.print(Text(f"warning: {warning}", "yellow"))
     color = {"pass": "green", "none": "yellow", "fail": "red"}[report.verdict]
@@ -72,7 +78,7 @@ def print_verdict(report: Report, console: Console) -> None:
 
 def failed_gates(report: Report) -> str:
     """A failed verdict in one line."""
-    names = ", ".join(gate.name for gate in report.gates if not gate.passed)
+    names = ", ".join(dict.fromkeys(gate.name for gate in report.gates if not gate.passed))
     return f"{_headline(report)}; failed: {names}"
 
 
@@ -149,10 +155,10 @@ def _repaired(report: Report) -> list[str]:
     lines = []
     for method in dict.fromkeys(repair.method for repair in repairs):
         own = [repair for repair in repairs if repair.method == method]
-        before, after = own[-1].divergence
+        before, after = map(tables.divergence_text, own[-1].divergence)
         lines.append(
             f"reconstruct, {method.replace('_', ' ')}: {sum(one.kept for one in own)} of "
-            f"{len(own)} kept; divergence from dense at the last {before:.3g} to {after:.3g}."
+            f"{len(own)} kept; divergence from dense at the last {before} to {after}."
         )
     return lines
 
@@ -172,6 +178,48 @@ def _repairs_text(report: Report) -> Iterable[str]:
     if last.left_out:
         yield "Not repaired:"
         yield _table(("weight", "why"), last.left_out.items())
+
+
+def _judged(report: Report) -> str:
+    """Which files the gates apply to."""
+    text = f"Of {report.judged}, {report.shipped.file}."
+    others = dict.fromkeys(gate.variant for gate in report.gates if gate.variant != report.judged)
+    if others:
+        text += (
+            f" Those on the metric, zeros and parity also hold of {', '.join(others)}: whatever is "
+            "written may be deployed."
+        )
+    return text
+
+
+def _precision(report: Report) -> Iterator[str]:
+    """How much is in 8 bits, in a line."""
+    quantised = report.quantisation
+    if quantised is None:
+        return
+    inside = sum(layer.int8 for layer in quantised.layers)
+    yield (
+        f"quantize, {quantised.mode}: {inside} of {len(quantised.layers)} layers "
+        f"({quantised.share:.1%} of their weights) in 8 bits; divergence from {ONNX_FILES[SPARSE]} "
+        f"{quantised.divergence:.3g}."
+    )
+
+
+def _precision_text(report: Report) -> Iterator[str]:
+    """Which layers are in 8 bits, and what each of them costs."""
+    quantised = report.quantisation
+    if quantised is None:
+        return
+    yield "## Layers in 8 bits"
+    yield from _precision(report)
+    yield _table(tables.PRECISION_HEAD, tables.precision_rows(quantised))
+    tolerance = "any" if quantised.max_divergence is None else f"{quantised.max_divergence:g}"
+    yield (
+        f"Divergence of the outputs from those of {ONNX_FILES[SPARSE]} on held-out calibration "
+        f"samples: {quantised.all_layers:.3g} with all layers in 8 bits, {tolerance} is allowed. "
+        "Layers that cost most alone are left in float until it holds; where it holds with all, "
+        f"nothing else is measured. {ONNX_FILES[DENSE_INT8]} has all layers in 8 bits."
+    )
 
 
 def _latency_text(report: Report) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from mfac_compress.export import LatencyComparison, Spread, Workload
-from mfac_compress.pipeline.file_names import DENSE
+from mfac_compress.pipeline.file_names import DENSE, IN_8_BITS, REFERENCES
 from mfac_compress.pipeline.inputs.memory import readable_bytes
 from mfac_compress.pipeline.stages.accelerate import Kernels
+from mfac_compress.pipeline.stages.quantize import Quantised
 from mfac_compress.pipeline.stages.validate import Measured
 from mfac_compress.pipeline.verdict.report import Report
 
@@ -19,6 +20,7 @@ LAYER_HEAD = ("layer", "zeros", "sparse operator", "dense ms", "sparse ms", "why
 AUDIT_HEAD = (
     "variant", "tensor", "weights", "removed", "zero in the file", "after optimisation", "intact",
 )  # fmt: skip
+PRECISION_HEAD = ("weight", "operator", "weights", "computed in", "divergence by it alone")
 REPAIR_HEAD = ("stage", "method", "divergence before", "after", "kept")
 
 
@@ -28,29 +30,33 @@ def measured_rows(report: Report) -> Iterator[Row]:
     interval = f"  {metric.confidence:.0%} interval"
     yield metric.name, *(f"{one.metric.value:.4g}" for one in variants)
     yield interval, *(_ends(one.metric.interval) for one in variants)
-    yield "  drop", *_of_pruned(report, lambda one: f"{one.metric.drop:.4g}")
-    yield f"  {interval}", *_of_pruned(report, lambda one: _ends(one.metric.drop_interval))
+    yield "  drop", *_of_others(report, lambda one: f"{one.metric.drop:.4g}")
+    yield f"  {interval}", *_of_others(report, lambda one: _ends(one.metric.drop_interval))
     yield "zeros of matched", *_of_pruned(report, lambda one: _share(one.sparsity))
     yield "zeros of the model", *_of_pruned(report, lambda one: _share(one.model_sparsity))
     yield "tensors intact", *_of_pruned(report, _intact)
     yield "file, compressed", *(readable_bytes(one.size.compressed_bytes) for one in variants)
-    yield "  ratio to dense", *_of_pruned(report, lambda one: f"{one.size.ratio:.3f}")
+    yield "  ratio to dense", *_of_others(report, lambda one: f"{one.size.ratio:.3f}")
     yield "  as it is", *(readable_bytes(one.size.raw_bytes) for one in variants)
     if any(one.size.library_bytes for one in variants):
         libraries = [one.size.library_bytes for one in variants]
         yield "  library beside it", *(readable_bytes(size) if size else "" for size in libraries)
-    yield "parity error", *_of_pruned(report, lambda one: _number(one.parity_error))
+    yield "parity error", *(_parity(name, one) for name, one in report.variants.items())
     yield "MACs in theory", *(_flops(report, name) for name in report.variants)
 
 
 def latency_rows(report: Report) -> Iterator[Row]:
-    """Two rows for each workload: the times of each variant, and what they say."""
+    """Rows for each workload: the times of each variant, and what they say.
+
+    Over the dense file, and where there are files in 8 bits over the dense one in 8 bits.
+    """
     for workload in workloads_of(report):
         batch, _, others = str(workload).partition(", ")
         times = (_median_ms(report, name, workload) for name in report.variants)
         yield f"latency, {batch}", *times
-        found = [_comparison(one, workload) for one in report.variants.values()]
-        yield f"  {others}", *(one.verdict if one else "" for one in found)
+        for over, compared in _compared(report):
+            found = [_at(workload, compared(one)) for one in report.variants.values()]
+            yield f"  {others}{over}", *(one.verdict if one else "" for one in found)
 
 
 def workloads_of(report: Report) -> list[Workload]:
@@ -62,7 +68,7 @@ def workloads_of(report: Report) -> list[Workload]:
 def latency_details(report: Report) -> Iterator[Row]:
     """Each comparison, on the clocks that were read; :data:`LATENCY_HEAD` names the cells."""
     for name, measured in report.variants.items():
-        for one in measured.latency:
+        for one in (*measured.latency, *measured.latency_int8):
             clocks = [("thread CPU", one.reference_time.cpu, one.time.cpu)]
             clocks.append(("wall", one.reference_time.wall, one.time.wall))
             for clock, reference, own in clocks:
@@ -107,15 +113,54 @@ def repair_rows(report: Report) -> Iterator[Row]:
     """A row for each repair of the pruned layers; :data:`REPAIR_HEAD` names the cells."""
     for stage, reconstructed in report.reconstruction.items():
         for repair in reconstructed.repairs:
-            divergences = (f"{value:.4g}" for value in repair.divergence)
+            divergences = map(divergence_text, repair.divergence)
             kept = "yes" if repair.kept else "no: it is not nearer to the dense model"
             yield stage, repair.method.replace("_", " "), *divergences, kept
 
 
-def _of_pruned(report: Report, cell: Callable[[Measured], str]) -> Iterator[str]:
-    """A cell for each variant of the pruned model; empty for the dense file."""
+def divergence_text(divergence: float | None) -> str:
+    """A divergence in words; None where outputs were not finite."""
+    return "not finite" if divergence is None else f"{divergence:.4g}"
+
+
+def precision_rows(quantised: Quantised) -> Iterator[Row]:
+    """A row for each layer that could be in 8 bits; :data:`PRECISION_HEAD` names the cells."""
+    for layer in quantised.layers:
+        yield (
+            layer.weight,
+            layer.operator,
+            f"{layer.size:,}",
+            "8 bits" if layer.int8 else "float",
+            "" if layer.cost is None else _number(layer.cost),
+        )
+
+
+def _compared(
+    report: Report,
+) -> Iterator[tuple[str, Callable[[Measured], Sequence[LatencyComparison]]]]:
+    """What files are compared with in time: words for it, and where the comparisons are."""
+    yield "", lambda one: one.latency
+    if any(one.latency_int8 for one in report.variants.values()):
+        yield ", over dense-int8", lambda one: one.latency_int8
+
+
+def _of_others(report: Report, cell: Callable[[Measured], str]) -> Iterator[str]:
+    """A cell for each variant but the dense one."""
     for name, measured in report.variants.items():
         yield "" if name == DENSE else cell(measured)
+
+
+def _parity(name: str, measured: Measured) -> str:
+    """Of files that compute in float what PyTorch does."""
+    if name in REFERENCES:
+        return ""
+    return "in 8 bits" if name in IN_8_BITS else _number(measured.parity_error)
+
+
+def _of_pruned(report: Report, cell: Callable[[Measured], str]) -> Iterator[str]:
+    """A cell for each variant of the pruned model; empty for the dense files."""
+    for name, measured in report.variants.items():
+        yield "" if name in REFERENCES else cell(measured)
 
 
 def _ends(interval: tuple[float, float] | None) -> str:
@@ -137,23 +182,23 @@ def _number(value: float | None) -> str:
 def _flops(report: Report, name: str) -> str:
     """Multiply-accumulates of one call, where its layers were counted."""
     for kernels in report.kernels.values():
-        if name == DENSE:
+        if name in REFERENCES:
             return f"{kernels.flops.dense / 1e6:,.1f} M"
         if name == kernels.made_from or report.variants[name].made_from == kernels.made_from:
             return f"{kernels.flops.sparse / 1e6:,.1f} M"
     return ""
 
 
-def _comparison(measured: Measured, workload: Workload) -> LatencyComparison | None:
-    return next((one for one in measured.latency if one.workload == workload), None)
+def _at(workload: Workload, compared: Sequence[LatencyComparison]) -> LatencyComparison | None:
+    return next((one for one in compared if one.workload == workload), None)
 
 
 def _median_ms(report: Report, name: str, workload: Workload) -> str:
     """A variant's own time, or that which others were compared with."""
-    own = _comparison(report.variants[name], workload)
+    own = _at(workload, report.variants[name].latency)
     found = [(one, one.time) for one in [own] if one]
     for other in report.variants.values():
-        one = _comparison(other, workload)
+        one = _at(workload, other.latency)
         if one and one.reference == name:
             found.append((one, one.reference_time))
     return f"{found[0][1].by(found[0][0].clock).median_ms:.3f} ms" if found else ""

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 
-from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES
+from mfac_compress.pipeline.file_names import DENSE, INT8, ONNX_FILES
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
+from mfac_compress.pipeline.stages.quantize import Quantised
 from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
 
 LITTLE = 0.2
 """Share of all parameters that could be pruned, below which the verdict names it."""
+
+_MOSTLY = 0.8
+"""Share of the layers' weights in 8 bits, below which the verdict names it."""
 
 
 def warnings_of(
@@ -18,6 +22,7 @@ def warnings_of(
     dense: MetricDrop,
     judged: MetricDrop,
     sparsity: Sparsity,
+    quantised: Quantised | None,
     data: Data,
     code: Code,
 ) -> tuple[str, ...]:
@@ -29,6 +34,7 @@ def warnings_of(
         dense: That of the dense file.
         judged: That of the file to which the gates apply.
         sparsity: What was pruned, and what was not.
+        quantised: What is in 8 bits; None where nothing was to be.
         data: The samples.
         code: The user's code.
     Returns:
@@ -38,6 +44,7 @@ def warnings_of(
         *_of_chance(metric, dense),
         *_of_intervals(recipe, metric, judged),
         *_of_sparsity(sparsity),
+        *(() if quantised is None else _of_precision(quantised)),
         *_of_data(data),
         *_of_code(code),
     )
@@ -79,6 +86,14 @@ def _of_sparsity(sparsity: Sparsity) -> Iterator[str]:
             f"Only {sparsity.weights:,} of all {sparsity.parameters:,} parameters "
             f"({sparsity.weights / sparsity.parameters:.1%}) were matched for pruning; sparsity is "
             "of these. See sparsity.left_out for the others."
+        )
+
+
+def _of_precision(quantised: Quantised) -> Iterator[str]:
+    if quantised.share < _MOSTLY:
+        yield (
+            f"Only {quantised.share:.1%} of the layers' weights are in 8 bits in "
+            f"{ONNX_FILES[INT8]}: the other layers cost more than quantize.max_divergence allows."
         )
 
 

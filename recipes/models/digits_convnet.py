@@ -7,17 +7,18 @@ def digits_convnet() -> nn.Module:
     """Build the net, untrained.
 
     Returns:
-        A module that takes ``[n, 1, 8, 8]`` in 0..1 and returns ``[n, 10]`` scores; 28,842
-        parameters.
+        A module that takes ``[n, 1, 8, 8]`` in 0..1 and returns ``[n, 10]`` scores; 223,466
+        parameters, 9 million multiplications an image.
     """
     return nn.Sequential(
         *_block(1, 32),
-        *_block(32, 32),
+        *_block(32, 96),
+        *_block(96, 96),
         nn.MaxPool2d(2),
-        *_block(32, 64),
+        *_block(96, 128),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(64, 10),
+        nn.Linear(128, 10),
     )
 
 

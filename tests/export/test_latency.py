@@ -61,14 +61,15 @@ class Machine:
 
         return open_session
 
-    def compare_all(self, *, threads=1, warmup=0, runs=40, **timing):
-        """The first file with each of the others."""
+    def compare_all(self, *, threads=1, warmup=0, runs=40, pairs=(), **timing):
+        """Each of the others with the first file, or what ``pairs`` says."""
         clocks = Clocks(wall=lambda: int(self.wall * 1e6), cpu=lambda: int(self.cpu * 1e6))
-        reference, *_ = self.cost
+        reference, *others = names = list(self.cost)
         return compare(
-            [self.opener(name) for name in self.cost],
+            [self.opener(name) for name in names],
             Workload(2, threads),
-            reference=reference,
+            names=names,
+            pairs=pairs or [(name, reference) for name in others],
             warmup=warmup,
             runs=runs,
             clocks=clocks,
@@ -286,6 +287,23 @@ def test_identical_files_are_compared_for_every_workload(pruned):
             assert comparison.reference_time.wall.median_ms > 0
             assert (comparison.time.cpu is None) == (comparison.workload.threads > 1)
             assert comparison.ratio.low <= comparison.ratio.median <= comparison.ratio.high
+
+
+def test_files_are_also_compared_with_another_one_on_request():
+    machine = Machine(cost={"dense": 4.0, "int8": 2.0, "kernels": 1.0})
+    found = machine.compare_all(pairs=[("kernels", "dense"), ("kernels", "int8")])
+    assert [one.reference for one in found] == ["dense", "int8"]
+    assert [one.ratio.median for one in found] == pytest.approx([1 / 4, 1 / 2], rel=0.05)
+
+
+def test_further_comparisons_follow_those_with_the_reference(pruned):
+    workloads = [Workload(1, 1), Workload(4, 1)]
+    dense, plain, other = (Variant(name, pruned.path) for name in ("dense", "plain", "other"))
+    also = [("other", "plain")]
+    found = compare_latency(dense, [plain, other], _feeds, workloads, warmup=1, runs=6, also=also)
+    of = [(one.reference, one.workload.batch_size) for one in found["other"]]
+    assert of == [("dense", 1), ("dense", 4), ("plain", 1), ("plain", 4)]
+    assert [one.reference for one in found["plain"]] == ["dense", "dense"]
 
 
 def test_the_inputs_are_made_for_the_whole_workload(pruned):

@@ -45,7 +45,7 @@ def test_the_report_keeps_its_contract(finished):
     report = json.loads(text)
 
     assert Report.model_validate_json(text).verdict == report["verdict"] == "pass"
-    assert report["schema"] == 3
+    assert report["schema"] == 4
     gate = {"name", "variant", "threshold", "measured", "passed", "reason"}
     assert gate == set(report["gates"][0])
     assert list(report["variants"]) == ["dense", "sparse"]

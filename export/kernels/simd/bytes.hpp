@@ -1,4 +1,4 @@
-// Packs unsigned bytes into quads and extracts rows from columns, sixteen at a time.
+// Packs unsigned bytes into quads, sixteen at a time.
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 typedef uint16_t Halves __attribute__((vector_size(16)));
@@ -93,40 +93,5 @@ void copy_quads(const QuadCopy& given) {
     for (int64_t i = 0; i < c.before; ++i) to[i] = border;
     interleave(from, c.step, c.count, to + c.before);
     for (int64_t i = c.before + c.count; i < c.to_stride; ++i) to[i] = border;
-  }
-}
-
-MFAC_INLINE void transpose_bytes(Bytes* square) {
-  MFAC_UNROLL
-  for (int stage = 0; stage < 4; ++stage) {
-    Bytes next[16];
-    MFAC_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      next[2 * i] = low_bytes(square[i], square[i + 8]);
-      next[2 * i + 1] = high_bytes(square[i], square[i + 8]);
-    }
-    MFAC_UNROLL
-    for (int i = 0; i < 16; ++i) square[i] = next[i];
-  }
-}
-
-void bytes_to_rows(const uint8_t* columns, int64_t column_stride, int64_t count, int64_t width,
-                   uint8_t* rows, int64_t row_stride) {
-  for (int64_t r = 0; r < count; r += 16) {
-    const int64_t some_rows = count - r < 16 ? count - r : 16;
-    for (int64_t k = 0; k < width; k += 16) {
-      const int64_t some = width - k < 16 ? width - k : 16;
-      Bytes square[16];
-      for (int i = 0; i < 16; ++i)
-        square[i] = i < some ? load_first<16>(columns + (k + i) * column_stride + r) : Bytes{};
-      transpose_bytes(square);
-      uint8_t* to = rows + r * row_stride + k;
-      for (int64_t i = 0; i < some_rows; ++i, to += row_stride) {
-        if (some == 16)
-          __builtin_memcpy(to, &square[i], 16);
-        else
-          __builtin_memcpy(to, &square[i], static_cast<size_t>(some));
-      }
-    }
   }
 }

@@ -10,12 +10,23 @@
 
 #include "bytes.hpp"
 
+#include "byte_lanes.hpp"
+
+#include "byte_strip.hpp"
+
+#include "byte_row.hpp"
+
+#include "byte_copy.hpp"
+
 QuadKernels make_quad_table() {
   QuadKernels table = {};
   table.strips = quad_strip_table<MFAC_WIDE>();
   table.row = quad_row;
   table.requantise = requantise_all<MFAC_WIDE>;
   table.copy_rows = copy_quads;
-  table.to_rows = bytes_to_rows;
   return table;
+}
+
+ByteKernels make_byte_table() {
+  return {byte_strip_table(), byte_row, copy_byte_rows, transpose_bytes};
 }

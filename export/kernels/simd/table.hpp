@@ -32,5 +32,6 @@ SimdKernels make_table(const char* name) {
   table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
   table.all_finite = all_finite<MFAC_WIDE>;
   table.quads = make_quad_table();
+  table.bytes = make_byte_table();
   return table;
 }

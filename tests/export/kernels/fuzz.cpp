@@ -260,8 +260,25 @@ void clear_beyond(KernelInfo& node, int64_t channels, int64_t taps) {
   }
 }
 
+// Zero weights of outputs that the last block has and the layer has not.
+void clear_beyond_outputs(KernelInfo& node, const Size& size) {
+  const Value& starts = *node.inputs[3];
+  auto* values = node.inputs[1]->data.get();
+  const int64_t stored = node.inputs[1]->shape[0];
+  const int64_t groups = (size.outputs + 3) / 4;
+  const auto start = [&](int64_t group) {
+    return std::clamp<int64_t>(reinterpret_cast<const int32_t*>(starts.data.get())[group], 0,
+                               stored);
+  };
+  for (int64_t group = 0; group + 1 < starts.shape[0] && node.inputs[1]->shape[1] == 4; ++group)
+    for (int64_t i = start(group); i < start(group + 1); ++i)
+      for (int64_t o = 0; o < 4; ++o)
+        if (group % groups * 4 + o >= size.outputs) values[i * 4 + o] = 0;
+}
+
 void add_common(KernelInfo& node, int64_t block) {
   if (node.quantised) {
+    if (block == 4) node.ints["block"] = {block};
     for (const char* name : {"x_zero_point", "y_zero_point"}) node.ints[name] = {pick(0, 255)};
     node.ints["min"] = {pick(0, 100)};
     node.ints["max"] = {pick(100, 255)};
@@ -275,11 +292,14 @@ void add_common(KernelInfo& node, int64_t block) {
   node.ints["max"] = {1};
 }
 
-// Take one attribute away; one of another type looks the same to whoever asks for it.
+// Take one attribute away; one of another type looks the same to whoever asks for it. (A quantised
+// node without a block is a node in quads.)
 void lose_attribute(KernelInfo& node) {
   const int64_t at = pick(0, node.ints.size() + node.words.size() - 1);
   const int64_t ints = node.ints.size();
-  if (at < ints)
+  if (at < ints && node.quantised && std::next(node.ints.begin(), at)->first == "block")
+    node.ints.erase("max");
+  else if (at < ints)
     node.ints.erase(std::next(node.ints.begin(), at));
   else
     node.words.erase(std::next(node.words.begin(), at - ints));
@@ -289,15 +309,17 @@ int64_t any_block() { return std::vector<int64_t>{1, 4, 8, 16}[pick(0, 3)]; }
 
 void make_linear(KernelInfo& node, bool hostile) {
   const int64_t inputs = pick(1, chance(0.1) ? 3000 : 60);
-  const Size size{pick(1, 40), node.quantised ? (inputs + 3) / 4 : inputs, 1,
-                  node.quantised ? 1 : any_block()};
+  const bool quads = node.quantised && chance(0.4);
+  const Size size{pick(1, 40), quads ? (inputs + 3) / 4 : inputs, 1,
+                  quads ? 1 : node.quantised ? 4 : any_block()};
   node.ints["out_features"] = {size.outputs};
   node.ints["in_features"] = {inputs};
   const int64_t rows = chance(0.5) ? pick(0, 4) : pick(0, 140);
   node.inputs.push_back(tensor(node.quantised ? kUint8 : kFloat, {rows, inputs}));
   add_weights(node, size, hostile);
   add_common(node, size.block);
-  if (node.quantised) return clear_beyond(node, inputs, 1);
+  if (quads) return clear_beyond(node, inputs, 1);
+  if (node.quantised) return clear_beyond_outputs(node, size);
   if (chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
 }
 
@@ -331,8 +353,9 @@ void make_conv(KernelInfo& node, bool hostile) {
   };
   const int64_t channels = pick(1, 9);
   const int64_t taps = kernel[0] * kernel[1];
-  const Size size{pick(1, 12), (node.quantised ? (channels + 3) / 4 : channels) * taps, parts,
-                  node.quantised ? 1 : any_block()};
+  const bool quads = node.quantised && chance(0.4);
+  const Size size{pick(1, 12), (quads ? (channels + 3) / 4 : channels) * taps, parts,
+                  quads ? 1 : node.quantised ? 4 : any_block()};
   node.ints = {{"kernel_shape", of_axes(kernel)},
                {"strides", of_axes(strides)},
                {"dilations", of_axes(dilations)},
@@ -346,7 +369,7 @@ void make_conv(KernelInfo& node, bool hostile) {
     node.inputs.push_back(tensor(kUint8, image_shape(false, x, line)));
     add_weights(node, size, hostile);
     add_common(node, size.block);
-    return clear_beyond(node, channels, taps);
+    return quads ? clear_beyond(node, channels, taps) : clear_beyond_outputs(node, size);
   }
   const bool x_planes = chance(0.5), y_planes = chance(0.5), r_planes = chance(0.5);
   node.words["input_layout"] = x_planes ? "planes" : "nchw";

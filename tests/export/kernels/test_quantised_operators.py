@@ -6,7 +6,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, Window, pack_1x4, sparse_node
+from mfac_compress.export.sparse import Rounding, Window, pack, pack_1x4, sparse_node
 
 BATCHES = 32  # of OPERATORS each
 OPERATORS = 32
@@ -24,6 +24,13 @@ def _weight(random, shape):
     return weight
 
 
+def _pack(random, weight, group=1):
+    """In either format."""
+    if random.random() < 0.3:
+        return pack_1x4(weight, group=group)
+    return pack(weight, block=4, group=group)
+
+
 def _bytes(random, *shape):
     if random.random() < EXTREME:
         return np.full(shape, random.choice([0, 255]), dtype=np.uint8)
@@ -34,6 +41,8 @@ def _rounding(random, sums, axis):
     """Scales with which the sums cover the bytes and more."""
     spread = np.maximum(np.abs(sums).max(axis=tuple(a for a in range(sums.ndim) if a != axis)), 1)
     scales = (random.uniform(50, 400, sums.shape[axis]) / spread).astype(np.float32)
+    if random.random() < EXTREME:  # sums that leave 32 bits when they are scaled
+        scales *= np.float32(1e8)
     low, high = sorted(int(n) for n in random.integers(0, 256, 2))
     bounds = (low, high) if random.random() < 0.3 else (0, 255)
     return Rounding(scales, int(random.integers(256)), int(random.integers(256)), *bounds)
@@ -67,7 +76,7 @@ class _Linear:
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, x.ndim - 1)}
         x = ir.Value(name=f"{name}.x")
-        weights = pack_1x4(weight)
+        weights = _pack(random, weight)
         self.nodes = [sparse_node(name, x, f"{name}.y", weights, epilogue=rounding, bias=bias)]
 
 
@@ -104,7 +113,7 @@ class _Conv:
                 name,
                 ir.Value(name=f"{name}.x"),
                 f"{name}.y",
-                pack_1x4(self.weight, group=self.group),
+                _pack(random, self.weight, self.group),
                 window=Window(self.strides, self.pads, self.dilations),
                 epilogue=rounding,
                 bias=bias,

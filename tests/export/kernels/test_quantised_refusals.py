@@ -7,9 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, Window, pack_1x4, sparse_node
+from mfac_compress.export.sparse import Rounding, Window, pack, pack_1x4, sparse_node
 
 PACKED = pack_1x4(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
+BLOCKS = pack(np.ones((7, 3), np.int8), block=4)
 KERNEL = pack_1x4(np.ones((4, 3, 3, 3), np.int8), group=2)
 ROUNDING = Rounding(np.ones(8, np.float32), 3, 5)
 LINEAR = {"out_features", "in_features", "x_zero_point", "y_zero_point", "min", "max"}
@@ -70,6 +71,37 @@ def test_broken_weights_are_refused(refused, packed, message):
     refused(_linear(packed), message)
 
 
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        (replace(BLOCKS, indices=_ints(0, 1, 3, 0, 1, 2)), r"lie in \[0, 3\)"),
+        (replace(BLOCKS, indices=_ints(0, 1, 2, -1, 1, 2)), r"lie in \[0, 3\)"),
+        (replace(BLOCKS, indices=_ints(0, 1, 2, 0, 2, 1)), "rise"),
+        (replace(BLOCKS, starts=_ints(0, 7, 6)), "must not fall"),
+        (replace(BLOCKS, starts=_ints(0, 3, 7)), "end with"),
+        (replace(BLOCKS, starts=_ints(0, 1, 2, 3, 4, 5, 6, 6)), "one entry a group"),
+        (replace(BLOCKS, values=np.ones((6, 1), np.int8)), "values must be"),
+        (replace(BLOCKS, values=np.ones((5, 4), np.int8)), "values must be"),
+        (replace(BLOCKS, values=np.ones((6, 4), np.int8)), "beyond the last output"),
+        (replace(BLOCKS, shape=(7, 2**40)), "lie in"),
+        (replace(BLOCKS, shape=(7, 2**31 - 1)), "must be at most"),
+        (replace(BLOCKS, shape=(7, 0)), "lie in"),
+    ],
+)
+def test_broken_blocks_of_outputs_are_refused(refused, packed, message):
+    rounding = replace(ROUNDING, scales=np.ones(7, np.float32))
+    refused(sparse_node("l", ir.Value(name="x"), "y", packed, epilogue=rounding), message)
+
+
+@pytest.mark.parametrize("block", [0, 1, 8, -4, 2**40, 4.0, "4", [4]])
+def test_a_block_that_is_not_four_is_refused(refused, block):
+    """Also one of another type, which must not be taken for the quads of a node without it."""
+    rounding = replace(ROUNDING, scales=np.ones(1, np.float32))
+    quads = pack_1x4(np.ones((1, 4), np.int8))  # as many starts as blocks of outputs
+    node = sparse_node("l", ir.Value(name="x"), "y", quads, epilogue=rounding)
+    refused(_with(node, block=block), "block must be")
+
+
 def test_weights_beyond_the_last_channel_are_refused(refused):
     node = _conv()
     values = node.inputs[1].const_value.numpy().copy()
@@ -91,16 +123,18 @@ def test_scales_that_do_not_fit_are_refused(refused, scales, message):
 
 
 @pytest.mark.parametrize("extreme", [2**31 - 1, -(2**31) + 1])
-def test_sums_that_could_overflow_32_bits_are_refused(refused, any_sessions, extreme):
-    refused(_linear(bias=np.full(8, extreme, np.int32)), "fit into 32 bits")
+@pytest.mark.parametrize("form", [pack_1x4, lambda weight: pack(weight, block=4)])
+def test_sums_that_could_overflow_32_bits_are_refused(refused, any_sessions, extreme, form):
+    packed = form(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
+    refused(_linear(packed, bias=np.full(8, extreme, np.int32)), "fit into 32 bits")
     # A bias as near to the end as ONNX Runtime's quantiser makes it, with the weights of one sign.
-    one_sided = pack_1x4(np.where(np.eye(8, 12) > 0, -np.sign(extreme), 0).astype(np.int8))
+    one_sided = form(np.where(np.eye(8, 12) > 0, -np.sign(extreme), 0).astype(np.int8))
     any_sessions.open(
         [_linear(one_sided, bias=np.full(8, extreme - np.sign(extreme) * 256, np.int32))],
         kind=TensorProto.UINT8,
     )
     within = extreme // 2
-    any_sessions.open([_linear(bias=np.full(8, within, np.int32))], kind=TensorProto.UINT8)
+    any_sessions.open([_linear(packed, bias=np.full(8, within, np.int32))], kind=TensorProto.UINT8)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mfac_compress.export import kernel_library
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.foreign import to_ir
+from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.operator import SparseOperator
@@ -114,7 +115,7 @@ def rewritten(kernels) -> Callable[..., Rewritten]:
         graph, layers, shapes = _find(model)
         operators = fuse(graph, layers, shapes)
         before = ir.to_proto(graph.model).SerializeToString()
-        plan = {each: Placement(block) for each in operators if only(each)}
+        plan = {each: Placement(Block(block)) for each in operators if only(each)}
         sparse = ir.to_proto(rewrite(graph, plan))
         assert ir.to_proto(graph.model).SerializeToString() == before
         onnx.checker.check_model(sparse, full_check=False)
@@ -141,11 +142,12 @@ def replaced(kernels):
     ONNX Runtime computes it in float32 if it optimises nothing: only ties may round otherwise.
     """
 
-    def check(model, inputs, steps=1):
+    def check(model, inputs, steps=1, axis="outputs"):
         graph = Graph(to_ir(model))
         found = fuse(graph, find_layers(graph), {})
         operators = [each for each in found if each.is_quantised]
-        sparse = ir.to_proto(rewrite(graph, {operator: Placement(4) for operator in operators}))
+        plan = {operator: Placement(Block(4, axis)) for operator in operators}
+        sparse = ir.to_proto(rewrite(graph, plan))
         onnx.checker.check_model(sparse)
         plain, ours = onnxruntime.SessionOptions(), onnxruntime.SessionOptions()
         plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

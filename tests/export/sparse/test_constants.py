@@ -13,6 +13,7 @@ from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.difference import largest_difference
 from mfac_compress.export.sparse.find import find_layers
 from mfac_compress.export.sparse.foreign import to_ir
+from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import Graph
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.operator import SparseOperator
@@ -192,7 +193,7 @@ def test_rounding_by_onnx_runtime_alone_is_not_a_difference(kernels, make_model,
     model = make_model([*nodes, ("MatMul", ["x", "v"], ["y"])], X, ["y"], **tensors)
     graph = _graph(model)
     (operator,) = [layer.found for layer in find_layers(graph)]
-    sparse = rewrite(graph, {operator: Placement(1)})
+    sparse = rewrite(graph, {operator: Placement(Block(1))})
     x = np.random.default_rng(0).standard_normal((3, 12), dtype=np.float32)
     onnx.save(model, tmp_path / "model.onnx")
     assert largest_difference(tmp_path / "model.onnx", sparse, {"x": x}) < 1e-5

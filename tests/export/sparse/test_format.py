@@ -8,13 +8,13 @@ from mfac_compress.export.sparse import pack
 
 def _unpack(packed):
     """The dense weight."""
-    outputs = packed.shape[0] // packed.group
-    blocks = -(-outputs // packed.block)
+    outputs, size = packed.shape[0] // packed.group, packed.block.size
+    blocks = -(-outputs // size)
     inputs = int(np.prod(packed.shape[1:]))
-    matrix = np.zeros((packed.group * blocks, packed.block, inputs), dtype=np.float32)
+    matrix = np.zeros((packed.group * blocks, size, inputs), dtype=packed.values.dtype)
     rows = np.repeat(np.arange(len(matrix)), np.diff(packed.starts))
     matrix[rows, :, packed.indices] = packed.values
-    matrix = matrix.reshape(packed.group, blocks * packed.block, inputs)
+    matrix = matrix.reshape(packed.group, blocks * size, inputs)
     return matrix[:, :outputs].reshape(packed.shape)
 
 
@@ -36,6 +36,17 @@ def test_unpacking_returns_the_weight(block, shape, group, kept):
         assert (np.diff(packed.indices[first:last]) > 0).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (10, 7), (12, 3, 3, 3), (6, 2, 5)])
+def test_bytes_are_stored_as_floats_are(shape):
+    random = np.random.default_rng(0)
+    weight = (random.integers(-128, 128, shape) * (random.random(shape) < 0.3)).astype(np.int8)
+    packed, floats = pack(weight, block=4), pack(weight.astype(np.float32), block=4)
+    np.testing.assert_array_equal(_unpack(packed), weight)
+    assert packed.values.dtype == np.int8
+    for name in ("values", "indices", "starts"):
+        np.testing.assert_array_equal(getattr(packed, name), getattr(floats, name))
+
+
 def test_an_input_is_stored_once_for_a_block():
     weight = np.zeros((4, 8), dtype=np.float32)
     weight[0, 3] = weight[2, 3] = weight[1, 5] = 1
@@ -48,6 +59,7 @@ def test_an_input_is_stored_once_for_a_block():
     ("weight", "block", "message"),
     [
         (np.ones((2, 2), np.float32), 2, "block must be one of"),
+        (np.ones((2, 2), np.int8), 1, "block must be one of"),
         (np.ones((2, 2)), 1, "float32"),
         (np.ones(2, np.float32), 1, "float32"),
         (np.ones((0, 2), np.float32), 1, "not empty"),

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 
 from mfac_compress.export.sparse.find import fuse
+from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.layout import KINDS, Placement, assign_layouts, chains, in_planes
 
 IMAGES = {"x": ["n", 8, 9, 7]}
@@ -53,8 +54,8 @@ def test_chains_are_operators_that_pass_images(find, make_model, sparse_weight):
     graph, layers, shapes = find(model)
     operators = fuse(graph, layers, shapes)
     assert chains(operators) == [operators]
-    assert in_planes(dict.fromkeys(operators, Placement(1))) == {"r0", "r1"}
-    assert in_planes(dict.fromkeys(operators[:1], Placement(1))) == frozenset()
+    assert in_planes(dict.fromkeys(operators, Placement(Block(1)))) == {"r0", "r1"}
+    assert in_planes(dict.fromkeys(operators[:1], Placement(Block(1)))) == frozenset()
 
 
 def test_single_pixels_may_be_read_from_either_layout(find, make_model, sparse_weight):

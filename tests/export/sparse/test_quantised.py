@@ -69,10 +69,15 @@ FROM_X = ["QuantizeLinear"]
 TO_Y = ["DequantizeLinear"]
 
 
+AXES = pytest.mark.parametrize("axis", ["outputs", "inputs"])
+"""Of the blocks in which the weight is stored."""
+
+
+@AXES
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("channels", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gemm(replaced, make_model, transposed, channels, bias):
+def test_gemm(replaced, make_model, transposed, channels, bias, axis):
     weight = _weight(6, 12) if transposed else _weight(12, 6)
     new = {}
     if channels:
@@ -80,7 +85,7 @@ def test_gemm(replaced, make_model, transposed, channels, bias):
         new = {"ws": scales, "wz": np.zeros(6, np.int8), "bs": X_SCALE * scales}
         new |= {"axis": 0 if transposed else 1}
     model = _qdq(make_model, weight, attributes={"transB": transposed}, bias=bias, **new)
-    kinds, operators = replaced(model, _feed(5, 12))
+    kinds, operators = replaced(model, _feed(5, 12), axis=axis)
     assert kinds == [*FROM_X, "SparseQLinear", *TO_Y]
     assert operators[0].sparsity == 1 - np.count_nonzero(weight) / weight.size
     assert operators[0].weight_name == "w"
@@ -92,6 +97,7 @@ def test_matmul(replaced, make_model, leading):
     assert replaced(model, _feed(*leading, 12))[0] == [*FROM_X, "SparseQLinear", *TO_Y]
 
 
+@AXES
 @pytest.mark.parametrize(
     "attributes",
     [
@@ -103,10 +109,11 @@ def test_matmul(replaced, make_model, leading):
         {"group": 2},
     ],
 )
-def test_conv(replaced, make_model, attributes):
+def test_conv(replaced, make_model, attributes, axis):
     weight = _weight(6, 8 // attributes.get("group", 1), 3, 3)
     model = _qdq(make_model, weight, layer="Conv", attributes=attributes, shape=(2, 8, 9, 7))
-    assert replaced(model, _feed(2, 8, 9, 7))[0] == [*FROM_X, "SparseQConv", *TO_Y]
+    found = replaced(model, _feed(2, 8, 9, 7), axis=axis)[0]
+    assert found == [*FROM_X, "SparseQConv", *TO_Y]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,28 @@ def test_activations_are_bounds_of_the_bytes(replaced, make_model, behind, const
     assert kinds == [*FROM_X, "SparseQLinear", *TO_Y]
     rounding = operators[0].epilogue
     assert (rounding.low, rounding.high) != (0, 255)
+
+
+def _pruned(kind):
+    random = np.random.default_rng(0)
+    shape = {"outputs": (32, 1, 64), "inputs": (32, 4, 16, 1), "unstructured": (32, 4, 64)}[kind]
+    weight = np.ones((32, 4, 64), np.int8).reshape(32, 4, *((16, 4) if kind == "inputs" else (64,)))
+    return (weight * (random.random(shape) < 0.1)).reshape(128, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes"),
+    [
+        ("outputs", ["outputs"]),
+        ("inputs", ["inputs"]),
+        ("unstructured", ["outputs", "inputs"]),
+    ],
+)
+def test_a_weight_is_timed_in_the_blocks_that_need_little_padding(make_model, kind, axes):
+    weight = _pruned(kind)
+    model = _qdq(make_model, weight.astype(np.int8), attributes={"transB": 1}, shape=("n", 64))
+    operator = find_layers(_graph(model))[0].found
+    assert [(block.size, block.axis) for block in operator.blocks(2.0)] == [(4, a) for a in axes]
 
 
 def _graph(model):

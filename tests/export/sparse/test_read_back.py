@@ -7,19 +7,54 @@ import pytest
 from onnx import numpy_helper
 
 from mfac_compress.export import TensorAudit, Variant, audit_zeros, write_model
+from mfac_compress.export.quantise import StaticQuantiser
+from mfac_compress.export.quantised_weights import quantised_weights
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import fuse
-from mfac_compress.export.sparse.format import pack
+from mfac_compress.export.sparse.format import Block, pack
 from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.nodes import DOMAIN
 from mfac_compress.export.sparse.read_back import packed_weights
+
+
+@pytest.fixture
+def in_8_bits(pruned, find, kernels, tmp_path):
+    """Writes a net in 8 bits, and the same with sparse operators whose blocks lie along an axis."""
+    plain = tmp_path / "int8.onnx"
+    batches = [{"input": np.random.default_rng(0).standard_normal((4, 3, 4, 4), np.float32)}]
+    StaticQuantiser(pruned.path, batches, scratch=tmp_path).write(plain)
+
+    def write(axis):
+        graph, layers, shapes = find(onnx.load(plain), batch=2)
+        plan = {each: Placement(Block(4, axis)) for each in fuse(graph, layers, shapes)}
+        write_model(rewrite(graph, plan), tmp_path / "sparse.onnx")
+        kernel_file = Variant("kernels", tmp_path / "sparse.onnx", kernels, made_from="plain")
+        return [Variant("plain", plain), kernel_file]
+
+    return write
+
+
+@pytest.mark.parametrize("axis", ["outputs", "inputs"])
+def test_weights_in_8_bits_are_unpacked_as_they_were(in_8_bits, axis):
+    plain, sparse = (ir.load(variant.path) for variant in in_8_bits(axis))
+    found, expected = dict(packed_weights(sparse, plain)), dict(quantised_weights(plain))
+    assert {"conv.weight", "grouped.weight", "head.weight", "mix.weight.T"} <= set(found)
+    for name, weight in found.items():
+        np.testing.assert_array_equal(weight, expected[name])
+
+
+@pytest.mark.parametrize("axis", ["outputs", "inputs"])
+def test_zeros_in_8_bits_are_found_in_their_own_place(in_8_bits, pruned, axis):
+    audits = audit_zeros(in_8_bits(axis), pruned.masks)["kernels"]
+    assert [audit.name for audit in audits] == list(pruned.masks)
+    assert all(audit.intact for audit in audits)
 
 
 @pytest.fixture(params=[1, 8], ids="blocks of {}".format)
 def files(pruned, find, kernels, tmp_path, request):
     """A net's plain file, and the same with all that sparse operators can compute."""
     graph, layers, shapes = find(onnx.load(pruned.path), batch=2)
-    plan = {each: Placement(request.param) for each in fuse(graph, layers, shapes)}
+    plan = {each: Placement(Block(request.param)) for each in fuse(graph, layers, shapes)}
     model = rewrite(graph, plan)
     assert sum(node.domain == DOMAIN for node in model.graph) == len(pruned.masks)
     path = tmp_path / "sparse.onnx"

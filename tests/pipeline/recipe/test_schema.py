@@ -349,3 +349,17 @@ def test_a_recipe_is_frozen():
     made = recipe()
     with pytest.raises(ValidationError):
         made.prune = None
+
+
+@pytest.mark.parametrize("given", ["static", {"mode": "static"}])
+def test_the_precision_may_be_a_plain_word(given):
+    recipe = Recipe.model_validate({**SOUND, "quantize": given})
+    assert recipe.quantize.is_on
+    assert recipe.artifact == "model.int8.onnx"
+
+
+@pytest.mark.parametrize("given", [False, "off", {"mode": False}, {}])
+def test_off_is_a_word_for_the_precision(given):
+    recipe = Recipe.model_validate({**SOUND, "quantize": given})
+    assert not recipe.quantize.is_on
+    assert recipe.artifact == "model.onnx"

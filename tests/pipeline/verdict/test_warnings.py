@@ -7,6 +7,7 @@ import pytest
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
+from mfac_compress.pipeline.stages.quantize import LayerPrecision, Quantised
 from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
 from mfac_compress.pipeline.verdict.warnings import warnings_of
 
@@ -32,11 +33,15 @@ DENSE = MetricDrop(
 )
 SPARSE = replace(DENSE, value=0.89, drop=0.01, drop_interval=(0.0, 0.02))
 SPARSITY = Sparsity(target=0.8, weights=900, parameters=1000, pattern="unstructured", left_out={})
+LAYERS = (LayerPrecision("a", "Conv", 90, True, None), LayerPrecision("b", "Gemm", 10, False, 1.0))
+INT8 = Quantised("static", divergence=0.01, all_layers=0.1, max_divergence=0.01, layers=LAYERS)
 CODE = Code(files={"/own.py": "f" * 64}, not_reusable=(), not_covered="")
 DATA = Data(samples={"calibration": 500, "validation": 1000}, shared={}, repeated={}, unstable=())
 
 
-def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, code=None, **gates):
+def _warnings(
+    metric=None, dense=None, judged=None, sparsity=None, int8=None, data=None, code=None, **gates
+):
     recipe = Recipe.model_validate(
         {
             "data": {"source": "digits"},
@@ -45,8 +50,8 @@ def _warnings(metric=None, dense=None, judged=None, sparsity=None, data=None, co
         }
     )
     parts = [
-        (METRIC, metric), (DENSE, dense), (SPARSE, judged), (SPARSITY, sparsity), (DATA, data),
-        (CODE, code),
+        (METRIC, metric), (DENSE, dense), (SPARSE, judged), (SPARSITY, sparsity), (INT8, int8),
+        (DATA, data), (CODE, code),
     ]  # fmt: skip
     return warnings_of(recipe, *(replace(part, **(change or {})) for part, change in parts))
 
@@ -99,3 +104,9 @@ def test_samples_that_judge_less_than_they_seem(data, fragment):
 def test_code_that_changed_meanwhile():
     (warning,) = _warnings(code={"files": {"/own.py": CHANGED, "/other.py": "f" * 64}})
     assert warning.startswith("/own.py changed during the run")
+
+
+def test_a_file_of_which_little_is_in_8_bits():
+    layers = tuple(replace(one, int8=not one.int8) for one in LAYERS)
+    (warning,) = _warnings(int8={"layers": layers})
+    assert "Only 10.0% of the layers' weights are in 8 bits in model.int8.onnx" in warning

@@ -9,23 +9,23 @@
 
 namespace mfac {
 
-struct QuantisedTile {
+struct QuadTile {
   int64_t first;   // position in the run
   int64_t length;  // positions
   QuadStripFunction run;
   bool direct;  // written directly to the output; else through a buffer
 };
 
-struct QuantisedPlan {
+struct QuadPlan {
   Images input;  // in cells, with a quarter of the channels
   Images output;
   Runs runs;
-  std::vector<QuantisedTile> tiles;
+  std::vector<QuadTile> tiles;
   int64_t range_channels = 0;              // channels of cells processed at a time
   std::vector<RangedBlocks<Cell>> ranged;  // [parts], indices in bytes from the range's channel 0
 };
 
-QuantisedPlan make_plan(const PackedBlocks<Cell>& weights, const Window& window,
+QuadPlan make_quad_plan(const PackedBlocks<Cell>& weights, const Window& window,
                         const Images& input, const Images& output);
 
 }  // namespace mfac

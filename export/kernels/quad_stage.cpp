@@ -1,4 +1,4 @@
-#include "quantised_stage.hpp"
+#include "quad_stage.hpp"
 
 #include <cstring>
 

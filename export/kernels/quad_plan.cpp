@@ -1,4 +1,4 @@
-#include "quantised_plan.hpp"
+#include "quad_plan.hpp"
 
 #include "conv_ranges.hpp"
 #include "simd.hpp"
@@ -7,11 +7,11 @@ namespace mfac {
 namespace {
 
 // As few tiles as the registers allow, of about equal length. A run is a channel of the output.
-std::vector<QuantisedTile> cut(const Runs& runs) {
+std::vector<QuadTile> cut(const Runs& runs) {
   const QuadStripTable& strips = simd_kernels().quads.strips;
   const int64_t vectors = (runs.length + strips.lanes - 1) / strips.lanes;
   const int64_t count = (vectors + strips.longest - 1) / strips.longest;
-  std::vector<QuantisedTile> tiles;
+  std::vector<QuadTile> tiles;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = vectors * i / count;
     const int64_t end = vectors * (i + 1) / count;
@@ -24,9 +24,9 @@ std::vector<QuantisedTile> cut(const Runs& runs) {
 
 }  // namespace
 
-QuantisedPlan make_plan(const PackedBlocks<Cell>& weights, const Window& window,
+QuadPlan make_quad_plan(const PackedBlocks<Cell>& weights, const Window& window,
                         const Images& input, const Images& output) {
-  QuantisedPlan plan;
+  QuadPlan plan;
   plan.input = input;
   plan.output = output;
   plan.runs = plan_runs(input, output, window, true);

@@ -1,4 +1,4 @@
-#include "quantised_linear.hpp"
+#include "quad_linear.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -18,15 +18,16 @@ constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for m
 
 }  // namespace
 
-struct QuantisedLinear::Rows {
+struct QuadLinear::Rows {
   const uint8_t* x;
   uint8_t* y;
   int64_t count;
 };
 
-QuantisedLinear::QuantisedLinear(const NodeInfo& node)
+QuadLinear::QuadLinear(const NodeInfo& node)
     : inputs_(node.integer("in_features")),
-      weights_(read_quantised(node, node.integer("out_features"), inputs_, 1, 1)) {
+      weights_(read_quantised(node, QuantisedFormat::kQuads,
+                              {node.integer("out_features"), inputs_, 1, 1})) {
   const int lanes = simd_kernels().quads.strips.lanes;
   for (int i = 0; i < 2; ++i)
     tiled_[i] = by_columns(weights_.blocks, lanes * kVectors[i], kRangeBytes);
@@ -34,7 +35,7 @@ QuantisedLinear::QuantisedLinear(const NodeInfo& node)
     offsets_.push_back(index * static_cast<int32_t>(sizeof(Cell)));
 }
 
-void QuantisedLinear::run(const Call& call) const {
+void QuadLinear::run(const Call& call) const {
   const Tensor x = call.input(kX, ort::kUint8);
   require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == inputs_, "X must be [..., ",
           inputs_, "]. Got ", x.shape);
@@ -51,7 +52,7 @@ void QuantisedLinear::run(const Call& call) const {
 }
 
 // Rows of whole quads: in place, or copied to the given memory with zeros after each.
-const uint8_t* QuantisedLinear::in_quads(const uint8_t* rows, int64_t count,
+const uint8_t* QuadLinear::in_quads(const uint8_t* rows, int64_t count,
                                          uint8_t* padded) const {
   if (inputs_ % kQuad == 0) return rows;
   const int64_t stride = weights_.blocks.inputs * kQuad;
@@ -63,7 +64,7 @@ const uint8_t* QuantisedLinear::in_quads(const uint8_t* rows, int64_t count,
   return padded;
 }
 
-QuadStrip QuantisedLinear::strip_of(int64_t first_output, int64_t outputs) const {
+QuadStrip QuadLinear::strip_of(int64_t first_output, int64_t outputs) const {
   QuadStrip strip{};
   strip.outputs = outputs;
   strip.begin = weights_.blocks.bias.data() + first_output;
@@ -72,7 +73,7 @@ QuadStrip QuantisedLinear::strip_of(int64_t first_output, int64_t outputs) const
   return strip;
 }
 
-void QuantisedLinear::run_rows(const Call& call, const Rows& rows) const {
+void QuadLinear::run_rows(const Call& call, const Rows& rows) const {
   const QuadKernels& quads = simd_kernels().quads;
   const PackedBlocks<Cell>& w = weights_.blocks;
   const int64_t work = static_cast<int64_t>(w.values.size());
@@ -97,7 +98,7 @@ void QuantisedLinear::run_rows(const Call& call, const Rows& rows) const {
   call.parallel(static_cast<size_t>(rows.count * chunks), task);
 }
 
-void QuantisedLinear::run_tiles(const Call& call, const Rows& rows) const {
+void QuadLinear::run_tiles(const Call& call, const Rows& rows) const {
   const SimdKernels& simd = simd_kernels();
   const PackedBlocks<Cell>& w = weights_.blocks;
   const int lanes = simd.quads.strips.lanes;
@@ -123,7 +124,7 @@ void QuantisedLinear::run_tiles(const Call& call, const Rows& rows) const {
                     });
 }
 
-void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t first,
+void QuadLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t first,
                            int64_t output_begin, int64_t output_end) const {
   const QuadKernels& quads = simd_kernels().quads;
   const RangedBlocks<Cell>& w = tiled_[size];
@@ -132,8 +133,7 @@ void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int6
   const int64_t count = std::min(rows.count - first, height);
   const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4), 16);
   int32_t* sums = scratch().sums.cells(static_cast<size_t>(step * height));
-  // Rows are extracted sixteen at a time.
-  uint8_t* bytes = scratch().outputs.bytes(static_cast<size_t>(step * height + 16));
+  uint8_t* bytes = scratch().outputs.bytes(static_cast<size_t>(step * height));
   for (int64_t output = output_begin; output < output_end; output += step) {
     QuadStrip strip = strip_of(output, std::min(step, output_end - output));
     strip.values = w.values.data();
@@ -149,8 +149,9 @@ void QuantisedLinear::tile(const Rows& rows, const Cell* columns, int size, int6
       strip.last = range + 1 == w.ranges;
       quads.strips.run[kVectors[size]](strip);
     }
-    quads.to_rows(bytes, height, count, strip.outputs,
-                  rows.y + first * weights_.blocks.outputs + output, weights_.blocks.outputs);
+    simd_kernels().bytes.transpose(bytes, height, strip.outputs, count,
+                                   rows.y + first * weights_.blocks.outputs + output,
+                                   weights_.blocks.outputs);
   }
 }
 

@@ -1,4 +1,4 @@
-// SparseQLinear: Y[..., N] = requantised(X[..., K] W^T + bias), unsigned bytes in and out.
+// SparseQLinear with weights in quads of inputs.
 #pragma once
 
 #include "ort.hpp"
@@ -6,12 +6,9 @@
 
 namespace mfac {
 
-class QuantisedLinear {
+class QuadLinear {
  public:
-  static constexpr const char* kName = "SparseQLinear";
-  static constexpr auto kTypes = kQuantisedTypes;
-  static constexpr size_t kFirstOptional = kSumBias;
-  explicit QuantisedLinear(const NodeInfo& node);
+  explicit QuadLinear(const NodeInfo& node);
   void run(const Call& call) const;
 
  private:

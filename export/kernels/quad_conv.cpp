@@ -1,9 +1,9 @@
-#include "quantised_conv.hpp"
+#include "quad_conv.hpp"
 
 #include <algorithm>
 #include <cstring>
 
-#include "quantised_stage.hpp"
+#include "quad_stage.hpp"
 
 namespace mfac {
 namespace {
@@ -13,22 +13,23 @@ constexpr int64_t kTaskCells = 32 << 10;  // cells to pack that justify a thread
 
 }  // namespace
 
-struct QuantisedConv::Batch {
-  std::shared_ptr<const QuantisedPlan> plan;
+struct QuadConv::Batch {
+  std::shared_ptr<const QuadPlan> plan;
   const uint8_t* x;
   uint8_t* y;
   Images input;  // in bytes; the plan's is in cells
 };
 
-QuantisedConv::QuantisedConv(const NodeInfo& node)
+QuadConv::QuadConv(const NodeInfo& node)
     : parts_(node.integer("group")),
       channels_(divided(node, "in_channels", parts_)),
       quads_(quads_of(channels_)),
       window_(read_window(node)),
-      weights_(read_quantised(node, divided(node, "out_channels", parts_), channels_,
-                              window_.taps(), parts_)) {}
+      weights_(read_quantised(
+          node, QuantisedFormat::kQuads,
+          {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})) {}
 
-void QuantisedConv::run(const Call& call) const {
+void QuadConv::run(const Call& call) const {
   const Tensor x = call.input(kX, ort::kUint8);
   require(static_cast<bool>(x), "X must be there");
   require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
@@ -44,7 +45,7 @@ void QuantisedConv::run(const Call& call) const {
   if (window_.pointwise())
     for (Images* images : {&batch.input, &cells, &output}) images->flatten();
   batch.plan = plans_.find(cells.height, cells.width,
-                           [&] { return make_plan(weights_.blocks, window_, cells, output); });
+                           [&] { return make_quad_plan(weights_.blocks, window_, cells, output); });
   batch.x = x.bytes();
   batch.y = call.output_bytes(shape);
   const Sharing sharing{
@@ -61,7 +62,7 @@ void QuantisedConv::run(const Call& call) const {
 }
 
 // In parallel if a call is given; else on this thread.
-const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
+const Cell* QuadConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
                                  const Call* call) const {
   const Runs& runs = batch.plan->runs;
   const int64_t quads = parts_ * quads_;
@@ -88,7 +89,7 @@ const Cell* QuantisedConv::stage(const Batch& batch, int64_t image, Buffer& buff
   return staged;
 }
 
-void QuantisedConv::run_share(const Batch& batch, const Cell* pixels, int64_t image,
+void QuadConv::run_share(const Batch& batch, const Cell* pixels, int64_t image,
                               const Share& share) const {
   const int64_t begin = weights_.blocks.groups * share.chunk / share.chunks;
   const int64_t end = weights_.blocks.groups * (share.chunk + 1) / share.chunks;
@@ -97,10 +98,10 @@ void QuantisedConv::run_share(const Batch& batch, const Cell* pixels, int64_t im
       run_tile(batch, pixels, image, batch.plan->tiles[t], part, begin, end);
 }
 
-void QuantisedConv::run_tile(const Batch& batch, const Cell* pixels, int64_t image,
-                             const QuantisedTile& tile, int64_t part, int64_t output_begin,
+void QuadConv::run_tile(const Batch& batch, const Cell* pixels, int64_t image,
+                             const QuadTile& tile, int64_t part, int64_t output_begin,
                              int64_t output_end) const {
-  const QuantisedPlan& plan = *batch.plan;
+  const QuadPlan& plan = *batch.plan;
   const RangedBlocks<Cell>& w = plan.ranged[part];
   const Images& output = plan.output;
   const int64_t positions = tile.length;

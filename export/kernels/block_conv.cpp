@@ -1,0 +1,157 @@
+#include "block_conv.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "simd.hpp"
+
+namespace mfac {
+namespace {
+
+constexpr int64_t kOutputBytes = 16 << 10;
+constexpr int64_t kTaskBytes = 64 << 10;  // to copy that justify a thread
+
+}  // namespace
+
+struct BlockConv::Batch {
+  std::shared_ptr<const BlockPlan> plan;
+  const uint8_t* x;
+  uint8_t* y;
+};
+
+BlockConv::BlockConv(const NodeInfo& node)
+    : parts_(node.integer("group")),
+      channels_(divided(node, "in_channels", parts_)),
+      window_(read_window(node)),
+      weights_(read_quantised(
+          node, QuantisedFormat::kBlocks,
+          {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})) {}
+
+void BlockConv::run(const Call& call) const {
+  const Tensor x = call.input(kX, ort::kUint8);
+  require(static_cast<bool>(x), "X must be there");
+  require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
+          "bias must be a constant initializer");
+  int64_t count = 0;
+  Images input = read_images(x.shape, parts_ * channels_, window_, false, &count);
+  Images output = output_images(input, window_, parts_ * weights_.blocks.outputs, false);
+  const Shape shape = output.shape(count);
+  element_count(shape);
+  if (window_.pointwise())
+    for (Images* images : {&input, &output}) images->flatten();
+  Batch batch{};
+  batch.plan = plans_.find(input.height, input.width,
+                           [&] { return make_block_plan(weights_.blocks, window_, input, output); });
+  batch.x = x.bytes();
+  batch.y = call.output_bytes(shape);
+  int64_t steps = 0;
+  for (const Steps& part : batch.plan->parts) steps += static_cast<int64_t>(part.all.size());
+  const Sharing sharing{count, static_cast<int64_t>(batch.plan->tiles.size()),
+                        weights_.blocks.groups,
+                        steps * kStepInputs * batch.plan->runs.length};
+  parallel_for(
+      call, sharing,
+      [&](int64_t image, Buffer& buffer) {
+        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      },
+      [&](const uint8_t* pixels, int64_t image, const Share& share) {
+        run_share(batch, pixels, image, share);
+      });
+}
+
+// In parallel if a call is given; else on this thread.
+const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
+                                const Call* call) const {
+  const BlockPlan& plan = *batch.plan;
+  const Runs& runs = plan.runs;
+  const int64_t channels = plan.input.channels;
+  const int64_t pixels_of_channel = plan.input.channel_stride();
+  const uint8_t* from = batch.x + plan.input.offset(image, 0);
+  if (runs.in_place) return from;
+  const int64_t all = channels * runs.channel_stride;
+  uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kLine));
+  const int64_t chunks =
+      call == nullptr ? 1
+                      : std::clamp<int64_t>(all / kTaskBytes, 1, std::min<int64_t>(channels, 16));
+  auto task = [&](size_t index) {
+    const int64_t chunk = static_cast<int64_t>(index);
+    for (int64_t c = channels * chunk / chunks; c < channels * (chunk + 1) / chunks; ++c) {
+      const uint8_t* pixels = from + c * pixels_of_channel;
+      uint8_t* to = staged + c * runs.channel_stride;
+      if (!window_.pointwise())
+        stage_channel(batch, pixels, to);
+      else if ((channels - c) * pixels_of_channel >= kLine)  // faster than as many as there are
+        std::memcpy(to, pixels, kLine);
+      else
+        std::memcpy(to, pixels, static_cast<size_t>(pixels_of_channel));
+    }
+  };
+  if (chunks == 1)
+    task(0);
+  else
+    call->parallel(static_cast<size_t>(chunks), task);
+  std::memset(staged + all, 0, kLine);
+  return staged;
+}
+
+void BlockConv::stage_channel(const Batch& batch, const uint8_t* pixels, uint8_t* staged) const {
+  const Runs& runs = batch.plan->runs;
+  const uint8_t around = weights_.x_zero_point;
+  const auto copy_rows = simd_kernels().bytes.copy_rows;
+  each_phase(runs, [&](const PhaseCopy& phase) {
+    const auto fill = [&](int64_t rows) {
+      std::memset(staged, around, static_cast<size_t>(rows * runs.row_stride));
+      staged += rows * runs.row_stride;
+    };
+    fill(phase.above);
+    if (phase.rows > 0)
+      copy_rows({pixels + phase.from, phase.down, staged, runs.row_stride, phase.rows, phase.step,
+                 phase.before, phase.count, around});
+    staged += phase.rows * runs.row_stride;
+    fill(phase.below);
+  });
+}
+
+void BlockConv::run_share(const Batch& batch, const uint8_t* pixels, int64_t image,
+                          const Share& share) const {
+  const int64_t begin = weights_.blocks.groups * share.chunk / share.chunks;
+  const int64_t end = weights_.blocks.groups * (share.chunk + 1) / share.chunks;
+  for (int64_t part = 0; part < parts_; ++part)
+    for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
+      run_tile(batch, pixels, image, batch.plan->tiles[t], part, begin, end);
+}
+
+void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t image,
+                         const BlockTile& tile, int64_t part, int64_t group_begin,
+                         int64_t group_end) const {
+  const BlockPlan& plan = *batch.plan;
+  const Images& output = plan.output;
+  const Steps& steps = plan.parts[part];
+  const int64_t step =
+      tile.direct() ? group_end - group_begin : kOutputBytes / (tile.length * kBlockOutputs);
+  uint8_t* bytes = tile.direct() ? nullptr : scratch().outputs.bytes(kOutputBytes);
+  for (int64_t group = group_begin; group < group_end; group += step) {
+    const int64_t end = std::min(group + step, group_end);
+    const int64_t first = group * kBlockOutputs;
+    const int64_t at = part * weights_.blocks.groups * kBlockOutputs + first;  // padded
+    uint8_t* out = batch.y + output.offset(image, part * weights_.blocks.outputs + first) +
+                   tile.first + tile.skip;
+    ByteStrip strip{};
+    strip.steps = steps.all.data();
+    strip.starts = steps.starts.data() + group;
+    strip.base = pixels + part * channels_ * plan.runs.channel_stride + tile.first;
+    strip.out = tile.direct() ? out : bytes;
+    strip.out_stride = tile.direct() ? output.channel_stride() : tile.length;
+    strip.groups = end - group;
+    strip.outputs = std::min(end * kBlockOutputs, weights_.blocks.outputs) - first;
+    strip.begin = weights_.blocks.bias.data() + at;
+    strip.scales = weights_.scales.data() + at;
+    strip.requantise = weights_.requantise;
+    tile.run(strip);
+    for (int64_t o = 0; o < strip.outputs && !tile.direct(); ++o)
+      std::memcpy(out + o * output.channel_stride(), bytes + o * tile.length + tile.skip,
+                  static_cast<size_t>(tile.count - tile.skip));
+  }
+}
+
+}  // namespace mfac

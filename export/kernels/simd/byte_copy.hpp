@@ -1,0 +1,119 @@
+// Copies rows of bytes between borders, and transposes matrices of bytes.
+
+MFAC_INLINE void copy_many(const uint8_t* from, int64_t count, uint8_t* to) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) __builtin_memcpy(to + i, from + i, 16);
+  if (i == count) return;
+  if (count >= 16) {  // the last sixteen overlap the previous ones
+    __builtin_memcpy(to + count - 16, from + count - 16, 16);
+    return;
+  }
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+MFAC_INLINE void copy_every_other(const uint8_t* from, int64_t count, uint8_t* to) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const Bytes bytes = pick_bytes<16, 2>(from + 2 * i);
+    __builtin_memcpy(to + i, &bytes, sizeof bytes);
+  }
+  for (; i < count; ++i) to[i] = from[2 * i];
+}
+
+// One column of bytes or more, in every row.
+MFAC_INLINE void fill_columns(uint8_t* to, int64_t stride, int64_t rows, int64_t count,
+                              uint8_t value) {
+  if (count == 1) {  // as most windows have it: a call for each byte would take longer than the rest
+    for (int64_t r = 0; r < rows; ++r) to[r * stride] = value;
+    return;
+  }
+  for (int64_t r = 0; count > 0 && r < rows; ++r)
+    __builtin_memset(to + r * stride, value, static_cast<size_t>(count));
+}
+
+void copy_byte_rows(const ByteCopy& given) {
+  const ByteCopy c = given;
+  // Rows as far apart there as here: one copy of all of them, then the borders.
+  const bool at_once = c.step == 1 && c.from_stride == c.to_stride;
+  if (at_once) copy_many(c.from, (c.rows - 1) * c.to_stride + c.count, c.to + c.before);
+  for (int64_t r = 0; r < c.rows && !at_once; ++r) {
+    const uint8_t* from = c.from + r * c.from_stride;
+    uint8_t* to = c.to + r * c.to_stride + c.before;
+    if (c.step == 1) {
+      copy_many(from, c.count, to);
+    } else if (c.step == 2) {
+      copy_every_other(from, c.count, to);
+    } else {
+      for (int64_t i = 0; i < c.count; ++i) to[i] = from[i * c.step];
+    }
+  }
+  const int64_t end = c.before + c.count;
+  fill_columns(c.to, c.to_stride, c.rows, c.before, c.around);
+  fill_columns(c.to + end, c.to_stride, c.rows, c.to_stride - end, c.around);
+}
+
+// Transposes a square of sixteen bytes in every lane.
+template <class Vector>
+MFAC_INLINE void transpose_lanes(Vector* square) {
+  MFAC_UNROLL
+  for (int stage = 0; stage < 4; ++stage) {
+    Vector next[16];
+    MFAC_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      next[2 * i] = low_bytes(square[i], square[i + 8]);
+      next[2 * i + 1] = high_bytes(square[i], square[i + 8]);
+    }
+    MFAC_UNROLL
+    for (int i = 0; i < 16; ++i) square[i] = next[i];
+  }
+}
+
+MFAC_INLINE void store_up_to_16(uint8_t* to, const uint8_t* from, int64_t count) {
+  if (count == 16) return (void)__builtin_memcpy(to, from, 16);
+  if (count & 8) __builtin_memcpy(to, from, 8), to += 8, from += 8;
+  if (count & 4) __builtin_memcpy(to, from, 4), to += 4, from += 4;
+  if (count & 2) __builtin_memcpy(to, from, 2), to += 2, from += 2;
+  if (count & 1) *to = *from;
+}
+
+// to[c][r] = from[r][c] for r < rows (at most 16) and c < width <= 4 * L.
+template <int L>
+MFAC_INLINE void transpose_some(const uint8_t* from, int64_t from_stride, int64_t rows,
+                                int64_t width, uint8_t* to, int64_t to_stride) {
+  ByteVector<L> square[16];
+  MFAC_UNROLL
+  for (int r = 0; r < 16; ++r)
+    square[r] = load_bytes<L>(from + (r < rows ? r : rows - 1) * from_stride);
+  transpose_lanes(square);
+  if (rows == 16 && width == 4 * L) {
+    MFAC_UNROLL
+    for (int i = 0; i < 16; ++i) store_lanes(to + i * to_stride, 16 * to_stride, square[i]);
+    return;
+  }
+  uint8_t columns[16][L * 4];
+  __builtin_memcpy(columns, square, sizeof columns);
+  for (int64_t c = 0; c < width; ++c)
+    store_up_to_16(to + c * to_stride, columns[c % 16] + c / 16 * 16, rows);
+}
+
+// to[c][r] = from[r][c]
+void transpose_bytes(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t width,
+                     uint8_t* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r += 16) {
+    const int64_t some = rows - r < 16 ? rows - r : 16;
+    const uint8_t* source = from + r * from_stride;
+    int64_t c = 0;
+    for (; c + MFAC_WIDE * 4 <= width; c += MFAC_WIDE * 4)
+      transpose_some<MFAC_WIDE>(source + c, from_stride, some, MFAC_WIDE * 4,
+                                to + c * to_stride + r, to_stride);
+    for (; c < width && width >= 16; c += 16) {
+      if (c + 16 > width) c = width - 16;  // the last sixteen overlap the previous ones
+      transpose_some<4>(source + c, from_stride, some, 16, to + c * to_stride + r, to_stride);
+    }
+    if (c >= width) continue;
+    uint8_t padded[16 * 16] = {};
+    for (int64_t i = 0; i < some; ++i)
+      store_up_to_16(padded + i * 16, source + i * from_stride, width);
+    transpose_some<4>(padded, 16, some, width, to + r, to_stride);
+  }
+}

@@ -1,0 +1,154 @@
+// Bytes interleaved and packed within lanes of 128 bits, in vectors of one, two or four lanes.
+
+template <int L>
+struct BytesIn {
+  typedef uint8_t type __attribute__((vector_size(L * 4)));
+};
+template <int L>
+using ByteVector = typename BytesIn<L>::type;
+
+template <int L>
+MFAC_INLINE ByteVector<L> load_bytes(const uint8_t* from) {
+  ByteVector<L> value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+MFAC_INLINE Bytes low_pairs(Bytes a, Bytes b) { return (Bytes)low_halves((Halves)a, (Halves)b); }
+MFAC_INLINE Bytes high_pairs(Bytes a, Bytes b) { return (Bytes)high_halves((Halves)a, (Halves)b); }
+
+#if defined(__AVX2__)
+MFAC_INLINE ByteVector<8> low_bytes(ByteVector<8> a, ByteVector<8> b) {
+  return (ByteVector<8>)_mm256_unpacklo_epi8((__m256i)a, (__m256i)b);
+}
+MFAC_INLINE ByteVector<8> high_bytes(ByteVector<8> a, ByteVector<8> b) {
+  return (ByteVector<8>)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b);
+}
+MFAC_INLINE ByteVector<8> low_pairs(ByteVector<8> a, ByteVector<8> b) {
+  return (ByteVector<8>)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b);
+}
+MFAC_INLINE ByteVector<8> high_pairs(ByteVector<8> a, ByteVector<8> b) {
+  return (ByteVector<8>)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b);
+}
+#endif
+
+#if defined(__AVX512BW__)
+MFAC_INLINE ByteVector<16> low_bytes(ByteVector<16> a, ByteVector<16> b) {
+  return (ByteVector<16>)_mm512_unpacklo_epi8((__m512i)a, (__m512i)b);
+}
+MFAC_INLINE ByteVector<16> high_bytes(ByteVector<16> a, ByteVector<16> b) {
+  return (ByteVector<16>)_mm512_unpackhi_epi8((__m512i)a, (__m512i)b);
+}
+MFAC_INLINE ByteVector<16> low_pairs(ByteVector<16> a, ByteVector<16> b) {
+  return (ByteVector<16>)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
+}
+MFAC_INLINE ByteVector<16> high_pairs(ByteVector<16> a, ByteVector<16> b) {
+  return (ByteVector<16>)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
+}
+#endif
+
+// Store lane after lane, `stride` apart.
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t, Bytes value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+#if defined(__AVX2__)
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t stride, ByteVector<8> value) {
+  store_lanes(to, 0, (Bytes)_mm256_castsi256_si128((__m256i)value));
+  store_lanes(to + stride, 0, (Bytes)_mm256_extracti128_si256((__m256i)value, 1));
+}
+#endif
+#if defined(__AVX512BW__)
+MFAC_INLINE void store_lanes(uint8_t* to, int64_t stride, ByteVector<16> value) {
+  store_lanes(to, stride, (ByteVector<8>)_mm512_castsi512_si256((__m512i)value));
+  store_lanes(to + 2 * stride, stride,
+              (ByteVector<8>)_mm512_extracti64x4_epi64((__m512i)value, 1));
+}
+#endif
+
+// Four vectors of sums, in the order in which the bytes of positions were interleaved, as unsigned
+// bytes in the order of positions. With BOUNDED no product leaves the integers of 32 bits upwards;
+// one that leaves them downwards becomes the smallest integer. The packs saturate and restore the
+// order.
+#if defined(__SSE2__)
+
+struct ByteBounds {
+  char low, high;
+  explicit MFAC_INLINE ByteBounds(const Requantise& how)
+      : low(static_cast<char>(static_cast<int32_t>(how.low) + how.zero_point)),
+        high(static_cast<char>(static_cast<int32_t>(how.high) + how.zero_point)) {}
+};
+
+template <bool BOUNDED>
+MFAC_INLINE __m128i scaled_ints(Ints<4> sums, float scale, float high) {
+  __m128 scaled = _mm_mul_ps(_mm_cvtepi32_ps((__m128i)sums), _mm_set1_ps(scale));
+  if (!BOUNDED) scaled = _mm_min_ps(scaled, _mm_set1_ps(high));
+  return _mm_cvtps_epi32(scaled);
+}
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<4>* sums, float scale,
+                              const Requantise& how) {
+  const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
+  const __m128i zero = _mm_set1_epi16(static_cast<int16_t>(how.zero_point));
+  const __m128i a = _mm_adds_epi16(_mm_packs_epi32(at(0), at(1)), zero);
+  const __m128i b = _mm_adds_epi16(_mm_packs_epi32(at(2), at(3)), zero);
+  const ByteBounds bounds(how);
+  const __m128i bytes = _mm_max_epu8(
+      _mm_min_epu8(_mm_packus_epi16(a, b), _mm_set1_epi8(bounds.high)), _mm_set1_epi8(bounds.low));
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+#if defined(__AVX2__)
+template <bool BOUNDED>
+MFAC_INLINE __m256i scaled_ints(Ints<8> sums, float scale, float high) {
+  __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps((__m256i)sums), _mm256_set1_ps(scale));
+  if (!BOUNDED) scaled = _mm256_min_ps(scaled, _mm256_set1_ps(high));
+  return _mm256_cvtps_epi32(scaled);
+}
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<8>* sums, float scale,
+                              const Requantise& how) {
+  const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
+  const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(how.zero_point));
+  const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(at(0), at(1)), zero);
+  const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(at(2), at(3)), zero);
+  const ByteBounds bounds(how);
+  const __m256i bytes =
+      _mm256_max_epu8(_mm256_min_epu8(_mm256_packus_epi16(a, b), _mm256_set1_epi8(bounds.high)),
+                      _mm256_set1_epi8(bounds.low));
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+#endif
+
+#if defined(__AVX512BW__)
+template <bool BOUNDED>
+MFAC_INLINE __m512i scaled_ints(Ints<16> sums, float scale, float high) {
+  __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps((__m512i)sums), _mm512_set1_ps(scale));
+  if (!BOUNDED) scaled = _mm512_min_ps(scaled, _mm512_set1_ps(high));
+  return _mm512_cvtps_epi32(scaled);
+}
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
+                              const Requantise& how) {
+  const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
+  const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(how.zero_point));
+  const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(at(0), at(1)), zero);
+  const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(at(2), at(3)), zero);
+  const ByteBounds bounds(how);
+  const __m512i bytes =
+      _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
+                      _mm512_set1_epi8(bounds.low));
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+#endif
+
+#else  // lanes of 128 bits only: the order of positions was kept
+
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<4>* sums, float scale,
+                              const Requantise& how) {
+  MFAC_UNROLL
+  for (int t = 0; t < 4; ++t)
+    store_requantised<4>(to + t * 4, sums[t], broadcast<4>(scale), how);
+}
+
+#endif

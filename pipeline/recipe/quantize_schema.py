@@ -1,0 +1,54 @@
+"""The section of a recipe that says what is computed in 8 bits: quantize."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from mfac_compress.pipeline.recipe.section import Count, NonNegative, Section
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+# YAML reads `off` as false.
+_OFF_IS_A_WORD = BeforeValidator(lambda value: "off" if value is False else value)
+
+
+class QuantizeSection(Section):
+    """A further file in 8 bits (int8), made by ONNX Runtime's own quantiser of the pruned model.
+
+    Weights are signed and symmetric, so that zeros stay zeros; activations are unsigned. `quantize:
+    static` is short for `quantize: {mode: static}`.
+    """
+
+    mode: Annotated[Literal["off", "static", "dynamic"], _OFF_IS_A_WORD] = "off"
+    """`static`: the ranges of activations are measured on calibration samples. `dynamic`: each call
+    finds them anew; only matrix products are quantised, as in language models."""
+    samples: Count = 512
+    """Calibration samples on which ranges are measured, beside the held-out ones."""
+    ranges: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """What the range of an activation is, with `static`: all values, those that keep most of the
+    information, or 99.999% of them."""
+    per_channel: bool = True
+    """A scale for each output of a layer. Otherwise one for all of them."""
+    max_divergence: NonNegative | None = 0.01
+    """Most that the outputs may move away from those of `model.onnx` on held-out calibration
+    samples: mean KL divergence for classes, else mean squared difference in units of the outputs'
+    variance. The layers that cost most are left in float until it holds. `null`: none is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_alone(cls, given: Any) -> Any:
+        """A plain word is the mode."""
+        return {"mode": given} if given is False or isinstance(given, str) else given
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a file in 8 bits."""
+        return self.mode != "off"
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.mode == "dynamic" and self.ranges != "minmax":
+            yield RecipeIssue(
+                ("ranges",),
+                "must be minmax, or left out, where quantize.mode is dynamic, which measures none "
+                f"beforehand. Got {self.ranges}.",
+            )

@@ -1,0 +1,277 @@
+"""The files in 8 bits: the pruned model's, and the dense one's that it has to beat.
+
+Ranges of activations are those of calibration samples, and which layers stay in float is decided on
+the held-out ones: validation samples choose nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mfac_compress.export import open_session, predict
+from mfac_compress.export.names import Feeds, feeds
+from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
+from mfac_compress.export.session import fill, fixed_batch
+from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
+from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.file_names import DENSE, IN_INT8, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.inputs.calibration import CalibrationData
+from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.recipe.schema import QuantizeSection
+from mfac_compress.pipeline.run.stage import Job
+from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.prune import no_holdout
+from mfac_compress.pipeline.stages.reconstruct import check_samples
+
+_STAGE = "quantize"
+_BATCH = 32
+_JUDGED = 512
+"""Held-out samples on which a file in 8 bits is compared: one for each layer may have to be."""
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """A layer of the pruned model that could be in 8 bits, and whether it is."""
+
+    weight: str
+    """Name of its weight in the float file."""
+    operator: str
+    """ONNX operator."""
+    size: int
+    """Number of its weights."""
+    int8: bool
+    """Whether the file in 8 bits has them in 8 bits. Read from the file."""
+    cost: float | None
+    """Divergence of the outputs from those of `model.onnx` with this layer alone in 8 bits. null:
+    not measured, since all layers together stay below `quantize.max_divergence`."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How the files in 8 bits came about."""
+
+    mode: Literal["static", "dynamic"]
+    """Whether ranges of activations are in the file, or found in each call."""
+    divergence: float
+    """Of the file's outputs from those of `model.onnx`, on held-out calibration samples."""
+    all_layers: float
+    """The same with every layer in 8 bits."""
+    max_divergence: float | None
+    """Most that the recipe allows. null: anything."""
+    layers: tuple[LayerPrecision, ...]
+    """All that could be in 8 bits, in the graph's order."""
+
+    @property
+    def share(self) -> float:
+        """Weights in 8 bits, as a share of those of all layers."""
+        return sum(one.size for one in self.layers if one.int8) / sum(
+            one.size for one in self.layers
+        )
+
+
+def check(
+    ranks: Ranks,
+    *,
+    section: QuantizeSection,
+    calibration: CalibrationData,
+    where: Callable[..., str],
+    **_: Any,
+) -> None:
+    """Check that there are samples, and ONNX Runtime's quantiser.
+
+    Raises:
+        InputError: If not.
+    """
+    with ranks.raise_on_every_rank():
+        if find_spec("onnxruntime.quantization") is None:
+            raise InputError(
+                f"{where('quantize.mode')}: needs onnxruntime.quantization, which this build of "
+                "ONNX Runtime lacks. Install the package onnxruntime from PyPI, or set it to off."
+            )
+        if not len(calibration.draws.holdout):
+            raise no_holdout(calibration, where)
+        check_samples(calibration, section.samples, where("quantize.samples"))
+
+
+def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData) -> Quantised:
+    """Write the dense and the pruned model in 8 bits to the job's folder.
+
+    The dense one has every layer in 8 bits, as people would write it.
+
+    Args:
+        job: Where, after the stage ``export``.
+        section: The recipe's ``quantize``.
+        calibration: Has the samples.
+    Raises:
+        StageError: If no file in 8 bits is near enough to the float one.
+    """
+    exported = job.before["export"].folder
+    with TemporaryDirectory(prefix=".work-", dir=job.folder) as work:
+        search = _Search(job, section, calibration, exported / ONNX_FILES[SPARSE], Path(work))
+        found = search.run(job.folder / ONNX_FILES[IN_INT8[SPARSE]])
+        dense = _quantiser(exported / ONNX_FILES[DENSE], section, calibration, Path(work))
+        dense.write(job.folder / ONNX_FILES[IN_INT8[DENSE]], metadata=_metadata(section))
+    return found
+
+
+class _Search:
+    """Looks for the file with as many layers in 8 bits as the recipe's tolerance allows.
+
+    Args:
+        job: Shows the progress.
+        section: The recipe's ``quantize``.
+        calibration: Has the samples.
+        path: The pruned model in float.
+        work: Folder for files on trial.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        section: QuantizeSection,
+        calibration: CalibrationData,
+        path: Path,
+        work: Path,
+    ) -> None:
+        self._job, self._section, self._work = job, section, work
+        self._quantiser = _quantiser(path, section, calibration, work)
+        self._divergence = Divergence(FileModule(path), calibration, most=_JUDGED)
+
+    def run(self, output: Path) -> Quantised:
+        """Write the file, and say what is in it."""
+        layers, most = self._quantiser.layers, self._section.max_divergence
+        if not layers:
+            raise StageError(
+                _STAGE,
+                "quantize.mode must be off for a model without a convolution or matrix product "
+                "that has a constant weight.",
+            )
+        everything = reached = self._write(output)
+        costs: dict[str, float] = {}
+        if most is not None and not everything <= most:
+            costs = self._costs()
+            nodes = sorted(costs, key=_highest_first(costs))
+            reached = self._leave_in_float(output, nodes, most, everything)
+        in_file = weights_in_8_bits(output)
+        found = Quantised(
+            mode=self._section.mode,
+            divergence=reached,
+            all_layers=everything,
+            max_divergence=most,
+            layers=tuple(
+                LayerPrecision(
+                    one.weight,
+                    one.operator,
+                    one.size,
+                    one.weight in in_file,
+                    costs.get(one.node),
+                )
+                for one in layers
+            ),
+        )
+        if not found.share:
+            raise StageError(
+                _STAGE,
+                "a file in 8 bits must have a layer in 8 bits. ONNX Runtime's quantiser left all "
+                f"{len(layers)} in float. Set quantize.mode to off.",
+            )
+        return found
+
+    def _costs(self) -> dict[str, float]:
+        """What each layer costs by itself, by its node."""
+        costs, trial = {}, self._work / "one.onnx"
+        for done, layer in enumerate(self._quantiser.layers, 1):
+            self._job.progress.step(f"cost of {layer.weight}", done, len(self._quantiser.layers))
+            self._quantiser.write_only(trial, layer.node)
+            costs[layer.node] = self._divergence.of(FileModule(trial))
+        return costs
+
+    def _leave_in_float(
+        self, output: Path, nodes: Sequence[str], most: float, everything: float
+    ) -> float:
+        """Leave the fewest of the first nodes in float that reach the tolerance, by bisection.
+
+        Returns the divergence that is reached, at most ``most``; with none in float it is
+        ``everything``.
+        """
+        low, high, divergence = 0, len(nodes), everything  # too few, enough
+        while high - low > 1:
+            count = (low + high) // 2
+            divergence = self._write(output, nodes[:count])
+            low, high = (low, count) if divergence <= most else (count, high)
+        if high == len(nodes):
+            raise StageError(
+                _STAGE,
+                f"quantize.max_divergence must allow at least one layer in 8 bits. Got {most:g}, "
+                f"and with only {nodes[-1]} in 8 bits the outputs are {divergence:.3g} away from "
+                "those in float. Raise it, or set quantize.mode to off.",
+            )
+        return self._write(output, nodes[:high])
+
+    def _write(self, output: Path, in_float: Sequence[str] = ()) -> float:
+        """Write the file, and return how far its outputs are from those in float."""
+        self._quantiser.write(output, in_float=in_float, metadata=_metadata(self._section))
+        return self._divergence.of(FileModule(output))
+
+
+def _highest_first(costs: dict[str, float]) -> Callable[[str], float]:
+    """The order of layers to leave in float; NaN, of outputs that are not finite, costs most."""
+    return lambda node: -math.inf if math.isnan(costs[node]) else -costs[node]
+
+
+def _quantiser(
+    path: Path, section: QuantizeSection, calibration: CalibrationData, work: Path
+) -> StaticQuantiser | DynamicQuantiser:
+    if section.mode == "dynamic":
+        return DynamicQuantiser(path, per_channel=section.per_channel, scratch=work)
+    return StaticQuantiser(
+        path,
+        _batches(path, section.samples, calibration),
+        ranges=section.ranges,
+        per_channel=section.per_channel,
+        scratch=work,
+    )
+
+
+def _batches(path: Path, samples: int, calibration: CalibrationData) -> Iterator[Feeds]:
+    """Calibration samples, the same for each file, as it takes them."""
+    session = open_session(path)
+    fixed, names = fixed_batch(session), [one.name for one in session.get_inputs()]
+    for inputs in calibration.drawn_inputs(_STAGE, samples, fixed or _BATCH):
+        yield {name: fill(array, fixed) for name, array in feeds(inputs, names).items()}
+
+
+def _metadata(section: QuantizeSection) -> dict[str, str]:
+    """What says, beside the recipe's hash, how a file was made."""
+    return {"mfac_compress.quantize": section.model_dump_json()}
+
+
+class FileModule(nn.Module):
+    """An ONNX file as a module, which takes and returns trees of tensors.
+
+    Args:
+        path: A file that stock ONNX Runtime takes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._session = open_session(path, threads=torch.get_num_threads())
+
+    def forward(self, *args: Tree, **kwargs: Tree) -> Any:
+        """Outputs on the inputs' device: a tensor, or a dict of them by their names."""
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        device = next(tensor.device for _, tensor in named_tensors(inputs))
+        outputs = predict(self._session, inputs, size(inputs))
+
+        def to_device(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return map_tensors(to_device, outputs)
