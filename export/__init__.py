@@ -2,7 +2,13 @@
 
 import mfac_compress.export.environment  # noqa: F401  (before onnxruntime is imported)
 from mfac_compress.export.audit import TensorAudit, audit_zeros, removed_zeros
-from mfac_compress.export.dead_channels import Kept, remove_dead_channels, shrink_file
+from mfac_compress.export.dead_channels import (
+    Coupling,
+    Kept,
+    find_coupling,
+    remove_dead_channels,
+    shrink_file,
+)
 from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import (
@@ -34,6 +40,7 @@ from mfac_compress.export.workload import Workload
 
 __all__ = [
     "WHOLE_NOT_FASTER",
+    "Coupling",
     "FileSize",
     "FileSpeed",
     "Interval",
@@ -57,6 +64,7 @@ __all__ = [
     "data_files",
     "data_path",
     "export_onnx",
+    "find_coupling",
     "finding_of",
     "in_words",
     "kernel_library",

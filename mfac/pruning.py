@@ -84,8 +84,10 @@ def prune(
     # All select from the same costs, so their masks are the same.
     costs = group.all_gather(own_costs)
     mask = select(costs, units, units.removed() if removed is None else removed, keep)
-    updated = remove_weights(own_weights, mask[columns], inverse, update)
-    return Pruned(group.all_gather(updated), mask, costs)
+    updated = group.all_gather(remove_weights(own_weights, mask[columns], inverse, update))
+    # What has no effect any more needs nothing to make up for it.
+    left = units.freed(mask)
+    return Pruned(updated.masked_fill(~left, 0), left, costs)
 
 
 def prune_by_magnitude(
@@ -95,4 +97,5 @@ def prune_by_magnitude(
     keep = torch.ones_like(weights, dtype=torch.bool) if keep is None else keep
     costs = magnitude_costs(weights, units)
     mask = select(costs, units, units.removed() if removed is None else removed, keep)
+    mask = units.freed(mask)
     return Pruned(weights.masked_fill(~mask, 0), mask, costs)

@@ -8,6 +8,7 @@ from torch import Tensor
 from mfac_compress.mfac.block_inverse import BlockInverse
 from mfac_compress.mfac.fisher import Inverse
 from mfac_compress.mfac.numerics import damping_error
+from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.sequential import sequential_saliency
 from mfac_compress.mfac.units import Units
 
@@ -39,7 +40,7 @@ def unit_costs(
 
     Raises:
         ValueError: If ``sequential`` is asked for units of several weights, or an inverse that is
-            not given by blocks; or if a block of the Fisher holds a part of a unit only.
+            not given by blocks.
         PrecisionError: If the damping is too small for the costs of units of several weights.
 
     References:
@@ -62,16 +63,27 @@ def unit_costs(
 
 
 def _costs_of_sets(weights: Tensor, inverse: Inverse, units: Units) -> Tensor:
-    costs = weights.new_empty(units.count)
-    for numbers, cpu_columns in units.columns_by_size():
+    """Sum up the costs of the parts of each unit that lie in different blocks of the Fisher.
+
+    F⁻¹ is zero between blocks, so the sum is exact for the Fisher as it is.
+    """
+    parts, unit = units.within(_block_of_each_column(inverse.partition))
+    part_costs = weights.new_empty(parts.count)
+    for numbers, cpu_columns in parts.columns_by_size():
         columns = cpu_columns.to(weights.device)
         L, info = torch.linalg.cholesky_ex(inverse.submatrices(columns))
         if info.any():
             raise damping_error(inverse.damping, "float64 to judge several weights together")
         w = weights[columns].double().unsqueeze(-1)
         v = torch.linalg.solve_triangular(L, w, upper=False).squeeze(-1)
-        costs[numbers.to(weights.device)] = (v.square().sum(dim=1) / 2).to(costs)
-    return costs
+        part_costs[numbers.to(weights.device)] = (v.square().sum(dim=1) / 2).to(part_costs)
+    return weights.new_zeros(units.count).index_add_(0, unit.to(weights.device), part_costs)
+
+
+def _block_of_each_column(partition: BlockPartition) -> Tensor:
+    """Number the blocks. Shape ``[d]``."""
+    sizes = [stop - start for run in partition for start, stop in run.bounds]
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
 def magnitude_costs(weights: Tensor, units: Units) -> Tensor:

@@ -26,11 +26,14 @@ class Units:
         competition: Competition of each unit, from 0. Integers, shape ``[u]``.
         sparsity: Share of its units that each competition loses in the end, in [0, 1). Float64,
             shape ``[competitions]``.
+        freed_by: Unit whose removal leaves each weight without effect, so that it goes as well, at
+            no cost; -1 for none. Integers, shape ``[d]``. None where no unit does so.
     """
 
     of_weight: Tensor
     competition: Tensor
     sparsity: Tensor
+    freed_by: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -45,7 +48,9 @@ class Units:
     @property
     def digest(self) -> str:
         """SHA-256 in hex of all of it."""
-        parts = (self.of_weight.int(), self.competition.int(), self.sparsity.double())
+        parts = [self.of_weight.int(), self.competition.int(), self.sparsity.double()]
+        if self.freed_by is not None:
+            parts.append(self.freed_by.int())
         return sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
     @property
@@ -61,8 +66,41 @@ class Units:
             numbers = (sizes == size).nonzero().flatten()
             yield numbers, order[starts[numbers, None] + torch.arange(size)]
 
+    def within(self, blocks: Tensor) -> tuple["Units", Tensor]:
+        """Divide units so that each part lies in one block.
+
+        Args:
+            blocks: Block of each column. Integers, shape ``[d]``.
+
+        Returns:
+            The parts as units, all of one competition, and the unit of each part.
+        """
+        same = self.of_weight[1:] == self.of_weight[:-1]
+        ascending = bool((self.of_weight[1:] >= self.of_weight[:-1]).all())
+        if ascending and not (same & (blocks[1:] != blocks[:-1])).any():
+            return self, torch.arange(self.count)
+        pairs = self.of_weight.long() * (int(blocks.max()) + 1) + blocks
+        kinds, of_weight = torch.unique(pairs, return_inverse=True)
+        number = number_by_first_column(of_weight, len(kinds))
+        unit = torch.empty_like(kinds).scatter_(0, number, kinds // (int(blocks.max()) + 1))
+        alone = torch.zeros(len(kinds), dtype=torch.int32)
+        return Units(number[of_weight], alone, self.sparsity[:1]), unit
+
+    def freed(self, mask: Tensor) -> Tensor:
+        """Return a mask without the weights that have no effect any more.
+
+        Args:
+            mask: True = kept. Shape ``[d]``.
+        """
+        if self.freed_by is None:
+            return mask
+        alive = torch.zeros(self.count + 1, dtype=torch.bool, device=mask.device)
+        alive[self.of_weight.to(mask.device)[mask].long()] = True
+        alive[-1] = True  # what no unit frees
+        return mask & alive[self.freed_by.to(mask.device).long()]
+
     def part(self, columns: slice) -> "Units":
-        """Return the units of some adjacent columns, numbered from 0.
+        """Return the units of some adjacent columns, numbered from 0, without what they free.
 
         Raises:
             ValueError: If a unit has other columns as well.
@@ -222,6 +260,21 @@ class NM:
         competition = of_weight // self.m
         sparsities = torch.full((layout.size // self.m,), self.sparsity, dtype=torch.float64)
         return layout, Units(of_weight, competition, sparsities)
+
+
+def number_by_first_column(of_weight: Tensor, count: int) -> Tensor:
+    """Number units anew, in the order of their first columns.
+
+    Args:
+        of_weight: Unit of each weight, in any numbering. Shape ``[d]``.
+        count: u.
+
+    Returns:
+        The new number of each unit. Int64, shape ``[u]``.
+    """
+    columns = torch.arange(len(of_weight))
+    first = torch.full((count,), len(columns)).scatter_reduce_(0, of_weight, columns, "amin")
+    return torch.empty_like(first).scatter_(0, torch.argsort(first), torch.arange(count))
 
 
 def _side_by_side(shapes: Shapes, axis: Literal[0, 1], size: int, what: str) -> Layout:

@@ -9,7 +9,16 @@ nobody reads is as dead as one that is always zero.
 What is not understood keeps its channels, so a graph is never wrong, only larger than it might be.
 """
 
+from mfac_compress.export.dead_channels.coupling import Coupled, Coupling, Part, find_coupling
 from mfac_compress.export.dead_channels.file import shrink_file
 from mfac_compress.export.dead_channels.removal import Kept, remove_dead_channels
 
-__all__ = ["Kept", "remove_dead_channels", "shrink_file"]
+__all__ = [
+    "Coupled",
+    "Coupling",
+    "Kept",
+    "Part",
+    "find_coupling",
+    "remove_dead_channels",
+    "shrink_file",
+]

@@ -29,6 +29,7 @@ def batched_product(channels: Channels, node: ir.Node) -> bool:
     for each, head in zip(found, heads, strict=True):
         channels.classes.couple(each, head)
     channels.classes.couple(*heads)
+    channels.heads.append(heads[0])
     channels.of_value[node.outputs[0]] = heads[0]
     zeros = [_zero_heads(channels.constants.get(v), heads[0].shape) for v in node.inputs]
     channels.constants[node.outputs[0]] = np.where(zeros[0] | zeros[1], 0.0, np.nan)

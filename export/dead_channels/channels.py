@@ -1,6 +1,6 @@
 """What is known of the channels of a graph's values, while its nodes are read in order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +68,14 @@ class Channels:
     """Channels of an axis of an initializer."""
     fixed: set[tuple[ir.Value, int]] = field(default_factory=set)
     """Axes of values that must not shrink."""
+    inputs: list[tuple[ir.Value, int]] = field(default_factory=list)
+    """Axes of layers' weights along which their inputs lie."""
+    outputs: list[tuple[ir.Value, int]] = field(default_factory=list)
+    """And those along which their outputs do."""
+    heads: list[np.ndarray] = field(default_factory=list)
+    """Channels that are heads of attention."""
+    unfollowed: list[ir.Node] = field(default_factory=list)
+    """Nodes that are not understood."""
     producers: list[np.ndarray] = field(default_factory=list)
     """Output channels of each layer."""
     needs: list[Needs] = field(default_factory=list)
@@ -125,8 +133,17 @@ class Channels:
         unknown = sum(np.isnan(each) for each in inputs.values() if each.dtype.kind == "f")
         return np.where(np.broadcast_to(unknown, array.shape) | ~np.isfinite(array), np.nan, array)
 
+    def several_axes(self) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Yield channels of which only whole slices can go, and the axes that may shrink."""
+        for value, each in self.of_value.items():
+            axes = [axis for axis, size in enumerate(each.shape) if size > 1]
+            free = [axis for axis in axes if (value, axis) not in self.fixed]
+            if len(axes) > 1 or free != axes:
+                yield each, free
+
     def give_up(self, node: ir.Node) -> None:
         """Keep the channels of whatever a node reads and computes."""
+        self.unfollowed.append(node)
         self.stay(*node.inputs, *node.outputs)
         for readers in self._readers.values():
             readers.discard(node)

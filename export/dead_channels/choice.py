@@ -23,12 +23,7 @@ def dead_channels(channels: Channels, round_to: int) -> np.ndarray:
     roots = channels.classes.roots()
     dead = np.ones(len(roots), dtype=bool)
     dead[STAYS] = False
-    several = []
-    for value, each in channels.of_value.items():
-        axes = [axis for axis, size in enumerate(each.shape) if size > 1]
-        free = [axis for axis in axes if (value, axis) not in channels.fixed]
-        if len(axes) > 1 or free != axes:
-            several.append((each, free))
+    several = list(channels.several_axes())
     while True:
         before = dead.sum()
         for layer in reversed(channels.needs):
@@ -36,7 +31,7 @@ def dead_channels(channels: Channels, round_to: int) -> np.ndarray:
             dead[roots[layer.inputs[layer.used[live].any(axis=0)]]] = False
         for each, axes in several:
             gone = dead[roots[each]]
-            dead[roots[each][gone & ~_slices(gone, axes)]] = False
+            dead[roots[each][gone & ~whole_slices(gone, axes)]] = False
         for each in channels.of_value.values():
             if dead[roots[each]].all():
                 dead[roots[each.flat[0]]] = False
@@ -46,7 +41,7 @@ def dead_channels(channels: Channels, round_to: int) -> np.ndarray:
             return dead[roots]
 
 
-def _slices(gone: np.ndarray, axes: list[int]) -> np.ndarray:
+def whole_slices(gone: np.ndarray, axes: list[int]) -> np.ndarray:
     """Return which elements lie in a slice across one of the axes that goes as a whole."""
     whole = np.zeros_like(gone)
     for axis in axes:

@@ -33,7 +33,9 @@ def convolution(channels: Channels, node: ir.Node) -> bool:
     matrix = array.reshape(len(array), array.shape[1], -1).astype(np.float64)
     sums, used = matrix.sum(axis=2), (matrix != 0).any(axis=2)
     place = (node, 2)
+    channels.outputs.append((weight, 0))
     if groups == 1:
+        channels.inputs.append((weight, 1))
         channels.classes.couple(channels.weight(node, weight, 1), inputs)
         _finish(channels, node, place, inputs, outputs, sums, used, known, bias)
     else:
@@ -55,6 +57,8 @@ def transposed_convolution(channels: Channels, node: ir.Node) -> bool:
     inputs = _inputs(channels, node, x, 1, len(array))
     outputs = channels.weight(node, weight, 1)
     channels.classes.couple(channels.weight(node, weight, 0), inputs)
+    channels.inputs.append((weight, 0))
+    channels.outputs.append((weight, 1))
     known = _known(channels, x, 1, len(array))
     known = np.where(known == 0, known, np.nan)
     matrix = array.reshape(*array.shape[:2], -1).swapaxes(0, 1).astype(np.float64)
@@ -134,6 +138,8 @@ def _product(
     inputs = _inputs(channels, node, x, rank - 1, matrix.shape[1])
     outputs = channels.weight(node, weight, rows)
     channels.classes.couple(channels.weight(node, weight, 1 - rows), inputs)
+    channels.inputs.append((weight, 1 - rows))
+    channels.outputs.append((weight, rows))
     known = _known(channels, x, rank - 1, matrix.shape[1])
     if place is None:
         known = np.where(known == 0, known, np.nan)  # no bias that could take it over

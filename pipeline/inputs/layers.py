@@ -8,6 +8,7 @@ from math import prod
 
 from torch import nn
 
+from mfac_compress.mfac.coupled import Channels
 from mfac_compress.mfac.layout import Layout
 from mfac_compress.mfac.units import Pattern, Units
 from mfac_compress.pipeline.errors import InputError
@@ -110,13 +111,29 @@ class PruneTargets:
 
     @property
     def unit_size(self) -> int:
-        """Number of weights that are removed together, adjacent in the layout."""
-        return self.layout.size // self.units.count
+        """Number of adjacent weights of the layout that no block of the Fisher divides."""
+        return 1 if self.has_channels else self.layout.size // self.units.count
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether units are whole channels, whose numbers of weights differ."""
+        return isinstance(self.pattern, Channels)
+
+    @property
+    def target(self) -> float:
+        """Share of the units that go in the end, of those that may."""
+        units = self.units
+        sizes = units.sizes[:-1] if self.has_channels else units.sizes
+        return float((units.sparsity[: len(sizes)] * sizes).sum() / sizes.sum())
 
     @property
     def removed(self) -> int:
-        """Number of weights that are removed in the end."""
-        return int(self.units.removed().sum()) * self.unit_size
+        """Number of weights that are removed in the end; about, where units differ in size."""
+        units = self.units
+        if self.has_channels:
+            able = units.competition[units.of_weight] < len(units.sparsity) - 1
+            return round(self.target * int((able | (units.freed_by >= 0)).sum()))
+        return int(units.removed().sum()) * self.unit_size
 
 
 def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:

@@ -16,6 +16,7 @@ from mfac_compress.pipeline.inputs.code_sources import (
     forget_opened,
     present_sources,
 )
+from mfac_compress.pipeline.inputs.coupled import couple
 from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
@@ -107,6 +108,8 @@ def load_inputs(
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
     targets = _prunable(recipe, model, data, calibration, targets, form)
+    if recipe.prune.removes_channels:
+        targets = couple(targets, model.coupling(form), recipe, ranks.size)
     layers = ModelLayers(model, calibration, recipe.export)
     if recipe.prune.method == "layerwise":
         targets = _layers_of(recipe, targets, layers)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mfac_compress.export import Coupling
 from mfac_compress.mfac.batch import Tree
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.recipe.schema import ExportSection
@@ -73,6 +74,16 @@ class Model(Protocol):
 
         Raises:
             InputError: If it cannot be written so, or the file computes something else.
+        """
+
+    def coupling(self, form: OnnxForm) -> Coupling:
+        """The channels of the dense file that can go, with the weights that go with each.
+
+        Args:
+            form: How it is written.
+
+        Raises:
+            InputError: If it cannot be written so.
         """
 
     def write(

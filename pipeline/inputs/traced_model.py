@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from mfac_compress.export import build_graph, lost_zeros, write_graph
+from mfac_compress.export import Coupling, build_graph, find_coupling, lost_zeros, write_graph
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept
@@ -57,6 +57,13 @@ class TracedModel:
                 f"{describe(error)}. Run torch.onnx.export(model, (inputs,), dynamo=True) on the "
                 "model by itself."
             ) from error
+
+    def coupling(self, form: OnnxForm) -> Coupling:
+        """See :class:`~mfac_compress.pipeline.inputs.model.Model`."""
+        with _named():
+            if form not in self._dense:
+                self._dense[form] = _graph(self._on_cpu(), form)
+            return find_coupling(self._dense[form])
 
     def write(
         self,

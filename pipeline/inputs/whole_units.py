@@ -13,7 +13,7 @@ _AXES = {"outputs": 0, "inputs": 1}
 
 
 def pattern_of(section: PruneSection) -> Pattern:
-    """The pattern that a recipe asks for."""
+    """The pattern that a recipe asks for; of whole channels, before these are known, none."""
     pattern = section.pattern
     if isinstance(pattern, BlockPattern):
         return Block(pattern.block, _AXES[pattern.axis])
@@ -31,7 +31,7 @@ def why_not_divided(module: nn.Module, section: PruneSection, shapes: Shapes) ->
     Returns:
         Name to reason.
     """
-    if section.pattern == "unstructured":
+    if isinstance(section.pattern, str):
         return {}
     size, axis, what = _whole(section.pattern)
     groups = _groups(module)

@@ -82,7 +82,9 @@ class PruneSection(Section):
     pattern: Zeros = "unstructured"
     """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
     weights go together, which sparse kernels run much faster. `{n: 2, m: 4}`: two of each four
-    inputs are kept."""
+    inputs are kept. `channels` of convolutions, `heads` of attention, `neurons` between other
+    layers: each goes with all weights that read it and that make it, and is cut out of the file;
+    `sparsity` is the share of them."""
     permute: bool = False
     """Put channels that are alike side by side first, where the layers that read them can take them
     in another order: blocks of weights then lose less. All files of the run hold the model so
@@ -141,6 +143,11 @@ class PruneSection(Section):
         return self.method == "mfac" or self.allocation == "fisher"
 
     @property
+    def removes_channels(self) -> bool:
+        """Whether whole channels, heads or neurons go."""
+        return self.pattern in ("channels", "heads", "neurons")
+
+    @property
     def competes_globally(self) -> bool:
         """Whether tensors compete with each other for how many weights each loses."""
         return self.scope == "global" and self.allocation != "uniform"
@@ -178,6 +185,8 @@ class PruneSection(Section):
                 f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
                 "single weights are judged anew as others go. Got sequential.",
             )
+        if self.removes_channels:
+            yield from self._channel_issues()
         if self.permute and not isinstance(self.pattern, BlockPattern):
             yield RecipeIssue(
                 ("permute",),
@@ -200,6 +209,21 @@ class PruneSection(Section):
         }
         for key, pattern in patterns.items():
             yield from _unreadable(key, pattern)
+
+    def _channel_issues(self) -> Iterator[RecipeIssue]:
+        """Keys that do not go with whole channels."""
+        if self.method == "layerwise":
+            yield RecipeIssue(
+                ("method",),
+                f"must be mfac or magnitude where prune.pattern is {self.pattern}: layers share "
+                "channels, and cannot be pruned one by one. Got layerwise.",
+            )
+        if self.selection == "sequential":
+            yield RecipeIssue(
+                ("selection",),
+                f"must be independent, or left out, where prune.pattern is {self.pattern}: only "
+                "single weights are judged anew as others go. Got sequential.",
+            )
 
     def _layerwise_issues(self) -> Iterator[RecipeIssue]:
         """Keys that the method layerwise has no use for, and those that only it has."""

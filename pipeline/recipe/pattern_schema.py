@@ -51,7 +51,7 @@ def _kind(given: Any) -> str:
 
 
 Zeros = Annotated[
-    Annotated[Literal["unstructured"], Tag("unstructured")]
+    Annotated[Literal["unstructured", "channels", "heads", "neurons"], Tag("unstructured")]
     | Annotated[BlockPattern, Tag("BlockPattern")]
     | Annotated[NMPattern, Tag("NMPattern")],
     Discriminator(_kind),

@@ -71,9 +71,8 @@ def sparsity_of(recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int])
         targets: What was pruned, and why the rest was not.
         sizes: Number of values of every parameter of the model, tied ones once.
     """
-    asked = sum((targets.units.sparsity * targets.units.sizes).tolist())
     return Sparsity(
-        target=asked / targets.units.count,
+        target=targets.target,
         weights=targets.weights,
         parameters=sum(sizes.values()),
         pattern=str(recipe.prune.pattern),

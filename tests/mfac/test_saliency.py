@@ -55,13 +55,21 @@ def test_the_cost_of_a_unit_is_the_loss_of_its_removal(gradients, dense_fisher):
     assert (0.5 * delta @ F @ delta).item() == pytest.approx(pruned.costs.min().item(), rel=1e-4)
 
 
-def test_units_that_blocks_of_the_fisher_divide_are_refused(gradients):
-    w, keep = torch.randn(D), torch.ones(D, dtype=torch.bool)
+def test_units_that_blocks_of_the_fisher_divide_cost_what_they_do_with_that_fisher(gradients):
+    w = torch.randn(D, generator=torch.Generator().manual_seed(0))
     units = Block(4, 0).resolve({"w": (8, 3)}, 0.5)[1]
+    scattered = Units(torch.randperm(D) % 5, torch.zeros(5, dtype=torch.int32), units.sparsity)
     for m in (4, 40):
         inverse = invert(fisher_of(gradients(m, D), 6), 1e-2)
-        with pytest.raises(ValueError, match="must hold whole units"):
-            unit_costs(w, inverse, units, keep)
+        elements = range(D)
+        dense = torch.tensor([[inverse.element(j, k) for k in elements] for j in elements]).double()
+        for each in (units, scattered):
+            costs = unit_costs(w, inverse, each, torch.ones(D, dtype=torch.bool))
+            for number in range(each.count):
+                at = each.of_weight == number
+                of_unit = w[at].double()
+                expected = of_unit @ torch.linalg.inv(dense[at][:, at]) @ of_unit / 2
+                assert costs[number].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_sequential_selection_is_refused_for_units_of_several_weights(gradients):

@@ -252,7 +252,7 @@ BAD_WHOLE = {
     ),
     "a pattern of zeros that is none": (
         "data: {source: digits}\nprune:\n  sparsity: 0.5\n  pattern: blocks",
-        ["prune.pattern must be unstructured or a section with at least block", ":4)"],
+        ["prune.pattern must be one of unstructured, channels, heads, neurons or a section", ":4)"],
     ),
     "wrong in a pattern of zeros": (
         "data: {source: digits}\nprune:\n  sparsity: 0.5\n  pattern: {block: 1}",
