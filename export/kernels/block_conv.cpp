@@ -75,9 +75,10 @@ const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffe
                       : std::clamp<int64_t>(all / kTaskBytes, 1, std::min<int64_t>(channels, 16));
   auto task = [&](size_t index) {
     const int64_t chunk = static_cast<int64_t>(index);
-    for (int64_t c = channels * chunk / chunks; c < channels * (chunk + 1) / chunks; ++c)
-      stage_channel(batch, from + c * plan.input.channel_stride(),
-                    staged + c * runs.channel_stride);
+    const int64_t first = channels * chunk / chunks;
+    stage_channels(batch, channels * (chunk + 1) / chunks - first,
+                   from + first * plan.input.channel_stride(),
+                   staged + first * runs.channel_stride);
   };
   if (chunks == 1)
     task(0);
@@ -87,13 +88,27 @@ const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffe
   return staged;
 }
 
-void BlockConv::stage_channel(const Batch& batch, const uint8_t* pixels, uint8_t* staged) const {
+void BlockConv::stage_channels(const Batch& batch, int64_t channels, const uint8_t* pixels,
+                               uint8_t* staged) const {
   const Runs& runs = batch.plan->runs;
-  const auto copy_rows = simd_kernels().bytes.copy_rows;
+  ByteCopy copy{};
+  copy.channels = channels;
+  copy.from_channel = batch.plan->input.channel_stride();
+  copy.to_channel = runs.channel_stride;
+  copy.to = staged;
+  copy.to_stride = runs.row_stride;
+  copy.around = weights_.x_zero_point;
   each_phase(runs, [&](const PhaseCopy& phase) {
-    copy_rows({pixels + phase.from, phase.down, staged, runs.row_stride, phase.above, phase.rows,
-               phase.below, phase.step, phase.before, phase.count, weights_.x_zero_point});
-    staged += runs.phase_stride;
+    copy.from = pixels + phase.from;
+    copy.from_stride = phase.down;
+    copy.above = phase.above;
+    copy.rows = phase.rows;
+    copy.below = phase.below;
+    copy.step = phase.step;
+    copy.before = phase.before;
+    copy.count = phase.count;
+    simd_kernels().bytes.copy_channels(copy);
+    copy.to += runs.phase_stride;
   });
 }
 

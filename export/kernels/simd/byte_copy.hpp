@@ -45,17 +45,16 @@ MFAC_INLINE void fill_columns(uint8_t* to, int64_t stride, int64_t rows, int64_t
   for (int64_t r = 0; count > 0 && r < rows; ++r) fill_many(to + r * stride, count, value);
 }
 
-void copy_byte_rows(const ByteCopy& given) {
-  const ByteCopy c = given;
-  uint8_t* const inside = c.to + c.above * c.to_stride;
-  fill_many(c.to, c.above * c.to_stride, c.around);
+MFAC_INLINE void copy_channel(const ByteCopy& c, const uint8_t* source, uint8_t* target) {
+  uint8_t* const inside = target + c.above * c.to_stride;
+  fill_many(target, c.above * c.to_stride, c.around);
   fill_many(inside + c.rows * c.to_stride, c.below * c.to_stride, c.around);
   if (c.rows == 0) return;
   // Rows as far apart there as here: one copy of all of them, then the borders.
   const bool at_once = c.step == 1 && c.from_stride == c.to_stride;
-  if (at_once) copy_many(c.from, (c.rows - 1) * c.to_stride + c.count, inside + c.before);
+  if (at_once) copy_many(source, (c.rows - 1) * c.to_stride + c.count, inside + c.before);
   for (int64_t r = 0; r < c.rows && !at_once; ++r) {
-    const uint8_t* from = c.from + r * c.from_stride;
+    const uint8_t* from = source + r * c.from_stride;
     uint8_t* to = inside + r * c.to_stride + c.before;
     if (c.step == 1) {
       copy_many(from, c.count, to);
@@ -68,6 +67,12 @@ void copy_byte_rows(const ByteCopy& given) {
   const int64_t end = c.before + c.count;
   fill_columns(inside, c.to_stride, c.rows, c.before, c.around);
   fill_columns(inside + end, c.to_stride, c.rows, c.to_stride - end, c.around);
+}
+
+void copy_channels(const ByteCopy& given) {
+  const ByteCopy c = given;
+  for (int64_t channel = 0; channel < c.channels; ++channel)
+    copy_channel(c, c.from + channel * c.from_channel, c.to + channel * c.to_channel);
 }
 
 void gather_bytes(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t count,
