@@ -2,6 +2,7 @@
 
 import mfac_compress.export.environment  # noqa: F401  (before onnxruntime is imported)
 from mfac_compress.export.audit import TensorAudit, audit_zeros, removed_zeros
+from mfac_compress.export.dead_channels import Kept, remove_dead_channels, shrink_file
 from mfac_compress.export.external_data import data_files, data_path
 from mfac_compress.export.intervals import Interval, median_interval
 from mfac_compress.export.latency import (
@@ -36,6 +37,7 @@ __all__ = [
     "FileSize",
     "FileSpeed",
     "Interval",
+    "Kept",
     "LatencyComparison",
     "LayerSpeed",
     "Machine",
@@ -67,7 +69,9 @@ __all__ = [
     "open_session",
     "parity_error",
     "predict",
+    "remove_dead_channels",
     "removed_zeros",
+    "shrink_file",
     "sparse_session",
     "try_file",
     "why_not_faster",

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 from torch import Tensor
 
+from mfac_compress.export.dead_channels.removal import Kept
 from mfac_compress.export.passes import GATES, TRANSPOSED, torch_gates
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.read_back import packed_weights
@@ -32,18 +33,21 @@ class TensorAudit:
     mask_zeros: int
     """Weights that the mask removes."""
     onnx_zeros: int | None
-    """How many of these are zero in the ONNX file. None: the tensor was not found."""
+    """How many of these are zero in the ONNX file, or cut out of it. None: the tensor was not
+    found."""
     negative_zeros: int | None
     """Negative zeros anywhere in the ONNX file's tensor. None: not found."""
     optimized_zeros: int | None
-    """Removed weights that are zero after ONNX Runtime's optimisation. None: not found."""
+    """The same after ONNX Runtime's optimisation. None: not found."""
+    cut: int
+    """Removed weights that are not in the ONNX file at all, since a channel of theirs was dead."""
     intact: bool
-    """Whether every removed weight was found as zero in both places, and as +0 in the file. A
-    tensor of which nothing was removed need not be found."""
+    """Whether every removed weight was cut, or found as zero in both places, and as +0 in the file.
+    A tensor of whose weights in the file none is removed need not be found."""
 
 
 def audit_zeros(
-    variants: Sequence[Variant], masks: Mapping[str, Tensor]
+    variants: Sequence[Variant], masks: Mapping[str, Tensor], kept: Kept | None = None
 ) -> dict[str, tuple[TensorAudit, ...]]:
     """Look for every removed weight in ONNX files and in the graphs that ONNX Runtime runs.
 
@@ -62,14 +66,25 @@ def audit_zeros(
     Args:
         variants: The files, and those they were made from.
         masks: Boolean mask per parameter name, True = kept. Shape of the parameter.
+        kept: What :func:`shrink_file` left of the tensors in these files.
     Returns:
         By variant, one audit per mask, in their order.
     Raises:
         ValueError: If ONNX Runtime cannot load a file.
     """
     keep = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    left = {name: _left(name, mask, kept or {}) for name, mask in keep.items()}
     paths = {variant.name: variant.path for variant in variants}
-    return {each.name: _audit(each, paths.get(each.made_from), keep) for each in variants}
+    return {each.name: _audit(each, paths.get(each.made_from), keep, left) for each in variants}
+
+
+def _left(name: str, mask: np.ndarray, kept: Kept) -> np.ndarray:
+    """Cut a mask as the file's tensor was."""
+    transposed = kept.get(name + TRANSPOSED)
+    for axis, places in enumerate(transposed[::-1] if transposed else kept.get(name, ())):
+        if places is not None:
+            mask = np.take(mask, places, axis=axis)
+    return mask
 
 
 def removed_zeros(audit: Sequence[TensorAudit]) -> int | None:
@@ -79,27 +94,39 @@ def removed_zeros(audit: Sequence[TensorAudit]) -> int | None:
 
 
 def _audit(
-    variant: Variant, source_path: Path | None, keep: Mapping[str, np.ndarray]
+    variant: Variant,
+    source_path: Path | None,
+    keep: Mapping[str, np.ndarray],
+    left: Mapping[str, np.ndarray],
 ) -> tuple[TensorAudit, ...]:
     source = ir.load(source_path) if source_path else None
     with tempfile.TemporaryDirectory() as folder:
         optimized = _optimize(variant, Path(folder))
         in_file, in_runtime = (
-            _match(_weights(ir.load(path), source), keep) for path in (variant.path, optimized)
+            _match(_weights(ir.load(path), source), left) for path in (variant.path, optimized)
         )
         return tuple(
-            _audit_tensor(name, mask, in_file[name], in_runtime[name])
+            _audit_tensor(name, mask, left[name], in_file[name], in_runtime[name])
             for name, mask in keep.items()
         )
 
 
 def _audit_tensor(
-    name: str, mask: np.ndarray, in_file: np.ndarray | None, in_runtime: np.ndarray | None
+    name: str,
+    mask: np.ndarray,
+    left: np.ndarray,
+    in_file: np.ndarray | None,
+    in_runtime: np.ndarray | None,
 ) -> TensorAudit:
-    removed = int((~mask).sum())
-    negative, zeros = _negative_zeros(in_file), (_zeros(in_file, mask), _zeros(in_runtime, mask))
-    intact = not negative if removed == 0 else zeros == (removed, removed) and negative == 0
-    return TensorAudit(name, mask.size, removed, zeros[0], negative, zeros[1], intact)
+    removed, to_find = int((~mask).sum()), int((~left).sum())
+    cut = removed - to_find
+    negative, zeros = _negative_zeros(in_file), (_zeros(in_file, left), _zeros(in_runtime, left))
+    found = zeros == (to_find, to_find) and negative == 0
+    intact = found if to_find else not negative
+    in_places = (None if count is None else count + cut for count in zeros)
+    return TensorAudit(
+        name, mask.size, removed, next(in_places), negative, next(in_places), cut, intact
+    )
 
 
 def _optimize(variant: Variant, folder: Path) -> Path:

@@ -105,6 +105,5 @@ def _memory(plan: MemoryPlan) -> list[str]:
         f"memory: gradients {readable_bytes(inverse.window_bytes)} + factors "
         f"{readable_bytes(inverse.inverse_bytes)} = {readable_bytes(inverse.total_bytes)}; "
         f"{inverse.flops / 1e9:,.2g} GFLOP",
-        f"budget: {readable_bytes(plan.budget_bytes)} ({plan.budget_from}): "
-        f"{fits if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
+        f"budget: {plan.budget}: {fits if plan.fits else 'DOES NOT FIT. ' + plan.advice}",
     ]

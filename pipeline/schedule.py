@@ -131,7 +131,7 @@ def _prune(
             "by_curvature": by_curvature,
         },
         after=state,
-        check=partial(prune_layers.check, where=where),
+        check=partial(prune_layers.check, budget=inputs.budget, where=where),
         facts=prune.Pruned,
         ranks="all" if by_curvature else "zero",
     )
@@ -161,6 +161,7 @@ def _reconstruct(
             reconstruct.check,
             pruned=[target.name for target in inputs.targets.matched],
             samples_key="samples" if name == "reconstruct" else "samples_between",
+            budget=inputs.budget,
             where=recipe.where,
         ),
         facts=reconstruct.Reconstructed,
@@ -206,8 +207,11 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
                 "mfac_compress.recipe_sha256": recipe_hash(recipe),
                 **versions,
             },
+            "remove_dead": recipe.export.remove_dead,
+            "round_to": recipe.export.round_to,
         },
         after={"state": "recover"},
+        facts=export.Exported,
         ranks="zero",
     )
 

@@ -123,7 +123,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
             new.shape = None  # the recorded one is no longer true
     if plan:
         graph.opset_imports.setdefault(DOMAIN, VERSION)
-    _remove_unused(graph)
+    remove_unused(graph)
 
 
 def _add_constants(
@@ -144,7 +144,7 @@ def _add_constants(
         node.replace_input_with(place, stored[content])
 
 
-def _remove_unused(graph: ir.Graph) -> None:
+def remove_unused(graph: ir.Graph) -> None:
     """Remove what the outputs do not depend on, such as weights that are packed.
 
     Unlike onnx_ir's pass it leaves the other nodes as they are, and the scales of annotations.

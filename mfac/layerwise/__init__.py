@@ -9,6 +9,7 @@ from mfac_compress.mfac.layerwise.blocks import fit_blocks
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.least_squares import least_squares
 from mfac_compress.mfac.layerwise.matrix import LayerMatrix
+from mfac_compress.mfac.layerwise.memory import bytes_of_least_squares, bytes_of_pruning
 from mfac_compress.mfac.layerwise.moments import Moments, layer_moments
 from mfac_compress.mfac.layerwise.pruning import prune_layers
 
@@ -16,6 +17,8 @@ __all__ = [
     "LayerGraph",
     "LayerMatrix",
     "Moments",
+    "bytes_of_least_squares",
+    "bytes_of_pruning",
     "fit_blocks",
     "layer_moments",
     "least_squares",

@@ -4,8 +4,8 @@ Where :mod:`~mfac_compress.mfac.layerwise.least_squares` solves one linear layer
 fits all layers of a block together, through what lies between them, by steps of Adam. All blocks
 are fitted in the same steps: a block's input is what the pruned model gives at the time, and no
 gradient goes from one block into the one before it. So nothing has to be kept, and no batch need
-come twice. Only the last block, which is little more than a linear layer in most models, hands its
-gradient on to the block before, which thereby learns what counts for the outputs.
+come twice. Only the gradient of the last block, which is little more than a linear layer in most
+models, also flows into the block before it, which thereby learns what counts for the outputs.
 
 References:
     Li et al. (2021), BRECQ: pushing the limit of post-training quantization by block
@@ -14,7 +14,8 @@ References:
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,8 +96,8 @@ def fit_blocks(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
     )
-    gradients = {name: parameter.grad for name, parameter in parameters.items()}
-    with torch.enable_grad(), MaskHooks(parameters, kept).attach(optimizer):
+    hooks = MaskHooks(parameters, kept).attach(optimizer)
+    with _gradients_kept(parameters.values()), torch.enable_grad(), hooks:
         for epoch in range(epochs):
             for inputs in _shuffled(batches, generator):
                 _set_gradients([*parameters.values()], pair.loss(inputs), group)
@@ -104,8 +105,17 @@ def fit_blocks(
                 schedule.step()
             if progress is not None:
                 progress(str(epoch + 1))
-    for name, parameter in parameters.items():
-        parameter.grad = gradients[name]
+
+
+@contextmanager
+def _gradients_kept(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Give parameters the gradients back that they had, however this ends."""
+    before = [parameter.grad for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
 
 
 def _shuffled(batches: Iterable[Tree], generator: torch.Generator) -> Iterable[Tree]:

@@ -3,7 +3,7 @@
 A *cut* is a place in the sequence of operators at which everything that has been computed with
 parameters goes on in one tensor. So a residual branch lies between two cuts together with its
 shortcut. What comes from the inputs without any parameter, as an attention mask does, is computed
-anew in every block that needs it, and hinders no cut.
+anew in every block that needs it, so that it may pass over a cut.
 """
 
 from collections.abc import Iterable, Sequence

@@ -165,7 +165,7 @@ class _Pair:
             values[node] = self.program.value(node, self.states[1], values)
 
     def run_pruned(self, node: Node) -> None:
-        """Run an operator of the pruned model, and let go of what neither needs any more."""
+        """Run an operator of the pruned model, and free the values that neither needs any more."""
         for values, wanted in zip(self.pruned, self.dense, strict=True):
             values[node] = self.program.value(node, self.states[0], values)
             for used in self._release[node]:

@@ -85,15 +85,6 @@ class Moments:
         cross = self.cross - self.sum_y[:, :, None] * self.mean_x[:, None, :]
         return replace(result, cross=cross, sum_y=torch.zeros_like(self.sum_y))
 
-    def __add__(self, other: "Moments") -> "Moments":
-        """The moments over the positions of both."""
-        return Moments(
-            *(
-                None if mine is None or its is None else mine + its
-                for mine, its in zip(self._sums, other._sums, strict=True)
-            )
-        )
-
     def all_reduce(self, group: ProcessGroup) -> "Moments":
         """The moments over the positions of all processes."""
         return Moments(*(None if x is None else group.all_reduce(x) for x in self._sums))
@@ -112,7 +103,6 @@ def layer_moments(
     *,
     positions: int | None = None,
     generator: torch.Generator | None = None,
-    dense: nn.Module | None = None,
 ) -> dict[str, Moments]:
     """Collect the moments of layers in one pass over the batches.
 
@@ -126,7 +116,6 @@ def layer_moments(
         positions: Random positions of each sample (windows of a convolution, tokens ...); None
             for all.
         generator: Chooses the positions, on the CPU.
-        dense: Its outputs, without their bias, are the targets y, at the same positions.
 
     Returns:
         Name to moments, in float64 on the module's device.
@@ -142,37 +131,20 @@ def layer_moments(
     nodes = program.nodes[: 1 + max(map(program.nodes.index, uses), default=-1)]
     release = last_uses(nodes, ())
     state = named_state(module)
-    state_of_dense = None if dense is None else named_state(dense)
     for inputs in batches:
         values = program.start(inputs)
-        wanted = dict(values)
         for node in nodes:
             values[node] = program.value(node, state, values)
-            if state_of_dense is not None:
-                wanted[node] = program.value(node, state_of_dense, wanted)
             if node in uses:
                 layer, use = uses[node], of_node[node]
                 x, y = program.of(use.input, state, values), values[node]
                 if layer.name not in sums:
-                    sums[layer.name] = Moments.zeros(layer, y.device, targets=dense is not None)
-                target = None if dense is None else wanted[node]
-                bias = (
-                    None
-                    if use.bias is None or dense is None
-                    else program.of(use.bias, state_of_dense, wanted)
-                )
-                add_moments(
-                    sums[layer.name],
-                    use,
-                    x,
-                    y,
-                    choose_positions(use.operator.positions(y), size(inputs), positions, generator),
-                    target=target,
-                    bias=bias,
-                )
+                    sums[layer.name] = Moments.zeros(layer, y.device, targets=False)
+                total = use.operator.positions(y)
+                chosen = choose_positions(total, size(inputs), positions, generator)
+                add_moments(sums[layer.name], use, x, y, chosen)
             for used in release[node]:
                 values.pop(used, None)
-                wanted.pop(used, None)
     return {layer.name: _checked(layer.name, sums) for layer in layers}
 
 

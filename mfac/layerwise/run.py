@@ -1,4 +1,4 @@
-"""Run operators of a program, and let go of each value after its last use."""
+"""Run operators of a program, and free each value after its last use."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any

@@ -20,7 +20,7 @@ from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
-from mfac_compress.pipeline.inputs.memory import MemoryPlan, memory_plan
+from mfac_compress.pipeline.inputs.memory import MemoryBudget, MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
@@ -46,6 +46,7 @@ class Inputs:
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
+        budget: The memory that the first process may take where it works alone.
         form: How the model is written as ONNX.
         device: Where the run computes.
         code: The user's code, as it was loaded before the first stage.
@@ -61,6 +62,7 @@ class Inputs:
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
+    budget: MemoryBudget
     form: OnnxForm
     device: torch.device
     code: CodeSources
@@ -118,6 +120,7 @@ def load_inputs(
         layers=layers,
         fisher=fisher,
         memory=memory,
+        budget=MemoryBudget.of(recipe.run.memory_budget, device),
         form=form,
         device=device,
         code=present_sources(_modules_of(recipe, model.module)),

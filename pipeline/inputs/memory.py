@@ -1,4 +1,4 @@
-"""Whether gradients and inverse fit into memory."""
+"""How much memory there is, and whether gradients and inverse fit into it."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,58 @@ from mfac_compress.pipeline.ranks import Ranks
 
 
 @dataclass(frozen=True)
+class MemoryBudget:
+    """What one thing may take.
+
+    Attributes:
+        bytes: The most.
+        source: Where that number comes from.
+    """
+
+    bytes: int
+    source: str
+
+    @classmethod
+    def of(cls, given: int | None, device: torch.device, processes: int = 1) -> "MemoryBudget":
+        """The recipe's budget, or else most of the free memory.
+
+        Args:
+            given: The recipe's ``run.memory_budget`` in bytes.
+            device: Where the memory is.
+            processes: Those of one machine that share it.
+        """
+        if given is not None:
+            return cls(given, "run.memory_budget")
+        if device.type == "cuda":
+            free, what = torch.cuda.mem_get_info(device)[0], "80% of the GPU's free memory"
+        else:
+            free, of = free_memory()
+            what = f"80% of {of}"
+            if processes > 1:
+                free //= processes
+                what += f", for each of {processes} processes"
+        return cls(int(SHARE_OF_FREE * free), what)
+
+    def __str__(self) -> str:
+        return f"{readable_bytes(self.bytes)} ({self.source})"
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """What the inverse needs, and what there is.
 
     Attributes:
         inverse: Representation and bytes.
-        budget_bytes: The most that may be used.
-        budget_from: Where that number comes from.
+        budget: The most that may be used.
     """
 
     inverse: InversePlan
-    budget_bytes: int
-    budget_from: str
+    budget: MemoryBudget
 
     @property
     def fits(self) -> bool:
         """Whether it can be done at all, be it with the gradients on disk."""
-        return self.on_disk or self.inverse.total_bytes <= self.budget_bytes
+        return self.on_disk or self.inverse.total_bytes <= self.budget.bytes
 
     @property
     def on_disk(self) -> bool:
@@ -35,7 +70,7 @@ class MemoryPlan:
         inverse = self.inverse
         return (
             inverse.representation == "window"
-            and inverse.inverse_bytes <= self.budget_bytes < inverse.total_bytes
+            and inverse.inverse_bytes <= self.budget.bytes < inverse.total_bytes
         )
 
     @property
@@ -49,7 +84,7 @@ class MemoryPlan:
         return (
             "run.memory_budget must hold gradients and inverse, "
             f"{readable_bytes(self.inverse.total_bytes)}. "
-            f"Got {readable_bytes(self.budget_bytes)} ({self.budget_from}). "
+            f"Got {self.budget}. "
             f"{smaller}, or prune fewer tensors."
         )
 
@@ -77,17 +112,7 @@ def memory_plan(
         for shard in fisher.shards(ranks.size)
     ]
     inverse = max(plans, key=lambda plan: plan.total_bytes)
-    if budget is not None:
-        return MemoryPlan(inverse, budget, "run.memory_budget")
-    if device.type == "cuda":
-        free, what = torch.cuda.mem_get_info(device)[0], "80% of the GPU's free memory"
-    else:
-        free, of = free_memory()
-        what = f"80% of {of}"
-        if ranks.local_size > 1:
-            free //= ranks.local_size
-            what += f", for each of {ranks.local_size} processes"
-    return MemoryPlan(inverse, int(SHARE_OF_FREE * free), what)
+    return MemoryPlan(inverse, MemoryBudget.of(budget, device, ranks.local_size))
 
 
 def readable_bytes(count: int) -> str:

@@ -30,7 +30,8 @@ class OnnxForm:
     @property
     def digest(self) -> list[Any]:
         """Changes where the file may."""
-        section = self.section.model_dump(mode="json", exclude={"sparse_kernels"})
+        later = {"sparse_kernels", "remove_dead", "round_to"}
+        section = self.section.model_dump(mode="json", exclude=later)
         return [section, self.split.fingerprint, self.batch_size]
 
     @property

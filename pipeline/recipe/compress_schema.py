@@ -65,7 +65,8 @@ class LayerwiseSection(Section):
     samples: Count = 1000
     """Calibration samples, beside the held-out ones."""
     positions: Count | Literal["all"] = 64
-    """Random positions of each sample (pixels, tokens) at which a layer is looked at."""
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Tokens that
+    are padding count like all others."""
     ridge: NonNegative = 1e-3
     """What is added to the inputs' second moments, as a multiple of their mean square."""
 

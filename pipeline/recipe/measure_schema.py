@@ -56,6 +56,12 @@ class ExportSection(Section):
     dynamic_axes: dict[Text, dict[Axis, Text]] = Field(default_factory=dict)
     """Names of further open axes, by input and number of the axis: `{input_ids: {1: sequence}}`.
     Axes of the same name have the same length."""
+    remove_dead: bool = True
+    """Cut channels that are always the same, or that nothing reads, out of `model.onnx`, which
+    computes the same without them."""
+    round_to: Count = 16
+    """Layers with that many outputs or more keep some dead ones, so that their number stays a
+    multiple: ONNX Runtime computes channels in groups of 16."""
     sparse_kernels: Annotated[Literal["auto", "off"], _OFF_IS_A_WORD] = "auto"
     """`auto`: where the sparse kernels are built and measure faster, write `model.sparse.onnx` for
     them, too. The plain `model.onnx` is always written."""

@@ -102,7 +102,8 @@ class RunSection(Section):
     threads: Threads | None = None
     """CPU threads of PyTorch. Default: PyTorch's own choice."""
     memory_budget: Bytes | None = None
-    """Most memory for gradients and inverse, for example `8GB`. Default: 80% of what is free. With
+    """Most memory for gradients and inverse, and for the values of layers that are repaired or
+    pruned by their inputs, for example `8GB`. Default: 80% of what is free. With
     `fisher.block_size: full`, gradients beyond it are kept on disk, in the run directory."""
     cache: Text | None = None
     """Folder in which runs share what their stages have made, for example

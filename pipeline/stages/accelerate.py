@@ -23,7 +23,7 @@ from mfac_compress.export import (
 )
 from mfac_compress.export.latency import FeedsOf
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.file_names import LIBRARY, ONNX_FILES, SPARSE, SPARSE_KERNELS
+from mfac_compress.pipeline.file_names import DENSE, LIBRARY, ONNX_FILES, SPARSE, SPARSE_KERNELS
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
@@ -159,9 +159,9 @@ def accelerate(
         cpu: By whose clock the choice is made.
     """
     del cpu  # measured on, not looked at
-    off = sparse_kernels == "off"
+    off, exported = sparse_kernels == "off", job.before["exported"]
     speed = measure_speed(
-        job.before["exported"].folder / ONNX_FILES[SPARSE],
+        exported.folder / ONNX_FILES[SPARSE],
         feeds,
         workloads,
         kernels=library is not None and not off,
@@ -172,7 +172,12 @@ def accelerate(
         write_model(speed.model, job.folder / ONNX_FILES[SPARSE_KERNELS])
         (job.folder / LIBRARY).parent.mkdir()
         shutil.copyfile(library, job.folder / LIBRARY)
-    return Kernels(SPARSE, state, reason, speed.layers, flops_of(speed.layers, workloads[0]))
+    whole = speed.layers
+    if exported.facts.kept:  # what was cut out of the file is counted in the dense one
+        dense = exported.folder / ONNX_FILES[DENSE]
+        whole = measure_speed(dense, feeds, workloads, kernels=False).layers
+    flops = flops_of(speed.layers, workloads[0], whole)
+    return Kernels(SPARSE, state, reason, speed.layers, flops)
 
 
 def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]:
@@ -185,8 +190,10 @@ def _state(speed: FileSpeed, library: Path | None, off: bool) -> tuple[str, str]
     return "candidate", "not compared yet"
 
 
-def flops_of(layers: Sequence[LayerSpeed], workload: Workload) -> Flops:
-    """Sum up layers. Without any, nothing is saved."""
-    dense = sum(layer.macs or 0 for layer in layers)
+def flops_of(
+    layers: Sequence[LayerSpeed], workload: Workload, whole: Sequence[LayerSpeed] | None = None
+) -> Flops:
+    """Sum up layers, and those of the dense file if it has others. Without any, none is saved."""
+    dense = sum(layer.macs or 0 for layer in whole or layers)
     sparse = sum(layer.kept_macs or 0 for layer in layers)
     return Flops(workload, dense, sparse, sparse / dense if dense else 1.0)

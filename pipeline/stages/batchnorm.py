@@ -10,7 +10,7 @@ from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.recipe.schema import Augment
-from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
 
 _BATCH = 256
 _MOST_SAMPLES = 5000  # far more than a mean and a variance of a channel need
@@ -22,9 +22,9 @@ class Batchnorm:
 
     reestimated: bool
     """Whether they were replaced by those of calibration samples."""
-    divergence: tuple[float, float] | None = None
+    divergence: tuple[float | None, float | None] | None = None
     """From the dense model's outputs before and after, by which that was chosen. null: it was
-    not."""
+    not; for one of both: outputs were not finite."""
 
 
 def recalibrate_batchnorm(
@@ -58,7 +58,7 @@ def recalibrate_batchnorm(
     better = is_nearer(divergence_after, divergence_before)
     if not better:
         module.load_state_dict(before, strict=False)
-    return Batchnorm(better, (divergence_before, divergence_after))
+    return Batchnorm(better, (reported(divergence_before), reported(divergence_after)))
 
 
 def augmented(calibration: CalibrationData, augment: Augment, positions: Tensor) -> Iterator[Batch]:

@@ -30,6 +30,11 @@ def is_nearer(after: float, before: float) -> bool:
     return after < before or (math.isnan(before) and not math.isnan(after))
 
 
+def reported(divergence: float) -> float | None:
+    """A divergence as reports say it: JSON knows neither NaN nor infinity, so these are None."""
+    return divergence if math.isfinite(divergence) else None
+
+
 @dataclass
 class _Sums:
     """Of one output tensor, in float64.

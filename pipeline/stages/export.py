@@ -1,17 +1,34 @@
 """The dense and the sparse model as ONNX files."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+from mfac_compress.export import Kept, shrink_file
+from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.file_names import DENSE, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What became of the tensors on their way into ``model.onnx``."""
+
+    kept: Kept
+    """By name, the places along each axis that are left of a tensor from which dead channels were
+    cut out; null along an axis for all. Other tensors are whole."""
+
+
 def export(
-    job: Job, *, model: Model, form: OnnxForm, metadata: Mapping[str, str]
-) -> dict[str, Any]:
+    job: Job,
+    *,
+    model: Model,
+    form: OnnxForm,
+    metadata: Mapping[str, str],
+    remove_dead: bool,
+    round_to: int,
+) -> Exported:
     """Write ``dense.onnx`` and ``model.onnx`` to the job's folder.
 
     Args:
@@ -19,9 +36,12 @@ def export(
         model: The dense model.
         form: How they are written.
         metadata: Written into both files.
+        remove_dead: Whether dead channels are cut out of ``model.onnx``.
+        round_to: Layers keep so many of them that their number of outputs is a multiple.
 
     Raises:
         InputError: If the model cannot be exported as the recipe says.
+        StageError: If cutting changed what the file computes.
     """
     state = State.load(job.before["state"].folder)
     sparsity = {"mfac_compress.sparsity": f"{state.sparsity:.6f}"}
@@ -31,4 +51,11 @@ def export(
     ]
     for name, tensors, properties in job.progress.track(files, "export", total=len(files)):
         model.write(tensors, job.folder / ONNX_FILES[name], form, properties)
-    return {}
+    if not remove_dead:
+        return Exported({})
+    try:
+        return Exported(
+            shrink_file(job.folder / ONNX_FILES[SPARSE], form.example, round_to=round_to)
+        )
+    except ValueError as error:
+        raise StageError("export", str(error)) from error

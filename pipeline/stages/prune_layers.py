@@ -18,6 +18,7 @@ from mfac_compress.mfac.units import Units
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
+from mfac_compress.pipeline.inputs.memory import MemoryBudget, readable_bytes
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
@@ -31,6 +32,7 @@ from mfac_compress.pipeline.stages.prune import Pruned, Pruner, pruner_of, units
 from mfac_compress.pipeline.stages.reconstruct import check_samples
 
 _BATCH = 100
+_TRIED = 2  # samples
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,51 @@ class Removal:
 def check(
     ranks: Ranks,
     *,
+    layers: ModelLayers,
+    layout: Layout,
     calibration: CalibrationData,
     removal: Removal,
     shape: FisherShape | None,
     by_curvature: by_curvature_stage.Removal | None,
+    budget: MemoryBudget,
     where: Callable[..., str],
     **_: Any,
 ) -> None:
-    """Check that there are samples, and blocks for a selection one by one.
+    """Check that there are samples, memory, and blocks for a selection one by one.
 
     Raises:
         InputError: If not.
     """
     with ranks.raise_on_every_rank():
         check_samples(calibration, removal.samples, where("prune.layerwise.samples"))
+        if ranks.is_rank_zero:
+            _check_memory(layers, layout, calibration, removal.samples, budget, where)
     if by_curvature is not None:
         by_curvature_stage.check(
             ranks, calibration=calibration, shape=shape, removal=by_curvature, where=where
+        )
+
+
+def _check_memory(
+    layers: ModelLayers,
+    layout: Layout,
+    calibration: CalibrationData,
+    samples: int,
+    budget: MemoryBudget,
+    where: Callable[..., str],
+) -> None:
+    """Check that the moments of all layers' inputs fit into memory."""
+    names = [tensor.name for tensor in layout]
+    inputs = next(iter(calibration.drawn_inputs("check", _TRIED, _TRIED)))
+    needed = layerwise.bytes_of_pruning(
+        layers.graph, layers.model.module, names, inputs, min(samples, _BATCH)
+    )
+    if needed > budget.bytes:
+        raise InputError(
+            f"{where('prune.method')}: layerwise must hold the second moments of all layers' "
+            f"inputs, {readable_bytes(needed)} of {len(names)} layers. Got {budget}. Leave the "
+            "widest layers out (prune.exclude), set it to mfac or magnitude, or raise "
+            "run.memory_budget where there is more."
         )
 
 

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from mfac_compress.mfac.layerwise import fit_blocks, least_squares
+from mfac_compress.mfac.layerwise import bytes_of_least_squares, fit_blocks, least_squares
 from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData, DrawnInputs
+from mfac_compress.pipeline.inputs.memory import MemoryBudget, readable_bytes
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
@@ -23,7 +24,7 @@ from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Augment, BlocksSection, ReconstructSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
-from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
 from mfac_compress.pipeline.stages.prune import no_holdout
 
 Method = Literal["least_squares", "blocks"]
@@ -62,8 +63,9 @@ class Repair:
 
     method: Method
     """`least_squares` of each layer in turn, or training of `blocks` of layers."""
-    divergence: tuple[float, float]
-    """From the dense model's outputs on held-out samples, before and after it."""
+    divergence: tuple[float | None, float | None]
+    """From the dense model's outputs on held-out samples, before and after it. null: outputs were
+    not finite."""
     kept: bool
     """Whether it stays, as it does where that has become less."""
 
@@ -87,10 +89,11 @@ def check(
     blocks: BlocksSection | None,
     pruned: Sequence[str],
     samples_key: Literal["samples", "samples_between"],
+    budget: MemoryBudget,
     where: Callable[..., str],
     **_: Any,
 ) -> None:
-    """Check that there are samples, and layers to repair.
+    """Check that there are samples, layers to repair, and memory.
 
     Args:
         ranks: The processes.
@@ -100,6 +103,7 @@ def check(
         blocks: How blocks are trained; None where they are not.
         pruned: Names of the weights that are pruned.
         samples_key: The key that says for how many samples blocks are trained.
+        budget: The memory that there is.
         where: Says where a key of the recipe was given.
 
     Raises:
@@ -115,6 +119,7 @@ def check(
             next(iter(calibration.drawn_inputs("check", _TRIED, _TRIED, augment)))
         if ranks.is_rank_zero:
             _check_layers(layers, pruned, where("reconstruct.method"))
+            _check_memory(layers, calibration, pruned, solve.samples, budget, where)
 
 
 def check_samples(calibration: CalibrationData, samples: int, where: str) -> None:
@@ -144,6 +149,28 @@ def _check_layers(layers: ModelLayers, pruned: Sequence[str], where: str) -> Non
             f"{where}: must be none for a model without a layer that can be repaired. Got "
             f"{listed(named, most=3, separator='; ')}."
         )
+
+
+def _check_memory(
+    layers: ModelLayers,
+    calibration: CalibrationData,
+    pruned: Sequence[str],
+    samples: int,
+    budget: MemoryBudget,
+    where: Callable[..., str],
+) -> None:
+    """Check that the values of both models on all samples fit into memory."""
+    inputs = next(iter(calibration.drawn_inputs("check", _TRIED, _TRIED)))
+    each, once = bytes_of_least_squares(layers.graph, layers.model.module, pruned, inputs)
+    if samples * each + once <= budget.bytes:
+        return
+    most = (budget.bytes - once) // each
+    advice = f"Lower it to {most:,}" if most > 0 else "Set reconstruct.method to none"
+    raise InputError(
+        f"{where('reconstruct.samples')}: least squares must hold what layers compute of all "
+        f"{samples:,} samples, {readable_bytes(samples * each + once)}. Got {budget}. {advice}, or "
+        "raise run.memory_budget where there is more."
+    )
 
 
 def _without_layer(layers: ModelLayers, pruned: Sequence[str]) -> dict[str, str]:
@@ -269,7 +296,7 @@ class _Repairer:
             self.reached = divergence
         else:
             before.into(self._module)
-        return Repair(method, (reached, divergence), kept)
+        return Repair(method, (reported(reached), reported(divergence)), kept)
 
     def _batches(
         self, purpose: str, samples: int, batch_size: int, augment: Augment | None = None

@@ -168,11 +168,12 @@ def validate(
     dense, variants = dense_variant(exported), sparse_variants(exported, accelerated)
     module = state.into(model.copy()).cpu()
     masks = {name: state.masks[name] for name in pruned}
+    kept = job.before["exported"].facts.kept
     files = (dense, *variants)
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
     run = _run_files(files, module, samples, batch_size, job.progress)
     metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
-    audits = {dense.name: (), **audit_zeros(variants, masks)}
+    audits = {dense.name: (), **audit_zeros(variants, masks, kept)}
     return Validation(
         metric,
         {

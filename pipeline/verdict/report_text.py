@@ -149,10 +149,10 @@ def _repaired(report: Report) -> list[str]:
     lines = []
     for method in dict.fromkeys(repair.method for repair in repairs):
         own = [repair for repair in repairs if repair.method == method]
-        before, after = own[-1].divergence
+        before, after = map(tables.divergence_text, own[-1].divergence)
         lines.append(
             f"reconstruct, {method.replace('_', ' ')}: {sum(one.kept for one in own)} of "
-            f"{len(own)} kept; divergence from dense at the last {before:.3g} to {after:.3g}."
+            f"{len(own)} kept; divergence from dense at the last {before} to {after}."
         )
     return lines
 

@@ -107,9 +107,14 @@ def repair_rows(report: Report) -> Iterator[Row]:
     """A row for each repair of the pruned layers; :data:`REPAIR_HEAD` names the cells."""
     for stage, reconstructed in report.reconstruction.items():
         for repair in reconstructed.repairs:
-            divergences = (f"{value:.4g}" for value in repair.divergence)
+            divergences = map(divergence_text, repair.divergence)
             kept = "yes" if repair.kept else "no: it is not nearer to the dense model"
             yield stage, repair.method.replace("_", " "), *divergences, kept
+
+
+def divergence_text(divergence: float | None) -> str:
+    """A divergence from the dense model in words; None where outputs were not finite."""
+    return "not finite" if divergence is None else f"{divergence:.4g}"
 
 
 def _of_pruned(report: Report, cell: Callable[[Measured], str]) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_every_tensor_of_a_net_is_found_and_intact(pruned, audits):
     for audit in audits:
         mask = pruned.masks[audit.name]
         removed = int((~mask).sum())
-        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, True)
+        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, 0, True)
         assert audit.intact
 
 

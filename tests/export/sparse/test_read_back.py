@@ -34,7 +34,7 @@ def test_every_packed_weight_is_found_in_its_own_place(files, pruned):
     for audit in audit_zeros(files, pruned.masks)["kernels"]:
         mask = pruned.masks[audit.name]
         removed = int((~mask).sum())
-        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, True)
+        assert audit == TensorAudit(audit.name, mask.numel(), removed, removed, 0, removed, 0, True)
 
 
 def test_a_removed_weight_that_came_back_is_found(files, pruned):

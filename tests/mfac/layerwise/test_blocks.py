@@ -118,6 +118,21 @@ def test_the_outputs_come_closer_and_zeros_and_buffers_stay():
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_gradients_are_given_back_where_the_fit_fails():
+    dense, graph, module, masks, batches = _case(_mlp(), 6)
+    before = {}
+    for name, parameter in module.named_parameters():
+        parameter.grad = before[name] = torch.ones_like(parameter)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_blocks(module, dense, graph, masks, batches, progress=interrupt)
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is before[name]
+
+
 def test_frozen_parameters_stay():
     model = _mlp()
     model[4].weight.requires_grad_(False)

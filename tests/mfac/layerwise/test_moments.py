@@ -13,7 +13,11 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from mfac_compress.mfac.batch import concatenate
-from mfac_compress.mfac.layerwise import LayerGraph, layer_moments
+from mfac_compress.mfac.layerwise import LayerGraph, Moments, layer_moments
+from mfac_compress.mfac.layerwise.moments import add_moments
+from mfac_compress.mfac.layerwise.operators import choose_positions
+from mfac_compress.mfac.layerwise.run import run
+from mfac_compress.mfac.layerwise.tracing import named_state
 
 
 class _Conv1D(nn.Module):
@@ -138,6 +142,25 @@ def test_H_is_the_sum_over_all_inputs(layer, shapes):
     torch.testing.assert_close(moments.H.unsqueeze(1).expand_as(expected), expected)
 
 
+def _moments_with_targets(graph, model, dense, name, batches, positions=None):
+    """As least squares collects them."""
+    layer, program = graph.layers[name], graph.program
+    moments = Moments.zeros(layer, "cpu", targets=True)
+    generator = torch.Generator().manual_seed(0)
+    for inputs in batches:
+        for use in layer.uses:
+            wanted = {use.input, use.node, *([use.bias] if use.bias else [])}
+            got, target = (
+                run(program, program.nodes, named_state(m), program.start(inputs), wanted)
+                for m in (model, dense)
+            )
+            y = target[use.node]
+            chosen = choose_positions(use.operator.positions(y), len(y), positions, generator)
+            bias = target[use.bias] if use.bias else None
+            add_moments(moments, use, got[use.input], y, chosen, target=y, bias=bias)
+    return moments
+
+
 @pytest.mark.parametrize(**_names(LAYERS))
 def test_cross_moments_are_with_the_dense_outputs_without_their_bias(layer, shapes):
     model, inputs, graph, name = _case(layer, shapes)
@@ -147,7 +170,7 @@ def test_cross_moments_are_with_the_dense_outputs_without_their_bias(layer, shap
             parameter.add_(torch.randn_like(parameter))
     J = _jacobian(model, name, concatenate(inputs))
     y = J @ dict(dense.named_parameters())[name].detach().flatten()
-    moments = layer_moments(graph, model, [name], inputs, dense=dense)[name]
+    moments = _moments_with_targets(graph, model, dense, name, inputs)
     matrix = graph.layers[name].matrix
     torch.testing.assert_close(moments.cross, matrix.matrices((J.T @ y).view(matrix.shape)))
     # As y is linear in the same inputs, its sum is that of the inputs times the dense weights.
@@ -247,7 +270,7 @@ def test_chosen_positions_of_inputs_and_targets_are_the_same():
     torch.manual_seed(0)
     model, x = nn.Conv2d(2, 3, 3).double(), torch.randn(4, 2, 6, 6, dtype=torch.float64)
     graph = LayerGraph.trace(model, x)
-    moments = layer_moments(graph, model, ["weight"], [x], positions=3, dense=model)["weight"]
+    moments = _moments_with_targets(graph, model, model, "weight", [x], positions=3)
     W = graph.layers["weight"].matrix.matrices(model.weight)
     torch.testing.assert_close(moments.cross, W @ moments.H)
 
@@ -273,12 +296,13 @@ def test_H_of_float32_inputs_is_exactly_symmetric(model, shape):
 
 def test_sums_over_parts_are_those_over_all():
     model, inputs, graph, name = _case(*LAYERS["depthwise"])
-    first, second = (
-        layer_moments(graph, model, [name], [part], dense=model)[name] for part in inputs
+    first, second, both = (
+        layer_moments(graph, model, [name], batches)[name]
+        for batches in ([inputs[0]], [inputs[1]], inputs)
     )
-    both = layer_moments(graph, model, [name], inputs, dense=model)[name]
-    for got, expected in zip((first + second)._sums, both._sums, strict=True):
-        torch.testing.assert_close(got, expected)
+    for key in ("count", "H", "sum_x"):
+        sums = getattr(first, key) + getattr(second, key)
+        torch.testing.assert_close(sums, getattr(both, key))
 
 
 def test_symmetric_products_in_bands_are_whole():

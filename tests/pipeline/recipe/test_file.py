@@ -9,7 +9,7 @@ import pytest
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.recipe.file import dump_recipe, load_recipe, recipe_schema
-from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.recipe.schema import Recipe, ReconstructSection
 
 SOUND = "data: {source: digits}\nprune: {sparsity: 0.5}\n"
 
@@ -106,6 +106,16 @@ BAD = {
     "factory": ("model: {factory: resnet}", 3, ["text like package.module:callable"]),
     "argument": ("model: {kwargs: {a: .nan}}", 3, ["model.kwargs.a must be text, a number"]),
     "rule across keys": ("task: {direction: minimize}", 3, ["task.direction must be maximize"]),
+    "repair of no method": (
+        "reconstruct:\n  samples: 50",
+        4,
+        ["reconstruct.samples must be left out unless reconstruct.method is least_squares or"],
+    ),
+    "blocks of least squares": (
+        "reconstruct:\n  method: least_squares\n  blocks:\n    epochs: 2",
+        6,
+        ["reconstruct.blocks.epochs must be left out unless reconstruct.method is blocks."],
+    ),
     "repeated key": (
         "run:\n  seed: 1\n  device: cpu\n  seed: 1",
         6,
@@ -480,6 +490,18 @@ def test_bad_overrides_name_themselves(write, override, fragment):
     assert message.startswith("--set must")
     assert fragment in message
     assert message.endswith(f"(--set {override})")
+
+
+def test_a_method_of_repair_that_is_set_makes_up_for_keys_of_another(write):
+    text = "reconstruct: {method: blocks, samples: 50, blocks: {epochs: 2}}"
+    path = write(SOUND + text)
+    off = load_recipe(path, ["reconstruct.method=none"])
+    assert off.reconstruct == ReconstructSection()
+    assert load_recipe(write(dump_recipe(off), "resolved.yaml")) == off
+    solved = load_recipe(path, ["reconstruct.method=least_squares"]).reconstruct
+    assert solved == ReconstructSection(method="least_squares", samples=50)
+    with pytest.raises(InputError, match=r"reconstruct\.samples must be left out"):
+        load_recipe(path, ["reconstruct.method=none", "reconstruct.samples=60"])
 
 
 def test_errors_of_overridden_keys_name_the_override(write):

@@ -77,6 +77,12 @@ def test_too_few_samples_are_refused(load):
         check_stages(stages, Ranks())
 
 
+def test_moments_beyond_the_memory_are_refused_before_the_work(load):
+    stages = plan_stages(*load("run.memory_budget=20KB"))
+    with pytest.raises(InputError, match=r"prune\.method.* hold .* of 2 layers\. Got 20\.0 kB"):
+        check_stages(stages, Ranks())
+
+
 def test_a_model_that_cannot_be_traced_is_refused(load, monkeypatch):
     def no_graph(*_):
         raise ValueError("The model must be one graph. Got a branch.")

@@ -1,16 +1,20 @@
 """Repairs come nearer to the dense model, keep the zeros, need no labels, or are not kept."""
 
-from dataclasses import replace
+import json
+import re
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from mfac_compress.mfac.layerwise import LayerGraph
 from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.memory import MemoryBudget
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
@@ -71,6 +75,7 @@ def _check(inputs, **changes):
         "blocks": None,
         "pruned": list(inputs.targets.shapes),
         "samples_key": "samples",
+        "budget": MemoryBudget(10**9, "run.memory_budget"),
         "where": lambda key: key,
     }
     stage.check(Ranks(), **given | changes)
@@ -125,6 +130,21 @@ def test_a_repair_that_makes_outputs_finite_again_is_kept(repair, monkeypatch, a
     monkeypatch.setattr(stage, "least_squares", lambda *_, **__: None)
     monkeypatch.setattr(stage.Divergence, "of", lambda *_: next(found))
     assert repair()[0].repairs[0].kept is kept
+
+
+def test_a_repair_that_ends_in_nan_is_undone_and_said_in_valid_json(repair, monkeypatch):
+    def break_down(module, *_, **__):
+        next(module.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(stage, "least_squares", break_down)
+    facts, pruned, state = repair()
+
+    (broken,) = facts.repairs
+    assert not broken.kept
+    assert broken.divergence[1] is None
+    assert _same(state.tensors, pruned.tensors)
+    text = json.dumps(asdict(facts), allow_nan=False)
+    assert TypeAdapter(stage.Reconstructed).validate_json(text) == facts
 
 
 def test_blocks_start_from_what_was_kept(repair, monkeypatch):
@@ -224,6 +244,27 @@ def test_the_graph_s_key_has_all_that_says_which_axes_are_open(inputs):
     for change in ({"dynamic_axes": {"x": {1: "length"}}}, {"input_name": "x"}):
         other = replace(layers, export=export.model_copy(update=change))
         assert other.digest != layers.digest
+
+
+def test_values_beyond_the_memory_are_refused_with_a_number_that_fits(inputs):
+    with pytest.raises(InputError, match=r"reconstruct\.samples: .* 100 samples, .* Got 20") as one:
+        _check(inputs, budget=MemoryBudget(20_000, "run.memory_budget"))
+    (most,) = map(int, re.findall(r"Lower it to (\d+)", str(one.value)))
+    fitting = replace(SOLVE, samples=most)
+    _check(inputs, budget=MemoryBudget(20_000, "run.memory_budget"), solve=fitting)
+    more = replace(SOLVE, samples=most + 1)
+    with pytest.raises(InputError, match=rf"Lower it to {most},"):
+        _check(inputs, budget=MemoryBudget(20_000, "run.memory_budget"), solve=more)
+    with pytest.raises(InputError, match=r"Set reconstruct\.method to none"):
+        _check(inputs, budget=MemoryBudget(1000, "80% of the free memory"))
+
+
+def test_the_dry_run_refuses_a_repair_that_does_not_fit(project):
+    project.recipe["prune"] = {"sparsity": 0.5, "method": "magnitude"}
+    project.recipe["reconstruct"] = {"method": "least_squares", "samples": 160}
+    result = project.run("--dry-run", "--set", "run.memory_budget=20KB")
+    assert result.exit_code == 2
+    assert "(reconstruct.samples): least squares must hold" in result.output
 
 
 @pytest.mark.parametrize(
