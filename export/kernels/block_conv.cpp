@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kOutputBytes = 16 << 10;
 constexpr int64_t kTaskBytes = 64 << 10;  // to copy that justify a thread
+constexpr int64_t kReadBeyond = 64;       // the widest strip
 
 }  // namespace
 
@@ -65,50 +66,49 @@ const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffe
   const BlockPlan& plan = *batch.plan;
   const Runs& runs = plan.runs;
   const int64_t channels = plan.input.channels;
-  const int64_t pixels_of_channel = plan.input.channel_stride();
   const uint8_t* from = batch.x + plan.input.offset(image, 0);
   if (runs.in_place) return from;
   const int64_t all = channels * runs.channel_stride;
-  uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kLine));
+  uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kReadBeyond));
   const int64_t chunks =
       call == nullptr ? 1
                       : std::clamp<int64_t>(all / kTaskBytes, 1, std::min<int64_t>(channels, 16));
   auto task = [&](size_t index) {
     const int64_t chunk = static_cast<int64_t>(index);
-    for (int64_t c = channels * chunk / chunks; c < channels * (chunk + 1) / chunks; ++c) {
-      const uint8_t* pixels = from + c * pixels_of_channel;
-      uint8_t* to = staged + c * runs.channel_stride;
-      if (!window_.pointwise())
-        stage_channel(batch, pixels, to);
-      else if ((channels - c) * pixels_of_channel >= kLine)  // faster than as many as there are
-        std::memcpy(to, pixels, kLine);
-      else
-        std::memcpy(to, pixels, static_cast<size_t>(pixels_of_channel));
-    }
+    const int64_t first = channels * chunk / chunks;
+    stage_channels(batch, channels * (chunk + 1) / chunks - first,
+                   from + first * plan.input.channel_stride(),
+                   staged + first * runs.channel_stride);
   };
   if (chunks == 1)
     task(0);
   else
     call->parallel(static_cast<size_t>(chunks), task);
-  std::memset(staged + all, 0, kLine);
+  std::memset(staged + all, 0, kReadBeyond);
   return staged;
 }
 
-void BlockConv::stage_channel(const Batch& batch, const uint8_t* pixels, uint8_t* staged) const {
+void BlockConv::stage_channels(const Batch& batch, int64_t channels, const uint8_t* pixels,
+                               uint8_t* staged) const {
   const Runs& runs = batch.plan->runs;
-  const uint8_t around = weights_.x_zero_point;
-  const auto copy_rows = simd_kernels().bytes.copy_rows;
+  ByteCopy copy{};
+  copy.channels = channels;
+  copy.from_channel = batch.plan->input.channel_stride();
+  copy.to_channel = runs.channel_stride;
+  copy.to = staged;
+  copy.to_stride = runs.row_stride;
+  copy.around = weights_.x_zero_point;
   each_phase(runs, [&](const PhaseCopy& phase) {
-    const auto fill = [&](int64_t rows) {
-      std::memset(staged, around, static_cast<size_t>(rows * runs.row_stride));
-      staged += rows * runs.row_stride;
-    };
-    fill(phase.above);
-    if (phase.rows > 0)
-      copy_rows({pixels + phase.from, phase.down, staged, runs.row_stride, phase.rows, phase.step,
-                 phase.before, phase.count, around});
-    staged += phase.rows * runs.row_stride;
-    fill(phase.below);
+    copy.from = pixels + phase.from;
+    copy.from_stride = phase.down;
+    copy.above = phase.above;
+    copy.rows = phase.rows;
+    copy.below = phase.below;
+    copy.step = phase.step;
+    copy.before = phase.before;
+    copy.count = phase.count;
+    simd_kernels().bytes.copy_channels(copy);
+    copy.to += runs.phase_stride;
   });
 }
 
@@ -130,6 +130,13 @@ void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t imag
   const int64_t step =
       tile.direct() ? group_end - group_begin : kOutputBytes / (tile.length * kBlockOutputs);
   uint8_t* bytes = tile.direct() ? nullptr : scratch().outputs.bytes(kOutputBytes);
+  const int64_t stride = plan.runs.channel_stride;
+  const uint8_t* base = pixels + part * channels_ * stride + tile.first;
+  if (plan.column > 0) {
+    uint8_t* columns = scratch().columns.bytes(static_cast<size_t>(channels_ * plan.column));
+    simd_kernels().bytes.gather(base, stride, channels_, tile.count, columns, plan.column);
+    base = columns;
+  }
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);
     const int64_t first = group * kBlockOutputs;
@@ -139,7 +146,7 @@ void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t imag
     ByteStrip strip{};
     strip.steps = steps.all.data();
     strip.starts = steps.starts.data() + group;
-    strip.base = pixels + part * channels_ * plan.runs.channel_stride + tile.first;
+    strip.base = base;
     strip.out = tile.direct() ? out : bytes;
     strip.out_stride = tile.direct() ? output.channel_stride() : tile.length;
     strip.groups = end - group;

@@ -20,7 +20,8 @@ class BlockConv {
  private:
   struct Batch;
   const uint8_t* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
-  void stage_channel(const Batch& batch, const uint8_t* pixels, uint8_t* staged) const;
+  void stage_channels(const Batch& batch, int64_t channels, const uint8_t* pixels,
+                      uint8_t* staged) const;
   void run_share(const Batch& batch, const uint8_t* pixels, int64_t image,
                  const Share& share) const;
   void run_tile(const Batch& batch, const uint8_t* pixels, int64_t image, const BlockTile& tile,

@@ -8,8 +8,6 @@
 
 namespace mfac {
 
-constexpr int64_t kLine = 64;  // bytes: the widest strip, and a line of the cache
-
 struct BlockTile {
   int64_t first;   // position in the run
   int64_t length;  // positions that the strip computes
@@ -21,7 +19,8 @@ struct BlockTile {
 
 struct BlockPlan {
   Images input, output;
-  Runs runs;  // in bytes
+  Runs runs;           // in bytes
+  int64_t column = 0;  // if not 0, an image smaller than a strip is gathered first: [channels, column]
   std::vector<BlockTile> tiles;
   std::vector<Steps> parts;
 };

@@ -46,13 +46,15 @@ struct ByteStripTable {
   ByteStripFunction run[kMaxByteWidths];
 };
 
-// to[r][before + i] = from[r][i * step] for i < count; bytes of `around` before and after.
+// to[c][above + r][before + i] = from[c][r][i * step] for r < rows and i < count; else `around`.
 struct ByteCopy {
   const uint8_t* from;
-  int64_t from_stride;
+  int64_t from_channel, from_stride;
   uint8_t* to;
-  int64_t to_stride;  // all of it is written
-  int64_t rows, step, before, count;
+  int64_t to_channel, to_stride;  // all of a stride is written
+  int64_t channels;
+  int64_t above, rows, below;
+  int64_t step, before, count;
   uint8_t around;
 };
 
@@ -60,7 +62,10 @@ struct ByteKernels {
   ByteStripTable strips;
   // sums[o] = begin[o] + the sum over the steps, for one row at base and all outputs of the groups.
   void (*row)(const ByteStrip& strip, int32_t* sums);
-  void (*copy_rows)(const ByteCopy& copy);
+  void (*copy_channels)(const ByteCopy& copy);
+  // to[r][i] = from[r][i] for i < count.
+  void (*gather)(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t count, uint8_t* to,
+                 int64_t to_stride);
   // to[c][r] = from[r][c] for r < rows and c < width.
   void (*transpose)(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t width,
                     uint8_t* to, int64_t to_stride);

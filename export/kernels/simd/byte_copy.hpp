@@ -1,14 +1,20 @@
 // Copies rows of bytes between borders, and transposes matrices of bytes.
 
+MFAC_INLINE void store_up_to_16(uint8_t* to, const uint8_t* from, int64_t count) {
+  if (count == 16) return (void)__builtin_memcpy(to, from, 16);
+  if (count & 8) __builtin_memcpy(to, from, 8), to += 8, from += 8;
+  if (count & 4) __builtin_memcpy(to, from, 4), to += 4, from += 4;
+  if (count & 2) __builtin_memcpy(to, from, 2), to += 2, from += 2;
+  if (count & 1) *to = *from;
+}
+
 MFAC_INLINE void copy_many(const uint8_t* from, int64_t count, uint8_t* to) {
+  if (count < 16) return store_up_to_16(to, from, count);
   int64_t i = 0;
+  for (; i + 32 <= count; i += 32) __builtin_memcpy(to + i, from + i, 32);
   for (; i + 16 <= count; i += 16) __builtin_memcpy(to + i, from + i, 16);
-  if (i == count) return;
-  if (count >= 16) {  // the last sixteen overlap the previous ones
-    __builtin_memcpy(to + count - 16, from + count - 16, 16);
-    return;
-  }
-  for (; i < count; ++i) to[i] = from[i];
+  // The last sixteen overlap the previous ones.
+  if (i < count) __builtin_memcpy(to + count - 16, from + count - 16, 16);
 }
 
 MFAC_INLINE void copy_every_other(const uint8_t* from, int64_t count, uint8_t* to) {
@@ -20,25 +26,36 @@ MFAC_INLINE void copy_every_other(const uint8_t* from, int64_t count, uint8_t* t
   for (; i < count; ++i) to[i] = from[2 * i];
 }
 
+MFAC_INLINE void fill_many(uint8_t* to, int64_t count, uint8_t value) {
+  const Bytes all = value - Bytes{};
+  uint8_t bytes[16];
+  __builtin_memcpy(bytes, &all, sizeof bytes);
+  if (count < 16) return store_up_to_16(to, bytes, count);
+  for (int64_t i = 0; i + 16 <= count; i += 16) __builtin_memcpy(to + i, bytes, 16);
+  __builtin_memcpy(to + count - 16, bytes, 16);
+}
+
 // One column of bytes or more, in every row.
 MFAC_INLINE void fill_columns(uint8_t* to, int64_t stride, int64_t rows, int64_t count,
                               uint8_t value) {
-  if (count == 1) {  // as most windows have it: a call for each byte would take longer than the rest
+  if (count == 1) {
     for (int64_t r = 0; r < rows; ++r) to[r * stride] = value;
     return;
   }
-  for (int64_t r = 0; count > 0 && r < rows; ++r)
-    __builtin_memset(to + r * stride, value, static_cast<size_t>(count));
+  for (int64_t r = 0; count > 0 && r < rows; ++r) fill_many(to + r * stride, count, value);
 }
 
-void copy_byte_rows(const ByteCopy& given) {
-  const ByteCopy c = given;
+MFAC_INLINE void copy_channel(const ByteCopy& c, const uint8_t* source, uint8_t* target) {
+  uint8_t* const inside = target + c.above * c.to_stride;
+  fill_many(target, c.above * c.to_stride, c.around);
+  fill_many(inside + c.rows * c.to_stride, c.below * c.to_stride, c.around);
+  if (c.rows == 0) return;
   // Rows as far apart there as here: one copy of all of them, then the borders.
   const bool at_once = c.step == 1 && c.from_stride == c.to_stride;
-  if (at_once) copy_many(c.from, (c.rows - 1) * c.to_stride + c.count, c.to + c.before);
+  if (at_once) copy_many(source, (c.rows - 1) * c.to_stride + c.count, inside + c.before);
   for (int64_t r = 0; r < c.rows && !at_once; ++r) {
-    const uint8_t* from = c.from + r * c.from_stride;
-    uint8_t* to = c.to + r * c.to_stride + c.before;
+    const uint8_t* from = source + r * c.from_stride;
+    uint8_t* to = inside + r * c.to_stride + c.before;
     if (c.step == 1) {
       copy_many(from, c.count, to);
     } else if (c.step == 2) {
@@ -48,8 +65,19 @@ void copy_byte_rows(const ByteCopy& given) {
     }
   }
   const int64_t end = c.before + c.count;
-  fill_columns(c.to, c.to_stride, c.rows, c.before, c.around);
-  fill_columns(c.to + end, c.to_stride, c.rows, c.to_stride - end, c.around);
+  fill_columns(inside, c.to_stride, c.rows, c.before, c.around);
+  fill_columns(inside + end, c.to_stride, c.rows, c.to_stride - end, c.around);
+}
+
+void copy_channels(const ByteCopy& given) {
+  const ByteCopy c = given;
+  for (int64_t channel = 0; channel < c.channels; ++channel)
+    copy_channel(c, c.from + channel * c.from_channel, c.to + channel * c.to_channel);
+}
+
+void gather_bytes(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t count,
+                  uint8_t* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r) copy_many(from + r * from_stride, count, to + r * to_stride);
 }
 
 // Transposes a square of sixteen bytes in every lane.
@@ -66,14 +94,6 @@ MFAC_INLINE void transpose_lanes(Vector* square) {
     MFAC_UNROLL
     for (int i = 0; i < 16; ++i) square[i] = next[i];
   }
-}
-
-MFAC_INLINE void store_up_to_16(uint8_t* to, const uint8_t* from, int64_t count) {
-  if (count == 16) return (void)__builtin_memcpy(to, from, 16);
-  if (count & 8) __builtin_memcpy(to, from, 8), to += 8, from += 8;
-  if (count & 4) __builtin_memcpy(to, from, 4), to += 4, from += 4;
-  if (count & 2) __builtin_memcpy(to, from, 2), to += 2, from += 2;
-  if (count & 1) *to = *from;
 }
 
 // to[c][r] = from[r][c] for r < rows (at most 16) and c < width <= 4 * L.
@@ -96,24 +116,31 @@ MFAC_INLINE void transpose_some(const uint8_t* from, int64_t from_stride, int64_
     store_up_to_16(to + c * to_stride, columns[c % 16] + c / 16 * 16, rows);
 }
 
+// to[c][r] = from[r][c] for up to 4 * L of the columns.
+template <int L>
+MFAC_INLINE void transpose_strip(const uint8_t* from, int64_t from_stride, int64_t rows,
+                                 int64_t width, uint8_t* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; r += 16)
+    transpose_some<L>(from + r * from_stride, from_stride, rows - r < 16 ? rows - r : 16, width,
+                      to + r, to_stride);
+}
+
 // to[c][r] = from[r][c]
 void transpose_bytes(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t width,
                      uint8_t* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; r += 16) {
+  constexpr int kWide = MFAC_WIDE * 4;
+  int64_t c = 0;
+  for (; c + kWide <= width; c += kWide)
+    transpose_strip<MFAC_WIDE>(from + c, from_stride, rows, kWide, to + c * to_stride, to_stride);
+  for (; c < width && width >= 16; c += 16) {
+    if (c + 16 > width) c = width - 16;  // the last sixteen overlap the previous ones
+    transpose_strip<4>(from + c, from_stride, rows, 16, to + c * to_stride, to_stride);
+  }
+  for (int64_t r = 0; c < width && r < rows; r += 16) {
     const int64_t some = rows - r < 16 ? rows - r : 16;
-    const uint8_t* source = from + r * from_stride;
-    int64_t c = 0;
-    for (; c + MFAC_WIDE * 4 <= width; c += MFAC_WIDE * 4)
-      transpose_some<MFAC_WIDE>(source + c, from_stride, some, MFAC_WIDE * 4,
-                                to + c * to_stride + r, to_stride);
-    for (; c < width && width >= 16; c += 16) {
-      if (c + 16 > width) c = width - 16;  // the last sixteen overlap the previous ones
-      transpose_some<4>(source + c, from_stride, some, 16, to + c * to_stride + r, to_stride);
-    }
-    if (c >= width) continue;
     uint8_t padded[16 * 16] = {};
     for (int64_t i = 0; i < some; ++i)
-      store_up_to_16(padded + i * 16, source + i * from_stride, width);
+      store_up_to_16(padded + i * 16, from + (r + i) * from_stride, width);
     transpose_some<4>(padded, 16, some, width, to + r, to_stride);
   }
 }

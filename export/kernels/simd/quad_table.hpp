@@ -28,5 +28,5 @@ QuadKernels make_quad_table() {
 }
 
 ByteKernels make_byte_table() {
-  return {byte_strip_table(), byte_row, copy_byte_rows, transpose_bytes};
+  return {byte_strip_table(), byte_row, copy_channels, gather_bytes, transpose_bytes};
 }
