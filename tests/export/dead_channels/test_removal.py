@@ -395,24 +395,23 @@ class Opaque(nn.Module):
         return self.two(self.operation(self.one(x)))
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        nn.Softmax(1),
-        nn.GroupNorm(2, 6),
-        nn.ChannelShuffle(2),
-        lambda x: x.cumsum(1),
-        lambda x: x[:, [0, 0, 2, 3, 4, 5]],
-        lambda x: x.flip(1),
-        lambda x: x - x.mean(1, keepdim=True),
-        lambda x: functional.avg_pool2d(x, 3, 1, 1, ceil_mode=True),
-        lambda x: x + torch.arange(8.0),
-        lambda x: x * x[:, :1],
-        lambda x: (x > 0) * x,
-        nn.Softplus(),
-    ],
-    ids=str,
-)
+_NOT_FOLLOWED = {
+    "softmax": nn.Softmax(1),
+    "group norm": nn.GroupNorm(2, 6),
+    "channel shuffle": nn.ChannelShuffle(2),
+    "cumulative sum": lambda x: x.cumsum(1),
+    "repeated channels": lambda x: x[:, [0, 0, 2, 3, 4, 5]],
+    "flip": lambda x: x.flip(1),
+    "mean over channels": lambda x: x - x.mean(1, keepdim=True),
+    "pool beyond the border": lambda x: functional.avg_pool2d(x, 3, 1, 1, ceil_mode=True),
+    "a number for each column": lambda x: x + torch.arange(8.0),
+    "gate of one channel": lambda x: x * x[:, :1],
+    "comparison": lambda x: (x > 0) * x,
+    "softplus": nn.Softplus(),
+}
+
+
+@pytest.mark.parametrize("operation", _NOT_FOLLOWED.values(), ids=_NOT_FOLLOWED)
 def test_what_is_not_followed_is_never_wrong(operation, shrunk):
     model = Opaque(operation)
     randomise(model)
