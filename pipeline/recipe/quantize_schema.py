@@ -29,6 +29,10 @@ class QuantizeSection(Section):
     information, or 99.999% of them."""
     per_channel: bool = True
     """A scale for each output of a layer. Otherwise one for all of them."""
+    weight_update: Literal["none", "obs"] = "none"
+    """How weights are rounded. `none`: each to its nearest step. `obs`: by layers, one weight after
+    the other, those that are not rounded yet making up for the error; where a layer's outputs, and
+    the model's, come nearer to those in float on held-out calibration samples."""
     max_divergence: NonNegative | None = 0.01
     """Most that the outputs may move away from those of `model.onnx` on held-out calibration
     samples: mean KL divergence for classes, else mean squared difference in units of the outputs'

@@ -5,7 +5,7 @@ the held-out ones: validation samples choose nothing.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from mfac_compress.export import open_session, predict
 from mfac_compress.export.names import Feeds, feeds
-from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
+from mfac_compress.export.quantise import (
+    DynamicQuantiser,
+    StaticQuantiser,
+    Steps,
+    weights_in_8_bits,
+)
+from mfac_compress.export.quantised_weights import signed_weights
 from mfac_compress.export.session import fill, fixed_batch
 from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 from mfac_compress.pipeline.errors import InputError, StageError
@@ -26,9 +32,10 @@ from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import QuantizeSection
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
 from mfac_compress.pipeline.stages.prune import no_holdout
 from mfac_compress.pipeline.stages.reconstruct import check_samples
+from mfac_compress.pipeline.stages.rounding import Rounding, round_layers
 
 _STAGE = "quantize"
 _BATCH = 32
@@ -67,6 +74,8 @@ class Quantised:
     """Most that the recipe allows. null: anything."""
     layers: tuple[LayerPrecision, ...]
     """All that could be in 8 bits, in the graph's order."""
+    rounding: Rounding | None
+    """null: weights are rounded to nearest."""
 
     @property
     def share(self) -> float:
@@ -141,7 +150,9 @@ class _Search:
         work: Path,
     ) -> None:
         self._job, self._section, self._work = job, section, work
+        self._path, self._calibration = path, calibration
         self._quantiser = _quantiser(path, section, calibration, work)
+        self._steps: Steps = {}
         self._divergence = Divergence(FileModule(path), calibration, most=_JUDGED)
 
     def run(self, output: Path) -> Quantised:
@@ -153,7 +164,11 @@ class _Search:
                 "quantize.mode must be off for a model without a convolution or matrix product "
                 "that has a constant weight.",
             )
-        everything = reached = self._write(output)
+        rounding = None
+        everything = self._write(output)
+        if self._section.weight_update == "obs":
+            rounding, everything = self._round(output, everything)
+        reached = everything
         costs: dict[str, float] = {}
         if most is not None and not everything <= most:
             costs = self._costs()
@@ -175,6 +190,7 @@ class _Search:
                 )
                 for one in layers
             ),
+            rounding=rounding,
         )
         if not found.share:
             raise StageError(
@@ -184,12 +200,31 @@ class _Search:
             )
         return found
 
+    def _round(self, output: Path, nearest: float) -> tuple[Rounding, float]:
+        """Round by the solver where that is better; the file's divergence is returned as well."""
+        path, calibration = self._path, self._calibration
+        self._steps, layers = round_layers(
+            self._quantiser.model,
+            signed_weights(output),
+            lambda: _batches(path, self._section.samples, calibration),
+            lambda: _held_out(path, calibration),
+            calibration.draws.generator_for(f"{_STAGE}, positions"),
+            self._work,
+        )
+        solved = self._write(output)
+        kept = is_nearer(solved, nearest)
+        if not kept:
+            self._steps = {}
+            self._write(output)
+        rounding = Rounding(reported(nearest), reported(solved), kept, layers)
+        return rounding, solved if kept else nearest
+
     def _costs(self) -> dict[str, float]:
         """What each layer costs by itself, by its node."""
         costs, trial = {}, self._work / "one.onnx"
         for done, layer in enumerate(self._quantiser.layers, 1):
             self._job.progress.step(f"cost of {layer.weight}", done, len(self._quantiser.layers))
-            self._quantiser.write_only(trial, layer.node)
+            self._quantiser.write_only(trial, layer.node, steps=self._steps)
             costs[layer.node] = self._divergence.of(FileModule(trial))
         return costs
 
@@ -217,7 +252,8 @@ class _Search:
 
     def _write(self, output: Path, in_float: Sequence[str] = ()) -> float:
         """Write the file, and return how far its outputs are from those in float."""
-        self._quantiser.write(output, in_float=in_float, metadata=_metadata(self._section))
+        metadata = _metadata(self._section)
+        self._quantiser.write(output, in_float=in_float, steps=self._steps, metadata=metadata)
         return self._divergence.of(FileModule(output))
 
 
@@ -242,9 +278,20 @@ def _quantiser(
 
 def _batches(path: Path, samples: int, calibration: CalibrationData) -> Iterator[Feeds]:
     """Calibration samples, the same for each file, as it takes them."""
+    return _as_feeds(path, lambda size: calibration.drawn_inputs(_STAGE, samples, size))
+
+
+def _held_out(path: Path, calibration: CalibrationData) -> Iterator[Feeds]:
+    """Held-out calibration samples, as a file takes them."""
+    held = calibration.draws.holdout[:_JUDGED]
+    return _as_feeds(path, lambda size: (batch.inputs for batch in calibration.batches(size, held)))
+
+
+def _as_feeds(path: Path, batches: Callable[[int], Iterable[Tree]]) -> Iterator[Feeds]:
+    """Batches of the size that a file takes, by the names of its inputs."""
     session = open_session(path)
     fixed, names = fixed_batch(session), [one.name for one in session.get_inputs()]
-    for inputs in calibration.drawn_inputs(_STAGE, samples, fixed or _BATCH):
+    for inputs in batches(fixed or _BATCH):
         yield {name: fill(array, fixed) for name, array in feeds(inputs, names).items()}
 
 
