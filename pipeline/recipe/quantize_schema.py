@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.recipe.section import Count, NonNegative, Section
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
@@ -40,9 +40,16 @@ class QuantizeSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _mode_alone(cls, given: Any) -> Any:
-        """A plain word is the mode."""
-        return {"mode": given} if given is False or isinstance(given, str) else given
+    def _mode_alone(cls, given: Any, info: ValidationInfo) -> Any:
+        """A plain word is the mode. Where `--set` switches it off, the file's keys do not count."""
+        if given is False or isinstance(given, str):
+            return {"mode": given}
+        source = info.context if isinstance(info.context, RecipeSource) else RecipeSource()
+        if isinstance(given, dict) and given.get("mode") in (False, "off"):
+            by_set = ("quantize", "mode") in source.overridden
+            own = {key for key in given if ("quantize", key) in source.overridden}
+            return {key: value for key, value in given.items() if key in own or not by_set}
+        return given
 
     @property
     def is_on(self) -> bool:
@@ -50,6 +57,12 @@ class QuantizeSection(Section):
         return self.mode != "off"
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        for key, field in type(self).model_fields.items():
+            given = getattr(self, key)
+            if not self.is_on and given != field.default:
+                yield RecipeIssue(
+                    (key,), f"must be left out where quantize.mode is off. Got {given}."
+                )
         if self.mode == "dynamic" and self.ranges != "minmax":
             yield RecipeIssue(
                 ("ranges",),

@@ -57,11 +57,11 @@ class Rounding:
     """What the solver did for the weights in 8 bits."""
 
     nearest: float | None
-    """Divergence with every layer in 8 bits, rounded to nearest. null: not finite."""
+    """Divergence of the file with all weights rounded to nearest. null: not finite."""
     solved: float | None
     """The same with the solver's steps where they are better for the layer."""
     kept: bool
-    """Whether these are in the file: only if they bring the whole model's outputs nearer."""
+    """Whether these are in the file: only if they bring the model's outputs nearer."""
     layers: tuple[LayerRounding, ...]
     """In the order of the file."""
 
