@@ -1,6 +1,7 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def load_model(
 
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> Model:
-    content = _read(path)
+    content = read_file(path)
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
     _check_plain(module, path)
@@ -111,7 +112,12 @@ def set_training(module: nn.Module, training: bool) -> None:
         return
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a checkpoint's bytes.
+
+    Raises:
+        InputError: If there is none, it cannot be read, or it is known to be something else.
+    """
     try:
         check_regular(path, "The model")
         content = path.read_bytes()
@@ -224,12 +230,18 @@ def _digest(content: bytes, section: ModelSection, module: nn.Module) -> str:
     or from what it finds on the machine.
     """
     asked = section.model_dump(mode="json")
-    tensors = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensors.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        tensors.update(_bytes(tensor.detach()))
+    tensors = tensors_digest((*module.named_parameters(), *module.named_buffers()))
     file = hashlib.sha256(content).hexdigest()
-    return content_key({"file": file, "tensors": tensors.hexdigest(), **asked})
+    return content_key({"file": file, "tensors": tensors, **asked})
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 in hex of tensors on the CPU, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(_bytes(tensor.detach()))
+    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
