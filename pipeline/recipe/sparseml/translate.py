@@ -7,6 +7,7 @@ from mfac_compress.pipeline.recipe.sparseml.catalogue import checked
 from mfac_compress.pipeline.recipe.sparseml.document import Modifier
 from mfac_compress.pipeline.recipe.sparseml.findings import Fate, Translation
 from mfac_compress.pipeline.recipe.sparseml.pruning import METHODS, translate_pruning
+from mfac_compress.pipeline.recipe.sparseml.quantization import translate_quantization
 from mfac_compress.pipeline.recipe.sparseml.timeline import timeline_of
 from mfac_compress.pipeline.recipe.sparseml.training import translate_training
 
@@ -31,7 +32,6 @@ DROPPED = {
     "GradualParamModifier": "no parameter is moved on a schedule",
     "ASRegModifier": "no penalty is put on activations",
     "PowerpropagationModifier": "weights are not parametrised anew",
-    "QuantizationModifier": "quantisation is translated later",
     "DistillationModifier": "distillation is translated later",
     "PerLayerDistillationModifier": "distillation is translated later",
 }
@@ -78,11 +78,15 @@ def translate(
         names = ", ".join(name.removesuffix("PruningModifier") for name in METHODS)
         text = (
             f"must have a modifier that prunes: {names}. A model that is sparse already goes "
-            "through with prune.method: magnitude at the sparsity that it has."
+            "through with masks and weights of its own: prune.masks and prune.weights of a recipe "
+            "of ours."
         )
         return translation, [RecipeIssue((), text)]
     timeline = timeline_of(pruning[0], sound)
     translate_pruning(pruning, timeline, translation)
     translate_training(sound, timeline, translation)
+    for modifier in sound:
+        if modifier.name == "QuantizationModifier":
+            translate_quantization(modifier, translation)
     translation.findings.sort(key=lambda finding: finding.line)
     return translation, []
