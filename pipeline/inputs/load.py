@@ -95,7 +95,7 @@ def load_inputs(
     model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
     install_output(model.module, recipe.model.output)
     folded = fold_weights(model.module)
-    targets = match_targets(model.module, recipe)
+    targets = match_targets(model.module, recipe, model.heads)
     task = load_task(recipe.task, folder=folder)
     data = load_data(
         recipe.data,
