@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
         loaded = load_folder(path, section)
         origin = {**_origin(), "transformers": loaded.version}
         return _checked(path, section, loaded.module, loaded.content, origin, loaded.heads)
-    content = _read(path)
+    content = read_file(path)
     _check_left_out(path, section, "task")
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
@@ -130,7 +131,12 @@ def set_training(module: nn.Module, training: bool) -> None:
         return
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a checkpoint's bytes.
+
+    Raises:
+        InputError: If there is none, it cannot be read, or it is known to be something else.
+    """
     try:
         check_regular(path, "The model")
         content = path.read_bytes()
@@ -245,11 +251,17 @@ def _digest(content: str, section: ModelSection, module: nn.Module) -> str:
     or from what it finds on the machine.
     """
     asked = section.model_dump(mode="json")
-    tensors = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensors.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        tensors.update(_bytes(tensor.detach()))
-    return content_key({"file": content, "tensors": tensors.hexdigest(), **asked})
+    tensors = tensors_digest((*module.named_parameters(), *module.named_buffers()))
+    return content_key({"file": content, "tensors": tensors, **asked})
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 in hex of tensors on the CPU, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(_bytes(tensor.detach()))
+    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

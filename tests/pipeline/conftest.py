@@ -95,9 +95,9 @@ class Project:
         path.write_text(yaml.safe_dump(self.recipe, sort_keys=False))
         return path
 
-    def run(self, *arguments: str, model: Path | None = None) -> Result:
+    def run(self, *arguments: str, model: Path | None = None, recipe: Path | None = None) -> Result:
         """``mfac-compress recipe.yaml net.safetensors -o out ...``"""
-        recipe = self.write_recipe()
+        recipe = recipe or self.write_recipe()
         command = [str(recipe), str(model or self.model), "-o", str(self.output), *arguments]
         return CliRunner().invoke(main, command)
 
