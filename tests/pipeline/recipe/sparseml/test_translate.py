@@ -151,6 +151,7 @@ def test_every_modifier_has_its_place():
         "EpochRangeModifier",
         "LearningRateFunctionModifier",
         "LearningRateModifier",
+        "QuantizationModifier",
         "SetLearningRateModifier",
         "SetWeightDecayModifier",
     }
