@@ -72,7 +72,7 @@ class Quantised:
     """Most that the recipe allows. null: anything."""
     layers: tuple[LayerPrecision, ...]
     """All that could be in 8 bits, in the graph's order."""
-    rounding: Rounding | None
+    rounding: Rounding | None = None
     """null: weights are rounded to nearest."""
 
     @property
