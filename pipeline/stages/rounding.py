@@ -27,7 +27,6 @@ _POSITIONS = 64
 """Random positions of each sample at which a layer's input is looked at: pixels or tokens."""
 _RIDGE = 1e-2
 """As in GPTQ, of the mean square of a layer's inputs."""
-_LEVELS = (-127, 127)
 _MOST_BYTES = 1 << 30
 """Of second moments that are held at once; a layer that needs more is rounded to nearest."""
 
@@ -130,6 +129,12 @@ class _Layer:
         return _matrices(self.products[0], self.products[0].values)
 
     @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest step and the highest one: the range that the nearest ones use."""
+        most = int(np.abs(self.nearest.steps.astype(int)).max())
+        return -most, most
+
+    @property
     def scale(self) -> Tensor:
         """Float64 ``[g, r]``."""
         scale = torch.from_numpy(self.nearest.scale.astype(np.float64))
@@ -142,7 +147,7 @@ class _Layer:
         if not (H.isfinite().all() and W.isfinite().all()):
             return "its inputs and weights must be finite"
         try:
-            Z = round_to_grid(W, H, W != 0, scale, levels=_LEVELS, ridge=_RIDGE)
+            Z = round_to_grid(W, H, W != 0, scale, levels=self.levels, ridge=_RIDGE)
         except (PrecisionError, ValueError) as error:
             return str(error)
         steps = (Z / scale.unsqueeze(-1)).round_().to(torch.int8)
