@@ -41,7 +41,7 @@ class ScheduleSection(Section):
         try:
             schedule = ScheduleSection.model_validate(given.get("schedule", {}))
         except ValidationError:  # it is reported where it stands
-            return {"sparsity": 0.0, **given}
+            return dict(given)
         said = {outer: getattr(schedule, inner) for inner, outer in _KEYS.items()}
         return {name: value for name, value in said.items() if value is not None} | dict(given)
 
