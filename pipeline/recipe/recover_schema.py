@@ -80,10 +80,11 @@ class RecoverSection(Section):
     """Pull of every weight towards zero."""
     batch_size: Count = 128
     """Samples of one step."""
-    keep: Literal["best", "last"] = "best"
+    keep: Literal["best", "last"] | None = None
     """The epoch whose weights are kept. `best`: that whose outputs are nearest to the dense model's
     on the held-out calibration samples; also none of them, where the training brings it no
-    nearer."""
+    nearer. Default: `best` with `distill`, else `last`, since labels may ask for other outputs than
+    the dense model's."""
     patience: Count | None = None
     """Epochs without a better one after which the training ends. Default: all epochs are trained.
     """
@@ -98,9 +99,14 @@ class RecoverSection(Section):
     held-out ones."""
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch is kept, and not the last."""
+        return self.keep == "best" or (self.keep is None and self.distill is not None)
+
+    @property
     def chooses(self) -> bool:
         """Whether something is chosen by the distance from the dense model."""
-        return self.epochs > 0 and (self.keep == "best" or self.lr == "auto")
+        return self.epochs > 0 and (self.keeps_best or self.lr == "auto")
 
     @property
     def needs_labels(self) -> bool:
@@ -108,11 +114,11 @@ class RecoverSection(Section):
         return self.distill is None or self.distill.weight < 1
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        if self.patience is not None and self.keep == "last":
+        if self.patience is not None and not self.keeps_best:
             yield RecipeIssue(
                 ("patience",),
-                "must be left out where recover.keep is last, which calls no epoch better. "
-                f"Got {self.patience}.",
+                "must be left out where the last epoch is kept (recover.keep), and none is called "
+                f"better. Got {self.patience}.",
             )
         if self.label_smoothing and not self.needs_labels:
             yield RecipeIssue(

@@ -164,7 +164,7 @@ class _Recovery:
 
     def train(self, samples: TrainingSamples) -> Recovered:
         """Train on the samples."""
-        job, keeps_best = self._job, self._section.keep == "best"
+        job, keeps_best = self._job, self._section.keeps_best
         found = job.ranks.on_rank_zero(job.checkpoints.load)
         lr, tried = self._rate(samples) if found is None else _rate_of(found)
         section = self._section.model_copy(update={"lr": lr})

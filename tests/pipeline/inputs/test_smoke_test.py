@@ -229,7 +229,7 @@ def test_frozen_parameters_are_neither_pruned_nor_trained(project):
     from safetensors.torch import load_file
 
     _with_net(project, "Frozen", epochs=1)
-    project.recipe["recover"] |= {"weight_decay": 0.1, "lr": 0.1, "keep": "last"}
+    project.recipe["recover"] |= {"weight_decay": 0.1, "lr": 0.1}
     before = load_file(project.model)
 
     plan = project.run("--dry-run").output

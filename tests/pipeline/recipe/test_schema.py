@@ -391,6 +391,14 @@ def test_sound_sections_pass(sections):
             "label_smoothing must be 0 where recover.distill.weight is 1",
         ),
         (
+            {"recover": {"patience": 2}},
+            "patience must be left out where the last epoch is kept (recover.keep)",
+        ),
+        (
+            {"recover": {"distill": {}, "keep": "last", "patience": 2}},
+            "patience must be left out where the last epoch is kept (recover.keep)",
+        ),
+        (
             {"recover": {"distill": {"layers": ["a", "b", "a"]}}},
             "layers[2] must not repeat 'a'",
         ),

@@ -128,7 +128,13 @@ def test_no_choice_of_a_training_looks_at_validation(project, monkeypatch):
         return recovered
 
     monkeypatch.setattr(recover._Recovery, "train", watched)
-    project.recipe["recover"] = {"epochs": 2, "lr": "auto", "ema": 0.5, "patience": 1}
+    project.recipe["recover"] = {
+        "epochs": 2,
+        "lr": "auto",
+        "ema": 0.5,
+        "distill": {},
+        "patience": 1,
+    }
     result = project.run("-q")
     assert result.exit_code == 0, result.output
     assert set(read) == {"calibration", "recovery"}
@@ -137,12 +143,11 @@ def test_no_choice_of_a_training_looks_at_validation(project, monkeypatch):
 def test_without_held_out_samples_nothing_can_be_chosen(project):
     given = ("--dry-run", "--set", "calibrate.holdout=0", "--set", "prune.first_order=false")
     given += ("--set", "recover.batchnorm=never")
-    result = project.run(*given)
-    assert result.exit_code == 2
-    assert "must leave at least one sample for the choices" in result.output
-    assert project.run(*given, "--set", "recover.keep=last").exit_code == 0
-    auto = ("--set", "recover.keep=last", "--set", "recover.lr=auto")
-    assert project.run(*given, *auto).exit_code == 2
+    assert project.run(*given).exit_code == 0
+    for choice in ("recover.keep=best", "recover.distill={}", "recover.lr=auto"):
+        result = project.run(*given, "--set", choice)
+        assert result.exit_code == 2
+        assert "must leave at least one sample for the choices" in result.output
 
 
 def test_the_learning_rate_is_the_one_that_came_nearest(project, monkeypatch):

@@ -161,10 +161,10 @@ def test_the_best_epoch_is_kept_also_none_and_judging_changes_no_other(divergenc
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (2, 4), (None, 4)])
 def test_it_ends_where_no_epoch_has_been_better_for_long(tmp_path, patience, epochs):
     divergences = (5, 3, 4, 2, 4)
-    _, training = _training(divergences=divergences, patience=patience)
+    _, training = _training(divergences=divergences, patience=patience, keep="best")
     losses = list(_run(training, tmp_path))
     assert len(losses) == epochs
-    _, again = _training(divergences=divergences[:1], patience=patience)
+    _, again = _training(divergences=divergences[:1], patience=patience, keep="best")
     if epochs < EPOCHS:  # killed before the stage was finished
         assert list(_run(again, tmp_path)) == losses
 
