@@ -115,6 +115,7 @@ def load_inputs(
         needs_recovery=recipe.recover.epochs + recipe.prune.epochs_between > 0,
         labelled=_labels(recipe) is True,
         target=recipe.task.target,
+        model=Path(model_path),
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)

@@ -6,7 +6,7 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 
 from collections.abc import Iterator
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -17,21 +17,19 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     PruneSection,
     RecoverSection,
 )
+from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
     ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
     Data,
-    DataSection,
     DigitsData,
     DigitsSplits,
     FactoryData,
-    FileRows,
     Folder,
     FolderSplits,
     ImageFolderData,
-    Rows,
 )
 from mfac_compress.pipeline.recipe.measure_schema import (
     ExportSection,
@@ -59,6 +57,7 @@ from mfac_compress.pipeline.recipe.source import (
     RecipeSource,
     key_name,
 )
+from mfac_compress.pipeline.recipe.text_schema import TextData, TextSplits, with_open_lengths
 
 __all__ = [
     "ArrayRows",
@@ -92,8 +91,13 @@ __all__ = [
     "RunSection",
     "Section",
     "TaskSection",
+    "TextData",
+    "TextSplits",
     "ValidateSection",
 ]
+
+RANGES = {"accuracy": (0.0, 1.0), "spearman": (-1.0, 1.0), "spearman_cosine": (-1.0, 1.0)}
+"""Least and greatest value of each built-in metric, of all of which more is better."""
 
 
 class RunSection(Section):
@@ -158,13 +162,15 @@ class ModelSection(Section):
 class TaskSection(Section):
     """What the model is trained for and judged by."""
 
-    loss: Literal["cross_entropy", "mse"] | CallableName = "cross_entropy"
+    loss: Literal["cross_entropy", "mse", "none"] | CallableName = "cross_entropy"
     """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
-    targets) -> mean loss."""
-    metric: Literal["accuracy"] | CallableName = "accuracy"
-    """`accuracy`, or `module:callable` of (outputs, targets) -> one value per sample `[n]`, or
-    one number for the whole set. Where a sample has several targets, its accuracy is the share of
-    them that is right, those of -100 left out."""
+    targets) -> mean loss. `none`: for embeddings, which are calibrated without labels."""
+    metric: Literal["accuracy", "spearman", "spearman_cosine"] | CallableName = "accuracy"
+    """`accuracy`, `spearman`, `spearman_cosine`, or `module:callable` of (outputs, targets) -> one
+    value per sample `[n]`, or one number for the whole set. Where a sample has several targets, its
+    accuracy is the share of them that is right, those of -100 left out. `spearman`: rank
+    correlation of scores `[n]` with the targets; `spearman_cosine`: of the cosines of embeddings
+    `[n, d]` of pairs, samples 0 and 1, 2 and 3, ..."""
     target: Text = "labels"
     """Name of the target where an item of the data is one dict."""
     direction: Literal["maximize", "minimize"] = "maximize"
@@ -172,21 +178,23 @@ class TaskSection(Section):
     range: tuple[Number, Number] | None = None
     """`[low, high]`: least and greatest value that the metric can have, for one sample where it has
     values per sample. The interval of its drop rests on it; without it, on the values met, which
-    show nothing of rarer and larger ones. Accuracy's is [0, 1]."""
+    show nothing of rarer and larger ones. That of built-in metrics is known."""
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        if self.metric == "accuracy" and self.direction == "minimize":
+        own = RANGES.get(self.metric)
+        if own and self.direction == "minimize":
             yield RecipeIssue(
-                ("direction",), "must be maximize where task.metric is accuracy. Got minimize."
+                ("direction",),
+                f"must be maximize where task.metric is {self.metric}. Got minimize.",
             )
         if self.range is None:
             return
         low, high = self.range
-        if self.metric == "accuracy":
+        if own:
             yield RecipeIssue(
                 ("range",),
-                "must be left out where task.metric is accuracy, whose range is [0, 1]. "
-                f"Got [{low:g}, {high:g}].",
+                f"must be left out where task.metric is {self.metric}, whose range is "
+                f"[{own[0]:g}, {own[1]:g}]. Got [{low:g}, {high:g}].",
             )
         elif not 0 < high - low < inf:
             yield RecipeIssue(
@@ -248,6 +256,7 @@ class Recipe(Section):
                 "must be given where recover.epochs or prune.epochs_between > 0. "
                 f"Got {trained} and no recovery split.",
             )
+        yield from self._text_issues()
         if self.recover.label_smoothing and self.task.loss != "cross_entropy":
             yield RecipeIssue(
                 ("recover", "label_smoothing"),
@@ -287,6 +296,30 @@ class Recipe(Section):
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
 
+    def _text_issues(self) -> Iterator[RecipeIssue]:
+        """Whether loss, labels, pairs and axes suit embeddings and texts."""
+        if self.task.loss == "none":
+            learns = self.prune.uses_gradients or self.prune.method == "magnitude"
+            if learns and self.calibrate.labels is True:
+                text = "must be model where task.loss is none. Got true."
+                yield RecipeIssue(("calibrate", "labels"), text)
+            for section, key in (("recover", "epochs"), ("prune", "epochs_between")):
+                if getattr(getattr(self, section), key):
+                    yield RecipeIssue((section, key), "must be 0 where task.loss is none.")
+        if not isinstance(self.data, TextData):
+            return
+        data = self.data
+        if self.model.task == "embedding" and len(data.columns) > 1 and data.pairs == "together":
+            text = "must be apart where model.task is embedding. Got together."
+            yield RecipeIssue(("data", "pairs"), text)
+        if self.model.task == "sequence-classification" and data.pairs == "apart":
+            text = "must be together where model.task is sequence-classification. Got apart."
+            yield RecipeIssue(("data", "pairs"), text)
+        for name in data.inputs:
+            if 1 not in self.export.dynamic_axes.get(name, {}):
+                text = f"must name axis 1 of {name}, the tokens: texts have any length."
+                yield RecipeIssue(("export", "dynamic_axes"), text)
+
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
         artifact = self.validate_.artifact
@@ -307,6 +340,11 @@ class Recipe(Section):
         """The file that ships: what the recipe names, or its default."""
         plain = ONNX_FILES[INT8 if self.quantize.is_on else SPARSE]
         return self.validate_.artifact or plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_lengths(cls, recipe: Any) -> Any:
+        return with_open_lengths(recipe)
 
     @model_validator(mode="after")
     def _keeps_its_source(self, info: ValidationInfo) -> "Recipe":
