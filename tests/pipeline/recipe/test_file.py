@@ -636,7 +636,7 @@ def test_masks_on_the_command_line_take_the_place_of_the_files_pruning(write):
     again.write_text(dump_recipe(loaded))
     assert load_recipe(again) == loaded
 
-    with pytest.raises(InputError, match="prune.steps must be left out where prune.masks"):
+    with pytest.raises(InputError, match=r"prune\.steps must be left out where prune\.masks"):
         load_recipe(path, [*given, "prune.steps=2"])
 
 

@@ -122,10 +122,9 @@ def test_keys_of_pruning_do_nothing_beside_masks(useless):
 
 
 def test_masks_and_weights_come_together_and_only_by_their_method():
-    for key in MASKS:
-        alone = {"method": "given", key: MASKS[key]}
-        with pytest.raises(ValidationError, match="must name .* where prune.method is given"):
-            recipe(prune=alone)
+    for key, path in MASKS.items():
+        with pytest.raises(ValidationError, match=r"must name .* where prune\.method is given"):
+            recipe(prune={"method": "given", key: path})
     with pytest.raises(ValidationError, match=r"masks must be left out unless .* Got mfac"):
         recipe(prune=MASKS | {"method": "mfac"})
     with pytest.raises(ValidationError, match="weights must be left out unless"):
