@@ -18,7 +18,6 @@ from mfac_compress.pipeline.recipe.section import (
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
-
 Distance = Literal["kl", "mse", "cosine"]
 _DISTANCES: dict[str, Distance] = {"cross_entropy": "kl", "none": "cosine"}
 """Between outputs, by the loss of the task: of logits, and of embeddings."""
