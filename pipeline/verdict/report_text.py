@@ -14,6 +14,7 @@ from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
 from mfac_compress.pipeline.verdict.gates import Gate
 from mfac_compress.pipeline.verdict.inputs import Code
+from mfac_compress.pipeline.verdict.recovery_text import EPOCH_HEAD, epoch_rows, recovery_line
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.tables import Row
 
@@ -41,6 +42,7 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
         "## Measured in ONNX Runtime",
         _table(("", *_titles(report)), tables.measured_rows(report)),
         *_repairs_text(report),
+        *_recovery_text(report),
         *_precision_text(report),
         "## Latency",
         _latency_text(report),
@@ -61,7 +63,12 @@ def print_verdict(report: Report, console: Console) -> None:
     """The measurements, the gates, and at last the verdict: readable at 80 columns."""
     for part in _side_by_side(report, console.width):
         console.print(_measurements(part))
-    for line in (*_unwritten(report), *_repaired(report), *_precision(report)):
+    for line in (
+        *_unwritten(report),
+        *_repaired(report),
+        *_recovered(report),
+        *_precision(report),
+    ):
         console.print(Text(line))
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
@@ -179,6 +186,19 @@ def _repairs_text(report: Report) -> Iterable[str]:
     if last.left_out:
         yield "Not repaired:"
         yield _table(("weight", "why"), last.left_out.items())
+
+
+def _recovered(report: Report) -> Iterator[str]:
+    if report.recovery.loss_by_epoch:
+        yield recovery_line(report.recovery)
+
+
+def _recovery_text(report: Report) -> Iterator[str]:
+    """The training after the last pruning step, epoch by epoch."""
+    if report.recovery.loss_by_epoch:
+        yield "## Recovery"
+        yield recovery_line(report.recovery)
+        yield _table(EPOCH_HEAD, epoch_rows(report.recovery))
 
 
 def _judged(report: Report) -> str:
