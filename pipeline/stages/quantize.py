@@ -248,6 +248,7 @@ class _Search:
             lambda: held_out_feeds(path, calibration, _JUDGED),
             calibration.draws.generator_for(f"{_STAGE}, positions"),
             self._work,
+            self._step,
         )
         return layers
 
