@@ -18,6 +18,7 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     RecoverSection,
 )
 from mfac_compress.pipeline.recipe.data_schema import (
+    ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
@@ -60,6 +61,7 @@ from mfac_compress.pipeline.recipe.source import (
 )
 
 __all__ = [
+    "ArrayRows",
     "ArraySplits",
     "ArraysData",
     "Augment",
