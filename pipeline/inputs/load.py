@@ -36,6 +36,7 @@ from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
+from mfac_compress.pipeline.inputs.training_loop import TrainingLoop, load_training_loop
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 
@@ -52,6 +53,7 @@ class Inputs:
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
         given: Masks and trained weights that the run goes on from; None where it prunes.
+        loop: The user's own training; None where the recipe names none.
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
@@ -70,6 +72,7 @@ class Inputs:
     task: Task
     targets: PruneTargets
     given: Given | None
+    loop: TrainingLoop | None
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
@@ -109,10 +112,11 @@ def load_inputs(
     else:
         targets = given_targets(given, model, recipe)
     task = load_task(recipe.task, folder=folder)
+    loop = load_training_loop(recipe.recover, folder=folder)
     data = load_data(
         recipe.data,
         folder=folder,
-        needs_recovery=recipe.recover.epochs + recipe.prune.epochs_between > 0,
+        needs_recovery=_trains(recipe),
         labelled=_labels(recipe) is True,
         target=recipe.task.target,
     )
@@ -142,6 +146,7 @@ def load_inputs(
         task=task,
         targets=targets,
         given=given,
+        loop=loop,
         layers=layers,
         fisher=fisher,
         memory=memory,
@@ -152,6 +157,11 @@ def load_inputs(
         permuted=permuted,
         folded=folded,
     )
+
+
+def _trains(recipe: Recipe) -> bool:
+    section = recipe.recover
+    return section.epochs + recipe.prune.epochs_between > 0 or section.loop is not None
 
 
 def _calibration(
@@ -211,7 +221,7 @@ def _prunable(
 
 def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
-    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric]
+    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}

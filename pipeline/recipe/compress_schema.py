@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern, Zeros
 from mfac_compress.pipeline.recipe.section import (
+    CallableName,
     Count,
     Index,
     NonNegative,
@@ -358,6 +359,11 @@ class RecoverSection(Section):
 
     epochs: Index = 0
     """Passes over the recovery split. 0: no recovery."""
+    loop: CallableName | None = None
+    """`package.module:callable` or `path/to/file.py:callable`: the user's own training, called with
+    (model, splits, handle) after the last pruning step. `handle.attach(optimizer)` keeps the masks,
+    `splits.recovery` is to train on, `splits.holdout` to choose by. All other keys of this section
+    but `batchnorm` are then its own business."""
     optimizer: Literal["sgd", "adamw", "mfac"] = "sgd"
     """What turns gradients into steps. `mfac` preconditions them by the Fisher of a sliding window
     of gradients, which needs `window.num_gradients` times the model's memory."""
@@ -379,3 +385,15 @@ class RecoverSection(Section):
     """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
     `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
     held-out ones."""
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.loop is None:
+            return
+        for key, field in type(self).model_fields.items():
+            value, default = getattr(self, key), field.get_default(call_default_factory=True)
+            if key not in ("loop", "batchnorm") and value != default:
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out where recover.loop trains the model, which is not given it. "
+                    f"Got {value}.",
+                )

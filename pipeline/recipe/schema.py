@@ -225,13 +225,21 @@ class Recipe(Section):
         keys = {
             "recover.epochs": self.recover.epochs,
             "prune.epochs_between": self.prune.epochs_between,
+            "recover.loop": self.recover.loop,
         }
         trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
         if trained and splits is not None and splits.recovery is None:
             yield RecipeIssue(
                 ("data", "splits", "recovery"),
-                "must be given where recover.epochs or prune.epochs_between > 0. "
+                "must be given where recover.epochs or prune.epochs_between > 0, or recover.loop "
+                "is given. "
                 f"Got {trained} and no recovery split.",
+            )
+        if self.recover.loop and self.prune.epochs_between:
+            yield RecipeIssue(
+                ("prune", "epochs_between"),
+                "must be 0 where recover.loop is given, which trains after the last step only. "
+                f"Got {self.prune.epochs_between}.",
             )
         if self.recover.label_smoothing and self.task.loss != "cross_entropy":
             yield RecipeIssue(
