@@ -93,8 +93,9 @@ def main() -> None:
       mfac-compress speed MODEL.onnx            time an ONNX file with sparse operators
       mfac-compress schema                      all keys of a recipe
 
-    RECIPE is a YAML file, MODEL a checkpoint (.pt, .pth, .safetensors) or a program of torch.export
-    (.pt2). A first argument that is no command is a RECIPE.
+    RECIPE is a YAML file, MODEL a checkpoint (.pt, .pth, .safetensors), a program of torch.export
+    (.pt2) or a folder of transformers (config.json, model.safetensors). A first argument that is no
+    command is a RECIPE.
     """
 
 
@@ -118,7 +119,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @_exits
 def run(**options: Any) -> int:
-    """Run RECIPE on MODEL (.pt, .pth, .safetensors or .pt2).
+    """Run RECIPE on MODEL (.pt, .pth, .safetensors, .pt2, or a folder of transformers).
 
     \b
     Exit codes:

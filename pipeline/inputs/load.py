@@ -108,7 +108,7 @@ def load_inputs(
     folded = fold_weights(model.module)
     given = load_given(recipe, model, trust_pickle=trust_pickle)
     if given is None:
-        targets = match_targets(model.module, recipe)
+        targets = match_targets(model.module, recipe, model.heads)
     else:
         targets = given_targets(given, model, recipe)
     task = load_task(recipe.task, folder=folder)

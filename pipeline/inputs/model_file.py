@@ -1,6 +1,7 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mfac_compress.pipeline.inputs.exported_program import (
 )
 from mfac_compress.pipeline.inputs.fit import fit
 from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.inputs.huggingface import load_folder
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.traced_model import TracedModel
 from mfac_compress.pipeline.quoting import listed, printable
@@ -38,7 +40,8 @@ def load_model(
     """Load a checkpoint into the model that it belongs to.
 
     Args:
-        path: A state dict (`.pt`, `.pth`, `.safetensors`), or a `.pt2` of torch.export.
+        path: A state dict (`.pt`, `.pth`, `.safetensors`), a `.pt2` of torch.export, or a folder
+            of transformers.
         section: The recipe's ``model``.
         folder: Where relative paths of the recipe start: its folder.
         trust_pickle: Allow the file to run code. Never for a file from elsewhere.
@@ -59,14 +62,30 @@ def load_model(
 
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> Model:
+    if os.path.isdir(path):  # Path.is_dir() raises on some names
+        loaded = load_folder(path, section)
+        origin = {**_origin(), "transformers": loaded.version}
+        return _checked(path, section, loaded.module, loaded.content, origin, loaded.heads)
     content = read_file(path)
+    _check_left_out(path, section, "task")
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
+    return _checked(path, section, module, hashlib.sha256(content).hexdigest(), origin)
+
+
+def _checked(
+    path: Path,
+    section: ModelSection,
+    module: nn.Module,
+    content: str,
+    origin: _Origin,
+    heads: frozenset[str] = frozenset(),
+) -> Model:
     _check_plain(module, path)
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return TracedModel(module, _digest(content, section, module), origin)
+    return TracedModel(module, _digest(content, section, module), origin, heads)
 
 
 def _load_program(
@@ -131,7 +150,8 @@ def read_file(path: Path) -> bytes:
     if foreign:
         raise InputError(
             f"The model must be a checkpoint of PyTorch (.pt, .pth or .safetensors, with "
-            f"{_FACTORY} in the recipe) or a program of torch.export (.pt2). {path} is {foreign}."
+            f"{_FACTORY} in the recipe), a program of torch.export (.pt2), or a folder of "
+            f"transformers (config.json, model.safetensors). {path} is {foreign}."
         )
     return content
 
@@ -143,6 +163,7 @@ def _check_left_out(path: Path, section: ModelSection, *keys: str) -> None:
         InputError: If it does.
     """
     reasons = {
+        "task": "is no folder of transformers",
         "factory": "brings its own model",
         "weights": "holds one set of weights",
         "prefix": "brings its own names",
@@ -223,16 +244,15 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not special
 
 
-def _digest(content: bytes, section: ModelSection, module: nn.Module) -> str:
-    """Of the file, of what the recipe says of it, and of the tensors that came of both.
+def _digest(content: str, section: ModelSection, module: nn.Module) -> str:
+    """Of the hash of the file, of what the recipe says of it, and of the tensors that came of both.
 
     A factory may make tensors that no file holds: buffers that are not saved, from a random number
     or from what it finds on the machine.
     """
     asked = section.model_dump(mode="json")
     tensors = tensors_digest((*module.named_parameters(), *module.named_buffers()))
-    file = hashlib.sha256(content).hexdigest()
-    return content_key({"file": file, "tensors": tensors, **asked})
+    return content_key({"file": content, "tensors": tensors, **asked})
 
 
 def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
