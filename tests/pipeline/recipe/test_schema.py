@@ -161,9 +161,8 @@ def test_a_loop_of_ones_own_trains_once_and_needs_samples():
     steps = {"sparsity": 0.5, "steps": 2, "epochs_between": 1}
     with pytest.raises(ValidationError, match=r"epochs_between must be 0 where recover\.loop"):
         recipe(recover=loop, prune=steps)
-    data = splits(calibration=(0, 9), validation=(9, 20))
     with pytest.raises(ValidationError, match=r"Got recover\.loop = my_project.* and no recovery"):
-        recipe(recover=loop, data=data)
+        recipe(recover=loop, data=ARRAYS)
 
 
 def test_magnitudes_are_not_selected_in_sequence():
