@@ -73,6 +73,8 @@ def compress(
         ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
         with stage_named("load"), progress.stage("load"):
             recipe, inputs = load(recipe, model_path, overrides, trust_pickle, ranks)
+            for remark in recipe.source.remarks:
+                progress.warn(remark)
             with ranks.raise_on_every_rank():
                 pool = open_pool(recipe, progress.warn) if ranks.is_rank_zero else None
             storage = directory.cache if _keeps_gradients_on_disk(inputs, ranks) else None

@@ -47,6 +47,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
     lines = [
+        *recipe.source.remarks,
         *(f"folded: {name}, computed by {by}" for name, by in inputs.folded.items()),
         f"weights: {targets.weights:,}, {_removal(recipe, targets)}",
         f"pattern: {recipe.prune.zeros}",
