@@ -193,7 +193,7 @@ def _recover(
         reads={
             "model": inputs.model,
             "section": section,
-            "recovery": inputs.data.recovery if section.epochs else None,
+            "samples": inputs.training if section.epochs else None,
             "calibration": inputs.calibration,
             "augment": augment_of(recipe.data),
             "seed": recipe.run.seed,
@@ -206,7 +206,7 @@ def _recover(
 
 def _by_loop(recover: Stage, inputs: Inputs) -> Stage:
     """The same by the user's own training, which knows nothing of other processes."""
-    reads = {**recover.reads, "loop": inputs.loop, "recovery": inputs.data.recovery}
+    reads = {**recover.reads, "loop": inputs.loop, "samples": inputs.training}
     return replace(recover, run=own_loop.recover_by_loop, reads=reads, ranks="zero")
 
 

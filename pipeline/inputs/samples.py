@@ -1,31 +1,28 @@
 """The samples that a training loop of the user's is given: never those that judge the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from mfac_compress.mfac.batch import Batch, Tree, map_tensors
-from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 
 
 class Samples(Dataset[tuple[Tree, Tree]]):
     """Samples as the model and the loss take them; a map-style data set of PyTorch as well.
 
     Args:
-        split: Where they come from.
-        positions: Which of it, in this order.
+        samples: Which they are.
         device: Where batches are put.
         seed: Of orders and random changes.
     """
 
-    def __init__(
-        self, split: Split, positions: Sequence[int] | Tensor, device: torch.device, seed: int
-    ) -> None:
-        self._split, self._device = split, device
-        self._positions = torch.as_tensor(positions)
+    def __init__(self, samples: TrainingSamples, device: torch.device, seed: int) -> None:
+        self._split, self._device = samples.split, device
+        positions = samples.positions
+        self._positions = torch.arange(len(samples)) if positions is None else positions
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -51,7 +48,7 @@ class Samples(Dataset[tuple[Tree, Tree]]):
         Args:
             batch_size: Samples in a batch; the last may be smaller.
             shuffle: In a random order, another one in each pass.
-            augment: With the random changes of ``data.augment``, which the recovery split has.
+            augment: With the random changes of ``data.augment``, of those to train on.
         """
         batches = self._split.batches(
             batch_size,
@@ -67,7 +64,7 @@ class LoopSplits(NamedTuple):
     """What a training loop is given. There are no validation samples among it.
 
     Args:
-        recovery: To train on.
+        recovery: To train on: those that ``recover.split`` says.
         holdout: Calibration samples that no gradient has seen, to choose by: when to stop, which
             epoch is best. Without labels where calibration needs none and the data has none.
     """

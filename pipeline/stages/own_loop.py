@@ -13,9 +13,9 @@ from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, seed_random_state
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.samples import LoopSplits, Samples
-from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_loop import ARGUMENTS, TrainingLoop
 from mfac_compress.pipeline.inputs.training_mode import train_mode
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.quoting import with_article
 from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
 from mfac_compress.pipeline.run.stage import Job
@@ -32,7 +32,7 @@ def recover_by_loop(
     model: Model,
     loop: TrainingLoop,
     section: RecoverSection,
-    recovery: Split,
+    samples: TrainingSamples,
     calibration: CalibrationData,
     augment: Augment,
     seed: int,
@@ -48,7 +48,7 @@ def recover_by_loop(
         model: The dense model.
         loop: The user's function.
         section: Says what becomes of batch-norm statistics afterwards.
-        recovery: What to train on.
+        samples: What to train on.
         calibration: Has held-out samples for choices.
         augment: Random changes of the images that batch-norm statistics are taken of.
         seed: Of all random numbers.
@@ -60,8 +60,8 @@ def recover_by_loop(
     folder, device = job.before["state"].folder, calibration.device
     pruned = State.load(folder)
     splits = LoopSplits(
-        Samples(recovery, range(len(recovery)), device, seed),
-        Samples(calibration.split, calibration.draws.holdout, device, seed),
+        Samples(samples, device, seed),
+        Samples(TrainingSamples(calibration.split, calibration.draws.holdout), device, seed),
     )
     module = pruned.into(model.copy())
     with random_state_kept(device), _settings_kept():

@@ -15,6 +15,7 @@ from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.inputs.code_sources import USER_FILE
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.inputs.training_loop import TrainingLoop
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
@@ -73,7 +74,7 @@ def recover(inputs, tmp_path):
             model=inputs.model,
             loop=TrainingLoop("train.py:loop", function),
             section=RecoverSection(loop="train.py:loop", batchnorm="never"),
-            recovery=inputs.data.recovery,
+            samples=TrainingSamples(inputs.data.recovery),
             calibration=inputs.calibration,
             augment=Augment(),
             seed=0,
