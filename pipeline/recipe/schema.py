@@ -199,6 +199,12 @@ class Recipe(Section):
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from self._recovery_split()
+        if self.recover.loop and self.prune.epochs_between:
+            yield RecipeIssue(
+                ("prune", "epochs_between"),
+                "must be 0 where recover.loop is given, which trains after the last step only. "
+                f"Got {self.prune.epochs_between}.",
+            )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
         yield from self._without_loss()
@@ -242,6 +248,7 @@ class Recipe(Section):
         keys = {
             "recover.epochs": self.recover.epochs,
             "prune.epochs_between": self.prune.epochs_between,
+            "recover.loop": self.recover.loop,
         }
         trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
         key = ("data", "splits", "recovery")
@@ -256,14 +263,16 @@ class Recipe(Section):
         elif trained and splits is not None and splits.recovery is None:
             yield RecipeIssue(
                 key,
-                "must be given where recover.epochs or prune.epochs_between > 0. "
+                "must be given where recover.epochs or prune.epochs_between > 0, or recover.loop "
+                "is given. "
                 f"Got {trained} and no recovery split. Add it, or set recover.split: calibration.",
             )
 
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        return self.recover.epochs + self.prune.epochs_between > 0
+        epochs = self.recover.epochs + self.prune.epochs_between
+        return epochs > 0 or self.recover.loop is not None
 
     def _without_loss(self) -> Iterator[RecipeIssue]:
         """What would need the loss that a task does not have."""
