@@ -75,6 +75,7 @@ def load_data(
     folder: Path,
     needs_recovery: bool,
     labelled: bool = True,
+    recovery_labelled: bool = True,
     target: str = "labels",
     model: Path = _NO_MODEL,
 ) -> DataSplits:
@@ -85,6 +86,7 @@ def load_data(
         folder: Where relative paths start: the recipe's folder.
         needs_recovery: Whether the run fine-tunes. Otherwise that split is not opened.
         labelled: Whether calibration needs targets. Otherwise they may be missing.
+        recovery_labelled: Whether fine-tuning does.
         target: Name of the target in items that are dicts.
         model: MODEL of the run, which may be a folder with a tokenizer.
     Returns:
@@ -92,7 +94,7 @@ def load_data(
     Raises:
         InputError: If data is missing, broken, does not fit the recipe, or is in two splits.
     """
-    needed = {"calibration": labelled, "recovery": True, "validation": True}
+    needed = {"calibration": labelled, "recovery": recovery_labelled, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
     augment = augment_of(section)

@@ -5,6 +5,7 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
@@ -14,7 +15,6 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     CalibrateSection,
     FisherSection,
     PruneSection,
-    RecoverSection,
 )
 from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
@@ -39,6 +39,7 @@ from mfac_compress.pipeline.recipe.measure_schema import (
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
 from mfac_compress.pipeline.recipe.quantize_schema import QuantizeSection
 from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
+from mfac_compress.pipeline.recipe.recover_schema import DistillSection, RecoverSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     Bytes,
@@ -71,6 +72,7 @@ __all__ = [
     "DataSection",
     "DigitsData",
     "DigitsSplits",
+    "DistillSection",
     "ExportSection",
     "FactoryData",
     "FileRows",
@@ -196,25 +198,12 @@ class Recipe(Section):
         return place if place == f"--set {name}" else f"{place} ({name})"
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        splits = getattr(self.data, "splits", None)
-        keys = {
-            "recover.epochs": self.recover.epochs,
-            "prune.epochs_between": self.prune.epochs_between,
-        }
-        trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
-        if trained and splits is not None and splits.recovery is None:
-            yield RecipeIssue(
-                ("data", "splits", "recovery"),
-                "must be given where recover.epochs or prune.epochs_between > 0. "
-                f"Got {trained} and no recovery split.",
-            )
-        yield from self._text_issues()
-        if self.recover.label_smoothing and self.task.loss != "cross_entropy":
-            yield RecipeIssue(
-                ("recover", "label_smoothing"),
-                "must be 0 unless task.loss is cross_entropy. "
-                f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
-            )
+        yield from self._recovery_split()
+        for issue in self.recover.issues_of_task(self.task.loss):
+            yield replace(issue, key=("recover", *issue.key))
+        yield from self._loss_issues()
+        if isinstance(self.data, TextData):
+            yield from self.data.issues_of_use(self.model.task, self.export.dynamic_axes)
         yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
@@ -248,29 +237,47 @@ class Recipe(Section):
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
 
-    def _text_issues(self) -> Iterator[RecipeIssue]:
-        """Whether loss, labels, pairs and axes suit embeddings and texts."""
+    def _loss_issues(self) -> Iterator[RecipeIssue]:
+        """Whether a loss is there where one is read."""
         if self.task.loss == "none":
             learns = self.prune.uses_gradients or self.prune.method == "magnitude"
             if learns and self.calibrate.labels is True:
                 text = "must be model where task.loss is none. Got true."
                 yield RecipeIssue(("calibrate", "labels"), text)
-            for section, key in (("recover", "epochs"), ("prune", "epochs_between")):
-                if getattr(getattr(self, section), key):
-                    yield RecipeIssue((section, key), "must be 0 where task.loss is none.")
-        if not isinstance(self.data, TextData):
-            return
-        data = self.data
-        if self.model.task == "embedding" and len(data.columns) > 1 and data.pairs == "together":
-            text = "must be apart where model.task is embedding. Got together."
-            yield RecipeIssue(("data", "pairs"), text)
-        if self.model.task == "sequence-classification" and data.pairs == "apart":
-            text = "must be together where model.task is sequence-classification. Got apart."
-            yield RecipeIssue(("data", "pairs"), text)
-        for name in data.inputs:
-            if 1 not in self.export.dynamic_axes.get(name, {}):
-                text = f"must name axis 1 of {name}, the tokens: texts have any length."
-                yield RecipeIssue(("export", "dynamic_axes"), text)
+            if self.trains and self.recover.needs_labels:
+                text = (
+                    "must be given, with weight 1, where the model is trained and task.loss none."
+                )
+                yield RecipeIssue(("recover", "distill"), text)
+
+    def _recovery_split(self) -> Iterator[RecipeIssue]:
+        """Whether there are samples to train on."""
+        splits = getattr(self.data, "splits", None)
+        keys = {
+            "recover.epochs": self.recover.epochs,
+            "prune.epochs_between": self.prune.epochs_between,
+        }
+        trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
+        key = ("data", "splits", "recovery")
+        if self.recover.split == "calibration":
+            default = splits and type(splits).model_fields["recovery"].default
+            if splits is not None and splits.recovery != default:
+                yield RecipeIssue(
+                    key,
+                    "must be left out where recover.split is calibration, which reads no other. "
+                    f"Got {splits.recovery.model_dump(exclude_none=True)}.",
+                )
+        elif trained and splits is not None and splits.recovery is None:
+            yield RecipeIssue(
+                key,
+                "must be given where recover.epochs or prune.epochs_between > 0. "
+                f"Got {trained} and no recovery split. Add it, or set recover.split: calibration.",
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained."""
+        return self.recover.epochs + self.prune.epochs_between > 0
 
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
