@@ -576,10 +576,8 @@ def test_a_model_without_a_loss_is_neither_trained_nor_calibrated_with_labels():
     for prune in ({"sparsity": 0.5}, {"sparsity": 0.5, "method": "magnitude"}):
         with pytest.raises(ValidationError, match=r"calibrate.labels must be model"):
             recipe(task=none, prune=prune)
+    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
+        with pytest.raises(ValidationError, match=r"recover.distill must be given, with weight 1"):
+            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
     taught = {"epochs": 1, "distill": {"loss": "cosine"}}
     assert recipe(task=none, calibrate={"labels": "model"}, recover=taught)
-    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
-        with pytest.raises(
-            ValidationError, match=r"recover.distill must be given, with the weight 1"
-        ):
-            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
