@@ -107,6 +107,7 @@ def load_inputs(
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
+    model.check(form)
     targets = _prunable(recipe, model, data, calibration, targets, form)
     if recipe.prune.removes_channels:
         targets = couple(targets, model.coupling(form), recipe, ranks.size)

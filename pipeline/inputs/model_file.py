@@ -20,8 +20,9 @@ from mfac_compress.pipeline.inputs.exported_program import (
     read_exported_program,
 )
 from mfac_compress.pipeline.inputs.fit import fit
-from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.inputs.foreign_files import foreign_kind, is_onnx
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.onnx_model import OnnxModel, read_onnx
 from mfac_compress.pipeline.inputs.traced_model import TracedModel
 from mfac_compress.pipeline.quoting import listed, printable
 from mfac_compress.pipeline.recipe.schema import ModelSection
@@ -37,7 +38,8 @@ def load_model(
     """Load a checkpoint into the model that it belongs to.
 
     Args:
-        path: A state dict (`.pt`, `.pth`, `.safetensors`), or a `.pt2` of torch.export.
+        path: A state dict (`.pt`, `.pth`, `.safetensors`), a `.pt2` of torch.export, or an ONNX
+            file.
         section: The recipe's ``model``.
         folder: Where relative paths of the recipe start: its folder.
         trust_pickle: Allow the file to run code. Never for a file from elsewhere.
@@ -59,6 +61,8 @@ def load_model(
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> Model:
     content = _read(path)
+    if is_onnx(path, content):
+        return _load_onnx(path, content, section)
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
     _check_plain(module, path)
@@ -66,6 +70,17 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
     set_training(module, False)
     _check_tensors(module, path)
     return TracedModel(module, _digest(content, section, module), origin)
+
+
+def _load_onnx(path: Path, content: bytes, section: ModelSection) -> OnnxModel:
+    _check_left_out(path, section, "factory", "weights", "prefix")
+    source, converted = read_onnx(path, content, section.output)
+    module = converted.module
+    _check_tensors(module, path)
+    digest = content_key(
+        {"model": _digest(content, section, module), "external": dict(source.external)}
+    )
+    return OnnxModel(module, digest, source, converted, _origin())
 
 
 def _load_program(
@@ -121,11 +136,12 @@ def _read(path: Path) -> bytes:
         raise InputError(f"The model must be a file that can be read. Got {error}.") from error
     if not content:
         raise InputError(f"{path} must hold a model. It is empty: save or copy it again.")
-    foreign = foreign_kind(path, content)
+    foreign = None if is_onnx(path, content) else foreign_kind(path, content)
     if foreign:
         raise InputError(
             f"The model must be a checkpoint of PyTorch (.pt, .pth or .safetensors, with "
-            f"{_FACTORY} in the recipe) or a program of torch.export (.pt2). {path} is {foreign}."
+            f"{_FACTORY} in the recipe), a program of torch.export (.pt2) or an ONNX file. {path} "
+            f"is {foreign}."
         )
     return content
 
