@@ -27,6 +27,8 @@ def foreign_kind(path: Path, content: bytes) -> str | None:
     Returns:
         For example ``an ONNX file``; None for what may be PyTorch's.
     """
+    if is_onnx(path, content):
+        return "an ONNX file"
     if path.suffix.lower() == ".npz":
         return "a file of NumPy arrays"
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)

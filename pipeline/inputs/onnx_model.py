@@ -45,6 +45,7 @@ class OnnxModel:
     converted: Converted
     origin: Mapping[str, Any] = field(default_factory=dict)
     keeps_graph: bool = True
+    heads: frozenset[str] = frozenset()
 
     @property
     def stored(self) -> Mapping[str, Stored]:
