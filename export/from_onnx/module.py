@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.export.from_onnx.registry import Compute
-from mfac_compress.export.from_onnx.values import Known, Value
+from mfac_compress.export.from_onnx.values import Known, Value, as_tensors
 from mfac_compress.export.names import NamesInputs
 
 
@@ -128,10 +128,12 @@ class OnnxModule(NamesInputs, nn.Module):
             values[name] = getattr(self.get_submodule(owner), last)
         for step in self._steps:
             compute: Compute = step.compute
+            given: list[Value] = [values[name] for name in step.inputs]
             try:
                 if step.layer is not None:
                     compute = compute(self.get_submodule(step.layer))
-                found = compute(*(values[name] for name in step.inputs))
+                    given = as_tensors(given, self.device)
+                found = compute(*given)
             except Exception as error:
                 if isinstance(error, NodeError) or type(error).__module__.startswith("torch."):
                     raise

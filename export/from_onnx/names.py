@@ -6,6 +6,7 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from mfac_compress.export.passes import TRANSPOSED
+from mfac_compress.export.shapes import with_shapes
 
 _WEIGHT = (".weight", ".weight.T")
 
@@ -31,7 +32,7 @@ def named_as_module(model: ir.Model, stored: Mapping[str, tuple[str, bool]]) -> 
     names = {tensor: name + TRANSPOSED * turned for name, (tensor, turned) in stored.items()}
     for value in [*copied.graph.initializers.values()]:
         value.name = names.get(value.name, value.name)
-    return copied
+    return with_shapes(copied)
 
 
 def add_module(root: nn.Module, name: str, module: nn.Module) -> str:

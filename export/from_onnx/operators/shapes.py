@@ -174,15 +174,15 @@ def _expand(node: Operator) -> Compute:
 def _constant_of_shape(node: Operator) -> Compute:
     value = node.get("value")
     value = torch.zeros(1) if value is None else torch.from_numpy(np.array(value.numpy()))
+    filler, dtype = value.reshape(()).item(), value.dtype
 
     def compute(shape: Value) -> Value:
         sizes = numbers(shape)
         known = all(isinstance(size, int) for size in sizes)
-        filler = value.reshape(()).item()
-        if known and not value.is_floating_point() and prod(sizes) <= MOST_INTEGERS:
-            return Known.of(np.full(sizes, filler, dtype=object), value.dtype)
+        if known and not dtype.is_floating_point and prod(sizes) <= MOST_INTEGERS:
+            return Known.of(np.full(sizes, filler, dtype=object), dtype)
         check_size(sizes)
-        return torch.full(sizes, filler, dtype=value.dtype, device=node.device())
+        return torch.full(sizes, filler, dtype=dtype, device=node.device())
 
     return compute
 
