@@ -13,7 +13,7 @@ test: .venv/installed  ## the test suite
 test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
 
-attack: .venv/installed  ## some 2,500 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
+attack: .venv/installed  ## some 3,300 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
 	$(BIN)/python tests/attack/run.py
 
 faults: .venv/installed  ## a run killed 100 times at random moments and started again; some five minutes
