@@ -71,6 +71,7 @@ def load_data(
     folder: Path,
     needs_recovery: bool,
     labelled: bool = True,
+    recovery_labelled: bool = True,
     target: str = "labels",
 ) -> DataSplits:
     """Open the data of a recipe and check that its splits share no samples.
@@ -80,13 +81,14 @@ def load_data(
         folder: Where relative paths start: the recipe's folder.
         needs_recovery: Whether the run fine-tunes. Otherwise that split is not opened.
         labelled: Whether calibration needs targets. Otherwise they may be missing.
+        recovery_labelled: Whether fine-tuning does.
         target: Name of the target in items that are dicts.
     Returns:
         The splits.
     Raises:
         InputError: If data is missing, broken, does not fit the recipe, or is in two splits.
     """
-    needed = {"calibration": labelled, "recovery": True, "validation": True}
+    needed = {"calibration": labelled, "recovery": recovery_labelled, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
     augment = augment_of(section)

@@ -29,8 +29,8 @@ def smoke_test(
 
     In evaluation mode forward and backward, and one copy of the module. Random numbers, weights
     and running statistics are as before afterwards. The user's own metric is left out: one of the
-    whole set, such as a rank correlation, may have no value for a few samples. So are labels of the
-    calibration samples, where none are needed.
+    whole set, such as a rank correlation, may have no value for a few samples. So are labels where
+    none are needed.
 
     Args:
         recipe: Says what the stages will do.
@@ -48,11 +48,15 @@ def smoke_test(
             or differentiated.
     """
     task, device = calibration.task, calibration.device
+    labelled = {"validation"}
+    if calibration.labels is True:
+        labelled.add("calibration")
+    if recipe.trains and recipe.recover.needs_labels:
+        labelled.add(recipe.recover.split)
     _check_interval(task, data.validation)
     with random_state_kept(device):
         for split in data:
-            labelled = split.name != "calibration" or calibration.labels is True
-            _check_fits(model.module, split, task if labelled else None, device)
+            _check_fits(model.module, split, task if split.name in labelled else None, device)
         check_independence(model.module, data.validation, device)
         check_copy(model)
         return find_unused(recipe, model.module, layout, calibration)
