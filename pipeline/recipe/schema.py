@@ -6,7 +6,7 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -16,21 +16,19 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     FisherSection,
     PruneSection,
 )
+from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
     ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
     Data,
-    DataSection,
     DigitsData,
     DigitsSplits,
     FactoryData,
-    FileRows,
     Folder,
     FolderSplits,
     ImageFolderData,
-    Rows,
 )
 from mfac_compress.pipeline.recipe.measure_schema import (
     ExportSection,
@@ -58,9 +56,11 @@ from mfac_compress.pipeline.recipe.source import (
     RecipeSource,
     key_name,
 )
-from mfac_compress.pipeline.recipe.task_schema import TaskSection
+from mfac_compress.pipeline.recipe.task_schema import RANGES, TaskSection
+from mfac_compress.pipeline.recipe.text_schema import TextData, TextSplits, with_open_lengths
 
 __all__ = [
+    "RANGES",
     "ArrayRows",
     "ArraySplits",
     "ArraysData",
@@ -93,6 +93,8 @@ __all__ = [
     "RunSection",
     "Section",
     "TaskSection",
+    "TextData",
+    "TextSplits",
     "ValidateSection",
 ]
 
@@ -199,6 +201,8 @@ class Recipe(Section):
         yield from self._recovery_split()
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
+        yield from self._without_loss()
+        yield from self._text_issues()
         yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
@@ -261,6 +265,37 @@ class Recipe(Section):
         """Whether the model is trained."""
         return self.recover.epochs + self.prune.epochs_between > 0
 
+    def _without_loss(self) -> Iterator[RecipeIssue]:
+        """What would need the loss that a task does not have."""
+        if self.task.loss != "none":
+            return
+        learns = self.prune.uses_gradients or self.prune.method == "magnitude"
+        if learns and self.calibrate.labels is True:
+            text = "must be model where task.loss is none. Got true."
+            yield RecipeIssue(("calibrate", "labels"), text)
+        if self.trains and self.recover.needs_labels:
+            yield RecipeIssue(
+                ("recover", "distill"),
+                "must be given, with the weight 1, where task.loss is none and the model is "
+                "trained: only the dense model can be its teacher.",
+            )
+
+    def _text_issues(self) -> Iterator[RecipeIssue]:
+        """Whether pairs and axes suit texts."""
+        if not isinstance(self.data, TextData):
+            return
+        data = self.data
+        if self.model.task == "embedding" and len(data.columns) > 1 and data.pairs == "together":
+            text = "must be apart where model.task is embedding. Got together."
+            yield RecipeIssue(("data", "pairs"), text)
+        if self.model.task == "sequence-classification" and data.pairs == "apart":
+            text = "must be together where model.task is sequence-classification. Got apart."
+            yield RecipeIssue(("data", "pairs"), text)
+        for name in data.inputs:
+            if 1 not in self.export.dynamic_axes.get(name, {}):
+                text = f"must name axis 1 of {name}, the tokens: texts have any length."
+                yield RecipeIssue(("export", "dynamic_axes"), text)
+
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
         artifact = self.validate_.artifact
@@ -281,6 +316,11 @@ class Recipe(Section):
         """The file that ships: what the recipe names, or its default."""
         plain = ONNX_FILES[INT8 if self.quantize.is_on else SPARSE]
         return self.validate_.artifact or plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_lengths(cls, recipe: Any) -> Any:
+        return with_open_lengths(recipe)
 
     @model_validator(mode="after")
     def _keeps_its_source(self, info: ValidationInfo) -> "Recipe":

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from mfac_compress.pipeline.file_names import DENSE, DENSE_INT8, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
+from mfac_compress.pipeline.stages.rounding import Rounding
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
 from mfac_compress.pipeline.verdict.gates import Gate
@@ -218,10 +219,11 @@ def _precision(report: Report) -> Iterator[str]:
     if quantised is None:
         return
     inside = sum(layer.int8 for layer in quantised.layers)
+    solved = f", {quantised.solved} rounded by the layerwise solver" if quantised.rounding else ""
     yield (
         f"quantize, {quantised.mode}: {inside} of {len(quantised.layers)} layers "
-        f"({quantised.share:.1%} of their weights) in 8 bits; divergence from {ONNX_FILES[SPARSE]} "
-        f"{quantised.divergence:.3g}."
+        f"({quantised.share:.1%} of their weights) in 8 bits{solved}; "
+        f"divergence from {ONNX_FILES[SPARSE]} {quantised.divergence:.3g}."
     )
 
 
@@ -240,6 +242,24 @@ def _precision_text(report: Report) -> Iterator[str]:
         "Layers that cost most alone are left in float until it holds; where it holds with all, "
         f"nothing else is measured. {ONNX_FILES[DENSE_INT8]} has all layers in 8 bits."
     )
+    if quantised.rounding is not None:
+        yield from _rounding_text(quantised.rounding)
+
+
+def _rounding_text(rounding: Rounding) -> Iterator[str]:
+    """How weights were rounded, and which the solver could not round."""
+    better = sum(layer.solved for layer in rounding.layers)
+    divergences = map(tables.divergence_text, (rounding.nearest, rounding.solved))
+    yield (
+        "Rounding by the layerwise solver (quantize.weight_update: obs): nearer outputs in "
+        f"{better} of {len(rounding.layers)} layers on held-out calibration samples. The model's "
+        "divergence is {} with all weights rounded to nearest and {} with the solver's in these "
+        "layers: ".format(*divergences)
+        + ("these are in the file." if rounding.kept else "the nearest are in the file.")
+    )
+    for layer in rounding.layers:
+        if layer.reason is not None:
+            yield f"{layer.weight} is rounded to nearest: {layer.reason}."
 
 
 def _latency_text(report: Report) -> str:
