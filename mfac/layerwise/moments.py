@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import Tree, size
+from mfac_compress.mfac.batch import Tree
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.layers import Layer, Use
 from mfac_compress.mfac.layerwise.operators import Operator, choose_positions
@@ -141,8 +141,7 @@ def layer_moments(
                 x, y = program.of(use.input, state, values), values[node]
                 if layer.name not in sums:
                     sums[layer.name] = Moments.zeros(layer, y.device, targets=False)
-                total = use.operator.positions(y)
-                chosen = choose_positions(total, size(inputs), positions, generator)
+                chosen = choose_positions(use.operator, y, inputs, positions, generator)
                 add_moments(sums[layer.name], use, x, y, chosen)
             for used in release[node]:
                 values.pop(used, None)

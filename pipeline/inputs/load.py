@@ -124,6 +124,7 @@ def load_inputs(
         labelled=_labels(recipe) is True or (on_calibration and recipe.recover.needs_labels),
         recovery_labelled=recipe.recover.needs_labels,
         target=recipe.task.target,
+        model=Path(model_path),
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)

@@ -8,6 +8,7 @@ from mfac_compress.mfac.layout import Layout
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.copying import check_copy
+from mfac_compress.pipeline.inputs.correlation import check_count
 from mfac_compress.pipeline.inputs.data import DataSplits, Split
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.gradient_check import find_unused
@@ -69,6 +70,8 @@ def _check_interval(task: Task, validation: Split) -> None:
             f"data must have 2 validation samples or more for the interval of task.metric "
             f"{task.metric_name!r}. Got {len(validation)}. Add some."
         )
+    if task.metric_name == "spearman_cosine":
+        check_count(len(validation))
 
 
 def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torch.device) -> None:
@@ -78,11 +81,11 @@ def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torc
     outputs = run_model(module, inputs, device)
     if task is None:
         return
-    task.loss(outputs, targets)
+    if task.has_loss:
+        task.loss(outputs, targets)
     if split.name == "validation":
-        if task.metric_name == "accuracy":
-            task.evaluate(outputs, targets)
-        if split.dataset.kind == "code" and split.dataset.alone:
+        task.check_metric(outputs, targets)
+        if split.dataset.kind != "storage" and split.dataset.alone:
             _check_joined(module, split, device)
 
 

@@ -67,8 +67,8 @@ class LayerwiseSection(Section):
     samples: Count = 1000
     """Calibration samples, beside the held-out ones."""
     positions: Count | Literal["all"] = 64
-    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Tokens that
-    are padding count like all others."""
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Padding,
+    as `attention_mask` marks it, does not count."""
     ridge: NonNegative = 1e-3
     """What is added to the inputs' second moments, as a multiple of their mean square."""
 

@@ -19,6 +19,10 @@ from mfac_compress.pipeline.recipe.section import (
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
+Distance = Literal["kl", "mse", "cosine"]
+_DISTANCES: dict[str, Distance] = {"cross_entropy": "kl", "none": "cosine"}
+"""Between outputs, by the loss of the task: of logits, and of embeddings."""
+
 
 class SlidingWindowSection(Section):
     """The Fisher of the optimizer `mfac`."""
@@ -38,18 +42,19 @@ class DistillSection(Section):
     loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
     """The distance between outputs. `kl`: of the classes' probabilities at `temperature`, for
     logits. `mse`: mean squared difference. `cosine`: 1 - cosine of the angle along the last axis,
-    for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, else `mse`."""
+    for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, `cosine` where it is none, else
+    `mse`."""
     temperature: Positive = 4.0
     """Logits are divided by it before `kl`, which is then multiplied by its square."""
     layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """Modules whose outputs are to come near to those in the dense model, too, by name: their mean
     squared difference, relative to the dense one's mean square, averaged over the modules."""
 
-    def distance(self, task_loss: str) -> Literal["kl", "mse", "cosine"]:
+    def distance(self, task_loss: str) -> Distance:
         """The distance between outputs that is meant for a task's loss."""
         if self.loss != "auto":
             return self.loss
-        return "kl" if task_loss == "cross_entropy" else "mse"
+        return _DISTANCES.get(task_loss, "mse")
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from duplicates("layers", self.layers)
@@ -156,10 +161,10 @@ class RecoverSection(Section):
             )
         if self.distill is None:
             return
-        if self.distill.loss == "kl" and task_loss == "mse":
+        if self.distill.loss == "kl" and task_loss in ("mse", "none"):
             yield RecipeIssue(
                 ("distill", "loss"),
-                "must not be kl where task.loss is mse, whose outputs are no logits. Got kl.",
+                f"must not be kl where task.loss is {task_loss}: outputs are no logits. Got kl.",
             )
         distance = self.distill.distance(task_loss)
         default = DistillSection.model_fields["temperature"].default

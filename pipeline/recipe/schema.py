@@ -6,7 +6,7 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -16,21 +16,19 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     FisherSection,
     PruneSection,
 )
+from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
     ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
     Data,
-    DataSection,
     DigitsData,
     DigitsSplits,
     FactoryData,
-    FileRows,
     Folder,
     FolderSplits,
     ImageFolderData,
-    Rows,
 )
 from mfac_compress.pipeline.recipe.measure_schema import (
     ExportSection,
@@ -58,9 +56,11 @@ from mfac_compress.pipeline.recipe.source import (
     RecipeSource,
     key_name,
 )
-from mfac_compress.pipeline.recipe.task_schema import TaskSection
+from mfac_compress.pipeline.recipe.task_schema import RANGES, TaskSection
+from mfac_compress.pipeline.recipe.text_schema import TextData, TextSplits, with_open_lengths
 
 __all__ = [
+    "RANGES",
     "ArrayRows",
     "ArraySplits",
     "ArraysData",
@@ -93,6 +93,8 @@ __all__ = [
     "RunSection",
     "Section",
     "TaskSection",
+    "TextData",
+    "TextSplits",
     "ValidateSection",
 ]
 
@@ -205,6 +207,9 @@ class Recipe(Section):
             )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
+        yield from self._loss_issues()
+        if isinstance(self.data, TextData):
+            yield from self.data.issues_of_use(self.model.task, self.export.dynamic_axes)
         yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
@@ -238,6 +243,19 @@ class Recipe(Section):
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
 
+    def _loss_issues(self) -> Iterator[RecipeIssue]:
+        """Whether a loss is there where one is read."""
+        if self.task.loss == "none":
+            learns = self.prune.uses_gradients or self.prune.method == "magnitude"
+            if learns and self.calibrate.labels is True:
+                text = "must be model where task.loss is none. Got true."
+                yield RecipeIssue(("calibrate", "labels"), text)
+            if self._epochs and self.recover.needs_labels:
+                text = (
+                    "must be given, with weight 1, where the model is trained and task.loss none."
+                )
+                yield RecipeIssue(("recover", "distill"), text)
+
     def _recovery_split(self) -> Iterator[RecipeIssue]:
         """Whether there are samples to train on."""
         splits = getattr(self.data, "splits", None)
@@ -267,8 +285,12 @@ class Recipe(Section):
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        epochs = self.recover.epochs + self.prune.epochs_between
-        return epochs > 0 or self.recover.loop is not None
+        return self._epochs > 0 or self.recover.loop is not None
+
+    @property
+    def _epochs(self) -> int:
+        """Passes of our own training; a loop of the user's has its own loss."""
+        return self.recover.epochs + self.prune.epochs_between
 
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
@@ -290,6 +312,11 @@ class Recipe(Section):
         """The file that ships: what the recipe names, or its default."""
         plain = ONNX_FILES[INT8 if self.quantize.is_on else SPARSE]
         return self.validate_.artifact or plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_lengths(cls, recipe: Any) -> Any:
+        return with_open_lengths(recipe)
 
     @model_validator(mode="after")
     def _keeps_its_source(self, info: ValidationInfo) -> "Recipe":

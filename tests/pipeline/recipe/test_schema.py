@@ -525,3 +525,59 @@ def test_what_is_wrong_with_a_schedule_is_said_once(schedule, keys):
         recipe(prune={"schedule": schedule})
     places = [".".join(map(str, error["loc"])) for error in caught.value.errors()]
     assert places == keys
+
+
+def _text(**changes):
+    splits = {"calibration": {"path": "a.tsv"}, "validation": {"path": "b.tsv.gz"}}
+    return {"source": "text", "text": 0, "label": 1, "splits": splits, **changes}
+
+
+TEXTS = {
+    "other file": ({"splits": {"calibration": {"path": "a.txt"}, "validation": {"path": "b.tsv"}}},
+                   r"splits.calibration.path must end in .tsv, .csv or .jsonl.* Got 'a.txt'"),
+    "names without a header": ({"text": "sentence"}, "text must be a number in 'a.tsv', or"),
+    "numbers in objects": ({"splits": {"calibration": {"path": "a.jsonl.gz"},
+                                       "validation": {"path": "b.jsonl"}}},
+                           "text must be a name in 'a.jsonl.gz'. Got 0"),
+    "one column twice": ({"text": [0, 0]}, "must not repeat 0"),
+    "the label as text": ({"label": 0}, "label must be another column than data.text"),
+    "no token numbers": ({"inputs": ["attention_mask"]}, "inputs must have input_ids"),
+    "one text apart": ({"pairs": "apart"}, "pairs must be left out"),
+    "named scores": ({"label_type": "score", "classes": ["a"]}, "classes must be left out"),
+    "shared rows": ({"splits": {"calibration": {"path": "a.tsv"}, "validation": {"path": "a.tsv"}}},
+                    "must not share samples with data.splits.calibration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_texts_are_described_without_contradictions(case):
+    changes, message = TEXTS[case]
+    with pytest.raises(ValidationError, match=message):
+        recipe(data=_text(**changes))
+
+
+def test_texts_leave_the_length_open_unless_axes_are_named():
+    opened = recipe(data=_text(inputs=["input_ids", "token_type_ids"]))
+    assert opened.export.dynamic_axes == {
+        name: {1: "length"} for name in ("input_ids", "token_type_ids")
+    }
+    own = {name: {1: "tokens"} for name in ("input_ids", "attention_mask")}
+    assert recipe(data=_text(), export={"dynamic_axes": own}).export.dynamic_axes == own
+    assert recipe(data=opened.data).export == opened.export
+    with pytest.raises(ValidationError, match=r"must name axis 1 of input_ids"):
+        recipe(data=_text(), export={"dynamic_axes": {}})
+    assert recipe().export.dynamic_axes == {}
+
+
+def test_a_model_without_a_loss_is_neither_trained_nor_calibrated_with_labels():
+    none = {"loss": "none", "metric": "spearman_cosine"}
+    assert recipe(task=none, calibrate={"labels": "model"})
+    assert recipe(task=none, prune={"sparsity": 0.5, "method": "layerwise"})
+    for prune in ({"sparsity": 0.5}, {"sparsity": 0.5, "method": "magnitude"}):
+        with pytest.raises(ValidationError, match=r"calibrate.labels must be model"):
+            recipe(task=none, prune=prune)
+    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
+        with pytest.raises(ValidationError, match=r"recover.distill must be given, with weight 1"):
+            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
+    taught = {"epochs": 1, "distill": {"loss": "cosine"}}
+    assert recipe(task=none, calibrate={"labels": "model"}, recover=taught)
