@@ -136,6 +136,7 @@ CONFIGS = {
     "no model_type": ({"model_type": None}, "must name its model_type"),
     "unknown": ({"model_type": "x9", "auto_map": {}}, r"Got x9. Its own code \(auto_map\) is nev"),
     "quantised": ({"quantization_config": {"bits": 4}}, "must have weights in float"),
+    "window": ({"max_window_layers": 10**9, "quantization_config": {}}, "weights in float"),
     "too deep": ({"num_hidden_layers": 10**9}, "must fit the weights, which are 25 tensors"),
     "other width": ({"hidden_size": 32}, "must fit its config.json"),
     "senseless": ({"hidden_size": "many"}, "must"),
@@ -189,6 +190,21 @@ def test_a_folder_that_is_none_or_damaged_is_refused(folder, tmp_path):
 def test_an_adapter_is_refused(folder):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="merge the adapter"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        {"pooling_mode": "cls", "embedding_dimension": 16},
+    ],
+)
+def test_vectors_are_made_as_the_folder_says(folder, values):
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
+    assert _load(folder, pooling="cls")
+    with pytest.raises(InputError, match=r"must be that of .*1_Pooling.* trained: cls. Got mean"):
         _load(folder)
 
 

@@ -188,6 +188,11 @@ def test_a_damaged_or_endless_file_is_refused(tmp_path, monkeypatch):
     quoted.write_text('"' + "a\n" * 100_000)
     with pytest.raises(InputError, match="must be a file that can be read"):
         read(quoted)
+    monkeypatch.setattr(text_files, "_LARGE", 1000)
+    with gzip.open(endless, "wb") as file:
+        file.write(b"a\n" * 100_000)
+    with pytest.raises(InputError, match=r"must have at most .* characters, unpacked"):
+        read(endless)
     monkeypatch.setattr(text_files, "MOST_IN_FILE", 1000)
     with pytest.raises(InputError, match="must have at most 1,000 characters"):
         read(_write(tmp_path / "d.tsv", ROWS * 100))
