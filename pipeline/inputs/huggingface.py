@@ -29,6 +29,7 @@ _INDEX = "model.safetensors.index.json"
 _MOST_JSON = 50_000_000
 _CLASSES = {
     "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "embedding": "MODEL_MAPPING",
 }
 """What the library calls its tables of model classes by configuration, by ``model.task``."""

@@ -81,6 +81,21 @@ def test_a_lone_output_is_a_score_for_each_sample(folder):
     assert model.module(input_ids=IDS, attention_mask=MASK).shape == (2,)
 
 
+def test_a_classifier_of_images_takes_them_by_position(tiny_bert, tmp_path):
+    import transformers
+
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=3,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    model = _load(tmp_path, "image-classification")
+    assert model.module(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    assert model.heads == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(InputError, match=r"model.task must be one that the model is made for"):
+        _load(tmp_path, "sequence-classification")
+
+
 def test_shards_and_half_precision_give_the_same_model(folder):
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
@@ -140,7 +155,7 @@ CONFIGS = {
     "too deep": ({"num_hidden_layers": 10**9}, "must fit the weights, which are 25 tensors"),
     "other width": ({"hidden_size": 32}, "must fit its config.json"),
     "senseless": ({"hidden_size": "many"}, "must"),
-    "no such task": ({"model_type": "clip"}, "model.task must be one that the model is made for"),
+    "no such task": ({"model_type": "clip"}, r"model.task must be one that the model is made for"),
 }
 
 
