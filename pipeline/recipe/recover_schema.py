@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mfac_compress.pipeline.recipe.section import (
+    CallableName,
     Count,
     Index,
     NonNegative,
@@ -17,6 +18,10 @@ from mfac_compress.pipeline.recipe.section import (
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+Distance = Literal["kl", "mse", "cosine"]
+_DISTANCES: dict[str, Distance] = {"cross_entropy": "kl", "none": "cosine"}
+"""Between outputs, by the loss of the task: of logits, and of embeddings."""
 
 
 class SlidingWindowSection(Section):
@@ -37,18 +42,19 @@ class DistillSection(Section):
     loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
     """The distance between outputs. `kl`: of the classes' probabilities at `temperature`, for
     logits. `mse`: mean squared difference. `cosine`: 1 - cosine of the angle along the last axis,
-    for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, else `mse`."""
+    for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, `cosine` where it is none, else
+    `mse`."""
     temperature: Positive = 4.0
     """Logits are divided by it before `kl`, which is then multiplied by its square."""
     layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """Modules whose outputs are to come near to those in the dense model, too, by name: their mean
     squared difference, relative to the dense one's mean square, averaged over the modules."""
 
-    def distance(self, task_loss: str) -> Literal["kl", "mse", "cosine"]:
+    def distance(self, task_loss: str) -> Distance:
         """The distance between outputs that is meant for a task's loss."""
         if self.loss != "auto":
             return self.loss
-        return "kl" if task_loss == "cross_entropy" else "mse"
+        return _DISTANCES.get(task_loss, "mse")
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from duplicates("layers", self.layers)
@@ -59,6 +65,11 @@ class RecoverSection(Section):
 
     epochs: Index = 0
     """Passes over the samples. 0: no recovery."""
+    loop: CallableName | None = None
+    """`package.module:callable` or `path/to/file.py:callable`: the user's own training, called with
+    (model, splits, handle) after the last pruning step. `handle.attach(optimizer)` keeps the masks,
+    `splits.recovery` is to train on, `splits.holdout` to choose by. All other keys of this section
+    but `split` and `batchnorm` are then its own business."""
     split: Literal["recovery", "calibration"] = "recovery"
     """What to train on. `calibration`: the calibration samples, but for the held-out ones; there is
     then no recovery split."""
@@ -114,6 +125,9 @@ class RecoverSection(Section):
         return self.distill is None or self.distill.weight < 1
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.loop is not None:
+            yield from self._unread_by_a_loop()
+            return
         if self.patience is not None and not self.keeps_best:
             yield RecipeIssue(
                 ("patience",),
@@ -127,6 +141,16 @@ class RecoverSection(Section):
                 f"Got {self.label_smoothing}.",
             )
 
+    def _unread_by_a_loop(self) -> Iterator[RecipeIssue]:
+        for key, field in type(self).model_fields.items():
+            value, default = getattr(self, key), field.get_default(call_default_factory=True)
+            if key not in ("loop", "split", "batchnorm") and value != default:
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out where recover.loop trains the model, which is not given it. "
+                    f"Got {value}.",
+                )
+
     def issues_of_task(self, task_loss: str) -> Iterator[RecipeIssue]:
         """What does not go with a loss of the task."""
         if self.label_smoothing and task_loss != "cross_entropy":
@@ -137,10 +161,10 @@ class RecoverSection(Section):
             )
         if self.distill is None:
             return
-        if self.distill.loss == "kl" and task_loss == "mse":
+        if self.distill.loss == "kl" and task_loss in ("mse", "none"):
             yield RecipeIssue(
                 ("distill", "loss"),
-                "must not be kl where task.loss is mse, whose outputs are no logits. Got kl.",
+                f"must not be kl where task.loss is {task_loss}: outputs are no logits. Got kl.",
             )
         distance = self.distill.distance(task_loss)
         default = DistillSection.model_fields["temperature"].default

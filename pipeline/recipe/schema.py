@@ -199,6 +199,12 @@ class Recipe(Section):
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from self._recovery_split()
+        if self.recover.loop and self.prune.epochs_between:
+            yield RecipeIssue(
+                ("prune", "epochs_between"),
+                "must be 0 where recover.loop is given, which trains after the last step only. "
+                f"Got {self.prune.epochs_between}.",
+            )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
         yield from self._loss_issues()
@@ -244,7 +250,7 @@ class Recipe(Section):
             if learns and self.calibrate.labels is True:
                 text = "must be model where task.loss is none. Got true."
                 yield RecipeIssue(("calibrate", "labels"), text)
-            if self.trains and self.recover.needs_labels:
+            if self._epochs and self.recover.needs_labels:
                 text = (
                     "must be given, with weight 1, where the model is trained and task.loss none."
                 )
@@ -256,6 +262,7 @@ class Recipe(Section):
         keys = {
             "recover.epochs": self.recover.epochs,
             "prune.epochs_between": self.prune.epochs_between,
+            "recover.loop": self.recover.loop,
         }
         trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
         key = ("data", "splits", "recovery")
@@ -270,14 +277,20 @@ class Recipe(Section):
         elif trained and splits is not None and splits.recovery is None:
             yield RecipeIssue(
                 key,
-                "must be given where recover.epochs or prune.epochs_between > 0. "
+                "must be given where recover.epochs or prune.epochs_between > 0, or recover.loop "
+                "is given. "
                 f"Got {trained} and no recovery split. Add it, or set recover.split: calibration.",
             )
 
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        return self.recover.epochs + self.prune.epochs_between > 0
+        return self._epochs > 0 or self.recover.loop is not None
+
+    @property
+    def _epochs(self) -> int:
+        """Passes of our own training; a loop of the user's has its own loss."""
+        return self.recover.epochs + self.prune.epochs_between
 
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
