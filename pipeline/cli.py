@@ -87,8 +87,9 @@ class _Commands(DefaultGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        # A recipe may be called `recipe`, and is one where no command of that group follows.
-        if args[0] == "recipe" and args[1:2] not in (["import"], ["--help"]):
+        # A recipe may be called as one of these, which are younger than `mfac-compress RECIPE`.
+        is_recipe = args[0] == "recipe" and args[1:2] not in (["import"], ["--help"])
+        if is_recipe or (args[0] == "init" and Path("init").is_file()):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
