@@ -25,7 +25,7 @@ def test_a_recipe_is_written_with_a_line_for_each_key(foreign, tmp_path):
     assert "mapped: line 5, MFACPruningModifier.final_sparsity: 0.8: prune.sparsity: 0.8" in (
         result.output
     )
-    assert f"{new}: 13 mapped, 1 approximately." in result.output
+    assert f"{new}: 12 mapped, 3 approximately." in result.output
     assert f"Still to add to {new}: data" in result.output
     with pytest.raises(InputError, match="data must be"):
         load_recipe(new)
