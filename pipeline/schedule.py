@@ -14,6 +14,7 @@ from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.file_names import INT8, SPARSE
 from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
 from mfac_compress.pipeline.stages import (
@@ -223,13 +224,19 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
                 "mfac_compress.recipe_sha256": recipe_hash(recipe),
                 **versions,
             },
-            "remove_dead": recipe.export.remove_dead,
+            "remove_dead": _removes_dead(recipe, inputs.model),
             "round_to": recipe.export.round_to,
         },
         after={"state": "recover"},
         facts=export.Exported,
         ranks="zero",
     )
+
+
+def _removes_dead(recipe: Recipe, model: Model) -> bool:
+    """Whether dead channels go; from a graph of the user's own only where the recipe says so."""
+    asked = "remove_dead" in recipe.export.model_fields_set or recipe.prune.removes_channels
+    return recipe.export.remove_dead and (asked or not model.keeps_graph)
 
 
 def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:

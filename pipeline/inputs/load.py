@@ -129,6 +129,7 @@ def load_inputs(
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
+    model.check(form)
     targets = _prunable(recipe, model, data, calibration, targets, form)
     if given is not None:
         check_targets(given, targets.left_out, recipe)
