@@ -65,7 +65,12 @@ def layer_products(model: onnx.ModelProto) -> Iterator[tuple[str, LayerProduct |
 
 
 def layer_inputs(
-    model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds], scratch: Path
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    batches: Iterable[Feeds],
+    scratch: Path,
+    *,
+    threads: int = 1,
 ) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
     """Run a model in ONNX Runtime, and yield some of its tensors for each batch.
 
@@ -74,6 +79,7 @@ def layer_inputs(
         names: The tensors: inputs of layers.
         batches: Inputs by name.
         scratch: Folder for temporary files, of which none stays.
+        threads: Of ONNX Runtime.
     Yields:
         The batch; its tensors by name.
     """
@@ -85,7 +91,7 @@ def layer_inputs(
     with TemporaryDirectory(prefix=".inputs-", dir=scratch) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(graph, path, external_data="model.data")
-        session = open_session(path)
+        session = open_session(path, threads=threads)
         outputs = [one.name for one in session.get_outputs()]
         for batch in batches:
             found = dict(batch) | dict(zip(outputs, call(session, batch), strict=True))

@@ -238,7 +238,8 @@ def _second_moments(
     sums: dict[str, Tensor] = {}
     products = [product for layer in layers for product in layer.products]
     names = [*dict.fromkeys(product.input for product in products)]
-    for batch, inputs in layer_inputs(model, names, batches, scratch):
+    threads = torch.get_num_threads()
+    for batch, inputs in layer_inputs(model, names, batches, scratch, threads=threads):
         given = {name: torch.from_numpy(array) for name, array in batch.items()}
         for product in products:
             H = _of_batch(product, torch.from_numpy(inputs[product.input]), given, generator)
