@@ -6,14 +6,18 @@ struct BytesOf {
 };
 
 template <int L>
-MFAC_INLINE void store_requantised(uint8_t* to, Ints<L> sums, Floats<L> scales,
-                                   const Requantise& how) {
-  const Floats<L> scaled =
-      clip<L>(__builtin_convertvector(sums, Floats<L>) * scales, how.low, how.high);
+MFAC_INLINE void store_rounded(uint8_t* to, Floats<L> scaled, const Requantise& how) {
   // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
-  const Ints<L> rounded = (Ints<L>)(scaled + 12582912.0f) + how.zero_point;
+  const Ints<L> rounded =
+      (Ints<L>)(clip<L>(scaled, how.low, how.high) + 12582912.0f) + how.zero_point;
   const auto bytes = __builtin_convertvector(rounded, typename BytesOf<L>::type);
   __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+template <int L>
+MFAC_INLINE void store_requantised(uint8_t* to, Ints<L> sums, Floats<L> scales,
+                                   const Requantise& how) {
+  store_rounded<L>(to, __builtin_convertvector(sums, Floats<L>) * scales, how);
 }
 
 template <int L>
