@@ -23,6 +23,7 @@ Gradients in, a mask and new weights out:
 from mfac_compress.mfac.fisher import Fisher, Inverse, empty_fisher, fisher_of, invert
 from mfac_compress.mfac.gradients import gradient_rows
 from mfac_compress.mfac.layout import Layout
+from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.mfac.optimizer import MFAC
 from mfac_compress.mfac.partition import BlockPartition
 from mfac_compress.mfac.pruning import Pruned, prune, prune_by_magnitude
@@ -36,6 +37,7 @@ __all__ = [
     "Fisher",
     "Inverse",
     "Layout",
+    "MaskHooks",
     "Pruned",
     "Units",
     "Unstructured",

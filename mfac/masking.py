@@ -1,11 +1,14 @@
 """Keep removed weights at zero while a model trains."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from mfac_compress.mfac.mask_file import load_masks
 
 
 class MaskHooks:
@@ -20,6 +23,25 @@ class MaskHooks:
 
     Raises:
         ValueError: If a mask has no parameter, or its shape is not the parameter's.
+
+    Example:
+        A training loop of one's own, with the masks that a run has left:
+
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> model, mask = nn.Linear(4, 3), torch.rand(3, 4) > 0.5
+        >>> file = f"{tempfile.mkdtemp()}/masks.safetensors"
+        >>> save_file({"weight": mask}, file)
+
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> hooks = MaskHooks.load(file, model).attach(optimizer)
+        >>> for _ in range(5):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 4)).square().mean().backward()
+        ...     optimizer.step()
+        >>> hooks.check()
+        >>> bool(model.weight[~mask].any())
+        False
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
@@ -30,16 +52,43 @@ class MaskHooks:
                     f"{list(mask.shape)} for "
                     f"{list(parameters[name].shape) if name in parameters else 'no parameter'}."
                 )
-        self._pairs = [
-            (name, parameters[name], mask.to(parameters[name].device))
-            for name, mask in masks.items()
-        ]
+        self._parameters = {name: parameters[name] for name in masks}
+        self._masks = dict(masks)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.apply()
 
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> "MaskHooks":
+        """Take the masks of a file, and set the weights that they remove to zero.
+
+        Args:
+            path: ``masks.safetensors`` of a run's directory.
+            model: The model that was pruned, with the weights that lie beside the masks, in
+                ``model.safetensors``.
+
+        Raises:
+            ValueError: If the masks are not those of this model. All that do not fit are named.
+        """
+        parameters = dict(model.named_parameters())
+        return cls(parameters, load_masks(path, parameters))
+
     def attach(self, optimizer: Optimizer) -> "MaskHooks":
-        """Register the hooks with an optimizer until the ``with`` block ends."""
-        self._hooks = [
+        """Register the hooks with an optimizer until the ``with`` block ends, or else for good.
+
+        Args:
+            optimizer: Of the parameters. Where several share them, attach each of them.
+
+        Raises:
+            ValueError: If it steps none of them, as the optimizer of a copy of the model does.
+        """
+        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self._masks and not stepped & {id(p) for p in self._parameters.values()}:
+            raise ValueError(
+                f"The optimizer must step a parameter that has a mask. Got one of {len(stepped)} "
+                "other parameters. Make it of the parameters of the model that the masks were "
+                "loaded for."
+            )
+        self._hooks += [
             optimizer.register_step_pre_hook(lambda *_: self._mask_gradients()),
             optimizer.register_step_post_hook(lambda *_: self._mask_after_step(optimizer)),
         ]
@@ -60,7 +109,7 @@ class MaskHooks:
     @torch.no_grad()
     def apply(self) -> None:
         """Set the removed weights to +0."""
-        for _, parameter, mask in self._pairs:
+        for _, parameter, mask in self._masked():
             parameter.masked_fill_(~mask, 0)
 
     def check(self) -> None:
@@ -69,7 +118,7 @@ class MaskHooks:
         Raises:
             RuntimeError: If one has; it names the tensor and how many.
         """
-        for name, parameter, mask in self._pairs:
+        for name, parameter, mask in self._masked():
             alive = int(parameter.detach()[~mask].count_nonzero())
             if alive:
                 raise RuntimeError(
@@ -77,14 +126,20 @@ class MaskHooks:
                     "Something other than the optimizer changes the model's weights."
                 )
 
+    def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Each parameter with its mask, which follows it to its device."""
+        for name, parameter in self._parameters.items():
+            self._masks[name] = self._masks[name].to(parameter.device)
+            yield name, parameter, self._masks[name]
+
     def _mask_gradients(self) -> None:
-        for _, parameter, mask in self._pairs:
+        for _, parameter, mask in self._masked():
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(~mask, 0)
 
     def _mask_after_step(self, optimizer: Optimizer) -> None:
         self.apply()
-        for _, parameter, mask in self._pairs:
+        for _, parameter, mask in self._masked():
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
-                    value.masked_fill_(~mask, 0)
+                    value.masked_fill_(~mask.to(value.device), 0)

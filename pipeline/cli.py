@@ -81,7 +81,19 @@ def _only_rank_zero_prints(ranks: "Ranks") -> Iterator[None]:
         yield
 
 
-@click.group(cls=DefaultGroup, default="run", default_if_no_args=False)
+class _Commands(DefaultGroup):
+    """Its commands, and :func:`run` for every other first argument: that is a recipe."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # A recipe may be called `recipe`, and is one where no command of that group follows.
+        if args[0] == "recipe" and args[1:2] not in (["import"], ["--help"]):
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, default="run", default_if_no_args=False)
 @click.version_option(package_name="mfac-compress")
 def main() -> None:
     """Compress a trained PyTorch model into a sparse ONNX model, and judge it.
@@ -92,9 +104,11 @@ def main() -> None:
       mfac-compress run --help                  all options, and the exit codes
       mfac-compress speed MODEL.onnx            time an ONNX file with sparse operators
       mfac-compress schema                      all keys of a recipe
+      mfac-compress recipe import OLD -o NEW    make a recipe of one of SparseML's
 
-    RECIPE is a YAML file, MODEL a checkpoint (.pt, .pth, .safetensors) or a program of torch.export
-    (.pt2). A first argument that is no command is a RECIPE.
+    RECIPE is a YAML file, or a recipe of SparseML. MODEL is a checkpoint (.pt, .pth, .safetensors),
+    a program of torch.export (.pt2) or a folder of transformers (config.json, model.safetensors). A
+    first argument that is no command is a RECIPE.
     """
 
 
@@ -118,7 +132,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @_exits
 def run(**options: Any) -> int:
-    """Run RECIPE on MODEL (.pt, .pth, .safetensors or .pt2).
+    """Run RECIPE on MODEL (.pt, .pth, .safetensors, .pt2, or a folder of transformers).
 
     \b
     Exit codes:
@@ -259,6 +273,45 @@ def speed(
             progress=Progress(open_terminal(quiet=False, stderr=True)),
         )
     return _GATE_FAILED if output is not None and measured.model is None else _PASS
+
+
+@main.group(name="recipe", short_help="Import recipes of SparseML.")
+def recipes() -> None:
+    """Recipes of other tools."""
+
+
+@recipes.command(name="import", short_help="Make a recipe of one of SparseML's.")
+@click.argument("old", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The recipe to write."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="A key that OLD does not have, such as data.source; may be given several times.",
+)
+@click.option("--allow-dropped", is_flag=True, help="Leave out what has no counterpart.")
+@_exits
+def import_command(
+    old: Path, output: Path, overrides: tuple[str, ...], allow_dropped: bool
+) -> None:
+    """Make a recipe of OLD, which is one of SparseML's (.yaml or .md), and say what became of it.
+
+    Line by line: what means the same, what nearly the same, what needs no word here, and what has
+    no counterpart. The last is an error unless it may be left out.
+
+    \b
+    Exit codes:
+      0  the recipe is written
+      2  something in OLD is wrong or has no counterpart: nothing is written
+    """
+    from mfac_compress.pipeline.recipe.importing import import_recipe, write_imported
+
+    imported = import_recipe(old, overrides, allow_dropped=allow_dropped)
+    write_imported(imported, output)
+    _print(imported.summary(output))
 
 
 @main.command(short_help="Print the JSON Schema of a recipe, or of report.json.")

@@ -67,11 +67,14 @@ def compress(
     """
     progress, ranks = progress or Progress(), ranks or Ranks()
     directory = ranks.on_rank_zero(lambda: RunDirectory(Path(output)))
+    ranks.on_rank_zero(lambda: directory.check_spares(_files_of(recipe, model_path, overrides)))
     with ExitStack() as stack:
         # Before anything else: however this run ends, an earlier one's results do not stand for it.
         ranks.on_rank_zero(lambda: stack.enter_context(directory.exclusive()))
         with stage_named("load"), progress.stage("load"):
             recipe, inputs = load(recipe, model_path, overrides, trust_pickle, ranks)
+            for remark in recipe.source.remarks:
+                progress.warn(remark)
             with ranks.raise_on_every_rank():
                 pool = open_pool(recipe, progress.warn) if ranks.is_rank_zero else None
             storage = directory.cache if _keeps_gradients_on_disk(inputs, ranks) else None
@@ -88,6 +91,24 @@ def compress(
         return ranks.on_rank_zero(
             partial(_judge, recipe, inputs, artefacts, directory, clock, ranks.size)
         )
+
+
+def _files_of(
+    recipe: Recipe | str | Path, model_path: str | Path, overrides: Sequence[str]
+) -> dict[str, Path]:
+    """The files that may lie in the directory of an earlier run, by what they are to this one."""
+    files = {"MODEL": Path(model_path)}
+    if not isinstance(recipe, Recipe):
+        files["RECIPE"] = Path(recipe)
+        try:
+            recipe = load_recipe(recipe, overrides)
+        except InputError:
+            return files  # said later, when the directory holds no earlier results
+    for key in ("masks", "weights"):
+        written = getattr(recipe.prune, key)
+        if written is not None:
+            files[f"prune.{key}"] = recipe.source.resolve(written)
+    return files
 
 
 def load(
@@ -121,6 +142,7 @@ def _check_same_inputs(recipe: Recipe, inputs: Inputs, ranks: Ranks) -> None:
         "model": inputs.model.digest,
         "data": inputs.data.fingerprint,
         "the user's code": inputs.code.digest,
+        "prune.masks and prune.weights": inputs.given and inputs.given.digest,
     }
     expected = ranks.on_rank_zero(lambda: own)
     with ranks.raise_on_every_rank():

@@ -47,10 +47,10 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     splits["validation"] = data.validation
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items() if split)
     lines = [
+        *recipe.source.remarks,
         *(f"folded: {name}, computed by {by}" for name, by in inputs.folded.items()),
-        f"weights: {targets.weights:,}, to remove {removed:,} "
-        f"({removed / targets.weights:.2%}) in {recipe.prune.steps} step(s)",
-        f"pattern: {recipe.prune.pattern}",
+        f"weights: {targets.weights:,}, {_removal(recipe, targets)}",
+        f"pattern: {recipe.prune.zeros}",
         *_permuted(inputs.permuted),
         f"repair: {_repair(recipe)}",
         f"8 bits: {_precision(recipe)}",
@@ -64,6 +64,14 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
     if inputs.memory is not None:
         lines += _memory(inputs.memory)
     return lines
+
+
+def _removal(recipe: Recipe, targets: PruneTargets) -> str:
+    """How many weights go, and by whose choice."""
+    share, section = f"{targets.removed:,} ({targets.removed / targets.weights:.2%})", recipe.prune
+    if section.method == "given":
+        return f"of which {section.masks} removes {share}; trained ones from {section.weights}"
+    return f"to remove {share} in {section.steps} step(s)"
 
 
 def _permuted(channels: int | None) -> list[str]:

@@ -19,6 +19,7 @@ from mfac_compress.pipeline.stages import (
     accelerate,
     calibrate,
     export,
+    given,
     prune,
     prune_layers,
     quantize,
@@ -52,7 +53,7 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
     if recipe.prune.uses_gradients:
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
-    steps = prune.steps_of(inputs.targets.units, recipe.prune)
+    steps = [[]] if inputs.given else prune.steps_of(inputs.targets.units, recipe.prune)
     repair = recipe.reconstruct
     state: dict[str, str] = {}
     for step, shares in enumerate(steps):
@@ -99,6 +100,9 @@ def _prune(
 ) -> Stage:
     """One step by the recipe's method, from the state before it."""
     section, targets, where = recipe.prune, inputs.targets, recipe.where
+    if inputs.given is not None:
+        reads = {"given": inputs.given}
+        return Stage(name, given.take, reads=reads, facts=prune.Pruned, ranks="zero")
     reads = {"model": inputs.model, "units": targets.units, "shares": shares}
     if section.method == "magnitude":
         reads["layout"] = targets.layout

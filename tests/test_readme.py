@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from mfac_compress.pipeline.cli import main
 from mfac_compress.pipeline.recipe.schema import Recipe
@@ -80,3 +81,20 @@ def test_the_mathematics_alone_prunes_a_model():
     zeros = sum(int((model.get_parameter(name) == 0).sum()) for name in names["masks"])
     assert zeros == 154  # 80% of 8 x 16 + 16 x 4, rounded up
     assert torch.equal(model[2].bias, before)
+
+
+def test_the_training_loop_keeps_the_masks(tmp_path, monkeypatch):
+    (block,) = (block for block in _blocks("python") if "MaskHooks" in block)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, mask = torch.nn.Linear(8, 4), torch.rand(4, 8) > 0.5
+    Path("runs/mine").mkdir(parents=True)
+    save_file(model.state_dict(), "runs/mine/model.safetensors")
+    save_file({"weight": mask}, "runs/mine/masks.safetensors")
+    batches = [(torch.randn(4, 8), torch.randint(4, (4,))) for _ in range(3)]
+
+    exec(block, {"model": model, "loss": torch.nn.CrossEntropyLoss(), "batches": batches})
+
+    trained = load_file("trained.safetensors")["weight"]
+    assert not trained[~mask].any()
+    assert trained[mask].all()

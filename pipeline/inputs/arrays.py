@@ -15,7 +15,7 @@ from mfac_compress.pipeline.inputs.array_files import has_array, read_array
 from mfac_compress.pipeline.inputs.augment import channelwise, check_channels
 from mfac_compress.pipeline.inputs.dataset import Augmentation, as_target, unchanged
 from mfac_compress.pipeline.quoting import shown
-from mfac_compress.pipeline.recipe.schema import ArraysData, DigitsData, FileRows
+from mfac_compress.pipeline.recipe.schema import ArrayRows, ArraysData, DigitsData
 
 _DIGITS = Path(__file__).with_name("digits.npz")
 _MOST = np.iinfo(np.int64).max
@@ -182,16 +182,17 @@ class _Files:
 
     def dataset(self, name: str, labelled: bool) -> ArrayDataset:
         section, key = self._section, f"data.splits.{name}"
-        split: FileRows | None = getattr(section.splits, name)
+        split: ArrayRows | None = getattr(section.splits, name)
         if split is None:
             raise InputError(f"{key} must be given where the recipe trains. Got none.")
         path, given = section.resolve(split.path, self._folder), shown(split.path)
-        x = self._arrays(path, section.x, split.path, key)
-        if labelled or all(has_array(path, name) for name in _named(section.y)):
-            y = self._arrays(path, section.y, split.path, key)
+        inputs, targets = split.x or section.x, split.y or section.y
+        x = self._arrays(path, inputs, split.path, key)
+        if labelled or all(has_array(path, name) for name in _named(targets)):
+            y = self._arrays(path, targets, split.path, key)
         else:
             y = np.zeros(len(next(named_tensors(x))[1]), dtype=np.int64)
-        _check_lengths(section, x, y, given, key)
+        _check_lengths([*_named(inputs), *_named(targets)], x, y, given, key)
         dtype = map_tensors(lambda array: self._dtype(array, given), x)
         preparation = Preparation(
             dtype, section.layout, section.divide_by, section.mean, section.std
@@ -223,8 +224,7 @@ def _named(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _check_lengths(section: ArraysData, x: Arrays, y: Arrays, given: str, key: str) -> None:
-    names = [*_named(section.x), *_named(section.y)]
+def _check_lengths(names: list[str], x: Arrays, y: Arrays, given: str, key: str) -> None:
     arrays = [array for _, array in named_tensors((x, y))]
     lengths = {name: len(array) for name, array in zip(names, arrays, strict=False)}
     if len(set(lengths.values())) > 1:

@@ -18,6 +18,8 @@ from mfac_compress.pipeline.inputs.whole_units import pattern_of, why_not_divide
 from mfac_compress.pipeline.quoting import listed
 from mfac_compress.pipeline.recipe.schema import Recipe
 
+_ALL = "*"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -136,12 +138,15 @@ class PruneTargets:
         return int(units.removed().sum()) * self.unit_size
 
 
-def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
+def match_targets(
+    module: nn.Module, recipe: Recipe, heads: frozenset[str] = frozenset()
+) -> PruneTargets:
     """Find the tensors that the recipe prunes.
 
     Args:
         module: The model.
         recipe: Its ``prune`` section is read.
+        heads: Parameters that are left out unless a pattern other than ``*`` includes them.
 
     Raises:
         InputError: If a pattern matches nothing that can be pruned, or nothing is left to prune.
@@ -165,6 +170,8 @@ def match_targets(module: nn.Module, recipe: Recipe) -> PruneTargets:
     for name in prunable:
         if name not in included:
             left_out[name] = "not matched by prune.include"
+        elif name in heads and included[name] == _ALL and name not in own:
+            left_out[name] = "of the head, which only a pattern of its own includes"
         elif name in excluded:
             left_out[name] = f"prune.exclude: {excluded[name]}"
         else:

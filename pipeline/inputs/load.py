@@ -20,6 +20,12 @@ from mfac_compress.pipeline.inputs.coupled import couple
 from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
+from mfac_compress.pipeline.inputs.given import (
+    Given,
+    check_targets,
+    given_targets,
+    load_given,
+)
 from mfac_compress.pipeline.inputs.layers import PruneTargets, match_targets
 from mfac_compress.pipeline.inputs.memory import MemoryBudget, MemoryPlan, memory_plan
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
@@ -45,6 +51,7 @@ class Inputs:
         task: Loss and metric.
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
+        given: Masks and trained weights that the run goes on from; None where it prunes.
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
@@ -62,6 +69,7 @@ class Inputs:
     calibration: CalibrationData
     task: Task
     targets: PruneTargets
+    given: Given | None
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
@@ -95,7 +103,11 @@ def load_inputs(
     model = load_model(model_path, recipe.model, folder=folder, trust_pickle=trust_pickle)
     install_output(model.module, recipe.model.output)
     folded = fold_weights(model.module)
-    targets = match_targets(model.module, recipe)
+    given = load_given(recipe, model, trust_pickle=trust_pickle)
+    if given is None:
+        targets = match_targets(model.module, recipe, model.heads)
+    else:
+        targets = given_targets(given, model, recipe)
     task = load_task(recipe.task, folder=folder)
     data = load_data(
         recipe.data,
@@ -108,6 +120,8 @@ def load_inputs(
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
     targets = _prunable(recipe, model, data, calibration, targets, form)
+    if given is not None:
+        check_targets(given, targets.left_out, recipe)
     if recipe.prune.removes_channels:
         targets = couple(targets, model.coupling(form), recipe, ranks.size)
     layers = ModelLayers(model, calibration, recipe.export)
@@ -127,6 +141,7 @@ def load_inputs(
         calibration=calibration,
         task=task,
         targets=targets,
+        given=given,
         layers=layers,
         fisher=fisher,
         memory=memory,

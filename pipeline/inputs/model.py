@@ -45,11 +45,10 @@ class OnnxForm:
 class Model(Protocol):
     """A model as it was given, which writes its own file.
 
-    A checkpoint with its factory and a program of torch.export are of one class, whose file is
-    made by tracing the module. Another kind of model needs a class with these members and a line in
-    ``load_model``: for an ONNX file, ``module`` is made from its graph, and ``write`` puts
-    the state's tensors into that graph; for a folder of Hugging Face, ``module`` is built from its
-    configuration, and written by tracing.
+    A checkpoint with its factory, a program of torch.export and a folder of transformers are of one
+    class, whose file is made by tracing the module. Another kind of model needs a class with these
+    members and a line in ``load_model``: for an ONNX file, ``module`` is made from its graph, and
+    ``write`` puts the state's tensors into that graph.
     """
 
     module: nn.Module
@@ -58,6 +57,8 @@ class Model(Protocol):
     """Changes where the file, what the recipe says of it, or a tensor does."""
     origin: Mapping[str, Any]
     """How the file was read, for the manifest."""
+    heads: frozenset[str]
+    """Parameters that are pruned only where ``prune.include`` names them."""
 
     def copy(self) -> nn.Module:
         """A copy of the module, on its device."""

@@ -1,6 +1,8 @@
 """From a checkpoint file and the recipe's ``model`` section to a module."""
 
 import hashlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mfac_compress.pipeline.inputs.exported_program import (
 )
 from mfac_compress.pipeline.inputs.fit import fit
 from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.inputs.huggingface import load_folder
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.traced_model import TracedModel
 from mfac_compress.pipeline.quoting import listed, printable
@@ -37,7 +40,8 @@ def load_model(
     """Load a checkpoint into the model that it belongs to.
 
     Args:
-        path: A state dict (`.pt`, `.pth`, `.safetensors`), or a `.pt2` of torch.export.
+        path: A state dict (`.pt`, `.pth`, `.safetensors`), a `.pt2` of torch.export, or a folder
+            of transformers.
         section: The recipe's ``model``.
         folder: Where relative paths of the recipe start: its folder.
         trust_pickle: Allow the file to run code. Never for a file from elsewhere.
@@ -58,14 +62,30 @@ def load_model(
 
 
 def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -> Model:
-    content = _read(path)
+    if os.path.isdir(path):  # Path.is_dir() raises on some names
+        loaded = load_folder(path, section)
+        origin = {**_origin(), "transformers": loaded.version}
+        return _checked(path, section, loaded.module, loaded.content, origin, loaded.heads)
+    content = read_file(path)
+    _check_left_out(path, section, "task")
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
+    return _checked(path, section, module, hashlib.sha256(content).hexdigest(), origin)
+
+
+def _checked(
+    path: Path,
+    section: ModelSection,
+    module: nn.Module,
+    content: str,
+    origin: _Origin,
+    heads: frozenset[str] = frozenset(),
+) -> Model:
     _check_plain(module, path)
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return TracedModel(module, _digest(content, section, module), origin)
+    return TracedModel(module, _digest(content, section, module), origin, heads)
 
 
 def _load_program(
@@ -111,7 +131,12 @@ def set_training(module: nn.Module, training: bool) -> None:
         return
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a checkpoint's bytes.
+
+    Raises:
+        InputError: If there is none, it cannot be read, or it is known to be something else.
+    """
     try:
         check_regular(path, "The model")
         content = path.read_bytes()
@@ -125,7 +150,8 @@ def _read(path: Path) -> bytes:
     if foreign:
         raise InputError(
             f"The model must be a checkpoint of PyTorch (.pt, .pth or .safetensors, with "
-            f"{_FACTORY} in the recipe) or a program of torch.export (.pt2). {path} is {foreign}."
+            f"{_FACTORY} in the recipe), a program of torch.export (.pt2), or a folder of "
+            f"transformers (config.json, model.safetensors). {path} is {foreign}."
         )
     return content
 
@@ -137,6 +163,7 @@ def _check_left_out(path: Path, section: ModelSection, *keys: str) -> None:
         InputError: If it does.
     """
     reasons = {
+        "task": "is no folder of transformers",
         "factory": "brings its own model",
         "weights": "holds one set of weights",
         "prefix": "brings its own names",
@@ -217,19 +244,24 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not special
 
 
-def _digest(content: bytes, section: ModelSection, module: nn.Module) -> str:
-    """Of the file, of what the recipe says of it, and of the tensors that came of both.
+def _digest(content: str, section: ModelSection, module: nn.Module) -> str:
+    """Of the hash of the file, of what the recipe says of it, and of the tensors that came of both.
 
     A factory may make tensors that no file holds: buffers that are not saved, from a random number
     or from what it finds on the machine.
     """
     asked = section.model_dump(mode="json")
-    tensors = hashlib.sha256()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensors.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        tensors.update(_bytes(tensor.detach()))
-    file = hashlib.sha256(content).hexdigest()
-    return content_key({"file": file, "tensors": tensors.hexdigest(), **asked})
+    tensors = tensors_digest((*module.named_parameters(), *module.named_buffers()))
+    return content_key({"file": content, "tensors": tensors, **asked})
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 in hex of tensors on the CPU, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(_bytes(tensor.detach()))
+    return digest.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

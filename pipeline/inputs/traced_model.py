@@ -26,6 +26,7 @@ class TracedModel:
     module: nn.Module
     digest: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+    heads: frozenset[str] = frozenset()
     _dense: dict[OnnxForm, ir.Model] = field(default_factory=dict)
     """The graph that was made when the export was tried: it need not be made again."""
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern, Zeros
@@ -17,6 +17,7 @@ from mfac_compress.pipeline.recipe.section import (
     Section,
     Seed,
     Share,
+    Text,
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
@@ -74,11 +75,19 @@ class LayerwiseSection(Section):
 class PruneSection(Section):
     """Which weights go, and how the others make up for them."""
 
-    method: Literal["mfac", "layerwise", "magnitude"] = "mfac"
+    method: Literal["mfac", "layerwise", "magnitude", "given"] = "mfac"
     """What a weight is worth: the loss that its removal costs, by gradients; the error of its
-    layer's output, by the layer's inputs and without labels; or its size."""
-    sparsity: Share
-    """Share of the matched weights to remove."""
+    layer's output, by the layer's inputs and without labels; or its size. `given`: nothing is
+    pruned, `masks` and `weights` are taken; the default where they are named."""
+    sparsity: Share | None = None
+    """Share of the matched weights to remove. Must be given, but for the method `given`."""
+    masks: Text | None = None
+    """Of `given`: the `masks.safetensors` of an earlier run, with which the weights were trained
+    elsewhere. The run goes on from there. MODEL stays the dense model, which all gates compare
+    with."""
+    weights: Text | None = None
+    """Of `given`: the trained weights, a checkpoint of the same model in which every weight that
+    the masks remove is zero."""
     pattern: Zeros = "unstructured"
     """Where zeros may be. `unstructured`: anywhere. `{block: 4, axis: outputs}`: four neighbouring
     weights go together, which sparse kernels run much faster. `{n: 2, m: 4}`: two of each four
@@ -124,11 +133,24 @@ class PruneSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_others(cls, given: Any) -> Any:
-        """Magnitude knows no update, and where there is no gradient none is followed."""
+    def _defaults_of_others(cls, given: Any, info: ValidationInfo) -> Any:
+        """Magnitude knows no update, and where there is no gradient none is followed.
+
+        Where `--set` gives the masks, the file's keys of pruning do not count.
+        """
         if not isinstance(given, dict):
             return given
-        if given.get("method") == "magnitude":
+        source = info.context if isinstance(info.context, RecipeSource) else RecipeSource()
+        if ("prune", "masks") in source.overridden:
+            kept = ("masks", "weights")
+            given = {
+                key: value
+                for key, value in given.items()
+                if key in kept or ("prune", key) in source.overridden
+            }
+        if given.get("masks") is not None:
+            given = {"method": "given"} | given
+        if given.get("method") in ("magnitude", "given"):
             given = {"update": "none"} | given
         if given.get("method") == "layerwise":
             given = {"first_order": False} | given
@@ -143,6 +165,11 @@ class PruneSection(Section):
         return self.method == "mfac" or self.allocation == "fisher"
 
     @property
+    def zeros(self) -> str:
+        """Where zeros are, in words: `unstructured`, or `blocks of 4 outputs`."""
+        return f"as in {self.masks}" if self.method == "given" else str(self.pattern)
+
+    @property
     def removes_channels(self) -> bool:
         """Whether whole channels, heads or neurons go."""
         return self.pattern in ("channels", "heads", "neurons")
@@ -153,6 +180,9 @@ class PruneSection(Section):
         return self.scope == "global" and self.allocation != "uniform"
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        yield from self._given_issues()
+        if self.method == "given":
+            return
         yield from self._layerwise_issues()
         if self.method == "magnitude" and self.update != "none":
             yield RecipeIssue(
@@ -209,6 +239,33 @@ class PruneSection(Section):
         }
         for key, pattern in patterns.items():
             yield from _unreadable(key, pattern)
+
+    def _given_issues(self) -> Iterator[RecipeIssue]:
+        """Keys of the method `given`, and those that it has no use for."""
+        if self.method != "given":
+            for key in ("masks", "weights"):
+                if getattr(self, key) is not None:
+                    text = f"must be left out unless prune.method is given. Got {self.method}."
+                    yield RecipeIssue((key,), text)
+            if self.sparsity is None:
+                text = "must be a number of at least 0 and below 1. It is missing. Add it."
+                yield RecipeIssue(("sparsity",), text)
+            return
+        for key, what in (("masks", "masks.safetensors of a run"), ("weights", "a checkpoint")):
+            if getattr(self, key) is None:
+                text = f"must name {what} where prune.method is given. It is missing. Add it."
+                yield RecipeIssue((key,), text)
+        needed = {"method": "given", "update": "none", "first_order": False}
+        for key, field in PruneSection.model_fields.items():
+            value = getattr(self, key)
+            if key not in ("masks", "weights") and value != needed.get(
+                key, field.get_default(call_default_factory=True)
+            ):
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out where prune.masks says which weights are removed. "
+                    f"Got {value}.",
+                )
 
     def _channel_issues(self) -> Iterator[RecipeIssue]:
         """Keys that do not go with whole channels."""

@@ -97,6 +97,15 @@ class FileRows(Section):
             yield from _backwards(self.rows)
 
 
+class ArrayRows(FileRows):
+    """A file with arrays, or a part of it."""
+
+    x: Text | None = None
+    """Name of the input array in this split. Default: `data.x`."""
+    y: Text | None = None
+    """Name of the target array in this split. Default: `data.y`."""
+
+
 class Folder(Section):
     """A folder with one sub-folder of images per class."""
 
@@ -152,9 +161,9 @@ class DigitsData(DataSection):
 class ArraySplits(Section):
     """Disjoint sets of samples. `recovery` is needed only to train."""
 
-    calibration: FileRows
-    recovery: FileRows | None = None
-    validation: FileRows
+    calibration: ArrayRows
+    recovery: ArrayRows | None = None
+    validation: ArrayRows
 
 
 class ArraysData(FilesSection):
@@ -212,12 +221,24 @@ class ArraysData(FilesSection):
                 "int64 inputs are left as they are. Got int64. Take one of the two away.",
             )
         yield from _channels(self.mean, self.std)
-        by_file: dict[Any, dict[str, RowRange | None]] = {}
+        by_array: dict[Any, dict[str, RowRange | None]] = {}
         for name, split in self.splits:
             if split is not None:
-                by_file.setdefault(self.resolve(split.path, source.folder), {})[name] = split.rows
-        for ranges in by_file.values():
+                yield from self._renamed_lists(name, split)
+                array = self.resolve(split.path, source.folder), split.x or self.x
+                by_array.setdefault(array, {})[name] = split.rows
+        for ranges in by_array.values():
             yield from _row_overlaps(ranges, self.max_overlap)
+
+    def _renamed_lists(self, name: str, split: ArrayRows) -> Iterator[RecipeIssue]:
+        """Names of a split's own, where the names of several arrays are those of the inputs."""
+        for key, own, names in (("x", split.x, self.x), ("y", split.y, self.y)):
+            if own is not None and not isinstance(names, str):
+                yield RecipeIssue(
+                    ("splits", name, key),
+                    f"must be left out where data.{key} is a list: its names are those by which "
+                    f"the arrays are passed on. Got {own!r}.",
+                )
 
 
 class FolderSplits(Section):

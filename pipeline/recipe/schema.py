@@ -18,6 +18,7 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     RecoverSection,
 )
 from mfac_compress.pipeline.recipe.data_schema import (
+    ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
@@ -60,6 +61,7 @@ from mfac_compress.pipeline.recipe.source import (
 )
 
 __all__ = [
+    "ArrayRows",
     "ArraySplits",
     "ArraysData",
     "Augment",
@@ -122,6 +124,13 @@ class RunSection(Section):
 class ModelSection(Section):
     """How to build the model that the checkpoint belongs to."""
 
+    task: Literal["sequence-classification", "embedding"] | None = None
+    """What a folder of transformers is loaded for; needed for such a folder, and for nothing else.
+    `sequence-classification`: returns logits `[n, classes]`, or a score `[n]` where there is one.
+    `embedding`: one vector of length 1 for each text."""
+    pooling: Literal["mean", "cls"] | None = None
+    """Of `model.task: embedding`: what makes one vector of those of the tokens, their `mean`
+    without padding (the default) or the first one (`cls`)."""
     factory: CallableName | None = None
     """`package.module:callable` or `path/to/file.py:callable`, called with `kwargs`, returns an
     nn.Module. Relative paths start at the recipe's folder. Not needed for a `.pt2` file."""
@@ -136,6 +145,14 @@ class ModelSection(Section):
     output: Text | Index | None = None
     """The output to use, where the model returns several: a key or attribute (`logits`), a position
     (`0`), or a dotted path of these (`encoder.0`). Default: all outputs."""
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.pooling and self.task != "embedding":
+            yield RecipeIssue(
+                ("pooling",),
+                "must be left out unless model.task is embedding. "
+                f"Got {self.pooling} with model.task = {self.task or 'none'}.",
+            )
 
 
 class TaskSection(Section):

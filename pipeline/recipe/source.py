@@ -43,12 +43,14 @@ class RecipeSource:
         path: The recipe's file as the user named it; None for a recipe made in Python.
         lines: Line of each key of the file, counted from 1.
         overridden: Keys that ``--set`` gave.
+        remarks: What users should read of how the file was understood, a line each.
     """
 
     folder: Path = field(default_factory=Path.cwd)
     path: Path | None = field(default=None, compare=False)
     lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False)
     overridden: frozenset[KeyPath] = field(default=frozenset(), compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def resolve(self, path: str) -> Path:
         """Give the absolute path of a path written in the recipe (``~`` is the home folder)."""

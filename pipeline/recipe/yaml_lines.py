@@ -99,12 +99,13 @@ class Document:
     issues: list[RecipeIssue] = field(default_factory=list)
 
 
-def parse_yaml(text: str, within: KeyPath = ()) -> Document:
+def parse_yaml(text: str, within: KeyPath = (), reader: "type[Reader] | None" = None) -> Document:
     """Read a YAML text.
 
     Args:
         text: One YAML document; anchors, aliases and merge keys work.
         within: Key of the recipe whose value it is; empty for a whole recipe.
+        reader: What builds the values. Default: :class:`Reader`.
     Returns:
         Values, lines and issues. An empty text is None.
     Raises:
@@ -121,7 +122,7 @@ def parse_yaml(text: str, within: KeyPath = ()) -> Document:
     document = Document()
     if root is not None:
         _hold_size(root)
-        document.value = _Reader(document, within).read(root, ())
+        document.value = (reader or Reader)(document, within).read(root, ())
     return document
 
 
@@ -166,8 +167,13 @@ def _hold_size(root: yaml.Node) -> None:
             waiting.extend((item, depth + 1) for item in node.value)
 
 
-class _Reader:
-    """Build the plain values of a node tree, noting lines and issues in the document."""
+class Reader:
+    """Build the plain values of a node tree, noting lines and issues in the document.
+
+    Args:
+        document: Gets lines and issues.
+        within: Key of the recipe whose value it is.
+    """
 
     def __init__(self, document: Document, within: KeyPath) -> None:
         self._loader = _Loader("")
@@ -175,22 +181,34 @@ class _Reader:
         self._noted: set[int] = set()
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        """Give the plain value of a node that stands at a path of the document."""
         if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
-            values = {}
-            for key, (key_node, value_node) in self._entries(node, path).items():
-                self._document.lines[(*path, key)] = key_node.start_mark.line + 1
-                values[key] = self.read(value_node, (*path, key))
-            return values
+            return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
             for position, item in enumerate(node.value):
                 self._document.lines[(*path, position)] = item.start_mark.line + 1
             return [self.read(item, (*path, i)) for i, item in enumerate(node.value)]
         return self._scalar(node, path)
 
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        """Give the entries of a mapping, whatever its tag is."""
+        values = {}
+        for key, (key_node, value_node) in self._entries(node, path).items():
+            self._document.lines[(*path, key)] = key_node.start_mark.line + 1
+            values[key] = self.read(value_node, (*path, key))
+        return values
+
+    def is_key(self, node: yaml.Node, path: KeyPath) -> bool:
+        """Whether a node is a key of the mapping at a path: text, or the number of an axis."""
+        section = (*self._within, *path)
+        numbered = section[:2] == _NUMBERED and len(section) == 3
+        number = node.tag == _PREFIX + "int" and str(node.value).isdecimal()
+        return node.tag == _PREFIX + "str" or (numbered and number)
+
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         if node.tag not in _SCALARS:
             tag = node.tag.replace(_PREFIX, "!!")[:40]
-            self._note(path, node, f"must be without a YAML tag. Got {tag}. Put text in quotes.")
+            self.note(path, node, f"must be without a YAML tag. Got {tag}. Put text in quotes.")
             return None
         kind, written = node.tag.removeprefix(_PREFIX), str(node.value)
         refusal = _refusal(kind, written) if isinstance(node, yaml.ScalarNode) else None
@@ -203,7 +221,7 @@ class _Reader:
             refusal = "must be a whole number of at most 64 bits."
         if refusal:
             got = shortened(written, 40)
-            self._note(path, node, f"{refusal} Got {got!r}.")
+            self.note(path, node, f"{refusal} Got {got!r}.")
             return None
         return value
 
@@ -218,17 +236,17 @@ class _Reader:
                 for base in self._bases(value_node, path):
                     merged = {**self._entries(base, path), **merged}
                 continue
-            if not _is_key(key_node, (*self._within, *path)):
-                self._note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
+            if not self.is_key(key_node, path):
+                self.note(path, key_node, f"must have text as keys. Got {_key_text(key_node)}.")
                 continue
             key = key_node.value
             if refusal := _refusal("str", key):
-                self._note(path, key_node, f"must have keys that can be read. One {refusal}")
+                self.note(path, key_node, f"must have keys that can be read. One {refusal}")
                 continue
             if key in own:
                 first = own[key][0].start_mark.line + 1
                 text = f"must be given once. It is in line {first} already. Remove one."
-                self._note((*path, key), key_node, text)
+                self.note((*path, key), key_node, text)
             own[key] = (key_node, value_node)
         return {**merged, **own}
 
@@ -237,9 +255,10 @@ class _Reader:
             if isinstance(base, yaml.MappingNode):
                 yield base
             else:
-                self._note(path, base, "must merge (<<) a mapping, or a list of mappings.")
+                self.note(path, base, "must merge (<<) a mapping, or a list of mappings.")
 
-    def _note(self, path: KeyPath, node: yaml.Node, text: str) -> None:
+    def note(self, path: KeyPath, node: yaml.Node, text: str) -> None:
+        """Report what is wrong with a node, once a line."""
         line = node.start_mark.line + 1
         if line not in self._noted:
             self._noted.add(line)
@@ -256,13 +275,6 @@ def _refusal(kind: str, written: str) -> str | None:
     if sexagesimal or (kind == "int" and not _INTEGER.fullmatch(written)):
         return "must be a decimal number, as 10 or 0.5; text goes in quotes."
     return None
-
-
-def _is_key(node: yaml.Node, section: KeyPath) -> bool:
-    """Whether it is text, or a whole number where numbers name axes."""
-    numbered = section[:2] == _NUMBERED and len(section) == 3
-    number = node.tag == _PREFIX + "int" and str(node.value).isdecimal()
-    return node.tag == _PREFIX + "str" or (numbered and number)
 
 
 def _key_text(node: yaml.Node) -> str:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,6 +55,22 @@ class RunDirectory:
                 f"-o must be a new, an empty or a run's own directory. Got {path}, which holds "
                 "other files. Name another."
             )
+
+    def check_spares(self, inputs: Mapping[str, Path]) -> None:
+        """Check that no result that a run removes here is what it is to read.
+
+        Args:
+            inputs: Files that the run reads, by what they are.
+
+        Raises:
+            InputError: If one is.
+        """
+        for what, path in inputs.items():
+            if any(_is_same(path, self.path / name) for name in RESULTS):
+                raise InputError(
+                    f"-o must not be the directory of {what}: a run removes earlier results from "
+                    f"its directory, {path} among them. Name another directory."
+                )
 
     @contextmanager
     def locked(self) -> Iterator["RunDirectory"]:
@@ -161,6 +177,13 @@ class RunDirectory:
             yield draft
             place.parent.mkdir(exist_ok=True)
             os.replace(draft, place)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    with suppress(OSError, ValueError):
+        return os.path.samefile(path, other)
+    return False
 
 
 def _unusable(path: Path, error: OSError | ValueError) -> str:

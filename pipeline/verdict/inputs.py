@@ -30,7 +30,7 @@ class Sparsity:
     parameters: int
     """Number of all parameters of the model, tied ones once."""
     pattern: str
-    """Where zeros may be: `unstructured`, or `blocks of 4 outputs`."""
+    """Where zeros may be: `unstructured`, `blocks of 4 outputs`, or `as in masks.safetensors`."""
     left_out: dict[str, LeftOut]
     """Parameters that were not pruned, by name."""
 
@@ -75,7 +75,7 @@ def sparsity_of(recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int])
         target=targets.target,
         weights=targets.weights,
         parameters=sum(sizes.values()),
-        pattern=str(recipe.prune.pattern),
+        pattern=recipe.prune.zeros,
         left_out={
             name: LeftOut(reason, sizes.get(name, 0)) for name, reason in targets.left_out.items()
         },

@@ -46,6 +46,7 @@ def warnings_of(
         *_of_sparsity(sparsity),
         *(() if quantised is None else _of_precision(quantised)),
         *_of_data(data),
+        *_of_training(recipe),
         *_of_code(code),
     )
 
@@ -113,6 +114,14 @@ def _of_data(data: Data) -> Iterator[str]:
         yield (
             f"{repeated:,} of {data.samples['validation']:,} validation samples repeat the input "
             "of another: the intervals count them as independent."
+        )
+
+
+def _of_training(recipe: Recipe) -> Iterator[str]:
+    if recipe.prune.method == "given":
+        yield (
+            f"The weights of {recipe.prune.weights} were trained outside of this run. No run can "
+            "see whether validation samples were among what they were trained on, or chosen by."
         )
 
 

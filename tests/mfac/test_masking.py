@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mfac_compress.mfac.masking import MaskHooks
@@ -83,3 +84,37 @@ def test_a_mask_without_its_parameter_is_refused():
         MaskHooks({}, {"weight": torch.ones(2, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"\[2\] for \[3\]"):
         MaskHooks({"w": nn.Parameter(torch.ones(3))}, {"w": torch.ones(2, dtype=torch.bool)})
+
+
+def test_masks_of_a_file_hold_in_a_loop_of_ones_own(tmp_path):
+    model, masks = _setting()
+    save_file(masks, tmp_path / "masks.safetensors")
+    optimizer = OPTIMIZERS[1](model.parameters())
+
+    hooks = MaskHooks.load(tmp_path / "masks.safetensors", model).attach(optimizer)
+    _train(model, optimizer)
+
+    hooks.check()
+    removed = ~masks["weight"]
+    state = optimizer.state[model.weight]
+    assert not any(state[name][removed].any() for name in ("exp_avg", "exp_avg_sq"))
+    assert (model.weight[~removed] != 0).all()
+
+
+def test_each_of_several_optimizers_keeps_the_masks():
+    model, masks = _setting()
+    optimizers = [make(model.parameters()) for make in OPTIMIZERS]
+    with MaskHooks({"weight": model.weight}, masks).attach(optimizers[0]) as hooks:
+        hooks.attach(optimizers[1])
+        for optimizer in optimizers:
+            _train(model, optimizer)
+            hooks.check()
+    _train(model, optimizers[0], steps=1)
+    assert model.weight[~masks["weight"]].any()
+
+
+def test_the_optimizer_of_another_model_is_refused():
+    model, masks = _setting()
+    other = torch.optim.SGD(nn.Linear(6, 4).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"must step a parameter that has a mask\. Got one of 2"):
+        MaskHooks({"weight": model.weight}, masks).attach(other)

@@ -95,9 +95,9 @@ class Project:
         path.write_text(yaml.safe_dump(self.recipe, sort_keys=False))
         return path
 
-    def run(self, *arguments: str, model: Path | None = None) -> Result:
+    def run(self, *arguments: str, model: Path | None = None, recipe: Path | None = None) -> Result:
         """``mfac-compress recipe.yaml net.safetensors -o out ...``"""
-        recipe = self.write_recipe()
+        recipe = recipe or self.write_recipe()
         command = [str(recipe), str(model or self.model), "-o", str(self.output), *arguments]
         return CliRunner().invoke(main, command)
 
@@ -105,6 +105,37 @@ class Project:
 @pytest.fixture(scope="session", autouse=True)
 def _fast_exporter(fast_exporter: None) -> None:
     """For all tests here."""
+
+
+WORDS = ["a", "the", "cat", "dog", "sat", "on", "mat", "ran", "red", "blue", "big", "tree", "sky"]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of transformers: a BERT of two layers for three classes, and its tokenizer."""
+    transformers = pytest.importorskip("transformers", reason="the extra transformers is missing")
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra transformers is missing")
+    folder = tmp_path_factory.mktemp("bert")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: number for number, word in enumerate(special + WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        num_labels=3,
+        initializer_range=0.5,
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from mfac_compress.pipeline.inputs.data import load_data
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.recipe.schema import ArraysData, DigitsData, ModelSection, TaskSection
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -29,7 +30,7 @@ def test_the_digits_net_has_its_accuracy():
     assert accuracy(model.module, data.validation) == pytest.approx(0.9849, abs=0.004)
 
 
-def test_resnet20_has_the_parameters_of_the_checkpoint(tmp_path):
+def test_resnet20_has_the_parameters_of_the_checkpoint():
     from mfac_compress.pipeline.inputs.callables import resolve_callable
 
     build = resolve_callable("models/resnet_cifar.py:resnet20", key="model.factory", folder=RECIPES)
@@ -62,3 +63,21 @@ def test_resnet20_recognises_real_images():
     )
     data = load_data(section, folder=RECIPES, needs_recovery=False)
     assert accuracy(model.module, data.validation) == pytest.approx(0.917, abs=0.015)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs MNIST and the checkpoint in ../shared/data")
+@pytest.mark.parametrize(
+    ("recipe", "weights", "expected"),
+    [
+        ("mlp-mnist", "mlp_mnist_woodfisher", 0.9397),
+        ("resnet8-cifar10", "resnet8_cifar10_mlperftiny", 0.8721),
+        ("dscnn-kws", "dscnn_kws_mlperftiny", 0.916),
+    ],
+)
+def test_a_recipe_reads_its_data_as_the_checkpoint_wants(recipe, weights, expected):
+    recipe = load_recipe(RECIPES / f"{recipe}.yaml")
+    model = load_model(REAL / "weights" / f"{weights}.safetensors", recipe.model, folder=RECIPES)
+    section = recipe.data.model_copy(update={"folder": str(REAL)})
+    data = load_data(section, folder=RECIPES, needs_recovery=False)
+    some = np.arange(0, len(data.validation), max(1, len(data.validation) // 2000))
+    assert accuracy(model.module, data.validation, some) == pytest.approx(expected, abs=0.012)

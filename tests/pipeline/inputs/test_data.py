@@ -72,6 +72,29 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path):
     assert hashlib.sha256(found).hexdigest() == expected
 
 
+def test_splits_may_have_arrays_of_their_own_in_one_file(images, tmp_path):
+    x, y = images
+    np.savez(tmp_path / "both.npz", train_x=x[:40], train_y=y[:40], test_x=x[40:], test_y=y[40:])
+    train = {"path": "both.npz", "y": "train_y"}
+    splits = {
+        "calibration": {**train, "rows": [0, 20]},
+        "recovery": {**train, "rows": [20, 40]},
+        "validation": {"path": "both.npz", "x": "test_x", "y": "test_y"},
+    }
+    data = load_data(arrays(splits, x="train_x"), folder=tmp_path, needs_recovery=True)
+    for split, start in zip(data, (0, 20, 40), strict=True):
+        inputs, targets = everything(split)
+        np.testing.assert_array_equal(inputs.numpy(), x[start : start + 20])
+        np.testing.assert_array_equal(targets.numpy(), y[start : start + 20])
+
+
+def test_a_list_of_arrays_has_the_same_names_in_each_split(tmp_path):
+    splits = {name: {"path": f"{name}.npz"} for name in SPLITS}
+    splits["validation"]["x"] = "other"
+    with pytest.raises(ValidationError, match=r"splits\.validation\.x.* must be left out"):
+        arrays(splits, x=["input_ids", "attention_mask"])
+
+
 def test_batches_are_the_asked_positions_in_order(images, tmp_path):
     x, y = images
     section = arrays(thirds(), layout="NHWC", divide_by=255, mean=[0.5, 0.4, 0.3], std=[0.2])

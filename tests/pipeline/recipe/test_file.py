@@ -214,7 +214,7 @@ BAD_WHOLE = {
         "data: {source: digits}\nprune:\n  sparisty: 0.5",
         ["prune.sparisty is not a key of a recipe. Did you mean prune.sparsity?", ":3)"],
     ),
-    "no prune": ("data: {source: digits}", ["prune must be", "at least sparsity. It is missing."]),
+    "no prune": ("data: {source: digits}", ["prune must be a section. It is missing."]),
     "null where a value must be": ("data: {source: digits}\nprune:", ["Give it a value. ("]),
     "no source": (
         "data: {}\nprune: {sparsity: 0.5}",
@@ -618,6 +618,28 @@ def test_the_dump_says_every_default(write):
         assert text in dumped
 
 
+def test_masks_on_the_command_line_take_the_place_of_the_files_pruning(write):
+    path = write(
+        """
+        data: {source: digits}
+        prune: {sparsity: 0.9, method: layerwise, steps: 4, exclude: [fc]}
+        recover: {epochs: 1}
+        """
+    )
+    given = ["prune.masks=a/masks.safetensors", "prune.weights=b.pt"]
+    loaded = load_recipe(path, given)
+    assert (loaded.prune.method, loaded.prune.sparsity, loaded.prune.steps) == ("given", None, 1)
+    assert (loaded.prune.masks, loaded.prune.weights) == ("a/masks.safetensors", "b.pt")
+    assert loaded.recover.epochs == 1
+
+    again = path.with_name("resolved.yaml")
+    again.write_text(dump_recipe(loaded))
+    assert load_recipe(again) == loaded
+
+    with pytest.raises(InputError, match=r"prune\.steps must be left out where prune\.masks"):
+        load_recipe(path, [*given, "prune.steps=2"])
+
+
 def test_the_schema_serves_editors():
     schema = recipe_schema()
     assert json.loads(json.dumps(schema)) == schema
@@ -628,7 +650,9 @@ def test_the_schema_serves_editors():
     sparsity = schema["$defs"]["PruneSection"]["properties"]["sparsity"]
     assert sparsity["description"]
     assert sparsity["title"]
-    assert (sparsity["minimum"], sparsity["exclusiveMaximum"]) == (0, 1)
+    share, missing = sparsity["anyOf"]
+    assert (share["minimum"], share["exclusiveMaximum"]) == (0, 1)
+    assert missing == {"type": "null"}
     for section in schema["$defs"].values():
         for name, value in section.get("properties", {}).items():
             # A section says itself what it is, and a constant needs no more.

@@ -90,6 +90,49 @@ def test_weights_that_stay_as_they_are_follow_no_gradient():
         recipe(prune={"sparsity": 0.5, "update": "none", "first_order": True})
 
 
+MASKS = {"masks": "masks.safetensors", "weights": "trained.pt"}
+
+
+@pytest.mark.parametrize(
+    "useless",
+    [
+        {"sparsity": 0.5},
+        {"pattern": {"block": 4, "axis": "outputs"}},
+        {"permute": True},
+        {"scope": "layerwise"},
+        {"allocation": "uniform"},
+        {"layerwise": {"samples": 10}},
+        {"include": ["fc"]},
+        {"exclude": ["fc"]},
+        {"overrides": {"fc": 0.1}},
+        {"steps": 2},
+        {"schedule": "linear"},
+        {"epochs_between": 1},
+        {"selection": "sequential"},
+        {"first_order": True},
+        {"update": "joint"},
+    ],
+    ids=lambda useless: next(iter(useless)),
+)
+def test_keys_of_pruning_do_nothing_beside_masks(useless):
+    recipe(prune=MASKS)
+    (key,) = useless
+    with pytest.raises(ValidationError, match=f"{key} must be left out where prune.masks"):
+        recipe(prune=MASKS | useless)
+
+
+def test_masks_and_weights_come_together_and_only_by_their_method():
+    for key, path in MASKS.items():
+        with pytest.raises(ValidationError, match=r"must name .* where prune\.method is given"):
+            recipe(prune={"method": "given", key: path})
+    with pytest.raises(ValidationError, match=r"masks must be left out unless .* Got mfac"):
+        recipe(prune=MASKS | {"method": "mfac"})
+    with pytest.raises(ValidationError, match="weights must be left out unless"):
+        recipe(prune={"sparsity": 0.5, "weights": "trained.pt"})
+    with pytest.raises(ValidationError, match="sparsity must be a number of at least 0"):
+        recipe(prune={})
+
+
 def test_magnitudes_are_not_selected_in_sequence():
     with pytest.raises(ValidationError, match="sizes do not change"):
         recipe(prune={"sparsity": 0.5, "method": "magnitude", "selection": "sequential"})

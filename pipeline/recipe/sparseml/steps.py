@@ -1,0 +1,67 @@
+"""Gradual pruning of SparseML, said in our steps of the section prune."""
+
+from mfac_compress.pipeline.recipe.sparseml import kinds
+from mfac_compress.pipeline.recipe.sparseml.document import Modifier
+from mfac_compress.pipeline.recipe.sparseml.findings import Fate, Translation
+from mfac_compress.pipeline.recipe.sparseml.timeline import Timeline
+
+
+def translate_steps(modifier: Modifier, timeline: Timeline, translation: Translation) -> None:
+    """Say in how many steps is pruned, and what lies between them.
+
+    Args:
+        modifier: The one that prunes.
+        timeline: Of the recipe.
+        translation: Gets the keys.
+    """
+    again = modifier.values.get("num_recomputations", 1)
+    several = timeline.steps > 1
+    but = ""
+    if not timeline.is_exact:
+        but = f"Training is counted in whole epochs: a step each {timeline.epochs_between}"
+    if timeline.one_shot:
+        also = "In one shot: the recipe says nothing about training"
+    else:
+        also = f"From epoch {timeline.start:g} to {timeline.end:g}"
+    translation.put(
+        modifier, "update_frequency", "prune.steps", timeline.steps * (1 if several else again),
+        but, also,
+    )  # fmt: skip
+    if "num_recomputations" in modifier.values and again > 1:
+        text = "the inverse is computed anew in each step (prune.steps)"
+        translation.note(
+            modifier, "num_recomputations", Fate.NEARLY if several else Fate.MAPPED, text
+        )
+    if several:
+        translation.put(
+            modifier, "update_frequency", "prune.epochs_between", timeline.epochs_between
+        )
+    _interpolation(modifier, several, translation)
+    translation.note_given(modifier, "end_epoch", Fate.MAPPED, "see prune.steps")
+    if timeline.start > 0 and not timeline.one_shot:
+        text = (
+            f"training starts with the first step. Give a model that is trained for the "
+            f"{timeline.start:g} epochs before"
+        )
+        translation.note(modifier, "start_epoch", Fate.NEARLY, text)
+    else:
+        translation.note_given(modifier, "start_epoch", Fate.MAPPED, "see prune.steps")
+
+
+def _interpolation(modifier: Modifier, several: bool, translation: Translation) -> None:
+    inter_func, initial = modifier.values["inter_func"], modifier.values["init_sparsity"]
+    if inter_func not in ("linear", "cubic", "inverse_cubic"):
+        text = "must be linear, cubic or inverse_cubic"
+        translation.note(modifier, "inter_func", Fate.REFUSED, text)
+        return
+    if not several:
+        text = "there is one step, to the final sparsity"
+        translation.note_given(modifier, "init_sparsity inter_func", Fate.NOT_NEEDED, text)
+        return
+    schedule = "linear" if inter_func == "linear" else "geometric"
+    but = "" if inter_func == "linear" else "The density falls by the same factor in each step"
+    translation.put(modifier, "inter_func", "prune.schedule", schedule, but)
+    text = "the first step removes what prune.schedule says" + (
+        f", not {initial:.2%}" if initial != kinds.FROM_PARAM else ""
+    )
+    translation.note(modifier, "init_sparsity", Fate.NEARLY, text)
