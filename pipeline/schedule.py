@@ -190,7 +190,7 @@ def _recover(
         reads={
             "model": inputs.model,
             "section": section,
-            "recovery": inputs.data.recovery if section.epochs else None,
+            "samples": inputs.training if section.epochs else None,
             "calibration": inputs.calibration,
             "augment": augment_of(recipe.data),
             "seed": recipe.run.seed,
