@@ -47,10 +47,9 @@ void BlockConv::run(const Call& call) const {
   batch.y = call.output_bytes(shape);
   int64_t steps = 0;
   for (const Steps& part : batch.plan->parts) steps += static_cast<int64_t>(part.all.size());
-  const int64_t work = steps * kStepInputs * batch.plan->runs.length;
-  if (by_channel(*batch.plan)) return run_by_channel(call, batch, count, work);
   const Sharing sharing{count, static_cast<int64_t>(batch.plan->tiles.size()),
-                        weights_.blocks.groups, work};
+                        weights_.blocks.groups,
+                        steps * kStepInputs * batch.plan->runs.length};
   parallel_for(
       call, sharing,
       [&](int64_t image, Buffer& buffer) {
@@ -117,36 +116,9 @@ void BlockConv::run_share(const Batch& batch, const uint8_t* pixels, int64_t ima
                           const Share& share) const {
   const int64_t begin = weights_.blocks.groups * share.chunk / share.chunks;
   const int64_t end = weights_.blocks.groups * (share.chunk + 1) / share.chunks;
-  const int64_t stride = channels_ * batch.plan->runs.channel_stride;
   for (int64_t part = 0; part < parts_; ++part)
     for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
-      run_tile(batch, pixels + part * stride, image, batch.plan->tiles[t], part, begin, end);
-}
-
-// Whether each channel is read by outputs of its own.
-bool BlockConv::by_channel(const BlockPlan& plan) const {
-  return channels_ == 1 && parts_ > 1 && !plan.runs.in_place;
-}
-
-// Each channel is copied just before it is read, so that the copy stays in the first caches.
-void BlockConv::run_by_channel(const Call& call, const Batch& batch, int64_t count,
-                               int64_t work) const {
-  const BlockPlan& plan = *batch.plan;
-  const int64_t all = count * parts_;
-  const int64_t tasks = std::min(all, std::clamp<int64_t>(count * work / kTaskWork, 1, 16));
-  auto task = [&](size_t index) {
-    const int64_t i = static_cast<int64_t>(index);
-    const int64_t length = plan.runs.channel_stride;
-    uint8_t* staged = scratch().columns.bytes(static_cast<size_t>(length + kReadBeyond));
-    std::memset(staged + length, 0, kReadBeyond);
-    for (int64_t at = all * i / tasks; at < all * (i + 1) / tasks; ++at) {
-      const int64_t image = at / parts_, part = at % parts_;
-      stage_channels(batch, 1, batch.x + plan.input.offset(image, part), staged);
-      for (const BlockTile& tile : plan.tiles)
-        run_tile(batch, staged, image, tile, part, 0, weights_.blocks.groups);
-    }
-  };
-  if (tasks > 0) call.parallel(static_cast<size_t>(tasks), task);
+      run_tile(batch, pixels, image, batch.plan->tiles[t], part, begin, end);
 }
 
 void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t image,
@@ -159,7 +131,7 @@ void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t imag
       tile.direct() ? group_end - group_begin : kOutputBytes / (tile.length * kBlockOutputs);
   uint8_t* bytes = tile.direct() ? nullptr : scratch().outputs.bytes(kOutputBytes);
   const int64_t stride = plan.runs.channel_stride;
-  const uint8_t* base = pixels + tile.first;
+  const uint8_t* base = pixels + part * channels_ * stride + tile.first;
   if (plan.column > 0) {
     uint8_t* columns = scratch().columns.bytes(static_cast<size_t>(channels_ * plan.column));
     simd_kernels().bytes.gather(base, stride, channels_, tile.count, columns, plan.column);

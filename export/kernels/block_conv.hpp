@@ -22,11 +22,8 @@ class BlockConv {
   const uint8_t* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
   void stage_channels(const Batch& batch, int64_t channels, const uint8_t* pixels,
                       uint8_t* staged) const;
-  bool by_channel(const BlockPlan& plan) const;
-  void run_by_channel(const Call& call, const Batch& batch, int64_t count, int64_t work) const;
   void run_share(const Batch& batch, const uint8_t* pixels, int64_t image,
                  const Share& share) const;
-  // pixels: the part's first channel
   void run_tile(const Batch& batch, const uint8_t* pixels, int64_t image, const BlockTile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
 

@@ -30,8 +30,7 @@ Conv::Conv(const NodeInfo& node)
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(divided(node, "in_channels", parts_), window_),
                             parts_)),
-      activation_(read_activation(node)),
-      depthwise_(depthwise_weights()) {}
+      activation_(read_activation(node)) {}
 
 void Conv::run(const Call& call) const {
   const Tensor x = call.input(kX);
@@ -50,15 +49,11 @@ void Conv::run(const Call& call) const {
   if (window_.pointwise() && !input_planes_ && !output_planes_ && !residual_planes_) {
     for (Images* images : {&input, &output, &batch.residuals}) images->flatten();
   }
-  batch.x = x.floats();
-  batch.residual = residual ? residual.floats() : nullptr;
-  if (!depthwise_.empty()) {
-    batch.y = call.output(shape);
-    return run_depthwise(call, batch, input, output);
-  }
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_plan(weights_, window_, input, output); });
+  batch.x = x.floats();
   batch.y = call.output(shape);
+  batch.residual = residual ? residual.floats() : nullptr;
   if (batch.count > 0) run_images(call, batch);
   bool finite = !batch.not_finite;
   if (!input_is_finite(batch)) {

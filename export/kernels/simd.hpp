@@ -61,20 +61,6 @@ struct RowClip {
   float low, high;
 };
 
-// One channel of a 3x3 convolution in which each output reads one channel, without dilations.
-struct Depthwise {
-  const float* from;
-  int64_t height, width;
-  float* to;
-  int64_t to_height, to_width;
-  const float* residual;  // like to, or null
-  int64_t stride;         // 1 or 2
-  int64_t top, left;      // padding
-  float* rows;            // room for 4 * stride * (to_width + 2)
-  float weights[9];
-  float bias, low, high;
-};
-
 constexpr int kBlockSizes = 4;  // 1, 4, 8, 16
 constexpr int kMaxVectors = 16;
 constexpr int kBetweenRows = 8;
@@ -101,7 +87,6 @@ struct SimdKernels {
   void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);
-  void (*depthwise)(const Depthwise& channel);
   bool (*clip_rows)(const RowClip& rows);  // Returns whether all are finite.
   void (*gelu_erf)(float* values, int64_t count);
   void (*gelu_tanh)(float* values, int64_t count);

@@ -1,10 +1,10 @@
 // Steps of four inputs and four outputs times a strip of four vectors of positions.
 
-// The sums of vectors FIRST to FIRST + COUNT - 1 of the first OUTPUTS of a group's four outputs.
-template <int L, int FIRST, int COUNT, int OUTPUTS>
+// The sums of vectors FIRST to FIRST + COUNT - 1 of four outputs.
+template <int L, int FIRST, int COUNT>
 MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4]) {
   MFAC_UNROLL
-  for (int o = 0; o < OUTPUTS; ++o) {
+  for (int o = 0; o < kBlockOutputs; ++o) {
     MFAC_UNROLL
     for (int t = 0; t < COUNT; ++t)
       sum[o][FIRST + t] = broadcast_int<L>(s.begin[group * kBlockOutputs + o]);
@@ -27,7 +27,7 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
       x[COUNT - 1] = (Ints<L>)high_pairs(ab, cd);
     }
     MFAC_UNROLL
-    for (int o = 0; o < OUTPUTS; ++o) {
+    for (int o = 0; o < kBlockOutputs; ++o) {
       const QuadWeights<L> w(broadcast_int<L>(step->cells[o]));
       MFAC_UNROLL
       for (int t = 0; t < COUNT; ++t) add_products(sum[o][FIRST + t], x[t], w);
@@ -37,18 +37,18 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
 
 enum class Stored { kSums, kBounded, kAny };
 
-template <int L, Stored STORED, int OUTPUTS>
+template <int L, Stored STORED>
 MFAC_INLINE void byte_groups(const ByteStrip& s) {
   for (int64_t group = 0; group < s.groups; ++group) {
-    Ints<L> sum[OUTPUTS][4];
-    if constexpr (MFAC_REGISTERS == 32 || OUTPUTS == 1) {
-      byte_sums<L, 0, 4, OUTPUTS>(s, group, sum);
-    } else {
-      byte_sums<L, 0, 2, OUTPUTS>(s, group, sum);
-      byte_sums<L, 2, 2, OUTPUTS>(s, group, sum);
-    }
+    Ints<L> sum[kBlockOutputs][4];
+#if MFAC_REGISTERS == 32
+    byte_sums<L, 0, 4>(s, group, sum);
+#else
+    byte_sums<L, 0, 2>(s, group, sum);
+    byte_sums<L, 2, 2>(s, group, sum);
+#endif
     MFAC_UNROLL
-    for (int o = 0; o < OUTPUTS; ++o) {
+    for (int o = 0; o < kBlockOutputs; ++o) {
       const int64_t output = group * kBlockOutputs + o;
       if (output >= s.outputs) break;
       const int64_t at = output * s.out_stride;
@@ -64,11 +64,8 @@ MFAC_INLINE void byte_groups(const ByteStrip& s) {
 template <int L>
 void byte_strip(const ByteStrip& given) {
   const ByteStrip s = given;  // a local copy, which stores cannot alias
-  constexpr int kAll = kBlockOutputs;
-  const bool bounded = s.requantise.bounded;
-  if (s.sums) return byte_groups<L, Stored::kSums, kAll>(s);
-  if (s.groups == 1 && s.outputs == 1 && bounded) return byte_groups<L, Stored::kBounded, 1>(s);
-  bounded ? byte_groups<L, Stored::kBounded, kAll>(s) : byte_groups<L, Stored::kAny, kAll>(s);
+  if (s.sums) return byte_groups<L, Stored::kSums>(s);
+  s.requantise.bounded ? byte_groups<L, Stored::kBounded>(s) : byte_groups<L, Stored::kAny>(s);
 }
 
 MFAC_INLINE void add_width(ByteStripTable& table, int64_t positions, ByteStripFunction run) {

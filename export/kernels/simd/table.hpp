@@ -10,8 +10,6 @@
 
 #include "elementwise.hpp"
 
-#include "depthwise.hpp"
-
 #include "quad_table.hpp"
 
 #include "float_sums.hpp"
@@ -31,7 +29,6 @@ SimdKernels make_table(const char* name) {
   table.row[1] = row_of_blocks<4, 4>;
   table.row[2] = row_of_blocks<8, MFAC_NARROW>;
   table.row[3] = row_of_blocks<16, MFAC_WIDE>;
-  table.depthwise = depthwise;
   table.clip_rows = clip_rows;
   table.gelu_erf = each<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
   table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;

@@ -123,8 +123,6 @@ class _Conv:
     def _draw(self, random):
         self.group = int(random.choice([1, 1, 1, 2, 3]))
         inputs, outputs = (int(n) for n in random.integers(1, [20, 10]))
-        if random.random() < 0.2:  # depthwise, perhaps with two outputs a channel
-            inputs, outputs, self.group = 1, int(random.integers(1, 3)), int(random.integers(2, 9))
         batch = int(random.choice([1, 2, 9], p=[0.6, 0.2, 0.2]))
         height, width = (int(n) for n in random.integers(1, 24, 2))
         self.shape = (batch, inputs * self.group, height, width)
