@@ -34,7 +34,7 @@ from mfac_compress.export.sparse.measure import WorkloadTime
 from mfac_compress.export.sparse.sessions import sparse_session
 from mfac_compress.export.sparse.speed import FileSpeed, measure_speed
 from mfac_compress.export.sparse.trial import try_file
-from mfac_compress.export.survival import lost_zeros
+from mfac_compress.export.survival import lost_in_file, lost_zeros
 from mfac_compress.export.variant import Variant
 from mfac_compress.export.workload import Workload
 
@@ -69,6 +69,7 @@ __all__ = [
     "in_words",
     "kernel_library",
     "largest_difference",
+    "lost_in_file",
     "lost_zeros",
     "machine_load",
     "measure_speed",

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,10 @@ class TensorAudit:
 
 
 def audit_zeros(
-    variants: Sequence[Variant], masks: Mapping[str, Tensor], kept: Kept | None = None
+    variants: Sequence[Variant],
+    masks: Mapping[str, Tensor],
+    kept: Kept | None = None,
+    stored: Mapping[str, tuple[str, bool]] | None = None,
 ) -> dict[str, tuple[TensorAudit, ...]]:
     """Look for every removed weight in ONNX files and in the graphs that ONNX Runtime runs.
 
@@ -69,15 +72,25 @@ def audit_zeros(
         variants: The files, and those they were made from.
         masks: Boolean mask per parameter name, True = kept. Shape of the parameter.
         kept: What :func:`shrink_file` left of the tensors in these files.
+        stored: Under which name, and whether transposed, the files have a parameter, where it is
+            not its own name.
     Returns:
         By variant, one audit per mask, in their order.
     Raises:
         ValueError: If ONNX Runtime cannot load a file.
     """
-    keep = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    places = {name: (stored or {}).get(name, (name, False)) for name in masks}
+    keep = {}
+    for name, (in_file, turned) in places.items():
+        mask = masks[name].cpu().numpy()
+        keep[in_file] = mask.T if turned else mask
     left = {name: _left(name, mask, kept or {}) for name, mask in keep.items()}
     paths = {variant.name: variant.path for variant in variants}
-    return {each.name: _audit(each, paths.get(each.made_from), keep, left) for each in variants}
+    audits = {each.name: _audit(each, paths.get(each.made_from), keep, left) for each in variants}
+    return {
+        variant: tuple(replace(a, name=name) for a, name in zip(audit, places, strict=True))
+        for variant, audit in audits.items()
+    }
 
 
 def _left(name: str, mask: np.ndarray, kept: Kept) -> np.ndarray:

@@ -12,6 +12,16 @@ from mfac_compress.mfac.batch import Tree, named_tensors
 Feeds = Mapping[str, np.ndarray]
 
 
+class NamesInputs:
+    """A module whose forward takes any arguments, and that names them itself.
+
+    Attributes:
+        input_names: Of its arguments, in their order.
+    """
+
+    input_names: tuple[str, ...]
+
+
 def input_names(model: nn.Module, inputs: Tree, default: str) -> list[str]:
     """Name each tensor of a model's inputs, in their order.
 
@@ -25,6 +35,8 @@ def input_names(model: nn.Module, inputs: Tree, default: str) -> list[str]:
         >>> input_names(nn.Bilinear(2, 2, 1), pair, "input")
         ['input1', 'input2.ids', 'input2.mask']
     """
+    if isinstance(model, NamesInputs):
+        default = model.input_names[0]
     if not isinstance(inputs, tuple):
         return [name or default for name, _ in named_tensors(inputs)]
     known = _positional(model)[: len(inputs)]
@@ -58,7 +70,10 @@ def feeds(inputs: Tree, names: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If the tree has other tensors than the graph has inputs.
     """
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, tuple) and len(inputs) == len(names):
+        found = dict(zip(names, (part for _, part in named_tensors(inputs)), strict=False))
+        fits = len(found) == sum(1 for _ in named_tensors(inputs))
+    elif isinstance(inputs, tuple):
         heads = dict.fromkeys(name.partition(".")[0] for name in names)
         found = dict(named_tensors(dict(zip(heads, inputs, strict=False))))
         fits = len(heads) == len(inputs)
@@ -80,6 +95,8 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _positional(model: nn.Module) -> list[str]:
+    if isinstance(model, NamesInputs):
+        return [*model.input_names]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(model.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in kinds]

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def parity_error(
     inputs: Tree,
     *,
     library: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> float:
     """Compare a model with its ONNX file on one batch.
 
@@ -28,6 +30,7 @@ def parity_error(
         path: The model's ONNX file.
         inputs: Each of shape ``[n, ...]``.
         library: Shared library of custom operators that the file needs.
+        names: Of the file's outputs that the model returns. None for all.
     Returns:
         Largest absolute difference of all outputs, in float64. Infinity if any output of either
         is NaN or infinite: such outputs cannot be compared, so they count as a failure.
@@ -36,7 +39,7 @@ def parity_error(
     """
     session = open_session(path, library=library)
     expected = model_outputs(model, inputs)
-    return largest_difference(expected, predict(session, inputs, size(inputs), expected))
+    return largest_difference(expected, predict(session, inputs, size(inputs), expected, names))
 
 
 def model_outputs(model: nn.Module, inputs: Tree) -> Any:

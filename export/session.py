@@ -68,7 +68,11 @@ def fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
 
 
 def predict(
-    session: onnxruntime.InferenceSession, inputs: Tree, batch_size: int, form: Any = None
+    session: onnxruntime.InferenceSession,
+    inputs: Tree,
+    batch_size: int,
+    form: Any = None,
+    names: Sequence[str] | None = None,
 ) -> Any:
     """Run inputs through a session, batch by batch.
 
@@ -79,6 +83,7 @@ def predict(
             last batch is padded with copies, whose outputs are dropped.
         form: Outputs of the model from which the file was made. None if they are one tensor, or
             for a dict by the file's names.
+        names: Of the file's outputs that count. None for all.
     Returns:
         Arrays ``[n, ...]`` in the form of the model's outputs, in the order of the inputs.
     Raises:
@@ -96,12 +101,12 @@ def predict(
         batch = {name: array[start : start + at_once] for name, array in arrays.items()}
         count = size(batch)
         filled = {name: fill(array, fixed) for name, array in batch.items()}
-        parts.append([output[:count] for output in call(session, filled)])
+        parts.append([output[:count] for output in call(session, filled, names)])
     outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _in_form(outputs, [one.name for one in session.get_outputs()], form)
+    return _in_form(outputs, names or [one.name for one in session.get_outputs()], form)
 
 
-def _in_form(outputs: list[np.ndarray], names: list[str], form: Any) -> Any:
+def _in_form(outputs: list[np.ndarray], names: Sequence[str], form: Any) -> Any:
     if form is None:
         return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
     expected = sum(1 for _ in named_tensors(form))
@@ -114,10 +119,12 @@ def _in_form(outputs: list[np.ndarray], names: list[str], form: Any) -> Any:
     return map_tensors(lambda _: next(remaining), form)
 
 
-def call(session: onnxruntime.InferenceSession, arrays: Feeds) -> list[Any]:
-    """Return all outputs for some inputs. Raises ValueError if the file does not take them."""
+def call(
+    session: onnxruntime.InferenceSession, arrays: Feeds, names: Sequence[str] | None = None
+) -> list[Any]:
+    """Return outputs for some inputs. Raises ValueError if the file does not take them."""
     try:
-        return session.run(None, dict(arrays))
+        return session.run(names and [*names], dict(arrays))
     except InvalidArgument as error:
         taken = ", ".join(
             f"{one.name} {one.type} of shape {one.shape}" for one in session.get_inputs()

@@ -5,7 +5,7 @@ layer on a constant input: the file then contains another tensor, in which nothi
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,33 @@ def lost_zeros(
     return {audit.name: _reason(audit) for audit in audits if not audit.intact}
 
 
+def lost_in_file(
+    copied: nn.Module,
+    example: Tree,
+    names: Iterable[str],
+    *,
+    write: Callable[[nn.Module, Path], None],
+    stored: Mapping[str, tuple[str, bool]],
+    outputs: Sequence[str],
+) -> dict[str, str]:
+    """Do what :func:`lost_zeros` does, for a model whose file is not made by exporting it.
+
+    Args:
+        copied: As for :func:`lost_zeros`, and so are the next two.
+        write: Writes a model's file.
+        stored: As for :func:`~mfac_compress.export.audit.audit_zeros`.
+        outputs: The file's outputs that count.
+    """
+    masks = _random_masks(dict(copied.named_parameters()), names)
+    _prune(copied, masks)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trial.onnx"
+        write(copied, path)
+        _check_outputs(path, copied, example, outputs)
+        audits = audit_zeros([Variant("trial", path)], masks, stored=stored)["trial"]
+    return {audit.name: _reason(audit) for audit in audits if not audit.intact}
+
+
 def _random_masks(parameters: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Return masks that remove about half of each tensor, and at least one weight."""
     generator = torch.Generator().manual_seed(0)
@@ -117,18 +144,25 @@ def _audit(
         return audit_zeros([Variant("trial", path)], masks)["trial"]
 
 
-def _check_outputs(path: Path, model: nn.Module, example: Tree) -> None:
+def _check_outputs(
+    path: Path, model: nn.Module, example: Tree, outputs: Sequence[str] | None = None
+) -> None:
     """Check that a file computes what the model does: some operators are exported wrongly."""
     session = open_session(path)
     inputs = example if fixed_batch(session) else map_tensors(lambda x: x[:_ROWS], example)
     with evaluating(model), torch.no_grad():
         expected = call(model, inputs)
-    map_tensors(_check_output, expected, _run(session, inputs, expected))
+    map_tensors(_check_output, expected, _run(session, inputs, expected, outputs))
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: Tree, form: Tree) -> Any:
+def _run(
+    session: onnxruntime.InferenceSession,
+    inputs: Tree,
+    form: Tree,
+    outputs: Sequence[str] | None,
+) -> Any:
     try:
-        return predict(session, inputs, size(inputs), form)
+        return predict(session, inputs, size(inputs), form, outputs)
     except ValueError:
         raise
     except Exception as error:  # ONNX Runtime has exception types of its own

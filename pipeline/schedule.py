@@ -5,6 +5,7 @@ The only file that names all stages. What a stage reads is its key: see
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.file_names import INT8, SPARSE
 from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
+from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
 from mfac_compress.pipeline.stages import (
@@ -20,6 +22,7 @@ from mfac_compress.pipeline.stages import (
     calibrate,
     export,
     given,
+    own_loop,
     prune,
     prune_layers,
     quantize,
@@ -70,7 +73,8 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
             stage = _recover(recovered, recipe, inputs, between, "prune.epochs_between", state)
             yield stage if step == 0 else stage.unchecked()
             state = {"state": recovered}
-    yield _recover("recover", recipe, inputs, recipe.recover, "recover.epochs", state)
+    last = _recover("recover", recipe, inputs, recipe.recover, "recover.epochs", state)
+    yield last if inputs.loop is None else _by_loop(last, inputs)
 
 
 def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
@@ -201,6 +205,12 @@ def _recover(
     )
 
 
+def _by_loop(recover: Stage, inputs: Inputs) -> Stage:
+    """The same by the user's own training, which knows nothing of other processes."""
+    reads = {**recover.reads, "loop": inputs.loop, "samples": inputs.training}
+    return replace(recover, run=own_loop.recover_by_loop, reads=reads, ranks="zero")
+
+
 def _export(recipe: Recipe, inputs: Inputs) -> Stage:
     versions = {f"version.{name}": version for name, version in library_versions().items()}
     return Stage(
@@ -214,13 +224,19 @@ def _export(recipe: Recipe, inputs: Inputs) -> Stage:
                 "mfac_compress.recipe_sha256": recipe_hash(recipe),
                 **versions,
             },
-            "remove_dead": recipe.export.remove_dead,
+            "remove_dead": _removes_dead(recipe, inputs.model),
             "round_to": recipe.export.round_to,
         },
         after={"state": "recover"},
         facts=export.Exported,
         ranks="zero",
     )
+
+
+def _removes_dead(recipe: Recipe, model: Model) -> bool:
+    """Whether dead channels go; from a graph of the user's own only where the recipe says so."""
+    asked = "remove_dead" in recipe.export.model_fields_set or recipe.prune.removes_channels
+    return recipe.export.remove_dead and (asked or not model.keeps_graph)
 
 
 def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:

@@ -11,6 +11,7 @@ from mfac_compress.export.dead_channels.removal import Kept, remove_dead_channel
 from mfac_compress.export.names import feeds
 from mfac_compress.export.replace import replace_model
 from mfac_compress.export.session import open_session
+from mfac_compress.export.shapes import with_shapes
 from mfac_compress.mfac.batch import Tree
 
 _LARGEST_DIFFERENCE = 1e-4
@@ -32,7 +33,7 @@ def shrink_file(path: str | os.PathLike[str], example: Tree, *, round_to: int) -
         ValueError: If the smaller file computes something else. The file is not changed.
     """
     path = Path(path)
-    model = ir.load(path)
+    model = with_shapes(ir.load(path))
     kept = remove_dead_channels(model, round_to=round_to)
     if kept:
         expected = _outputs(path, example)

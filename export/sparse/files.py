@@ -30,23 +30,43 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     path = Path(path)
     try:
         check_file(path)
+        content = path.read_bytes()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return read_content(content, path)
+
+
+def read_content(content: bytes, path: Path) -> ir.Model:
+    """Do all of :func:`read_model` once the file is in memory.
+
+    Args:
+        content: The file.
+        path: Where it is, and its external data.
+    Raises:
+        ValueError: As :func:`read_model`.
+    """
+    try:
         # Checked as protobuf reads it, before onnx_ir trusts it.
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        proto = onnx.load_model_from_string(content)
         check_functions(proto)
         check_external_data(proto, path.parent)
         load_external_data_for_model(proto, str(path.parent))
         model = to_ir(inline_functions(proto))
     except Exception as error:
-        raise ValueError(
-            f"There must be an ONNX file at {path}, whole and with its external data files beside "
-            f"it. {_words(error)}"
-        ) from error
+        raise _unreadable(path, error) from error
     if has_sparse_operators(model):
         raise ValueError(
             f"{path} must be a plain ONNX file. It has sparse operators already. Give the "
             "model.onnx that it was made from."
         )
     return model
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"There must be an ONNX file at {path}, whole and with its external data files beside it. "
+        f"{_words(error)}"
+    )
 
 
 def _words(error: BaseException) -> str:

@@ -27,17 +27,22 @@ def foreign_kind(path: Path, content: bytes) -> str | None:
     Returns:
         For example ``an ONNX file``; None for what may be PyTorch's.
     """
-    if path.suffix.lower() == ".onnx" or _is_onnx(content):
-        return (
-            "an ONNX file, in which nothing can be trained or differentiated; "
-            "`mfac-compress speed` reads those"
-        )
+    if is_onnx(path, content):
+        return "an ONNX file"
     if path.suffix.lower() == ".npz":
         return "a file of NumPy arrays"
     return next((kind for start, kind in _BEGINNINGS.items() if content.startswith(start)), None)
 
 
-def _is_onnx(content: bytes) -> bool:
+def is_onnx(path: Path, content: bytes) -> bool:
+    """Whether a file is to be read as ONNX.
+
+    Args:
+        path: The file; its suffix counts.
+        content: Its bytes.
+    """
+    if path.suffix.lower() == ".onnx":
+        return True
     if not content.startswith(b"\x08"):  # the first field of an ONNX file: its version
         return False
     with contextlib.suppress(Exception):

@@ -36,6 +36,7 @@ from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
+from mfac_compress.pipeline.inputs.training_loop import TrainingLoop, load_training_loop
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
@@ -54,6 +55,7 @@ class Inputs:
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
         given: Masks and trained weights that the run goes on from; None where it prunes.
+        loop: The user's own training; None where the recipe names none.
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
@@ -73,6 +75,7 @@ class Inputs:
     task: Task
     targets: PruneTargets
     given: Given | None
+    loop: TrainingLoop | None
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
@@ -112,6 +115,7 @@ def load_inputs(
     else:
         targets = given_targets(given, model, recipe)
     task = load_task(recipe.task, folder=folder)
+    loop = load_training_loop(recipe.recover, folder=folder)
     on_calibration = recipe.trains and recipe.recover.split == "calibration"
     data = load_data(
         recipe.data,
@@ -125,6 +129,7 @@ def load_inputs(
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
     form = OnnxForm(recipe.export, data.calibration, recipe.validate_.batch_size)
+    model.check(form)
     targets = _prunable(recipe, model, data, calibration, targets, form)
     if given is not None:
         check_targets(given, targets.left_out, recipe)
@@ -149,6 +154,7 @@ def load_inputs(
         task=task,
         targets=targets,
         given=given,
+        loop=loop,
         layers=layers,
         fisher=fisher,
         memory=memory,
@@ -230,7 +236,7 @@ def _prunable(
 
 def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
-    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric]
+    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}

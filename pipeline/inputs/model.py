@@ -48,7 +48,7 @@ class Model(Protocol):
     A checkpoint with its factory, a program of torch.export and a folder of transformers are of one
     class, whose file is made by tracing the module. Another kind of model needs a class with these
     members and a line in ``load_model``: for an ONNX file, ``module`` is made from its graph, and
-    ``write`` puts the state's tensors into that graph.
+    ``write`` puts the state's tensors into that file.
     """
 
     module: nn.Module
@@ -57,11 +57,28 @@ class Model(Protocol):
     """Changes where the file, what the recipe says of it, or a tensor does."""
     origin: Mapping[str, Any]
     """How the file was read, for the manifest."""
+    stored: Mapping[str, tuple[str, bool]]
+    """Name and orientation (True: transposed) of tensors that the file has under a name of its
+    own."""
+    outputs: Sequence[str] | None
+    """Names of the file's outputs that the module returns; None for all."""
+    keeps_graph: bool
+    """Whether the file's graph is the user's own, which changes only where that is asked for."""
     heads: frozenset[str]
     """Parameters that are pruned only where ``prune.include`` names them."""
 
     def copy(self) -> nn.Module:
         """A copy of the module, on its device."""
+
+    def check(self, form: OnnxForm) -> None:
+        """Check that the module computes what the file does, and that the recipe fits it.
+
+        Args:
+            form: How the model is to be written.
+
+        Raises:
+            InputError: If not.
+        """
 
     def lost_zeros(self, names: Sequence[str], form: OnnxForm) -> dict[str, str]:
         """Try to write the model, before the work.

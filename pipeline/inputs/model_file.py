@@ -22,9 +22,10 @@ from mfac_compress.pipeline.inputs.exported_program import (
     read_exported_program,
 )
 from mfac_compress.pipeline.inputs.fit import fit
-from mfac_compress.pipeline.inputs.foreign_files import foreign_kind
+from mfac_compress.pipeline.inputs.foreign_files import foreign_kind, is_onnx
 from mfac_compress.pipeline.inputs.huggingface import load_folder
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.onnx_model import OnnxModel, read_onnx
 from mfac_compress.pipeline.inputs.traced_model import TracedModel
 from mfac_compress.pipeline.quoting import listed, printable
 from mfac_compress.pipeline.recipe.schema import ModelSection
@@ -40,8 +41,8 @@ def load_model(
     """Load a checkpoint into the model that it belongs to.
 
     Args:
-        path: A state dict (`.pt`, `.pth`, `.safetensors`), a `.pt2` of torch.export, or a folder
-            of transformers.
+        path: A state dict (`.pt`, `.pth`, `.safetensors`), a `.pt2` of torch.export, an ONNX file,
+            or a folder of transformers.
         section: The recipe's ``model``.
         folder: Where relative paths of the recipe start: its folder.
         trust_pickle: Allow the file to run code. Never for a file from elsewhere.
@@ -66,8 +67,10 @@ def _load(path: Path, section: ModelSection, folder: Path, trust_pickle: bool) -
         loaded = load_folder(path, section)
         origin = {**_origin(), "transformers": loaded.version}
         return _checked(path, section, loaded.module, loaded.content, origin, loaded.heads)
-    content = read_file(path)
+    content = read_file(path, or_onnx=True)
     _check_left_out(path, section, "task")
+    if is_onnx(path, content):
+        return _load_onnx(path, content, section)
     load = _load_program if is_exported_program(path, content) else _load_checkpoint
     module, origin = load(path, content, section, folder, trust_pickle)
     return _checked(path, section, module, hashlib.sha256(content).hexdigest(), origin)
@@ -86,6 +89,16 @@ def _checked(
     set_training(module, False)
     _check_tensors(module, path)
     return TracedModel(module, _digest(content, section, module), origin, heads)
+
+
+def _load_onnx(path: Path, content: bytes, section: ModelSection) -> OnnxModel:
+    _check_left_out(path, section, "factory", "weights", "prefix")
+    source, converted = read_onnx(path, content, section.output)
+    module = converted.module
+    _check_tensors(module, path)
+    file = {"model": hashlib.sha256(content).hexdigest(), "external": dict(source.external)}
+    digest = _digest(content_key(file), section, module)
+    return OnnxModel(module, digest, source, converted, _origin())
 
 
 def _load_program(
@@ -131,9 +144,14 @@ def set_training(module: nn.Module, training: bool) -> None:
         return
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, *, or_onnx: bool = False) -> bytes:
     """Read a checkpoint's bytes.
 
+    Args:
+        path: The file.
+        or_onnx: Whether it may be an ONNX file.
+    Returns:
+        What it holds.
     Raises:
         InputError: If there is none, it cannot be read, or it is known to be something else.
     """
@@ -147,11 +165,11 @@ def read_file(path: Path) -> bytes:
     if not content:
         raise InputError(f"{path} must hold a model. It is empty: save or copy it again.")
     foreign = foreign_kind(path, content)
-    if foreign:
+    if foreign and not (or_onnx and is_onnx(path, content)):
         raise InputError(
             f"The model must be a checkpoint of PyTorch (.pt, .pth or .safetensors, with "
-            f"{_FACTORY} in the recipe), a program of torch.export (.pt2), or a folder of "
-            f"transformers (config.json, model.safetensors). {path} is {foreign}."
+            f"{_FACTORY} in the recipe), a program of torch.export (.pt2), an ONNX file, or a "
+            f"folder of transformers (config.json, model.safetensors). {path} is {foreign}."
         )
     return content
 

@@ -37,6 +37,11 @@ def permute_channels(
     Raises:
         InputError: If the model cannot be traced, or would compute something else.
     """
+    if model.keeps_graph:
+        raise InputError(
+            f"{recipe.where('prune.permute')}: must be false for an ONNX file, whose weights stay "
+            "where they are."
+        )
     try:
         graph = layers.graph
     except ValueError as error:

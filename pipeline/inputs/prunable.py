@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
+from mfac_compress.export.from_onnx import OnnxModule
+
 _CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 _LINEAR = (
     nn.Linear,
@@ -45,9 +47,12 @@ def why_not_prunable(module: nn.Module) -> dict[str, str]:
     """
     weights = {id(weight) for weight in _weights(module)}
     uses = _uses(module)
+    known = module.reasons if isinstance(module, OnnxModule) else {}
     reasons = {}
     for name, parameter in module.named_parameters():
-        reason = _reason(name, parameter, id(parameter) in weights, uses.get(id(parameter), []))
+        reason = known.get(name) or _reason(
+            name, parameter, id(parameter) in weights, uses.get(id(parameter), [])
+        )
         if reason is not None:
             reasons[name] = reason
     return reasons

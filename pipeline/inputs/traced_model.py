@@ -26,6 +26,9 @@ class TracedModel:
     module: nn.Module
     digest: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+    stored: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    outputs: Sequence[str] | None = None
+    keeps_graph: bool = False
     heads: frozenset[str] = frozenset()
     _dense: dict[OnnxForm, ir.Model] = field(default_factory=dict)
     """The graph that was made when the export was tried: it need not be made again."""
@@ -36,6 +39,9 @@ class TracedModel:
             # PyTorch warns of its own ways when it copies the module of an exported program.
             warnings.simplefilter("ignore", FutureWarning)
             return copy.deepcopy(self.module)
+
+    def check(self, form: OnnxForm) -> None:
+        """Nothing: the file is made of the module, and compared with it by :meth:`lost_zeros`."""
 
     def lost_zeros(self, names: Sequence[str], form: OnnxForm) -> dict[str, str]:
         """See :class:`~mfac_compress.pipeline.inputs.model.Model`."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mfac_compress.pipeline.recipe.section import (
+    CallableName,
     Count,
     Index,
     NonNegative,
@@ -64,6 +65,11 @@ class RecoverSection(Section):
 
     epochs: Index = 0
     """Passes over the samples. 0: no recovery."""
+    loop: CallableName | None = None
+    """`package.module:callable` or `path/to/file.py:callable`: the user's own training, called with
+    (model, splits, handle) after the last pruning step. `handle.attach(optimizer)` keeps the masks,
+    `splits.recovery` is to train on, `splits.holdout` to choose by. All other keys of this section
+    but `split` and `batchnorm` are then its own business."""
     split: Literal["recovery", "calibration"] = "recovery"
     """What to train on. `calibration`: the calibration samples, but for the held-out ones; there is
     then no recovery split."""
@@ -119,6 +125,9 @@ class RecoverSection(Section):
         return self.distill is None or self.distill.weight < 1
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.loop is not None:
+            yield from self._unread_by_a_loop()
+            return
         if self.patience is not None and not self.keeps_best:
             yield RecipeIssue(
                 ("patience",),
@@ -131,6 +140,16 @@ class RecoverSection(Section):
                 "must be 0 where recover.distill.weight is 1, which uses no labels. "
                 f"Got {self.label_smoothing}.",
             )
+
+    def _unread_by_a_loop(self) -> Iterator[RecipeIssue]:
+        for key, field in type(self).model_fields.items():
+            value, default = getattr(self, key), field.get_default(call_default_factory=True)
+            if key not in ("loop", "split", "batchnorm") and value != default:
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out where recover.loop trains the model, which is not given it. "
+                    f"Got {value}.",
+                )
 
     def issues_of_task(self, task_loss: str) -> Iterator[RecipeIssue]:
         """What does not go with a loss of the task."""

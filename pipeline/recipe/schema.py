@@ -199,10 +199,17 @@ class Recipe(Section):
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
         yield from self._recovery_split()
+        if self.recover.loop and self.prune.epochs_between:
+            yield RecipeIssue(
+                ("prune", "epochs_between"),
+                "must be 0 where recover.loop is given, which trains after the last step only. "
+                f"Got {self.prune.epochs_between}.",
+            )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
-        yield from self._without_loss()
-        yield from self._text_issues()
+        yield from self._loss_issues()
+        if isinstance(self.data, TextData):
+            yield from self.data.issues_of_use(self.model.task, self.export.dynamic_axes)
         yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
@@ -236,12 +243,26 @@ class Recipe(Section):
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
 
+    def _loss_issues(self) -> Iterator[RecipeIssue]:
+        """Whether a loss is there where one is read."""
+        if self.task.loss == "none":
+            learns = self.prune.uses_gradients or self.prune.method == "magnitude"
+            if learns and self.calibrate.labels is True:
+                text = "must be model where task.loss is none. Got true."
+                yield RecipeIssue(("calibrate", "labels"), text)
+            if self._epochs and self.recover.needs_labels:
+                text = (
+                    "must be given, with weight 1, where the model is trained and task.loss none."
+                )
+                yield RecipeIssue(("recover", "distill"), text)
+
     def _recovery_split(self) -> Iterator[RecipeIssue]:
         """Whether there are samples to train on."""
         splits = getattr(self.data, "splits", None)
         keys = {
             "recover.epochs": self.recover.epochs,
             "prune.epochs_between": self.prune.epochs_between,
+            "recover.loop": self.recover.loop,
         }
         trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
         key = ("data", "splits", "recovery")
@@ -256,45 +277,20 @@ class Recipe(Section):
         elif trained and splits is not None and splits.recovery is None:
             yield RecipeIssue(
                 key,
-                "must be given where recover.epochs or prune.epochs_between > 0. "
+                "must be given where recover.epochs or prune.epochs_between > 0, or recover.loop "
+                "is given. "
                 f"Got {trained} and no recovery split. Add it, or set recover.split: calibration.",
             )
 
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        return self.recover.epochs + self.prune.epochs_between > 0
+        return self._epochs > 0 or self.recover.loop is not None
 
-    def _without_loss(self) -> Iterator[RecipeIssue]:
-        """What would need the loss that a task does not have."""
-        if self.task.loss != "none":
-            return
-        learns = self.prune.uses_gradients or self.prune.method == "magnitude"
-        if learns and self.calibrate.labels is True:
-            text = "must be model where task.loss is none. Got true."
-            yield RecipeIssue(("calibrate", "labels"), text)
-        if self.trains and self.recover.needs_labels:
-            yield RecipeIssue(
-                ("recover", "distill"),
-                "must be given, with the weight 1, where task.loss is none and the model is "
-                "trained: only the dense model can be its teacher.",
-            )
-
-    def _text_issues(self) -> Iterator[RecipeIssue]:
-        """Whether pairs and axes suit texts."""
-        if not isinstance(self.data, TextData):
-            return
-        data = self.data
-        if self.model.task == "embedding" and len(data.columns) > 1 and data.pairs == "together":
-            text = "must be apart where model.task is embedding. Got together."
-            yield RecipeIssue(("data", "pairs"), text)
-        if self.model.task == "sequence-classification" and data.pairs == "apart":
-            text = "must be together where model.task is sequence-classification. Got apart."
-            yield RecipeIssue(("data", "pairs"), text)
-        for name in data.inputs:
-            if 1 not in self.export.dynamic_axes.get(name, {}):
-                text = f"must name axis 1 of {name}, the tokens: texts have any length."
-                yield RecipeIssue(("export", "dynamic_axes"), text)
+    @property
+    def _epochs(self) -> int:
+        """Passes of our own training; a loop of the user's has its own loss."""
+        return self.recover.epochs + self.prune.epochs_between
 
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""

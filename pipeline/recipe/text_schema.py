@@ -88,6 +88,26 @@ class TextData(FilesSection):
         for ranges in by_file.values():
             yield from row_overlaps(ranges, self.max_overlap)
 
+    def issues_of_use(
+        self, task: str | None, axes: Mapping[str, Mapping[int, str]]
+    ) -> Iterator[RecipeIssue]:
+        """What does not go with the model and its file.
+
+        Args:
+            task: The recipe's ``model.task``.
+            axes: Its ``export.dynamic_axes``.
+        """
+        if task == "embedding" and len(self.columns) > 1 and self.pairs == "together":
+            text = "must be apart where model.task is embedding. Got together."
+            yield RecipeIssue(("data", "pairs"), text)
+        if task == "sequence-classification" and self.pairs == "apart":
+            text = "must be together where model.task is sequence-classification. Got apart."
+            yield RecipeIssue(("data", "pairs"), text)
+        for name in self.inputs:
+            if 1 not in axes.get(name, {}):
+                text = f"must name axis 1 of {name}, the tokens: texts have any length."
+                yield RecipeIssue(("export", "dynamic_axes"), text)
+
     @property
     def columns(self) -> tuple[int | str, ...]:
         """Those of the texts, one or two."""

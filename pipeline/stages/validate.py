@@ -173,11 +173,11 @@ def validate(
     module = state.into(model.copy()).cpu()
     masks = {name: state.masks[name] for name in pruned}
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
-    run = _run_files(files, module, samples, batch_size, job.progress)
+    run = _run_files(files, module, model.outputs, samples, batch_size, job.progress)
     metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
     kept = job.before["export"].facts.kept
     pruned_files = [each for each in variants if each.name not in REFERENCES]
-    audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks, kept)
+    audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks, kept, model.stored)
     return Validation(
         metric,
         {
@@ -219,7 +219,12 @@ class _Run:
 
 
 def _run_files(
-    files: Sequence[Variant], module: nn.Module, split: Split, batch_size: int, progress: Progress
+    files: Sequence[Variant],
+    module: nn.Module,
+    outputs: Sequence[str] | None,
+    split: Split,
+    batch_size: int,
+    progress: Progress,
 ) -> _Run:
     """Run files on all samples, and the sparse model in PyTorch beside them.
 
@@ -228,6 +233,7 @@ def _run_files(
     Args:
         files: The dense file, then those of the sparse model.
         module: The sparse model.
+        outputs: Names of the files' outputs that it returns; None for all.
         split: The samples.
         batch_size: Samples of one call.
         progress: Where batches are counted.
@@ -237,24 +243,24 @@ def _run_files(
     first = next(split.batches(1, indices=[0]))[0]
     in_float = {at: each for at, each in enumerate(files) if each.name not in _NO_PARITY}
     parity = {
-        at: parity_error(module, each.path, first, library=each.library)
+        at: parity_error(module, each.path, first, library=each.library, names=outputs)
         for at, each in in_float.items()
     }
 
     def run() -> Iterator[tuple[Tree, ...]]:
         for x, y in split.batches(batch_size):
             expected = model_outputs(module, x)
-            outputs = [predict(session, x, batch_size, expected) for session in sessions]
+            found = [predict(each, x, batch_size, expected, outputs) for each in sessions]
             for at, error in parity.items():
-                parity[at] = max(error, largest_difference(expected, outputs[at]))
-            yield (*outputs, map_tensors(lambda tensor: tensor.numpy(), y))
+                parity[at] = max(error, largest_difference(expected, found[at]))
+            yield (*found, map_tensors(lambda tensor: tensor.numpy(), y))
 
     total = -(-len(split) // batch_size)
     parts = list(progress.track(run(), "validate", total))
-    *outputs, targets = zip(*parts, strict=True)
+    *found, targets = zip(*parts, strict=True)
     names = [each.name for each in files]
     return _Run(
-        outputs=dict(zip(names, (join_batches(each, "outputs") for each in outputs), strict=True)),
+        outputs=dict(zip(names, (join_batches(each, "outputs") for each in found), strict=True)),
         targets=join_batches(targets, "targets"),
         parity={names[at]: error if isfinite(error) else None for at, error in parity.items()},
     )

@@ -126,7 +126,7 @@ def test_a_classifier_of_pairs_sees_both_texts(run, tiny_bert):
 
 REFUSED = {
     "labels of an embedding": ("calibrate.labels=true", "calibrate.labels must be model"),
-    "training of an embedding": ("recover.epochs=1", "recover.epochs must be 0 where task.loss"),
+    "training of an embedding": ("recover.epochs=1", "recover.distill must be given"),
     "pairs in one": ("data.pairs=together", "data.pairs must be apart"),
     "a fixed length": ("export.dynamic_axes={}", "must name axis 1 of input_ids"),
     "longer than the model": ("data.max_length=64", "it raised"),

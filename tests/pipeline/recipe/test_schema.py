@@ -133,6 +133,42 @@ def test_masks_and_weights_come_together_and_only_by_their_method():
         recipe(prune={})
 
 
+@pytest.mark.parametrize(
+    "useless",
+    [
+        {"epochs": 2},
+        {"optimizer": "adamw"},
+        {"lr": 0.1},
+        {"schedule": "linear"},
+        {"momentum": 0.5},
+        {"window": {"num_gradients": 4}},
+        {"weight_decay": 0.5},
+        {"batch_size": 2},
+        {"label_smoothing": 0.1},
+        {"distill": {}},
+        {"keep": "best"},
+        {"patience": 2},
+        {"ema": 0.9},
+    ],
+    ids=lambda useless: next(iter(useless)),
+)
+def test_keys_of_recovery_do_nothing_beside_a_loop_of_ones_own(useless):
+    loop = {"loop": "my_project.train:finetune"}
+    recipe(recover=loop | {"batchnorm": "never"})
+    (key,) = useless
+    with pytest.raises(ValidationError, match=rf"{key} must be left out where recover\.loop"):
+        recipe(recover=loop | useless)
+
+
+def test_a_loop_of_ones_own_trains_once_and_needs_samples():
+    loop = {"loop": "my_project.train:finetune"}
+    steps = {"sparsity": 0.5, "steps": 2, "epochs_between": 1}
+    with pytest.raises(ValidationError, match=r"epochs_between must be 0 where recover\.loop"):
+        recipe(recover=loop, prune=steps)
+    with pytest.raises(ValidationError, match=r"Got recover\.loop = my_project.* and no recovery"):
+        recipe(recover=loop, data=ARRAYS)
+
+
 def test_magnitudes_are_not_selected_in_sequence():
     with pytest.raises(ValidationError, match="sizes do not change"):
         recipe(prune={"sparsity": 0.5, "method": "magnitude", "selection": "sequential"})
@@ -480,8 +516,8 @@ def test_the_schedule_may_say_it_all():
 @pytest.mark.parametrize(
     ("schedule", "keys"),
     [
-        ({"final": 2, "steps": 2}, ["prune.schedule.final"]),
-        ("quadratic", ["prune.schedule.interpolation"]),
+        ({"final": 2, "steps": 2}, ["prune.schedule.ScheduleSection.final"]),
+        ("quadratic", ["prune.schedule.geometric"]),
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_said_once(schedule, keys):
@@ -540,10 +576,8 @@ def test_a_model_without_a_loss_is_neither_trained_nor_calibrated_with_labels():
     for prune in ({"sparsity": 0.5}, {"sparsity": 0.5, "method": "magnitude"}):
         with pytest.raises(ValidationError, match=r"calibrate.labels must be model"):
             recipe(task=none, prune=prune)
+    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
+        with pytest.raises(ValidationError, match=r"recover.distill must be given, with weight 1"):
+            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
     taught = {"epochs": 1, "distill": {"loss": "cosine"}}
     assert recipe(task=none, calibrate={"labels": "model"}, recover=taught)
-    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
-        with pytest.raises(
-            ValidationError, match=r"recover.distill must be given, with the weight 1"
-        ):
-            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
