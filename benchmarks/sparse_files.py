@@ -5,15 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
 from torch import nn
 
 from mfac_compress.export import export_onnx
+from mfac_compress.export.quantise import StaticQuantiser
 
 
 def prune_inputs(model: nn.Module, sparsity: float, block: int) -> None:
@@ -53,26 +48,10 @@ PATTERNS: dict[str, Callable[[nn.Module, float], None]] = {
 """Patterns of zeros by name; each removes a share of a model's weights in place."""
 
 
-class _Calibration(CalibrationDataReader):
-    def __init__(self, batches: Iterable[np.ndarray]) -> None:
-        self._batches = iter(batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"input": batch}
-
-
 def _quantise(float32: Path, int8: Path, batches: Iterable[np.ndarray]) -> None:
-    """Write a QDQ file: uint8 activations, int8 weights per channel, calibrated on some inputs."""
-    quantize_static(
-        float32,
-        int8,
-        _Calibration(batches),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )
+    """Write a QDQ file as the stage `quantize` does, calibrated on some inputs."""
+    feeds = ({"input": batch} for batch in batches)
+    StaticQuantiser(float32, feeds, scratch=int8.parent).write(int8)
 
 
 def export(

@@ -3,6 +3,11 @@
 Activations are uint8, weights int8 and symmetric: what ONNX Runtime computes fastest on x86, and
 with zero points of 0 every zero of a weight stays one. The form is QDQ: float operators between
 QuantizeLinear and DequantizeLinear. Where a layer is left in float, so is its weight.
+
+A matrix product (MatMul) takes bytes and makes floats: its sums are scaled, not rounded to bytes,
+and what transformers compute between such products (biases, residual sums, norms, Softmax, Gelu)
+stays in float. The outputs of convolutions and Gemms are bytes, and so are those of the operators
+between them.
 """
 
 import tempfile
@@ -36,8 +41,10 @@ _BETWEEN = (
     "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Pad",
     "Relu", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-"""Operators that ONNX Runtime also computes in 8 bits, and between layers had better: each way
-into float and back costs more than they do. Norms, Softmax and Gelu lose more than they gain."""
+"""Operators that ONNX Runtime also computes in 8 bits, and had better where layers make bytes: each
+way into float and back costs more than they do."""
+_MAKE_FLOATS = ("MatMul",)
+"""Layers whose outputs are not quantised."""
 _ERRORS, _WARNINGS = 3, 2  # severities of ONNX Runtime's log
 
 
@@ -112,6 +119,7 @@ class StaticQuantiser:
         self._never = [
             node.name for node in nodes if node.op_type in _LAYERS and node.name not in own
         ]
+        self._never += _between_floats(self.model)
         self._biases = _biases(self.model)
 
     def write(
@@ -163,7 +171,11 @@ class StaticQuantiser:
                 [*only],
                 [*exclude],
                 [*_LAYERS, *_BETWEEN],
-                {"WeightSymmetric": True, "ActivationSymmetric": False},
+                {
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": False,
+                    "OpTypesToExcludeOutputQuantization": list(_MAKE_FLOATS),
+                },
             )
             quantiser.quantize_model()
             model = ir.from_proto(quantiser.model.model)
@@ -172,10 +184,28 @@ class StaticQuantiser:
         write_graph(model, output, metadata=metadata)
 
 
+def _between_floats(model: onnx.ModelProto) -> list[str]:
+    """Names of the operators of ``_BETWEEN`` that read what no layer makes as bytes."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    in_bytes, names = set(), []
+    for node in model.graph.node:
+        if node.op_type in _LAYERS and node.op_type not in _MAKE_FLOATS:
+            in_bytes |= {*node.output}
+        elif node.op_type in _BETWEEN:
+            read = {*node.input} - constants - {""}
+            if read and read <= in_bytes:
+                in_bytes |= {*node.output}
+            else:
+                names.append(node.name)
+    return names
+
+
 def _biases(model: onnx.ModelProto) -> dict[str, str]:
     """The Add behind a layer that adds its bias, by the layer: both are in 8 bits, or neither."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    layers = {node.output[0]: node.name for node in model.graph.node if node.op_type in _LAYERS}
+    bytes_from = {*_LAYERS} - {*_MAKE_FLOATS}
+    layers = {node.output[0]: node.name for node in model.graph.node if node.op_type in bytes_from}
     return {
         layers[name]: node.name
         for node in model.graph.node

@@ -23,16 +23,11 @@ int64_t tile_rows(int size) {
 
 }  // namespace
 
-struct BlockLinear::Rows {
-  const uint8_t* x;
-  uint8_t* y;
-  int64_t count;
-};
-
-BlockLinear::BlockLinear(const NodeInfo& node)
+BlockLinear::BlockLinear(const NodeInfo& node, SumsKind kind)
     : inputs_(node.integer("in_features")),
       weights_(read_quantised(node, QuantisedFormat::kBlocks,
-                              {node.integer("out_features"), inputs_, 1, 1})) {
+                              {node.integer("out_features"), inputs_, 1, 1}, kind)),
+      output_(node, kind, weights_) {
   const int64_t most = std::numeric_limits<int32_t>::max() / tile_rows(1);
   require(inputs_ <= most, "in_features must be at most ", most);
   by_row_ = in_steps(weights_.blocks, 0, [](int64_t input) { return input; });
@@ -42,15 +37,8 @@ BlockLinear::BlockLinear(const NodeInfo& node)
 }
 
 void BlockLinear::run(const Call& call) const {
-  const Tensor x = call.input(kX, ort::kUint8);
-  require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == inputs_, "X must be [..., ",
-          inputs_, "]. Got ", x.shape);
-  require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
-          "bias must be a constant initializer");
-  Shape shape = x.shape;
-  shape.dims[shape.rank - 1] = weights_.blocks.outputs;
-  const Rows rows{x.bytes(), call.output_bytes(shape), element_count(x.shape) / inputs_};
-  if (element_count(shape) == 0) return;
+  const LinearRows rows = output_.open(call, inputs_);
+  if (rows.count == 0) return;
   if (rows.count <= kRowsOneByOne)
     run_rows(call, rows);
   else
@@ -70,7 +58,7 @@ ByteStrip BlockLinear::strip_of(const Steps& steps, int64_t group_begin, int64_t
   return strip;
 }
 
-void BlockLinear::run_rows(const Call& call, const Rows& rows) const {
+void BlockLinear::run_rows(const Call& call, const LinearRows& rows) const {
   const SimdKernels& simd = simd_kernels();
   const int64_t groups = weights_.blocks.groups;
   const int64_t work = static_cast<int64_t>(by_row_.all.size());
@@ -83,13 +71,15 @@ void BlockLinear::run_rows(const Call& call, const Rows& rows) const {
     strip.base = rows.x + row * inputs_;
     int32_t* sums = scratch().sums.cells(static_cast<size_t>(strip.groups * kBlockOutputs));
     simd.bytes.row(strip, sums);
+    if (output_.in_floats())
+      return output_.finish_row(sums, row, begin * kBlockOutputs, strip.outputs, rows);
     simd.quads.requantise(sums, strip.scales, strip.outputs, strip.requantise,
-                          rows.y + row * weights_.blocks.outputs + begin * kBlockOutputs);
+                          rows.bytes + row * weights_.blocks.outputs + begin * kBlockOutputs);
   };
   call.parallel(static_cast<size_t>(rows.count * chunks), task);
 }
 
-void BlockLinear::run_tiles(const Call& call, const Rows& rows) const {
+void BlockLinear::run_tiles(const Call& call, const LinearRows& rows) const {
   const int size = rows.count <= tile_rows(0) ? 0 : 1;
   const int64_t height = tile_rows(size);
   const int64_t tiles = (rows.count + height - 1) / height;
@@ -105,24 +95,31 @@ void BlockLinear::run_tiles(const Call& call, const Rows& rows) const {
                        });
 }
 
-void BlockLinear::tile(const Rows& rows, const uint8_t* columns, int size, int64_t first,
+void BlockLinear::tile(const LinearRows& rows, const uint8_t* columns, int size, int64_t first,
                        int64_t group_begin, int64_t group_end) const {
   const ByteKernels& bytes = simd_kernels().bytes;
-  const int64_t height = tile_rows(size);
-  const int64_t count = std::min(rows.count - first, height);
+  const int64_t count = std::min(rows.count - first, tile_rows(size));
   int width = bytes.strips.count - 1;  // the narrowest strip that holds all rows
   while (bytes.strips.positions[width] < count) --width;
-  const int64_t step = kOutputBytes / (height * kBlockOutputs);
-  uint8_t* out = scratch().outputs.bytes(static_cast<size_t>(kOutputBytes));
+  const int64_t length = bytes.strips.positions[width];
+  const bool floats = output_.in_floats();
+  const int64_t step = kOutputBytes / (length * kBlockOutputs * (floats ? 4 : 1));
+  uint8_t* out = floats ? nullptr : scratch().outputs.bytes(static_cast<size_t>(kOutputBytes));
+  int32_t* sums = floats ? scratch().sums.cells(static_cast<size_t>(kOutputBytes / 4)) : nullptr;
   for (int64_t begin = group_begin; begin < group_end; begin += step) {
     ByteStrip strip = strip_of(by_columns_[size], begin, std::min(begin + step, group_end));
     strip.base = columns;
     strip.out = out;
-    strip.out_stride = height;
+    strip.sums = sums;
+    strip.out_stride = length;
     bytes.strips.run[width](strip);
     const int64_t output = begin * kBlockOutputs;
-    bytes.transpose(out, height, strip.outputs, count,
-                    rows.y + first * weights_.blocks.outputs + output, weights_.blocks.outputs);
+    if (floats) {
+      output_.finish_columns(sums, length, first, count, output, strip.outputs, rows);
+      continue;
+    }
+    bytes.transpose(out, length, strip.outputs, count,
+                    rows.bytes + first * weights_.blocks.outputs + output, weights_.blocks.outputs);
   }
 }
 

@@ -17,6 +17,7 @@ class Conv {
  public:
   static constexpr const char* kName = "SparseConv";
   static constexpr auto kTypes = kFloatTypes;
+  static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
   explicit Conv(const NodeInfo& node);
   void run(const Call& call) const;

@@ -37,7 +37,7 @@ ort::CustomOp describe() {
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // CPU
   op.input_type = [](const ort::CustomOp*, size_t index) { return Op::kTypes[index]; };
   op.input_type_count = [](const ort::CustomOp*) { return Op::kTypes.size(); };
-  op.output_type = [](const ort::CustomOp*, size_t) { return Op::kTypes[kX]; };
+  op.output_type = [](const ort::CustomOp*, size_t) { return Op::kOutput; };
   op.output_type_count = [](const ort::CustomOp*) { return size_t{1}; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
   op.input_characteristic = [](const ort::CustomOp*, size_t index) {
@@ -82,8 +82,10 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   static const ort::CustomOp conv = describe<Conv>();
   static const ort::CustomOp quantised_linear = describe<QuantisedLinear>();
   static const ort::CustomOp quantised_conv = describe<QuantisedConv>();
+  static const ort::CustomOp to_float = describe<LinearToFloat>();
+  static const ort::CustomOp via_float = describe<LinearViaFloat>();
   static ort::CustomOpDomain* const domain =
-      make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv});
+      make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

@@ -11,6 +11,7 @@ class Linear {
  public:
   static constexpr const char* kName = "SparseLinear";
   static constexpr auto kTypes = kFloatTypes;
+  static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
   explicit Linear(const NodeInfo& node);
   void run(const Call& call) const;

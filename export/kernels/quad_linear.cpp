@@ -18,16 +18,11 @@ constexpr int kVectors[2] = {1, 4};        // in a strip, for few rows and for m
 
 }  // namespace
 
-struct QuadLinear::Rows {
-  const uint8_t* x;
-  uint8_t* y;
-  int64_t count;
-};
-
-QuadLinear::QuadLinear(const NodeInfo& node)
+QuadLinear::QuadLinear(const NodeInfo& node, SumsKind kind)
     : inputs_(node.integer("in_features")),
       weights_(read_quantised(node, QuantisedFormat::kQuads,
-                              {node.integer("out_features"), inputs_, 1, 1})) {
+                              {node.integer("out_features"), inputs_, 1, 1}, kind)),
+      output_(node, kind, weights_) {
   const int lanes = simd_kernels().quads.strips.lanes;
   for (int i = 0; i < 2; ++i)
     tiled_[i] = by_columns(weights_.blocks, lanes * kVectors[i], kRangeBytes);
@@ -36,15 +31,8 @@ QuadLinear::QuadLinear(const NodeInfo& node)
 }
 
 void QuadLinear::run(const Call& call) const {
-  const Tensor x = call.input(kX, ort::kUint8);
-  require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == inputs_, "X must be [..., ",
-          inputs_, "]. Got ", x.shape);
-  require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
-          "bias must be a constant initializer");
-  Shape shape = x.shape;
-  shape.dims[shape.rank - 1] = weights_.blocks.outputs;
-  const Rows rows{x.bytes(), call.output_bytes(shape), element_count(x.shape) / inputs_};
-  if (element_count(shape) == 0) return;
+  const LinearRows rows = output_.open(call, inputs_);
+  if (rows.count == 0) return;
   if (rows.count <= kRowsOneByOne)
     run_rows(call, rows);
   else
@@ -73,7 +61,7 @@ QuadStrip QuadLinear::strip_of(int64_t first_output, int64_t outputs) const {
   return strip;
 }
 
-void QuadLinear::run_rows(const Call& call, const Rows& rows) const {
+void QuadLinear::run_rows(const Call& call, const LinearRows& rows) const {
   const QuadKernels& quads = simd_kernels().quads;
   const PackedBlocks<Cell>& w = weights_.blocks;
   const int64_t work = static_cast<int64_t>(w.values.size());
@@ -92,13 +80,14 @@ void QuadLinear::run_rows(const Call& call, const Rows& rows) const {
     strip.base = reinterpret_cast<const char*>(x + row * w.inputs * kQuad);
     strip.sums = scratch().sums.cells(static_cast<size_t>(strip.outputs));
     quads.row(strip);
+    if (output_.in_floats()) return output_.finish_row(strip.sums, row, first, strip.outputs, rows);
     quads.requantise(strip.sums, strip.scales, strip.outputs, strip.requantise,
-                     rows.y + row * w.outputs + first);
+                     rows.bytes + row * w.outputs + first);
   };
   call.parallel(static_cast<size_t>(rows.count * chunks), task);
 }
 
-void QuadLinear::run_tiles(const Call& call, const Rows& rows) const {
+void QuadLinear::run_tiles(const Call& call, const LinearRows& rows) const {
   const SimdKernels& simd = simd_kernels();
   const PackedBlocks<Cell>& w = weights_.blocks;
   const int lanes = simd.quads.strips.lanes;
@@ -124,7 +113,7 @@ void QuadLinear::run_tiles(const Call& call, const Rows& rows) const {
                     });
 }
 
-void QuadLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t first,
+void QuadLinear::tile(const LinearRows& rows, const Cell* columns, int size, int64_t first,
                            int64_t output_begin, int64_t output_end) const {
   const QuadKernels& quads = simd_kernels().quads;
   const RangedBlocks<Cell>& w = tiled_[size];
@@ -133,7 +122,8 @@ void QuadLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t f
   const int64_t count = std::min(rows.count - first, height);
   const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4), 16);
   int32_t* sums = scratch().sums.cells(static_cast<size_t>(step * height));
-  uint8_t* bytes = scratch().outputs.bytes(static_cast<size_t>(step * height));
+  uint8_t* bytes =
+      output_.in_floats() ? nullptr : scratch().outputs.bytes(static_cast<size_t>(step * height));
   for (int64_t output = output_begin; output < output_end; output += step) {
     QuadStrip strip = strip_of(output, std::min(step, output_end - output));
     strip.values = w.values.data();
@@ -146,11 +136,15 @@ void QuadLinear::tile(const Rows& rows, const Cell* columns, int size, int64_t f
       strip.starts = w.starts.data() + range * (groups + 1) + output;
       strip.base = reinterpret_cast<const char*>(columns + range * w.width * height);
       strip.first = range == 0;
-      strip.last = range + 1 == w.ranges;
+      strip.last = range + 1 == w.ranges && !output_.in_floats();
       quads.strips.run[kVectors[size]](strip);
     }
+    if (output_.in_floats()) {
+      output_.finish_columns(sums, height, first, count, output, strip.outputs, rows);
+      continue;
+    }
     simd_kernels().bytes.transpose(bytes, height, strip.outputs, count,
-                                   rows.y + first * weights_.blocks.outputs + output,
+                                   rows.bytes + first * weights_.blocks.outputs + output,
                                    weights_.blocks.outputs);
   }
 }

@@ -1,6 +1,7 @@
 // SparseQLinear with weights in quads of inputs.
 #pragma once
 
+#include "linear_output.hpp"
 #include "ort.hpp"
 #include "quantised_weights.hpp"
 
@@ -8,20 +9,20 @@ namespace mfac {
 
 class QuadLinear {
  public:
-  explicit QuadLinear(const NodeInfo& node);
+  QuadLinear(const NodeInfo& node, SumsKind kind);
   void run(const Call& call) const;
 
  private:
-  struct Rows;
-  void run_rows(const Call& call, const Rows& rows) const;
-  void run_tiles(const Call& call, const Rows& rows) const;
-  void tile(const Rows& rows, const Cell* columns, int size, int64_t first, int64_t output_begin,
+  void run_rows(const Call& call, const LinearRows& rows) const;
+  void run_tiles(const Call& call, const LinearRows& rows) const;
+  void tile(const LinearRows& rows, const Cell* columns, int size, int64_t first, int64_t output_begin,
             int64_t output_end) const;
   const uint8_t* in_quads(const uint8_t* rows, int64_t count, uint8_t* padded) const;
   QuadStrip strip_of(int64_t first_output, int64_t outputs) const;
 
   int64_t inputs_;
   QuantisedWeights weights_;
+  LinearOutput output_;
   RangedBlocks<Cell> tiled_[2];   // for strips of one vector, and of more
   std::vector<int32_t> offsets_;  // of single rows
 };

@@ -1,4 +1,5 @@
 // SparseQLinear: Y[..., N] = requantised(X[..., K] W^T + bias), unsigned bytes in and out.
+// SparseQLinearToFloat, SparseQLinearViaFloat: the same with floats after the sums.
 // SparseQConv: Y = requantised(conv(X, W) + bias), unsigned bytes in and out, [N, C, H, W].
 //
 // With the attribute `block` the weights are in blocks of outputs, without it in quads of inputs.
@@ -17,12 +18,14 @@ template <class Quads, class Blocks>
 class InEitherFormat {
  public:
   static constexpr auto kTypes = kQuantisedTypes;
+  static constexpr ort::ElementType kOutput = ort::kUint8;
   static constexpr size_t kFirstOptional = kSumBias;
-  explicit InEitherFormat(const NodeInfo& node) {
+  template <class... Kind>
+  explicit InEitherFormat(const NodeInfo& node, Kind... kind) {
     if (read_format(node) == QuantisedFormat::kBlocks)
-      blocks_ = std::make_unique<Blocks>(node);
+      blocks_ = std::make_unique<Blocks>(node, kind...);
     else
-      quads_ = std::make_unique<Quads>(node);
+      quads_ = std::make_unique<Quads>(node, kind...);
   }
   void run(const Call& call) const { blocks_ ? blocks_->run(call) : quads_->run(call); }
 
@@ -33,12 +36,25 @@ class InEitherFormat {
 
 struct QuantisedLinear : InEitherFormat<QuadLinear, BlockLinear> {
   static constexpr const char* kName = "SparseQLinear";
-  using InEitherFormat::InEitherFormat;
+  explicit QuantisedLinear(const NodeInfo& node) : InEitherFormat(node, SumsKind::kBytes) {}
+};
+
+struct LinearToFloat : InEitherFormat<QuadLinear, BlockLinear> {
+  static constexpr const char* kName = "SparseQLinearToFloat";
+  static constexpr auto kTypes = kToFloatTypes;
+  static constexpr ort::ElementType kOutput = ort::kFloat;
+  explicit LinearToFloat(const NodeInfo& node) : InEitherFormat(node, SumsKind::kToFloat) {}
+};
+
+struct LinearViaFloat : InEitherFormat<QuadLinear, BlockLinear> {
+  static constexpr const char* kName = "SparseQLinearViaFloat";
+  static constexpr auto kTypes = kViaFloatTypes;
+  explicit LinearViaFloat(const NodeInfo& node) : InEitherFormat(node, SumsKind::kViaFloat) {}
 };
 
 struct QuantisedConv : InEitherFormat<QuadConv, BlockConv> {
   static constexpr const char* kName = "SparseQConv";
-  using InEitherFormat::InEitherFormat;
+  explicit QuantisedConv(const NodeInfo& node) : InEitherFormat(node) {}
 };
 
 }  // namespace mfac

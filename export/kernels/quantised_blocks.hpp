@@ -27,7 +27,8 @@ struct ByteStrip {
   const ByteStep* steps;
   const int32_t* starts;  // [groups + 1] into steps
   const uint8_t* base;
-  uint8_t* out;  // [outputs, out_stride]
+  uint8_t* out;   // [outputs, out_stride]
+  int32_t* sums;  // if not null, written instead of `out`, as they are and with its stride
   int64_t out_stride;
   int64_t groups;
   int64_t outputs;       // the last group may extend beyond them

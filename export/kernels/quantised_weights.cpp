@@ -8,12 +8,6 @@
 namespace mfac {
 namespace {
 
-uint8_t read_byte(const NodeInfo& node, const char* name) {
-  const int64_t value = node.integer(name);
-  require(value >= 0 && value <= 255, name, " must lie in [0, 255]. Got ", value);
-  return static_cast<uint8_t>(value);
-}
-
 // Visit each stored weight: visit(its place in a list of outputs that is padded to whole blocks, its
 // channel, its value).
 template <class Visit>
@@ -62,10 +56,12 @@ void read_scales(const NodeInfo& node, QuantisedWeights& w) {
 
 // bias - x_zero_point * sum of the weights. Checks that no sum of bytes can overflow from there.
 void read_beginnings(const NodeInfo& node, QuantisedWeights& w, QuantisedFormat format,
-                     const QuantisedSize& size) {
+                     const QuantisedSize& size, SumsKind kind) {
   PackedBlocks<Cell>& blocks = w.blocks;
   const int64_t places = blocks.groups * blocks.block;  // of one part
-  const Tensor bias = node.constant(kSumBias, "bias", ort::kInt32, true);
+  const Tensor bias = kind == SumsKind::kBytes
+                          ? node.constant(kSumBias, "bias", ort::kInt32, true)
+                          : Tensor{};
   blocks.has_bias = static_cast<bool>(bias);
   blocks.bias.resize(static_cast<size_t>(blocks.parts * places));
   if (bias) blocks.bias = by_blocks<int32_t>(bias, "bias", blocks);
@@ -91,6 +87,12 @@ void read_beginnings(const NodeInfo& node, QuantisedWeights& w, QuantisedFormat 
 
 }  // namespace
 
+uint8_t read_byte(const NodeInfo& node, const char* name) {
+  const int64_t value = node.integer(name);
+  require(value >= 0 && value <= 255, name, " must lie in [0, 255]. Got ", value);
+  return static_cast<uint8_t>(value);
+}
+
 QuantisedFormat read_format(const NodeInfo& node) {
   if (!node.has("block")) return QuantisedFormat::kQuads;
   const int64_t block = node.integer("block");
@@ -99,7 +101,7 @@ QuantisedFormat read_format(const NodeInfo& node) {
 }
 
 QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
-                                const QuantisedSize& size) {
+                                const QuantisedSize& size, SumsKind kind) {
   QuantisedWeights w;
   require(size.channels >= 1 && size.channels <= std::numeric_limits<int32_t>::max(),
           "numbers of inputs and outputs must lie in [1, 2^31)");
@@ -115,7 +117,8 @@ QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
   read_scales(node, w);
   w.x_zero_point = read_byte(node, "x_zero_point");
   w.requantise.bounded = true;
-  read_beginnings(node, w, format, size);
+  read_beginnings(node, w, format, size, kind);
+  if (kind != SumsKind::kBytes) return w;
   const int zero_point = read_byte(node, "y_zero_point");
   const int low = read_byte(node, "min");
   const int high = read_byte(node, "max");

@@ -18,16 +18,23 @@ namespace mfac {
 enum class QuantisedFormat { kQuads, kBlocks };
 QuantisedFormat read_format(const NodeInfo& node);
 
+// What becomes of the sums, see linear_output.hpp.
+enum class SumsKind { kBytes, kToFloat, kViaFloat };
+
 struct QuantisedWeights {
   PackedBlocks<Cell> blocks;  // one cell a block; the bias is the initial value of a sum
   std::vector<float> scales;  // [parts, groups * block] a step of a sum in steps of the output
   uint8_t x_zero_point = 0;
-  Requantise requantise{};
+  Requantise requantise{};    // of sums that become bytes at once
 };
 
-enum QuantisedInput : size_t { kScales = 4, kSumBias = 5 };
+enum QuantisedInput : size_t { kScales = 4, kSumBias = 5, kSumResidual = 6 };
 constexpr std::array<ort::ElementType, 6> kQuantisedTypes = {ort::kUint8, ort::kInt8,  ort::kInt32,
                                                              ort::kInt32, ort::kFloat, ort::kInt32};
+constexpr std::array<ort::ElementType, 6> kViaFloatTypes = {ort::kUint8, ort::kInt8,  ort::kInt32,
+                                                            ort::kInt32, ort::kFloat, ort::kFloat};
+constexpr std::array<ort::ElementType, 7> kToFloatTypes = {
+    ort::kUint8, ort::kInt8, ort::kInt32, ort::kInt32, ort::kFloat, ort::kFloat, ort::kFloat};
 
 struct QuantisedSize {
   int64_t outputs;   // of one part
@@ -36,8 +43,12 @@ struct QuantisedSize {
   int64_t parts;  // convolution groups
 };
 
-// Throws Refusal if anything does not fit, or a sum could overflow 32 bits.
+// An attribute in 0 to 255.
+uint8_t read_byte(const NodeInfo& node, const char* name);
+
+// The weights, and the bias and rounding of sums that become bytes at once. Throws Refusal if
+// anything does not fit, or a sum could overflow 32 bits.
 QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
-                                const QuantisedSize& size);
+                                const QuantisedSize& size, SumsKind kind = SumsKind::kBytes);
 
 }  // namespace mfac

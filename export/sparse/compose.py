@@ -78,7 +78,8 @@ def extract_subgraph(
         name="subgraph",
     )
     copy = view.clone()
-    types = {value.name: each.dtype for each in operators for value in (each.x, each.y)}
+    types = {operator.x.name: operator.x_dtype for operator in operators}
+    types |= {operator.y.name: operator.y_dtype for operator in operators}
     for value in (*copy.inputs, *(value for node in copy for value in node.outputs)):
         value.type = value.shape = None  # recorded for the whole model
     for value, array in constants.items():

@@ -19,6 +19,7 @@ from mfac_compress.export.sparse.patterns.quantised_conv import match_quantised_
 from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_gemm
 from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
 from mfac_compress.export.sparse.patterns.residual import add_residual
+from mfac_compress.export.sparse.patterns.rounding import add_rounding
 from mfac_compress.export.sparse.patterns.selection import match_selection
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -89,7 +90,8 @@ def _is_quantised(graph: Graph, node: ir.Node) -> bool:
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperator]:
-    """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation.
+    """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation, and
+    rounding to bytes.
 
     Args:
         graph: The graph of the layers.
@@ -129,7 +131,8 @@ def _extend(
         # In a sum of two layers, one takes the other as its residual.
         if longer is not None and not taken & set(longer.nodes):
             operator = longer
-    return operator
+    rounded = add_rounding(graph, operator)
+    return operator if rounded is None or taken & set(rounded.nodes) else rounded
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

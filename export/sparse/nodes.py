@@ -13,6 +13,7 @@ from mfac_compress.export.sparse.format import Packed
 DOMAIN = "mfac_compress"
 VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
+_WITH_RESIDUAL = ("SparseLinear", "SparseConv", "SparseQLinearToFloat")
 _READ_BEYOND = 32
 _ALIGNED = (8, 16, 32)
 _BETWEEN_ROWS = 8
@@ -72,6 +73,31 @@ class Rounding:
     high: int = 255
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Epilogue of a quantised matrix product that goes on in floats:
+
+    z = activation(sum · scale + bias + residual), y = z or round(z / y_scale) + zero point, uint8.
+
+    Attributes:
+        scales: float32, ``[outputs]``, at most ``LARGEST_SCALE``: x_scale · w_scale.
+        x_zero_point: In 0 to 255. That of the weight is 0.
+        activation: As that of a float operator.
+        output: Scale and zero point of y if it is rounded to uint8; there is no residual then.
+    """
+
+    scales: np.ndarray
+    x_zero_point: int
+    activation: Activation = NO_ACTIVATION
+    output: tuple[float, int] | None = None
+
+
+LARGEST_SCALE = 1e28
+LARGEST_BIAS = 1e38
+"""Larger numbers could leave float32 when they are multiplied with sums, or added to them."""
+Epilogue = Activation | Rounding | Scaling
+
+
 def sparse_node(
     name: str,
     x: ir.Value,
@@ -81,7 +107,7 @@ def sparse_node(
     window: Window | None = None,
     bias: np.ndarray | None = None,
     residual: ir.Value | None = None,
-    epilogue: Activation | Rounding = NO_ACTIVATION,
+    epilogue: Epilogue = NO_ACTIVATION,
     planes: Collection[str] = (),
 ) -> ir.Node:
     """Build ``y = epilogue(x ∘ W + bias + residual)``, ∘ a matrix product or a convolution.
@@ -94,8 +120,8 @@ def sparse_node(
         weight: Packed; int8 for a quantised operator, else float32. Its groups are those of the
             convolution.
         window: Convolution window; None for matmul.
-        bias: Shape ``[outputs]``, float32; int32 in steps of x_scale · w_scale if quantised.
-        residual: Tensor of y's shape. None for a quantised operator.
+        bias: Shape ``[outputs]``, float32; int32 in steps of x_scale · w_scale before a Rounding.
+        residual: float32 tensor of y's shape. None if y is uint8.
         epilogue: What follows the sums; its type decides whether the operator is quantised.
         planes: Names of the values in the layout planes. The others are in nchw.
     Returns:
@@ -103,34 +129,66 @@ def sparse_node(
     Raises:
         ValueError: If weight, window, bias or epilogue do not fit.
     """
-    quantised = isinstance(epilogue, Rounding)
-    _check_outputs("bias", bias, np.int32 if quantised else np.float32, weight)
+    kind = _kind(epilogue, window, residual)
+    whole = isinstance(epilogue, Rounding)
+    _check_outputs("bias", bias, np.int32 if whole else np.float32, weight)
     arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
-    attributes = _matmul(weight) if window is None else _convolution(weight, window)
-    if quantised:
+    if not isinstance(epilogue, Activation):
         _check_outputs("scales", epilogue.scales, np.float32, weight)
-        arrays |= {"scales": epilogue.scales} | ({} if bias is None else {"bias": bias})
-        attributes |= {"x_zero_point": epilogue.x_zero_point, "min": epilogue.low}
-        attributes |= {"y_zero_point": epilogue.y_zero_point, "max": epilogue.high}
-        if weight.block.axis == "outputs":
-            attributes |= {"block": weight.block.size}
-    else:
+        arrays |= {"scales": epilogue.scales}
+    attributes = _matmul(weight) if window is None else _convolution(weight, window)
+    attributes |= _epilogue_attributes(epilogue)
+    if isinstance(epilogue, Activation) or weight.block.axis == "outputs":
+        attributes |= {"block": weight.block.size}
+    if kind == "SparseConv":
+        ends = {"input": x.name, "output": y, "residual": residual.name if residual else y}
+        attributes |= {f"{end}_layout": _layout(value, planes) for end, value in ends.items()}
+    adds_residual = kind in _WITH_RESIDUAL
+    if bias is not None or adds_residual:
         arrays |= {"bias": bias}
-        attributes |= {"block": weight.block.size, "activation": epilogue.kind}
-        if epilogue.clip is not None:
-            attributes |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
-        if window is not None:
-            ends = {"input": x.name, "output": y, "residual": residual.name if residual else y}
-            attributes |= {f"{end}_layout": _layout(value, planes) for end, value in ends.items()}
-    kind = f"Sparse{'Q' if quantised else ''}{'Linear' if window is None else 'Conv'}"
     return ir.node(
         kind,
-        [x, *_constants(name, arrays), *([] if quantised else [residual])],
+        [x, *_constants(name, arrays), *([residual] if adds_residual else [])],
         dict(sorted(attributes.items())),
         domain=DOMAIN,
         name=name,
         outputs=[ir.Value(name=y)],
     )
+
+
+def _kind(epilogue: Epilogue, window: Window | None, residual: ir.Value | None) -> str:
+    """Return the operator's name."""
+    if isinstance(epilogue, Activation):
+        kind = "SparseLinear" if window is None else "SparseConv"
+    elif isinstance(epilogue, Rounding):
+        kind = "SparseQLinear" if window is None else "SparseQConv"
+    elif window is not None:
+        raise ValueError("a quantised convolution cannot go on in floats: its epilogue is Rounding")
+    else:
+        kind = f"SparseQLinear{'ViaFloat' if epilogue.output else 'ToFloat'}"
+    if residual is not None and kind not in _WITH_RESIDUAL:
+        raise ValueError(f"{kind} has no residual. Got {residual.name!r}.")
+    return kind
+
+
+def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
+    if isinstance(epilogue, Rounding):
+        return {
+            "x_zero_point": epilogue.x_zero_point,
+            "y_zero_point": epilogue.y_zero_point,
+            "min": epilogue.low,
+            "max": epilogue.high,
+        }
+    if isinstance(epilogue, Scaling):
+        given = _epilogue_attributes(epilogue.activation) | {"x_zero_point": epilogue.x_zero_point}
+        if epilogue.output is not None:
+            scale, zero_point = epilogue.output
+            given |= {"y_scale": float(scale), "y_zero_point": int(zero_point)}
+        return given
+    given = {"activation": epilogue.kind}
+    if epilogue.clip is not None:
+        given |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
+    return given
 
 
 def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """A part of a graph that one sparse operator can compute."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,8 @@ from mfac_compress.export.sparse.format import Block, Packed, pack_as, possible_
 from mfac_compress.export.sparse.nodes import (
     NO_ACTIVATION,
     Activation,
-    Rounding,
+    Epilogue,
+    Scaling,
     Window,
     sparse_node,
 )
@@ -25,13 +26,13 @@ class SparseOperator:
         weight_name: Name of the tensor that the weight was read from.
         nodes: The nodes that it replaces, in the graph's order; the last one makes y. Of their
             outputs, other nodes read only y.
-        x: The input: float32, or uint8 if the operator is quantised. So is the output.
+        x: The input: float32, or uint8 if the operator is quantised.
         weight: ``[outputs, inputs]`` or ``[outputs, inputs / group, (h,) w]``; float32, or int8 if
             the operator is quantised.
         window: Convolution window; None for matmul.
-        bias: ``[outputs]``; float32, or int32 if the operator is quantised.
+        bias: ``[outputs]``; float32, or int32 before a Rounding.
         residual: A value of y's shape.
-        epilogue: The activation, or the requantisation of a quantised operator's sums.
+        epilogue: The activation, or what follows the sums of a quantised operator.
         feeding: The DequantizeLinear nodes before a quantised layer, whose outputs other nodes may
             read.
         selection: Whether it only copies values: it is useful between sparse convolutions, never on
@@ -46,7 +47,7 @@ class SparseOperator:
     window: Window | None = None
     bias: np.ndarray | None = None
     residual: ir.Value | None = None
-    epilogue: Activation | Rounding = NO_ACTIVATION
+    epilogue: Epilogue = NO_ACTIVATION
     feeding: tuple[ir.Node, ...] = ()
     selection: bool = False
 
@@ -58,12 +59,23 @@ class SparseOperator:
     @property
     def is_quantised(self) -> bool:
         """Whether it multiplies 8-bit numbers."""
-        return isinstance(self.epilogue, Rounding)
+        return not isinstance(self.epilogue, Activation)
 
     @property
-    def dtype(self) -> ir.DataType:
-        """Type of x and y."""
+    def x_dtype(self) -> ir.DataType:
+        """Type of x."""
         return ir.DataType.UINT8 if self.is_quantised else ir.DataType.FLOAT
+
+    @property
+    def y_dtype(self) -> ir.DataType:
+        """Type of y."""
+        return ir.DataType.FLOAT if self.makes_floats else ir.DataType.UINT8
+
+    @property
+    def makes_floats(self) -> bool:
+        """Whether y is float32."""
+        scaling = isinstance(self.epilogue, Scaling) and self.epilogue.output is None
+        return scaling or not self.is_quantised
 
     @property
     def takes_planes(self) -> bool:
@@ -77,8 +89,16 @@ class SparseOperator:
 
     @property
     def can_fuse(self) -> bool:
-        """Whether it may be extended: not after an activation, and not if it is quantised."""
-        return self.epilogue == NO_ACTIVATION
+        """Whether it may be extended: it makes floats, and has no activation."""
+        scaled = isinstance(self.epilogue, Scaling)
+        activation = self.epilogue.activation if scaled else self.epilogue
+        return self.makes_floats and activation == NO_ACTIVATION
+
+    def activated(self, nodes: Sequence[ir.Node], activation: Activation) -> "SparseOperator":
+        """Return it with the activation that some nodes after it compute."""
+        scaled = isinstance(self.epilogue, Scaling)
+        epilogue = replace(self.epilogue, activation=activation) if scaled else activation
+        return replace(self, nodes=(*self.nodes, *nodes), epilogue=epilogue)
 
     def blocks(self, max_padding: float) -> list[Block]:
         """Return the blocks that do not need too much padding with zeros; at least one.

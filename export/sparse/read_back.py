@@ -11,7 +11,10 @@ from mfac_compress.export.sparse.nodes import DOMAIN
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 """Their second input is the weight. Operators that only copy values have none."""
-_SPARSE = ("SparseLinear", "SparseConv", "SparseQLinear", "SparseQConv")
+_SPARSE = (
+    "SparseLinear", "SparseConv", "SparseQLinear", "SparseQLinearToFloat", "SparseQLinearViaFloat",
+    "SparseQConv",
+)  # fmt: skip
 
 
 def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[str, np.ndarray]]:

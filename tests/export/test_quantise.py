@@ -168,6 +168,42 @@ def test_ranges_are_those_of_all_batches(pruned, tmp_path):
     assert scale == pytest.approx(1000 / 255, rel=0.01)
 
 
+class _Mixed(nn.Module):
+    """A convolution and its sum with the input's, then a transformer's feed-forward branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 16, 3, padding=1) for _ in range(2))
+        self.up, self.down, self.norm = nn.Linear(16, 32), nn.Linear(32, 16), nn.LayerNorm(16)
+
+    def forward(self, x):
+        x = (self.convolutions[0](x) + self.convolutions[1](x)).flatten(2).transpose(1, 2)
+        x = self.norm(x)
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+def test_matrix_products_make_floats_and_convolutions_bytes(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "model.onnx"
+    export_onnx(_Mixed().eval(), torch.from_numpy(_images(2)), path)
+    StaticQuantiser(path, _batches(), scratch=tmp_path).write(tmp_path / "int8.onnx")
+    nodes = list(ir.load(tmp_path / "int8.onnx").graph)
+    rounded = [n.inputs[0].producer() for n in nodes if n.op_type == "QuantizeLinear"]
+    made = [node.op_type for node in rounded if node is not None]
+    assert made.count("Conv") == 2
+    assert "MatMul" not in made
+    sums = [node for node in nodes if node.op_type == "Add"]
+    of_bytes = [
+        n for n in sums if all(v.producer().op_type == "DequantizeLinear" for v in n.inputs)
+    ]
+    assert len(of_bytes) == 1  # that of the convolutions, not the residual one nor the biases
+    assert made.count("Add") == 1
+    products = [node for node in nodes if node.op_type == "MatMul"]
+    assert len(products) == 2
+    for node in products:
+        assert all(value.producer().op_type == "DequantizeLinear" for value in node.inputs)
+
+
 def test_a_reduced_range_is_that_of_weights_only(pruned, tmp_path):
     scales = []
     for reduce_range in (False, True):

@@ -65,6 +65,15 @@ MFAC_INLINE void store_lanes(uint8_t* to, int64_t stride, ByteVector<16> value) 
 }
 #endif
 
+// Four vectors of sums, in the order in which the bytes of positions were interleaved, in the order
+// of positions: a lane of each vector holds four of the lane's sixteen positions.
+template <int L>
+MFAC_INLINE void store_in_order(int32_t* to, const Ints<L>* sums) {
+  MFAC_UNROLL
+  for (int t = 0; t < 4; ++t)
+    store_lanes(reinterpret_cast<uint8_t*>(to + 4 * t), 64, (ByteVector<L>)sums[t]);
+}
+
 // Four vectors of sums, in the order in which the bytes of positions were interleaved, as unsigned
 // bytes in the order of positions. With BOUNDED no product leaves the integers of 32 bits upwards;
 // one that leaves them downwards becomes the smallest integer. The packs saturate and restore the

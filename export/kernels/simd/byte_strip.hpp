@@ -35,7 +35,9 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
   }
 }
 
-template <int L, bool BOUNDED>
+enum class Stored { kSums, kBounded, kAny };
+
+template <int L, Stored STORED>
 MFAC_INLINE void byte_groups(const ByteStrip& s) {
   for (int64_t group = 0; group < s.groups; ++group) {
     Ints<L> sum[kBlockOutputs][4];
@@ -49,7 +51,12 @@ MFAC_INLINE void byte_groups(const ByteStrip& s) {
     for (int o = 0; o < kBlockOutputs; ++o) {
       const int64_t output = group * kBlockOutputs + o;
       if (output >= s.outputs) break;
-      store_packed<BOUNDED>(s.out + output * s.out_stride, sum[o], s.scales[output], s.requantise);
+      const int64_t at = output * s.out_stride;
+      if constexpr (STORED == Stored::kSums)
+        store_in_order<L>(s.sums + at, sum[o]);
+      else
+        store_packed<STORED == Stored::kBounded>(s.out + at, sum[o], s.scales[output],
+                                                 s.requantise);
     }
   }
 }
@@ -57,7 +64,8 @@ MFAC_INLINE void byte_groups(const ByteStrip& s) {
 template <int L>
 void byte_strip(const ByteStrip& given) {
   const ByteStrip s = given;  // a local copy, which stores cannot alias
-  s.requantise.bounded ? byte_groups<L, true>(s) : byte_groups<L, false>(s);
+  if (s.sums) return byte_groups<L, Stored::kSums>(s);
+  s.requantise.bounded ? byte_groups<L, Stored::kBounded>(s) : byte_groups<L, Stored::kAny>(s);
 }
 
 MFAC_INLINE void add_width(ByteStripTable& table, int64_t positions, ByteStripFunction run) {

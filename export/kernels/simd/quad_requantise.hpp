@@ -5,15 +5,43 @@ struct BytesOf {
   typedef uint8_t type __attribute__((vector_size(L)));
 };
 
+// The low bytes of integers. Where there is no instruction for it, GCC would take them one by one.
+template <class Vector>
+MFAC_INLINE void store_low_bytes(uint8_t* to, Vector integers) {
+  const auto bytes =
+      __builtin_convertvector(integers, typename BytesOf<sizeof(Vector) / 4>::type);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+#if defined(__SSE2__)
+MFAC_INLINE void store_low_bytes(uint8_t* to, Ints<4> integers) {
+  const __m128i low = (__m128i)(integers & 255);
+  const __m128i halves = _mm_packs_epi32(low, low);
+  const __m128i bytes = _mm_packus_epi16(halves, halves);
+  __builtin_memcpy(to, &bytes, 4);
+}
+#endif
+#if defined(__AVX2__)
+MFAC_INLINE void store_low_bytes(uint8_t* to, Ints<8> integers) {
+  const __m256i low = (__m256i)(integers & 255);
+  const __m128i halves =
+      _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  const __m128i bytes = _mm_packus_epi16(halves, halves);
+  __builtin_memcpy(to, &bytes, 8);
+}
+#endif
+
+template <int L>
+MFAC_INLINE void store_rounded(uint8_t* to, Floats<L> scaled, const Requantise& how) {
+  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
+  const Ints<L> rounded =
+      (Ints<L>)(clip<L>(scaled, how.low, how.high) + 12582912.0f) + how.zero_point;
+  store_low_bytes(to, rounded);
+}
+
 template <int L>
 MFAC_INLINE void store_requantised(uint8_t* to, Ints<L> sums, Floats<L> scales,
                                    const Requantise& how) {
-  const Floats<L> scaled =
-      clip<L>(__builtin_convertvector(sums, Floats<L>) * scales, how.low, how.high);
-  // Adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
-  const Ints<L> rounded = (Ints<L>)(scaled + 12582912.0f) + how.zero_point;
-  const auto bytes = __builtin_convertvector(rounded, typename BytesOf<L>::type);
-  __builtin_memcpy(to, &bytes, sizeof bytes);
+  store_rounded<L>(to, __builtin_convertvector(sums, Floats<L>) * scales, how);
 }
 
 template <int L>

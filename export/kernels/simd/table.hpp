@@ -12,6 +12,8 @@
 
 #include "quad_table.hpp"
 
+#include "float_sums.hpp"
+
 SimdKernels make_table(const char* name) {
   SimdKernels table = {};
   table.name = name;
@@ -30,6 +32,9 @@ SimdKernels make_table(const char* name) {
   table.clip_rows = clip_rows;
   table.gelu_erf = each<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
   table.gelu_tanh = each<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
+  table.scale_sums = scale_sums<MFAC_WIDE>;
+  table.scale_row = scale_row<MFAC_WIDE>;
+  table.quantise = quantise_all<MFAC_WIDE>;
   table.all_finite = all_finite<MFAC_WIDE>;
   table.quads = make_quad_table();
   table.bytes = make_byte_table();

@@ -1,7 +1,5 @@
 """y = relu(z) and y = clip(z): the activations of one node."""
 
-from dataclasses import replace
-
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.graph import Graph, argument, attributes, is_operator, only_user
@@ -16,11 +14,10 @@ def add_activation(graph: Graph, operator: SparseOperator) -> SparseOperator | N
     node = only_user(operator.y)
     if not is_operator(node, "Relu", "Clip"):
         return None
-    nodes = (*operator.nodes, node)
     if node.op_type == "Relu":
-        return replace(operator, nodes=nodes, epilogue=Activation("relu"))
+        return operator.activated([node], Activation("relu"))
     clip = bounds(graph, node)
-    return clip and replace(operator, nodes=nodes, epilogue=Activation("clip", clip))
+    return clip and operator.activated([node], Activation("clip", clip))
 
 
 def bounds(graph: Graph, node: ir.Node) -> tuple[float, float] | None:

@@ -63,6 +63,18 @@ def quantised(graph: Graph, node: ir.Node | None, what: str) -> Quantised | Unsu
     return _read(graph, node, node.outputs[0], what)
 
 
+def unless_bytes(end: Quantised, what: str, verb: str) -> Unsupported | None:
+    """Return why an input or output is not uint8 with one scale and zero point; None if it is."""
+    kernels = f"and the kernels {verb} uint8 (QuantType.QUInt8)"
+    if end.zero_point is None:
+        return Unsupported(f"{what} has no zero point, {kernels}")
+    if end.zero_point.dtype != np.uint8:
+        return Unsupported(f"{what} is {end.zero_point.dtype}, {kernels}")
+    if end.scale.size != 1 or end.zero_point.size != 1:
+        return Unsupported(f"{what} has more than one scale")
+    return None
+
+
 def _read(graph: Graph, node: ir.Node, value: ir.Value, what: str) -> Quantised | Unsupported:
     if not is_operator(node, node.op_type):
         known = f"only that of ONNX is supported ({node.op_type} without UseQDQContribOps)"

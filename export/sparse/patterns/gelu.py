@@ -8,7 +8,6 @@ nodes that read only z and constants are evaluated at some points.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -48,7 +47,7 @@ def add_gelu(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
         nodes, form = _formula(graph, operator.y)
     if not nodes or operator.y.is_graph_output():
         return None
-    return replace(operator, nodes=(*operator.nodes, *nodes), epilogue=Activation(form))
+    return operator.activated(nodes, Activation(form))
 
 
 def _formula(graph: Graph, z: ir.Value) -> tuple[list[ir.Node], str]:

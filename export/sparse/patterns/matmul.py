@@ -8,7 +8,11 @@ from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import dequantised_constant
 from mfac_compress.export.sparse.patterns.layer import layer_operator
-from mfac_compress.export.sparse.patterns.weight import constant_bias, constant_weight
+from mfac_compress.export.sparse.patterns.weight import (
+    constant_bias,
+    constant_weight,
+    is_bounded,
+)
 
 
 def has_left_weight(graph: Graph, node: ir.Node) -> bool:
@@ -47,5 +51,7 @@ def add_bias(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
     other = node.inputs[1] if node.inputs[0] is operator.y else node.inputs[0]
     bias = constant_bias(graph, other, len(operator.weight))
     if bias is None or graph.constant(other).ndim > 1:
+        return None
+    if operator.is_quantised and not is_bounded(bias):
         return None
     return replace(operator, nodes=(*operator.nodes, node), bias=bias)

@@ -2,7 +2,12 @@
 
     q(y) = QuantizeLinear(activation(layer(DequantizeLinear(x), DequantizeLinear(W)) + bias))
 
-with x and y uint8, W int8 and symmetric (zero point 0), and no activation, Relu or Clip.
+with x and y uint8, W int8 and symmetric (zero point 0), and no activation, Relu or Clip. A matrix
+product whose result is not quantised at once goes on in floats:
+
+    z = activation(layer(DequantizeLinear(x), DequantizeLinear(W)) + bias + residual)
+
+and perhaps q(y) = QuantizeLinear(z), which other patterns add.
 """
 
 from dataclasses import dataclass
@@ -11,10 +16,16 @@ import numpy as np
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.graph import Graph, argument, is_operator, only_user
-from mfac_compress.export.sparse.nodes import Rounding, Window
+from mfac_compress.export.sparse.nodes import LARGEST_SCALE, Rounding, Scaling, Window
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.activation import bounds
-from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, quantised
+from mfac_compress.export.sparse.patterns.dequantised import (
+    Quantised,
+    dequantised,
+    quantised,
+    unless_bytes,
+)
+from mfac_compress.export.sparse.patterns.weight import constant_bias, is_bounded
 
 _SAME = 1e-4  # relative difference of scales that ONNX Runtime's quantiser may cause
 
@@ -26,6 +37,21 @@ class _Weight:
     """int8, outputs first."""
     scales: np.ndarray
     """float32, ``[outputs]``."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """What follows the sums of a layer.
+
+    Attributes:
+        nodes: The layer's node, and those that compute its end.
+        epilogue: What they compute.
+        bias: As :class:`SparseOperator` takes it.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    epilogue: Rounding | Scaling
+    bias: np.ndarray | None
 
 
 def quantised_operator(
@@ -42,54 +68,77 @@ def quantised_operator(
     x = _input(graph, node.inputs[0])
     axes = 2 + (len(window.strides) if window else 0)
     weight = _weight(graph, node.inputs[1], axes, output_axis)
-    ends = _ends(graph, node)
-    for found in (x, weight, ends):
+    for found in (x, weight):
         if isinstance(found, Unsupported):
             return found
+    in_floats = window is None and not _is_rounded(node)
+    end = _floats(graph, node, x, weight) if in_floats else _bytes(graph, node, x, weight)
+    if isinstance(end, Unsupported):
+        return end
+    integers = end.bias if isinstance(end.epilogue, Rounding) else None
+    if _may_leave_32_bits(weight.array, end.epilogue.x_zero_point, integers):
+        return Unsupported("its sums may overflow 32 bits")
+    bias = argument(node, 2)
+    sources = {x.node, weight.source.node, None if bias is None else bias.producer()}
+    return SparseOperator(
+        name=node.name,
+        weight_name=weight.source.value.name,
+        nodes=end.nodes,
+        feeding=tuple(sources - {None}),
+        x=x.value,
+        weight=weight.array,
+        epilogue=end.epilogue,
+        window=window,
+        bias=end.bias,
+    )
+
+
+def _bytes(graph: Graph, node: ir.Node, x: Quantised, weight: _Weight) -> _End | Unsupported:
+    """Return what follows the sums of a layer whose output is quantised."""
+    ends = _ends(graph, node)
+    if isinstance(ends, Unsupported):
+        return ends
     nodes, output, limits = ends
     rounding = _rounding(x, weight, output, limits)
     if not np.isfinite(rounding.scales).all():
         return Unsupported(
             "the scales of its input and weight are too large for that of its output"
         )
-    bias, feeding = None, {x.node, weight.source.node}
-    if (given := argument(node, 2)) is not None:
+    given, bias = argument(node, 2), None
+    if given is not None:
         bias = _bias(graph, given, x.scale.reshape(()) * weight.scales)
         if isinstance(bias, Unsupported):
             return bias
-        feeding.add(given.producer())
-    if _may_leave_32_bits(weight.array, rounding.x_zero_point, bias):
-        return Unsupported("its sums may overflow 32 bits")
-    return SparseOperator(
-        name=node.name,
-        weight_name=weight.source.value.name,
-        nodes=nodes,
-        feeding=tuple(feeding),
-        x=x.value,
-        weight=weight.array,
-        epilogue=rounding,
-        window=window,
-        bias=bias,
-    )
+    return _End(nodes, rounding, bias)
+
+
+def _floats(graph: Graph, node: ir.Node, x: Quantised, weight: _Weight) -> _End | Unsupported:
+    """Return what follows the sums of a matrix product that goes on in floats."""
+    with np.errstate(over="ignore"):
+        scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales
+    if not (scales <= LARGEST_SCALE).all():
+        return Unsupported("the scales of its input and weight are too large for float32")
+    given, bias = argument(node, 2), None
+    if given is not None:
+        bias = constant_bias(graph, given, len(weight.array))
+        if bias is None or not is_bounded(bias):
+            return Unsupported("its bias is not constant and finite, with one number per output")
+    return _End((node,), Scaling(scales, int(x.zero_point.reshape(-1)[0])), bias)
+
+
+def _is_rounded(node: ir.Node) -> bool:
+    """Whether a layer's output is quantised at once, or after an activation of one node."""
+    user = only_user(node.outputs[0])
+    if is_operator(user, "Relu", "Clip"):
+        user = only_user(user.outputs[0])
+    return user is not None and user.op_type == "QuantizeLinear"
 
 
 def _input(graph: Graph, value: ir.Value) -> Quantised | Unsupported:
     x = dequantised(graph, value, "its weight is quantised, but its input")
     if isinstance(x, Unsupported):
         return x
-    return _unless_bytes(x, "its input", "take") or x
-
-
-def _unless_bytes(end: Quantised, what: str, verb: str) -> Unsupported | None:
-    """Return why an input or output is not uint8 with one scale and zero point; None if it is."""
-    kernels = f"and the kernels {verb} uint8 (QuantType.QUInt8)"
-    if end.zero_point is None:
-        return Unsupported(f"{what} has no zero point, {kernels}")
-    if end.zero_point.dtype != np.uint8:
-        return Unsupported(f"{what} is {end.zero_point.dtype}, {kernels}")
-    if end.scale.size != 1 or end.zero_point.size != 1:
-        return Unsupported(f"{what} has more than one scale")
-    return None
+    return unless_bytes(x, "its input", "take") or x
 
 
 def _weight(graph: Graph, value: ir.Value, axes: int, output_axis: int) -> _Weight | Unsupported:
@@ -163,7 +212,7 @@ def _ends(
     output = quantised(graph, user, "its output")
     if isinstance(output, Unsupported):
         return output
-    refusal = _unless_bytes(output, "its output", "make")
+    refusal = unless_bytes(output, "its output", "make")
     if refusal is not None:
         return refusal
     return (*nodes, user), output, limits

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.nodes import LARGEST_BIAS
 from mfac_compress.export.sparse.operator import Unsupported
 
 
@@ -32,6 +33,11 @@ def constant_weight(graph: Graph, value: ir.Value, *axes: int) -> np.ndarray | U
 def needed(*axes: int) -> str:
     """Describe how many axes a weight may have."""
     return f"{' or '.join(map(str, axes))} axes are needed"
+
+
+def is_bounded(bias: np.ndarray) -> bool:
+    """Whether a quantised operator that goes on in floats can add a bias."""
+    return bool((np.abs(bias) <= LARGEST_BIAS).all())
 
 
 def constant_bias(graph: Graph, value: ir.Value | None, outputs: int) -> np.ndarray | None:

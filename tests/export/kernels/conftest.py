@@ -34,8 +34,12 @@ class Sessions:
     def __init__(self, library):
         self.library = str(library)
 
-    def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS):
-        """Nodes read graph inputs unless another node writes what they read."""
+    def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS, kinds=None):
+        """Nodes read graph inputs unless another node writes what they read.
+
+        ``kind`` is the type of inputs and outputs, ``kinds`` those of the ones with another.
+        """
+        kinds = kinds or {}
         written = {value.name for node in nodes for value in node.outputs}
         read = {value for node in nodes for value in node.inputs if value is not None}
         constants = {v.name: v.const_value for v in read if v.const_value is not None}
@@ -43,8 +47,11 @@ class Sessions:
         graph = helper.make_graph(
             [ir.to_proto(node) for node in nodes],
             "sparse",
-            [helper.make_tensor_value_info(name, kind, None) for name in inputs],
-            [helper.make_tensor_value_info(name, kind, None) for name in outputs or written],
+            [helper.make_tensor_value_info(n, kinds.get(n, kind), None) for n in inputs],
+            [
+                helper.make_tensor_value_info(n, kinds.get(n, kind), None)
+                for n in outputs or written
+            ],
             [ir.to_proto(tensor) for tensor in constants.values()],
         )
         return self.load(graph, threads)

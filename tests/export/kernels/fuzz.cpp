@@ -35,6 +35,8 @@ struct TensorInfo {
 };
 struct KernelInfo {
   bool quantised = false;
+  bool floats = false;    // after the sums of a quantised node
+  bool to_float = false;  // and in its output
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -155,7 +157,8 @@ void fill_table() {
       [](KernelContext* call, size_t, const int64_t* shape, size_t rank, Value** out) -> Status* {
         const std::vector<int64_t> all(shape, shape + rank);
         if (count(all) > kLargestOutput) return &refused;  // as if out of memory
-        call->output = tensor(call->node->quantised ? kUint8 : kFloat, all);
+        const bool bytes = call->node->quantised && !call->node->to_float;
+        call->output = tensor(bytes ? kUint8 : kFloat, all);
         *out = call->output.get();
         return nullptr;
       });
@@ -242,6 +245,10 @@ void add_weights(KernelInfo& node, const Size& size, bool hostile) {
   auto* scales = reinterpret_cast<float*>(node.inputs.back()->data.get());
   for (int64_t i = 0; i < size.outputs * size.parts && (!hostile || chance(0.9)); ++i)
     scales[i] = static_cast<float>(pick(0, 1000)) / 1000;
+  if (node.floats) {
+    node.inputs.push_back(chance(0.5) ? tensor(kFloat, {biases}) : nullptr);
+    return;
+  }
   std::vector<int32_t> bias(static_cast<size_t>(std::max<int64_t>(biases, 0)));
   for (int32_t& each : bias) each = static_cast<int32_t>(pick(-1000, 1000));
   if (hostile && chance(0.1) && !bias.empty()) spoil(bias[pick(0, bias.size() - 1)]);
@@ -279,12 +286,17 @@ void clear_beyond_outputs(KernelInfo& node, const Size& size) {
 void add_common(KernelInfo& node, int64_t block) {
   if (node.quantised) {
     if (block == 4) node.ints["block"] = {block};
-    for (const char* name : {"x_zero_point", "y_zero_point"}) node.ints[name] = {pick(0, 255)};
-    node.ints["min"] = {pick(0, 100)};
-    node.ints["max"] = {pick(100, 255)};
-    return;
+    node.ints["x_zero_point"] = {pick(0, 255)};
+    if (!node.to_float) node.ints["y_zero_point"] = {pick(0, 255)};
+    if (!node.floats) {
+      node.ints["min"] = {pick(0, 100)};
+      node.ints["max"] = {pick(100, 255)};
+      return;
+    }
+    if (!node.to_float) node.ints["y_scale"] = {pick(1, 100)};
+  } else {
+    node.ints["block"] = {block};
   }
-  node.ints["block"] = {block};
   node.words["activation"] =
       std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
   if (node.words["activation"] != "clip") return;
@@ -298,7 +310,7 @@ void lose_attribute(KernelInfo& node) {
   const int64_t at = pick(0, node.ints.size() + node.words.size() - 1);
   const int64_t ints = node.ints.size();
   if (at < ints && node.quantised && std::next(node.ints.begin(), at)->first == "block")
-    node.ints.erase("max");
+    node.ints.erase("x_zero_point");
   else if (at < ints)
     node.ints.erase(std::next(node.ints.begin(), at));
   else
@@ -318,9 +330,9 @@ void make_linear(KernelInfo& node, bool hostile) {
   node.inputs.push_back(tensor(node.quantised ? kUint8 : kFloat, {rows, inputs}));
   add_weights(node, size, hostile);
   add_common(node, size.block);
-  if (quads) return clear_beyond(node, inputs, 1);
-  if (node.quantised) return clear_beyond_outputs(node, size);
-  if (chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
+  if (quads) clear_beyond(node, inputs, 1);
+  if (node.quantised && !quads) clear_beyond_outputs(node, size);
+  if ((node.to_float || !node.quantised) && chance(0.5)) node.inputs.push_back(tensor(kFloat, {rows, size.outputs}));
 }
 
 std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s, bool line) {
@@ -436,7 +448,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 4) return 2;
+  if (ops.size() != 6) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -446,6 +458,8 @@ int main(int argc, char** argv) {
     const bool linear = chance(0.4);
     KernelInfo node;
     node.quantised = chance(0.5);
+    node.floats = node.quantised && linear && chance(0.6);
+    node.to_float = node.floats && chance(0.5);
     linear ? make_linear(node, hostile) : make_conv(node, hostile);
     if (hostile && chance(0.4)) {
       auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
@@ -461,7 +475,9 @@ int main(int argc, char** argv) {
     // In a thread of its own, so that working memory is not larger than this node needs.
     bool good = false;
     std::thread([&] {
-      good = run(*ops[(linear ? 0 : 1) + (node.quantised ? 2 : 0)], api, node);
+      const int floats = node.to_float ? 4 : 5;
+      const int op = node.floats ? floats : (linear ? 0 : 1) + (node.quantised ? 2 : 0);
+      good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {
       std::fprintf(stderr, "a node without one of its attributes was run\n");

@@ -346,13 +346,14 @@ def test_a_convolution_whose_padding_depends_on_the_size_has_a_reason(make_model
     assert "SAME_UPPER" in _reason(model)
 
 
-def test_a_layer_whose_output_is_not_quantised_has_a_reason(make_model):
-    model = _qdq(make_model, _weight(12, 6), behind=[("Sigmoid",)])
+def test_a_convolution_whose_output_is_not_quantised_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(6, 8, 3, 3), layer="Conv", behind=[("Sigmoid",)],
+                 shape=(2, 8, 9, 7))  # fmt: skip
     assert "not quantised" in _reason(model)
 
 
-def test_a_layer_whose_output_others_read_as_floats_has_a_reason(make_model):
-    model = _qdq(make_model, _weight(12, 6))
+def test_a_convolution_whose_output_others_read_as_floats_has_a_reason(make_model):
+    model = _qdq(make_model, _weight(6, 8, 3, 3), layer="Conv", shape=(2, 8, 9, 7))
     model.graph.output.append(onnx.helper.make_tensor_value_info("m0", 1, None))
     assert "not quantised" in _reason(model)
 
@@ -388,11 +389,13 @@ def test_several_nodes_may_read_the_bytes(replaced, make_model):
     assert len(operators) == 1
 
 
-def test_a_sum_that_is_quantised_twice_has_a_reason(make_model):
+def test_a_sum_that_is_quantised_twice_is_made_as_floats(replaced, make_model):
     model = _qdq(make_model, _weight(12, 6))
     _append(model, ("QuantizeLinear", ["m0", "xs", "xz"], "q"),
             ("DequantizeLinear", ["q", "xs", "xz"], "other"))  # fmt: skip
-    assert "its output is not quantised" in _reason(model)
+    kinds = replaced(model, _feed(5, 12))[0]
+    assert kinds[:2] == [*FROM_X, "SparseQLinearToFloat"]
+    assert kinds.count("QuantizeLinear") == 3
 
 
 @pytest.mark.parametrize("shared", ["w'", "w"])
