@@ -34,7 +34,8 @@ from mfac_compress.pipeline.run.runner import StageClock, run_stages
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.schedule import plan_stages
 from mfac_compress.pipeline.stages.divergence import Divergence
-from mfac_compress.pipeline.stages.recover import Training
+from mfac_compress.pipeline.stages.recover import objective_of
+from mfac_compress.pipeline.stages.training import Training
 
 MFAC = ["recover.optimizer=mfac", "recover.momentum=0.9"]
 OPTIMIZERS = {
@@ -90,8 +91,8 @@ class Loaded(NamedTuple):
             module,
             State.load(folder).masks,
             self.recipe.recover,
-            self.inputs.data.recovery,
-            self.inputs.task.loss,
+            self.inputs.training,
+            objective_of(self.inputs.model, self.recipe.recover, self.inputs.calibration),
             self.recipe.run.seed,
         )
         return training.run(Ranks(), Progress())

@@ -12,8 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -21,10 +23,12 @@ import onnxruntime
 from mfac_compress.export.names import Feeds
 from mfac_compress.export.onnx_file import write_graph
 from mfac_compress.export.passes import TRANSPOSED
-from mfac_compress.export.quantised_weights import SUFFIX, quantised_weights
+from mfac_compress.export.quantised_weights import SUFFIX, quantised_weights, replace_steps
 from mfac_compress.export.silence import silence
 
 Ranges = Literal["minmax", "entropy", "percentile"]
+Steps = Mapping[str, np.ndarray]
+_NEAREST: Steps = MappingProxyType({})
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Their second input is the weight."""
@@ -96,22 +100,24 @@ class StaticQuantiser:
             # Shapes are inferred by way of a file beside the model: not in the model's own folder.
             copied = folder / "model.onnx"
             onnx.save(onnx.load(path), copied, save_as_external_data=_is_large(path))
-            self._model = _with_shapes(copied)
+            self.model = _with_shapes(copied)
+            """The float model. Not to be changed."""
             self._ranges = _measure(copied, folder, batches, ranges)
-        nodes = self._model.graph.node
-        self.layers = tuple(_layers_of(self._model))
+        nodes = self.model.graph.node
+        self.layers = tuple(_layers_of(self.model))
         """Layers that can be in 8 bits."""
         own = {layer.node for layer in self.layers}
         self._never = [
             node.name for node in nodes if node.op_type in _LAYERS and node.name not in own
         ]
-        self._biases = _biases(self._model)
+        self._biases = _biases(self.model)
 
     def write(
         self,
         output: Path,
         *,
         in_float: Collection[str] = (),
+        steps: Steps = _NEAREST,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write the model in 8 bits.
@@ -119,21 +125,24 @@ class StaticQuantiser:
         Args:
             output: File to write.
             in_float: Nodes of layers that stay in float.
+            steps: Weights in 8 bits, int8 by their names in the float file, in the places of those
+                that ONNX Runtime rounds to nearest, on its scales.
             metadata: Added to the file's.
         Raises:
             ValueError: If ONNX Runtime's quantiser cannot write it.
         """
         biases = [self._biases[node] for node in in_float if node in self._biases]
-        self._write(output, metadata, exclude=[*self._never, *in_float, *biases])
+        self._write(output, steps, metadata, exclude=[*self._never, *in_float, *biases])
 
-    def write_only(self, output: Path, node: str) -> None:
+    def write_only(self, output: Path, node: str, *, steps: Steps = _NEAREST) -> None:
         """Write the model in float but for one layer."""
         biases = [self._biases[node]] if node in self._biases else []
-        self._write(output, None, only=[node, *biases])
+        self._write(output, steps, None, only=[node, *biases])
 
     def _write(
         self,
         output: Path,
+        steps: Steps,
         metadata: Mapping[str, str] | None,
         *,
         exclude: Collection[str] = (),
@@ -143,7 +152,7 @@ class StaticQuantiser:
 
         with _workplace(self._scratch), _as_value_error("quantise"):
             quantiser = QDQQuantizer(
-                deepcopy(self._model),
+                deepcopy(self.model),
                 self._per_channel,
                 False,  # reduce_range
                 QuantType.QInt8,
@@ -157,6 +166,7 @@ class StaticQuantiser:
             quantiser.quantize_model()
             model = ir.from_proto(quantiser.model.model)
         model.graph.sort()  # the quantiser puts its nodes behind all others
+        replace_steps(model, steps)
         write_graph(model, output, metadata=metadata)
 
 
@@ -191,8 +201,9 @@ class DynamicQuantiser:
             _gemms_to_matmuls(model)
             copied = folder / "model.onnx"
             onnx.save(model, copied, save_as_external_data=self._large)
-            self._model = _with_shapes(copied)
-        found = _layers_of(self._model)
+            self.model = _with_shapes(copied)
+            """The float model, each Gemm as MatMul and Add. Not to be changed."""
+        found = _layers_of(self.model)
         self.layers = tuple(layer for layer in found if layer.operator == "MatMul")
         """Layers that can be in 8 bits."""
 
@@ -201,24 +212,29 @@ class DynamicQuantiser:
         output: Path,
         *,
         in_float: Collection[str] = (),
+        steps: Steps = _NEAREST,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write the model in 8 bits, as :meth:`StaticQuantiser.write` does."""
-        self._write(output, metadata, in_float)
+        self._write(output, steps, metadata, in_float)
 
-    def write_only(self, output: Path, node: str) -> None:
+    def write_only(self, output: Path, node: str, *, steps: Steps = _NEAREST) -> None:
         """Write the model in float but for one layer."""
-        self._write(output, None, [one.node for one in self.layers if one.node != node])
+        self._write(output, steps, None, [one.node for one in self.layers if one.node != node])
 
     def _write(
-        self, output: Path, metadata: Mapping[str, str] | None, exclude: Collection[str]
+        self,
+        output: Path,
+        steps: Steps,
+        metadata: Mapping[str, str] | None,
+        exclude: Collection[str],
     ) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         with _workplace(self._scratch) as folder, _as_value_error("quantise"):
             written = folder / "int8.onnx"
             quantize_dynamic(
-                deepcopy(self._model),
+                deepcopy(self.model),
                 written,
                 op_types_to_quantize=["MatMul"],
                 per_channel=self._per_channel,
@@ -229,6 +245,7 @@ class DynamicQuantiser:
             )
             model = ir.load(written)
             model.graph.sort()
+            replace_steps(model, steps)
             write_graph(model, output, metadata=metadata)
 
 

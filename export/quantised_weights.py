@@ -1,6 +1,8 @@
 """The weights that a file holds in 8 bits, under the names that they have in float."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +11,22 @@ from mfac_compress.export.sparse.patterns.other_quantised import weight_inputs
 
 SUFFIX = "_quantized"
 """What ONNX Runtime's quantiser puts behind the name of a weight."""
+_SCALE = "_scale"
+"""And behind that of its scale."""
 _IN_8_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
+
+
+@dataclass(frozen=True, eq=False)
+class SignedWeight:
+    """A weight in signed 8 bits whose step 0 stands for 0.
+
+    Args:
+        steps: int8, in the shape of the weight.
+        scale: What a step stands for. Float32, ``[1]`` or one for each output.
+    """
+
+    steps: np.ndarray
+    scale: np.ndarray
 
 
 def quantised_weights(model: ir.Model) -> Iterator[tuple[str, np.ndarray]]:
@@ -25,6 +42,36 @@ def quantised_weights(model: ir.Model) -> Iterator[tuple[str, np.ndarray]]:
             zero_point = _zero_point(node, place)
             if zero_point is not None:
                 yield float_name(name), steps - _along(zero_point, _axis(node, steps), steps)
+
+
+def signed_weights(path: Path) -> dict[str, SignedWeight]:
+    """Read the signed and symmetric weights of a file, by their names in the float file."""
+    model = ir.load(path)
+    values, found = model.graph.initializers, {}
+    symmetric = {
+        name: (steps == values[name + SUFFIX].const_value.numpy()).all()
+        for name, steps in quantised_weights(model)
+        if values[name + SUFFIX].dtype == ir.DataType.INT8
+    }
+    for name, is_symmetric in symmetric.items():
+        scale = values.get(name + _SCALE)
+        if is_symmetric and scale is not None:
+            steps = values[name + SUFFIX].const_value.numpy()
+            found[name] = SignedWeight(steps, scale.const_value.numpy().reshape(-1))
+    return found
+
+
+def replace_steps(model: ir.Model, steps: Mapping[str, np.ndarray]) -> None:
+    """Give weights in 8 bits other steps; those that the model has in float stay as they are.
+
+    Args:
+        model: Changed.
+        steps: By the weight's name in the float file. int8, in the weight's shape.
+    """
+    for name, array in steps.items():
+        value = model.graph.initializers.get(name + SUFFIX)
+        if value is not None:
+            value.const_value = ir.tensor(array, name=value.name)
 
 
 def float_name(name: str) -> str:

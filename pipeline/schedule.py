@@ -5,6 +5,7 @@ The only file that names all stages. What a stage reads is its key: see
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mfac_compress.pipeline.stages import (
     calibrate,
     export,
     given,
+    own_loop,
     prune,
     prune_layers,
     quantize,
@@ -71,7 +73,8 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
             stage = _recover(recovered, recipe, inputs, between, "prune.epochs_between", state)
             yield stage if step == 0 else stage.unchecked()
             state = {"state": recovered}
-    yield _recover("recover", recipe, inputs, recipe.recover, "recover.epochs", state)
+    last = _recover("recover", recipe, inputs, recipe.recover, "recover.epochs", state)
+    yield last if inputs.loop is None else _by_loop(last, inputs)
 
 
 def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
@@ -191,7 +194,7 @@ def _recover(
         reads={
             "model": inputs.model,
             "section": section,
-            "recovery": inputs.data.recovery if section.epochs else None,
+            "samples": inputs.training if section.epochs else None,
             "calibration": inputs.calibration,
             "augment": augment_of(recipe.data),
             "seed": recipe.run.seed,
@@ -200,6 +203,12 @@ def _recover(
         check=partial(recover.check, where=recipe.where, epochs_key=epochs_key),
         facts=recover.Recovered,
     )
+
+
+def _by_loop(recover: Stage, inputs: Inputs) -> Stage:
+    """The same by the user's own training, which knows nothing of other processes."""
+    reads = {**recover.reads, "loop": inputs.loop, "samples": inputs.training}
+    return replace(recover, run=own_loop.recover_by_loop, reads=reads, ranks="zero")
 
 
 def _export(recipe: Recipe, inputs: Inputs) -> Stage:

@@ -3,13 +3,16 @@
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import torch
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from mfac_compress.mfac import MaskHooks
 from mfac_compress.pipeline.cli import main
+from mfac_compress.pipeline.inputs.samples import LoopSplits, Samples
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +87,7 @@ def test_the_mathematics_alone_prunes_a_model():
 
 
 def test_the_training_loop_keeps_the_masks(tmp_path, monkeypatch):
-    (block,) = (block for block in _blocks("python") if "MaskHooks" in block)
+    (block,) = (block for block in _blocks("python") if "MaskHooks.load" in block)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model, mask = torch.nn.Linear(8, 4), torch.rand(4, 8) > 0.5
@@ -98,3 +101,20 @@ def test_the_training_loop_keeps_the_masks(tmp_path, monkeypatch):
     trained = load_file("trained.safetensors")["weight"]
     assert not trained[~mask].any()
     assert trained[mask].all()
+
+
+def test_the_function_that_a_run_calls_trains_and_keeps_the_masks():
+    (block,) = (block for block in _blocks("python") if "def finetune" in block)
+    torch.manual_seed(0)
+    model, mask = torch.nn.Linear(8, 4), torch.rand(4, 8) > 0.5
+    before, names = model.weight.detach().clone(), {}
+    batches = [(torch.randn(4, 8), torch.randint(4, (4,))) for _ in range(3)]
+    samples = create_autospec(Samples, instance=True)
+    samples.batches.return_value = batches
+    exec(block, names)
+
+    with MaskHooks({"weight": model.weight}, {"weight": mask}) as handle:
+        names["finetune"](model, LoopSplits(samples, samples), handle)
+
+    assert not model.weight[~mask].any()
+    assert (model.weight != before)[mask].all()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from mfac_compress.mfac.batch import Tree, size
+from mfac_compress.mfac.batch import Tree
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.layers import Layer, Norm, Use
 from mfac_compress.mfac.layerwise.masked_solve import masked_least_squares
@@ -99,8 +99,7 @@ def least_squares(
                 x, target = pair.value(use.input, number), _target(pair, layer, use, number)
                 if layer.name not in sums:
                     sums[layer.name] = Moments.zeros(layer, target.device, targets=True)
-                total = use.operator.positions(target)
-                chosen = choose_positions(total, size(batch), positions, generator)
+                chosen = choose_positions(use.operator, target, batch, positions, generator)
                 bias = None if use.bias is None else pair.value(use.bias, number)
                 add_moments(sums[layer.name], use, x, target, chosen, target=target, bias=bias)
         if node in last:

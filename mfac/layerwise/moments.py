@@ -12,15 +12,16 @@ References:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import Tree, size
+from mfac_compress.mfac.batch import Tree
 from mfac_compress.mfac.layerwise.graph import LayerGraph
 from mfac_compress.mfac.layerwise.layers import Layer, Use
-from mfac_compress.mfac.layerwise.operators import choose_positions
+from mfac_compress.mfac.layerwise.operators import Operator, choose_positions
 from mfac_compress.mfac.layerwise.run import last_uses
 from mfac_compress.mfac.layerwise.tracing import named_state
 from mfac_compress.mfac.numerics import exact_products
@@ -140,8 +141,7 @@ def layer_moments(
                 x, y = program.of(use.input, state, values), values[node]
                 if layer.name not in sums:
                     sums[layer.name] = Moments.zeros(layer, y.device, targets=False)
-                total = use.operator.positions(y)
-                chosen = choose_positions(total, size(inputs), positions, generator)
+                chosen = choose_positions(use.operator, y, inputs, positions, generator)
                 add_moments(sums[layer.name], use, x, y, chosen)
             for used in release[node]:
                 values.pop(used, None)
@@ -170,26 +170,47 @@ def add_moments(
         target: The output that it should have, of the shape of ``y``.
         bias: What is to be taken from each row of the targets.
     """
-    operator = use.operator
-    inputs = operator.inputs(x, y)
-    outputs = None if target is None else operator.outputs(target)
-    part = _Part(moments, use)
-    with exact_products():
-        for some in chosen.split(max(1, _AT_ONCE // inputs.width)):
-            part.add(inputs.at(some), None if outputs is None else outputs.at(some))
-    part.finish(bias)
+    _Part.of(use.operator, x, y, chosen, target).add_to(moments, use, bias)
+
+
+@torch.no_grad()
+def input_moments(operator: Operator, x: Tensor, y: Tensor, chosen: Tensor) -> Moments:
+    """Return the moments of an operator's inputs in one batch.
+
+    Args:
+        operator: What multiplies.
+        x: Its input.
+        y: Its output; only its shape counts.
+        chosen: Numbers of the positions that count.
+    """
+    part = _Part.of(operator, x, y, chosen, None)
+    H, sum_x = part.of_inputs()
+    return Moments(H.new_full((operator.groups,), part.count), H, sum_x)
 
 
 class _Part:
     """Sums of one operator, in the order of its own columns."""
 
-    def __init__(self, moments: Moments, use: Use) -> None:
-        self.moments, self.use = moments, use
-        g, r, k = use.operator.groups, use.operator.rows, use.operator.columns
+    def __init__(self, operator: Operator, device: torch.device) -> None:
+        self.operator = operator
+        g, r, k = operator.groups, operator.rows, operator.columns
         self.count = 0
-        zeros = moments.H.new_zeros
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
         self.H, self.sum_x = zeros(g, k, k), zeros(g, k)
         self.cross, self.sum_y = zeros(g, r, k), zeros(g, r)
+
+    @classmethod
+    def of(
+        cls, operator: Operator, x: Tensor, y: Tensor, chosen: Tensor, target: Tensor | None
+    ) -> "_Part":
+        """The sums over some positions of a batch."""
+        inputs = operator.inputs(x, y)
+        outputs = None if target is None else operator.outputs(target)
+        part = cls(operator, x.device)
+        with exact_products():
+            for some in chosen.split(max(1, _AT_ONCE // inputs.width)):
+                part.add(inputs.at(some), None if outputs is None else outputs.at(some))
+        return part
 
     def add(self, X: Tensor, Y: Tensor | None) -> None:
         """Add one portion: vectors ``[g, n, k]`` and ``[g, n, r]``."""
@@ -214,16 +235,18 @@ class _Part:
         self.cross += torch.bmm(Y.mT, X)
         self.cross += rest[:, :, None] * at[:, None, :] + of_y[:, :, None] * sum_x[:, None, :]
 
-    def finish(self, bias: Tensor | None) -> None:
-        """Add the sums to those of the layer."""
-        moments, operator, split = self.moments, self.use.operator, self.use.split
-        groups = self.use.groups
+    def of_inputs(self) -> tuple[Tensor, Tensor]:
+        """H and Σ x in the order of the operator's matrix."""
+        ordered = self.operator.ordered
         # Rounding leaves no sum symmetric to the last bit, and solvers read one half only.
-        H = operator.ordered(operator.ordered((self.H + self.H.mT) / 2).mT)
-        H = H.repeat_interleave(split, dim=0)
-        sum_x = operator.ordered(self.sum_x)
+        return ordered(ordered((self.H + self.H.mT) / 2).mT), ordered(self.sum_x)
+
+    def add_to(self, moments: Moments, use: Use, bias: Tensor | None) -> None:
+        """Add the sums to those of the layer."""
+        operator, split, groups = self.operator, use.split, use.groups
+        H, sum_x = self.of_inputs()
         moments.count[groups] += self.count
-        moments.H[groups] += H
+        moments.H[groups] += H.repeat_interleave(split, dim=0)
         moments.sum_x[groups] += sum_x.repeat_interleave(split, dim=0)
         if moments.cross is None:
             return

@@ -5,12 +5,15 @@ of its *positions*: a row of a linear layer's input, over all leading axes, or a
 convolution's. Positions are numbered as in the output, the first axis being the slowest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mfac_compress.mfac.batch import Tree, size
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +178,19 @@ Operator = Linear | Convolution
 
 
 def choose_positions(
-    total: int, samples: int, positions: int | None, generator: torch.Generator | None
+    operator: Operator,
+    y: Tensor,
+    inputs: Tree,
+    positions: int | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """Choose random positions, about equally many in each sample.
+    """Choose random positions of a batch, about equally many in each sample.
 
     Args:
-        total: Number of positions in a batch.
-        samples: Number of samples in it.
+        operator: Whose positions.
+        y: Its output.
+        inputs: Of the model. Tokens that their ``attention_mask`` ``[n, length]`` marks as padding
+            are left out, where there is a position for each token.
         positions: How many of each sample; None for all.
         generator: On the CPU.
 
@@ -189,7 +198,17 @@ def choose_positions(
         Position numbers, ascending. Unless all are taken, one lies in each of
         ``samples · positions`` equal ranges, so no region of a sample is missed by chance.
     """
-    count = samples * positions if positions is not None else total
+    total, count = operator.positions(y), None if positions is None else positions * size(inputs)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    counts = mask is not None and mask.ndim == 2 and mask.numel() == total
+    if not counts or (y.ndim > 2 and y.shape[:2] != mask.shape):
+        return _choose(total, count, generator)
+    tokens = mask.flatten().nonzero().flatten().cpu()
+    return tokens[_choose(len(tokens), count, generator)]
+
+
+def _choose(total: int, count: int | None, generator: torch.Generator | None) -> Tensor:
+    count = total if count is None else count
     if count >= total:
         return torch.arange(total)
     within = torch.rand(count, dtype=torch.float64, generator=generator)

@@ -1,6 +1,7 @@
 """From the recipe's ``data`` section to disjoint splits."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -11,6 +12,7 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.arrays import open_arrays, open_digits
 from mfac_compress.pipeline.inputs.dataset import Dataset, form_of
 from mfac_compress.pipeline.inputs.splits import Split, open_split
+from mfac_compress.pipeline.inputs.text import open_texts
 from mfac_compress.pipeline.inputs.torch_dataset import open_factory
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
@@ -18,9 +20,11 @@ from mfac_compress.pipeline.recipe.schema import (
     Data,
     DigitsData,
     ImageFolderData,
+    TextData,
 )
 
 _SHOWN = 3
+_NO_MODEL = Path(os.devnull)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def load_data(
     folder: Path,
     needs_recovery: bool,
     labelled: bool = True,
+    recovery_labelled: bool = True,
     target: str = "labels",
+    model: Path = _NO_MODEL,
 ) -> DataSplits:
     """Open the data of a recipe and check that its splits share no samples.
 
@@ -80,22 +86,24 @@ def load_data(
         folder: Where relative paths start: the recipe's folder.
         needs_recovery: Whether the run fine-tunes. Otherwise that split is not opened.
         labelled: Whether calibration needs targets. Otherwise they may be missing.
+        recovery_labelled: Whether fine-tuning does.
         target: Name of the target in items that are dicts.
+        model: MODEL of the run, which may be a folder with a tokenizer.
     Returns:
         The splits.
     Raises:
         InputError: If data is missing, broken, does not fit the recipe, or is in two splits.
     """
-    needed = {"calibration": labelled, "recovery": True, "validation": True}
+    needed = {"calibration": labelled, "recovery": recovery_labelled, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
     augment = augment_of(section)
     opened = {
         name: open_split(name, dataset, augment if name == "recovery" else Augment())
-        for name, dataset in _open(section, folder, needed, target).items()
+        for name, dataset in _open(section, folder, needed, target, model).items()
     }
     splits = DataSplits(opened["calibration"], opened.get("recovery"), opened["validation"])
-    padded = getattr(section, "collate", None) is not None
+    padded = isinstance(section, TextData) or getattr(section, "collate", None) is not None
     for split in splits:
         # Samples of another type would also never hash alike, and hide an overlap.
         _check_same_form(splits.validation, split, needed[split.name], padded)
@@ -113,7 +121,7 @@ def augment_of(section: Data) -> Augment:
 
 
 def _open(
-    section: Data, folder: Path, labelled: Mapping[str, bool], target: str
+    section: Data, folder: Path, labelled: Mapping[str, bool], target: str, model: Path
 ) -> Mapping[str, Dataset]:
     """Open the splits that are needed; ``labelled`` says of each whether it needs targets."""
     if isinstance(section, DigitsData):
@@ -122,6 +130,8 @@ def _open(
         return open_arrays(section, folder, labelled)
     if isinstance(section, ImageFolderData):
         return _open_images(section, folder, labelled)
+    if isinstance(section, TextData):
+        return open_texts(section, folder, labelled, model)
     return open_factory(section, folder, labelled, target=target)
 
 

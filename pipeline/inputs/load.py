@@ -17,7 +17,7 @@ from mfac_compress.pipeline.inputs.code_sources import (
     present_sources,
 )
 from mfac_compress.pipeline.inputs.coupled import couple
-from mfac_compress.pipeline.inputs.data import DataSplits, load_data
+from mfac_compress.pipeline.inputs.data import DataSplits, augment_of, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.given import (
@@ -36,6 +36,8 @@ from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
 from mfac_compress.pipeline.inputs.task import Task, load_task
+from mfac_compress.pipeline.inputs.training_loop import TrainingLoop, load_training_loop
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 
@@ -48,10 +50,12 @@ class Inputs:
         model: On the run's device.
         data: All splits.
         calibration: The calibration split, as gradients and choices use it.
+        training: What recovery trains on; None where it does not.
         task: Loss and metric.
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
         given: Masks and trained weights that the run goes on from; None where it prunes.
+        loop: The user's own training; None where the recipe names none.
         layers: The model as a graph of layers, traced when it is first needed.
         fisher: The Fisher of the targets; None where the method makes none.
         memory: What its inverse needs, and what there is; None where there is none.
@@ -67,9 +71,11 @@ class Inputs:
     model: Model
     data: DataSplits
     calibration: CalibrationData
+    training: TrainingSamples | None
     task: Task
     targets: PruneTargets
     given: Given | None
+    loop: TrainingLoop | None
     layers: ModelLayers
     fisher: FisherShape | None
     memory: MemoryPlan | None
@@ -109,12 +115,16 @@ def load_inputs(
     else:
         targets = given_targets(given, model, recipe)
     task = load_task(recipe.task, folder=folder)
+    loop = load_training_loop(recipe.recover, folder=folder)
+    on_calibration = recipe.trains and recipe.recover.split == "calibration"
     data = load_data(
         recipe.data,
         folder=folder,
-        needs_recovery=recipe.recover.epochs + recipe.prune.epochs_between > 0,
-        labelled=_labels(recipe) is True,
+        needs_recovery=recipe.trains and not on_calibration,
+        labelled=_labels(recipe) is True or (on_calibration and recipe.recover.needs_labels),
+        recovery_labelled=recipe.recover.needs_labels,
         target=recipe.task.target,
+        model=Path(model_path),
     )
     model.module.to(device)
     calibration = _calibration(recipe, data, task, device)
@@ -140,9 +150,11 @@ def load_inputs(
         model=model,
         data=data,
         calibration=calibration,
+        training=_training(recipe, data, calibration),
         task=task,
         targets=targets,
         given=given,
+        loop=loop,
         layers=layers,
         fisher=fisher,
         memory=memory,
@@ -153,6 +165,18 @@ def load_inputs(
         permuted=permuted,
         folded=folded,
     )
+
+
+def _training(
+    recipe: Recipe, data: DataSplits, calibration: CalibrationData
+) -> TrainingSamples | None:
+    if not recipe.trains:
+        return None
+    if recipe.recover.split == "recovery":
+        assert data.recovery is not None  # it is needed, so it was opened
+        return TrainingSamples(data.recovery)
+    split = replace(data.calibration, augment=augment_of(recipe.data))
+    return TrainingSamples(split, calibration.draws.pool)
 
 
 def _calibration(
@@ -212,7 +236,7 @@ def _prunable(
 
 def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
-    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric]
+    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}

@@ -27,7 +27,8 @@ class Scan:
     Attributes:
         digests: Hash of each sample's inputs, equal where the numbers are.
         pairs: Hash of each sample's inputs and targets.
-        extremes: Positions of the samples with the smallest and largest whole numbers.
+        extremes: Positions of the samples with the smallest and largest whole numbers, and of the
+            longest.
         stable: Whether a second reading gave the same; otherwise overlaps cannot be seen.
         fingerprint: Hash of all samples and what is done to them.
     """
@@ -195,7 +196,7 @@ class _Finite:
 
 
 class _Extremes:
-    """Finds the samples that hold the smallest and the largest of whole numbers."""
+    """Finds the longest sample, and those with the smallest and the largest of whole numbers."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], tuple[int, int]] = {}
@@ -208,6 +209,7 @@ class _Extremes:
 
     def add(self, name: str, tensor: Tensor, start: int) -> None:
         """Look at some more samples of one tensor; ``start`` is the first one's position."""
+        self._keep(name, "longest", tensor[0].numel(), start)
         if tensor.is_floating_point() or name in self._floats:
             return
         flat = tensor.reshape(len(tensor), -1).numpy()

@@ -8,6 +8,7 @@ from mfac_compress.mfac.layout import Layout
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.copying import check_copy
+from mfac_compress.pipeline.inputs.correlation import check_count
 from mfac_compress.pipeline.inputs.data import DataSplits, Split
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.gradient_check import find_unused
@@ -29,8 +30,8 @@ def smoke_test(
 
     In evaluation mode forward and backward, and one copy of the module. Random numbers, weights
     and running statistics are as before afterwards. The user's own metric is left out: one of the
-    whole set, such as a rank correlation, may have no value for a few samples. So are labels of the
-    calibration samples, where none are needed.
+    whole set, such as a rank correlation, may have no value for a few samples. So are labels where
+    none are needed.
 
     Args:
         recipe: Says what the stages will do.
@@ -48,11 +49,15 @@ def smoke_test(
             or differentiated.
     """
     task, device = calibration.task, calibration.device
+    labelled = {"validation"}
+    if calibration.labels is True:
+        labelled.add("calibration")
+    if recipe.trains and recipe.recover.needs_labels:
+        labelled.add(recipe.recover.split)
     _check_interval(task, data.validation)
     with random_state_kept(device):
         for split in data:
-            labelled = split.name != "calibration" or calibration.labels is True
-            _check_fits(model.module, split, task if labelled else None, device)
+            _check_fits(model.module, split, task if split.name in labelled else None, device)
         check_independence(model.module, data.validation, device)
         check_copy(model)
         return find_unused(recipe, model.module, layout, calibration)
@@ -65,6 +70,8 @@ def _check_interval(task: Task, validation: Split) -> None:
             f"data must have 2 validation samples or more for the interval of task.metric "
             f"{task.metric_name!r}. Got {len(validation)}. Add some."
         )
+    if task.metric_name == "spearman_cosine":
+        check_count(len(validation))
 
 
 def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torch.device) -> None:
@@ -74,11 +81,11 @@ def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torc
     outputs = run_model(module, inputs, device)
     if task is None:
         return
-    task.loss(outputs, targets)
+    if task.has_loss:
+        task.loss(outputs, targets)
     if split.name == "validation":
-        if task.metric_name == "accuracy":
-            task.evaluate(outputs, targets)
-        if split.dataset.kind == "code" and split.dataset.alone:
+        task.check_metric(outputs, targets)
+        if split.dataset.kind != "storage" and split.dataset.alone:
             _check_joined(module, split, device)
 
 

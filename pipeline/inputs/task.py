@@ -13,6 +13,12 @@ from torch.nn import functional as F
 from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import EscapeError, InputError, describe
 from mfac_compress.pipeline.inputs.callables import check_takes, resolve_callable, user_code
+from mfac_compress.pipeline.inputs.correlation import (
+    check_embeddings,
+    check_scores,
+    pairs_of,
+    spearman,
+)
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, metric_values
 from mfac_compress.pipeline.inputs.task_checks import (
     IGNORED,
@@ -25,10 +31,10 @@ from mfac_compress.pipeline.inputs.task_checks import (
     check_outputs,
 )
 from mfac_compress.pipeline.quoting import type_and_shape
-from mfac_compress.pipeline.recipe.schema import TaskSection
+from mfac_compress.pipeline.recipe.schema import RANGES, TaskSection
 
-LOSSES = ("cross_entropy", "mse")
-METRICS = ("accuracy",)
+LOSSES = ("cross_entropy", "mse", "none")
+METRICS = tuple(RANGES)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Task:
     """A loss and a metric, resolved from a recipe's ``task`` section.
 
     Attributes:
-        loss_name: ``cross_entropy``, ``mse`` or the spec of the user's function.
-        metric_name: ``accuracy`` or the spec of the user's function.
+        loss_name: A built-in loss, ``none``, or the spec of the user's function.
+        metric_name: A built-in metric, or the spec of the user's function.
         direction: Whether more of the metric is better.
         range: Least and greatest value of the metric; None where nothing is declared.
     """
@@ -48,6 +54,11 @@ class Task:
     range: tuple[float, float] | None
     _own_loss: Callable[..., Any] | None
     _own_metric: Callable[..., Any] | None
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether targets say what the outputs should be."""
+        return self.loss_name != "none"
 
     def loss(self, outputs: Tree, targets: Tree, *, label_smoothing: float = 0.0) -> Tensor:
         """Mean loss of a batch.
@@ -86,7 +97,7 @@ class Task:
             InputError: If they do not.
         """
         check_outputs(outputs)
-        if self._own_loss is None:
+        if self._own_loss is None and self.has_loss:
             check_lone(f"task.loss {self.loss_name}", outputs, targets)
         if self.loss_name == "cross_entropy":
             check_cross_entropy(outputs, targets)
@@ -101,6 +112,37 @@ class Task:
             return F.mse_loss(outputs, targets.to(outputs.dtype))
         return self._own_loss_of(outputs, map_tensors(torch.clone, targets))
 
+    def check_metric(self, outputs: Tree, targets: Tree) -> None:
+        """Check that some samples fit a built-in metric, which need have no value for so few.
+
+        Raises:
+            InputError: If they do not.
+        """
+        if self.metric_name == "accuracy":
+            self.evaluate(outputs, targets)
+        elif self.metric_name == "spearman":
+            check_scores(outputs, targets)
+        elif self.metric_name == "spearman_cosine":
+            check_embeddings(outputs, targets)
+
+    def cases(self, outputs: Tree, targets: Tree) -> tuple[Tree, Tree]:
+        """Reduce samples to the independent cases of which the metric is made.
+
+        For ``spearman_cosine`` these are pairs of samples, with their cosine as output; for all
+        other metrics they are the samples.
+
+        Args:
+            outputs: Of the model for the whole set, as arrays. Each ``[n, ...]``.
+            targets: Likewise.
+        Raises:
+            InputError: If the samples are no such pairs, or their outputs are not finite.
+        """
+        if self.metric_name != "spearman_cosine":
+            return outputs, targets
+        check_embeddings(*map(_as_tensors, (outputs, targets)))
+        check_finite(_as_tensors(outputs))
+        return pairs_of(outputs, targets)
+
     def _own_loss_of(self, outputs: Tree, targets: Tree) -> Tensor:
         value = _call(self._own_loss, outputs, targets, key="task.loss", name=self.loss_name)
         if not isinstance(value, Tensor) or value.ndim != 0:
@@ -111,12 +153,12 @@ class Task:
         return value
 
     def evaluate(self, outputs: Tree, targets: Tree) -> np.ndarray | float:
-        """The metric, one value per sample where it has them.
+        """The metric, one value per case where it has them.
 
         The user's function works on copies: what it changes must not reach the next file.
 
         Args:
-            outputs: Of the model for the whole set, as tensors or arrays. Each ``[n, ...]``.
+            outputs: Of :meth:`cases`, or as tensors. Each ``[n, ...]``.
             targets: Likewise.
         Returns:
             Values of shape ``[n]``, float64, whose mean is the metric; or one number for the
@@ -131,8 +173,8 @@ class Task:
         given = _as_tensors(outputs), _as_tensors(targets)
         check_outputs(given[0])
         check_finite(given[0])
-        if self.metric_name == "accuracy":
-            return _accuracy(*given)
+        if self._own_metric is None:
+            return self.evaluate_rows(*given)
         copies = map_tensors(torch.clone, given)
         values = self.evaluate_rows(*copies)
         check_arguments(
@@ -148,6 +190,9 @@ class Task:
         outputs, targets = _as_tensors(outputs), _as_tensors(targets)
         if self.metric_name == "accuracy":
             return _accuracy(outputs, targets)
+        if self._own_metric is None:
+            check_scores(outputs, targets)
+            return spearman(outputs, targets)
         count = size(outputs)
         value = _call(
             self._own_metric,
@@ -171,7 +216,7 @@ def load_task(section: TaskSection, *, folder: Path) -> Task:
     Raises:
         InputError: If a name that is not built in cannot be imported.
     """
-    range_ = (0.0, 1.0) if section.metric == "accuracy" else section.range
+    range_ = RANGES.get(section.metric, section.range)
     return Task(
         loss_name=section.loss,
         metric_name=section.metric,

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how the weights change: calibrate, fisher, prune, recover."""
+"""The sections of a recipe that say which weights go: calibrate, fisher, prune."""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern, Zeros
+from mfac_compress.pipeline.recipe.schedule_schema import ScheduleSection
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
@@ -66,8 +67,8 @@ class LayerwiseSection(Section):
     samples: Count = 1000
     """Calibration samples, beside the held-out ones."""
     positions: Count | Literal["all"] = 64
-    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Tokens that
-    are padding count like all others."""
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Padding,
+    as `attention_mask` marks it, does not count."""
     ridge: NonNegative = 1e-3
     """What is added to the inputs' second moments, as a multiple of their mean square."""
 
@@ -115,8 +116,9 @@ class PruneSection(Section):
     """Pattern -> sparsity of those tensors, each on its own; `sparsity` is for the others."""
     steps: Count = 1
     """Times that gradients and inverse are computed anew on the way."""
-    schedule: Literal["geometric", "linear"] = "geometric"
-    """How the density (geometric) or the sparsity (linear) moves over the steps."""
+    schedule: ScheduleSection = ScheduleSection()
+    """How sparsity grows over the steps: `geometric`, `linear` or `cubic`, or a mapping such as
+    `{init: 0.3, final: 0.9, steps: 8, interpolation: cubic, epochs_between: 1}`."""
     epochs_between: Index = 0
     """Passes over the recovery split after each step but the last, as `recover` says, each time
     with the whole course of the learning rate. After the last step it is `recover.epochs`."""
@@ -134,7 +136,7 @@ class PruneSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_others(cls, given: Any, info: ValidationInfo) -> Any:
-        """Magnitude knows no update, and where there is no gradient none is followed.
+        """The schedule's keys, no update by magnitude, and no step without a gradient.
 
         Where `--set` gives the masks, the file's keys of pruning do not count.
         """
@@ -148,6 +150,7 @@ class PruneSection(Section):
                 for key, value in given.items()
                 if key in kept or ("prune", key) in source.overridden
             }
+        given = ScheduleSection.moved_out(given)
         if given.get("masks") is not None:
             given = {"method": "given"} | given
         if given.get("method") in ("magnitude", "given"):
@@ -184,6 +187,7 @@ class PruneSection(Section):
         if self.method == "given":
             return
         yield from self._layerwise_issues()
+        yield from self.schedule.contradictions(self)
         if self.method == "magnitude" and self.update != "none":
             yield RecipeIssue(
                 ("update",),
@@ -342,40 +346,3 @@ def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:
             yield RecipeIssue(
                 key, f"must hold a regular expression after re:. Got {got!r}: {error}."
             )
-
-
-class SlidingWindowSection(Section):
-    """The Fisher of the optimizer `mfac`."""
-
-    num_gradients: Count = 128
-    """The newest gradients, of which it is made."""
-    damping: Positive = 1e-5
-    """λ."""
-
-
-class RecoverSection(Section):
-    """Short fine-tuning in which no removed weight comes back."""
-
-    epochs: Index = 0
-    """Passes over the recovery split. 0: no recovery."""
-    optimizer: Literal["sgd", "adamw", "mfac"] = "sgd"
-    """What turns gradients into steps. `mfac` preconditions them by the Fisher of a sliding window
-    of gradients, which needs `window.num_gradients` times the model's memory."""
-    lr: Positive = 0.01
-    """Learning rate at the start."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate moves from `lr` to the end."""
-    momentum: Share = 0.9
-    """Of `sgd` and `mfac`."""
-    window: SlidingWindowSection = SlidingWindowSection()
-    """Of `mfac`."""
-    weight_decay: NonNegative = 1e-4
-    """Pull of every weight towards zero."""
-    batch_size: Count = 128
-    """Samples of one step."""
-    label_smoothing: Share = 0.0
-    """Of the loss `cross_entropy`."""
-    batchnorm: Literal["auto", "always", "never"] = "auto"
-    """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
-    `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
-    held-out ones."""

@@ -2,12 +2,18 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mfac_compress.pipeline.files import resolved
+from mfac_compress.pipeline.recipe.data_parts import (
+    DataSection,
+    FileRows,
+    FilesSection,
+    RowRange,
+    Rows,
+    row_overlaps,
+)
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     CallableName,
@@ -20,40 +26,12 @@ from mfac_compress.pipeline.recipe.section import (
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+from mfac_compress.pipeline.recipe.text_schema import TextData
 
 DIGITS = 1797
 """Samples of the bundled digits."""
 
 ArrayNames = Annotated[tuple[Text, ...], Field(min_length=1)]
-RowRange = tuple[Index, Index]
-"""Half-open range `[start, stop]`."""
-
-
-def _backwards(rows: RowRange) -> Iterator[RecipeIssue]:
-    start, stop = rows
-    if start >= stop:
-        yield RecipeIssue(
-            ("rows",), f"must be [start, stop] with start below stop. Got {list(rows)}."
-        )
-
-
-def _row_overlaps(ranges: dict[str, RowRange | None], allowed: int) -> Iterator[RecipeIssue]:
-    """Find pairs of splits of one file that share more than ``allowed`` samples."""
-    everything = (0, float("inf"))
-    for (first, one), (second, other) in itertools.combinations(ranges.items(), 2):
-        a, b = one or everything, other or everything
-        start, stop = max(a[0], b[0]), min(a[1], b[1])
-        if stop - start > allowed:
-            shared = f"rows {start} to {stop}" if stop < float("inf") else f"rows from {start} on"
-            yield RecipeIssue(
-                ("splits", second, "rows"),
-                f"must not share samples with data.splits.{first}. Got {_rows(other)} against "
-                f"{_rows(one)}: {shared} are in both. Move one of the two ranges.",
-            )
-
-
-def _rows(rows: RowRange | None) -> str:
-    return "all rows" if rows is None else str(list(rows))
 
 
 def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[RecipeIssue]:
@@ -74,29 +52,6 @@ class Augment(Section):
     """Mirror left and right with probability 1/2."""
 
 
-class Rows(Section):
-    """A part of the one built-in data set."""
-
-    rows: RowRange
-    """Half-open range `[start, stop]` of samples."""
-
-    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        yield from _backwards(self.rows)
-
-
-class FileRows(Section):
-    """A file, or a part of it."""
-
-    path: Text
-    """Relative to `data.folder`."""
-    rows: RowRange | None = None
-    """Half-open range `[start, stop]` of samples. Default: all."""
-
-    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        if self.rows is not None:
-            yield from _backwards(self.rows)
-
-
 class ArrayRows(FileRows):
     """A file with arrays, or a part of it."""
 
@@ -111,26 +66,6 @@ class Folder(Section):
 
     path: Text
     """Relative to `data.folder`."""
-
-
-class DataSection(Section):
-    """What every data source has."""
-
-    max_overlap: Index = 0
-    """Samples that two splits may share (natural duplicates). More is an error; the report says how
-    many there are."""
-
-
-class FilesSection(DataSection):
-    """What the sources have that read files."""
-
-    folder: Text = "."
-    """Where the paths of `splits` start, seen from the recipe's folder. For data that is elsewhere
-    on another machine: `--set data.folder=PATH`."""
-
-    def resolve(self, path: str, recipe_folder: Path) -> Path:
-        """Give the absolute path of a path written in `splits`."""
-        return resolved(path, resolved(self.folder, recipe_folder))
 
 
 class DigitsSplits(Section):
@@ -155,7 +90,7 @@ class DigitsData(DataSection):
                     ("splits", name, "rows"),
                     f"must end at {DIGITS}, the number of digits, or before. Got {stop}.",
                 )
-        yield from _row_overlaps(ranges, self.max_overlap)
+        yield from row_overlaps(ranges, self.max_overlap)
 
 
 class ArraySplits(Section):
@@ -228,7 +163,7 @@ class ArraysData(FilesSection):
                 array = self.resolve(split.path, source.folder), split.x or self.x
                 by_array.setdefault(array, {})[name] = split.rows
         for ranges in by_array.values():
-            yield from _row_overlaps(ranges, self.max_overlap)
+            yield from row_overlaps(ranges, self.max_overlap)
 
     def _renamed_lists(self, name: str, split: ArrayRows) -> Iterator[RecipeIssue]:
         """Names of a split's own, where the names of several arrays are those of the inputs."""
@@ -317,7 +252,8 @@ def _factory_is_a_source(data: Any) -> Any:
 
 Data = Annotated[
     Annotated[
-        DigitsData | ArraysData | ImageFolderData | FactoryData, Field(discriminator="source")
+        DigitsData | ArraysData | ImageFolderData | TextData | FactoryData,
+        Field(discriminator="source"),
     ],
     BeforeValidator(_factory_is_a_source),
 ]

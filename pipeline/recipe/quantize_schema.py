@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.recipe.section import Count, NonNegative, Section
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
@@ -29,6 +29,10 @@ class QuantizeSection(Section):
     information, or 99.999% of them."""
     per_channel: bool = True
     """A scale for each output of a layer. Otherwise one for all of them."""
+    weight_update: Literal["none", "obs"] = "none"
+    """How weights are rounded. `none`: each to its nearest step. `obs`: by layers, one weight after
+    the other, those that are not rounded yet making up for the error; where a layer's outputs, and
+    the model's, come nearer to those in float on held-out calibration samples."""
     max_divergence: NonNegative | None = 0.01
     """Most that the outputs may move away from those of `model.onnx` on held-out calibration
     samples: mean KL divergence for classes, else mean squared difference in units of the outputs'
@@ -36,9 +40,16 @@ class QuantizeSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _mode_alone(cls, given: Any) -> Any:
-        """A plain word is the mode."""
-        return {"mode": given} if given is False or isinstance(given, str) else given
+    def _mode_alone(cls, given: Any, info: ValidationInfo) -> Any:
+        """A plain word is the mode. Where `--set` switches it off, the file's keys do not count."""
+        if given is False or isinstance(given, str):
+            return {"mode": given}
+        source = info.context if isinstance(info.context, RecipeSource) else RecipeSource()
+        if isinstance(given, dict) and given.get("mode") in (False, "off"):
+            by_set = ("quantize", "mode") in source.overridden
+            own = {key for key in given if ("quantize", key) in source.overridden}
+            return {key: value for key, value in given.items() if key in own or not by_set}
+        return given
 
     @property
     def is_on(self) -> bool:
@@ -46,6 +57,12 @@ class QuantizeSection(Section):
         return self.mode != "off"
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        for key, field in type(self).model_fields.items():
+            given = getattr(self, key)
+            if not self.is_on and given != field.default:
+                yield RecipeIssue(
+                    (key,), f"must be left out where quantize.mode is off. Got {given}."
+                )
         if self.mode == "dynamic" and self.ranges != "minmax":
             yield RecipeIssue(
                 ("ranges",),

@@ -43,8 +43,8 @@ class ReconstructSection(Section):
     samples: Count = 1000
     """Calibration samples of least squares, beside the held-out ones."""
     positions: Count | Literal["all"] = 64
-    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Tokens that
-    are padding count like all others."""
+    """Random positions of each sample (pixels, tokens) at which a layer is looked at. Padding,
+    as `attention_mask` marks it, does not count."""
     ridge: NonNegative = 0.1
     """Pull towards the present weights, as a multiple of the mean square of a layer's inputs."""
     blocks: BlocksSection = BlocksSection()

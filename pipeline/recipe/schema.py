@@ -5,8 +5,8 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 """
 
 from collections.abc import Iterator
-from math import inf
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
@@ -15,23 +15,20 @@ from mfac_compress.pipeline.recipe.compress_schema import (
     CalibrateSection,
     FisherSection,
     PruneSection,
-    RecoverSection,
 )
+from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
     ArrayRows,
     ArraysData,
     ArraySplits,
     Augment,
     Data,
-    DataSection,
     DigitsData,
     DigitsSplits,
     FactoryData,
-    FileRows,
     Folder,
     FolderSplits,
     ImageFolderData,
-    Rows,
 )
 from mfac_compress.pipeline.recipe.measure_schema import (
     ExportSection,
@@ -42,13 +39,13 @@ from mfac_compress.pipeline.recipe.measure_schema import (
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
 from mfac_compress.pipeline.recipe.quantize_schema import QuantizeSection
 from mfac_compress.pipeline.recipe.reconstruct_schema import BlocksSection, ReconstructSection
+from mfac_compress.pipeline.recipe.recover_schema import DistillSection, RecoverSection
 from mfac_compress.pipeline.recipe.section import (
     Arguments,
     Bytes,
     CallableName,
     Index,
     NoSwitch,
-    Number,
     Section,
     Seed,
     Text,
@@ -59,8 +56,11 @@ from mfac_compress.pipeline.recipe.source import (
     RecipeSource,
     key_name,
 )
+from mfac_compress.pipeline.recipe.task_schema import RANGES, TaskSection
+from mfac_compress.pipeline.recipe.text_schema import TextData, TextSplits, with_open_lengths
 
 __all__ = [
+    "RANGES",
     "ArrayRows",
     "ArraySplits",
     "ArraysData",
@@ -72,6 +72,7 @@ __all__ = [
     "DataSection",
     "DigitsData",
     "DigitsSplits",
+    "DistillSection",
     "ExportSection",
     "FactoryData",
     "FileRows",
@@ -92,6 +93,8 @@ __all__ = [
     "RunSection",
     "Section",
     "TaskSection",
+    "TextData",
+    "TextSplits",
     "ValidateSection",
 ]
 
@@ -155,47 +158,6 @@ class ModelSection(Section):
             )
 
 
-class TaskSection(Section):
-    """What the model is trained for and judged by."""
-
-    loss: Literal["cross_entropy", "mse"] | CallableName = "cross_entropy"
-    """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
-    targets) -> mean loss."""
-    metric: Literal["accuracy"] | CallableName = "accuracy"
-    """`accuracy`, or `module:callable` of (outputs, targets) -> one value per sample `[n]`, or
-    one number for the whole set. Where a sample has several targets, its accuracy is the share of
-    them that is right, those of -100 left out."""
-    target: Text = "labels"
-    """Name of the target where an item of the data is one dict."""
-    direction: Literal["maximize", "minimize"] = "maximize"
-    """Whether more of the metric is better."""
-    range: tuple[Number, Number] | None = None
-    """`[low, high]`: least and greatest value that the metric can have, for one sample where it has
-    values per sample. The interval of its drop rests on it; without it, on the values met, which
-    show nothing of rarer and larger ones. Accuracy's is [0, 1]."""
-
-    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        if self.metric == "accuracy" and self.direction == "minimize":
-            yield RecipeIssue(
-                ("direction",), "must be maximize where task.metric is accuracy. Got minimize."
-            )
-        if self.range is None:
-            return
-        low, high = self.range
-        if self.metric == "accuracy":
-            yield RecipeIssue(
-                ("range",),
-                "must be left out where task.metric is accuracy, whose range is [0, 1]. "
-                f"Got [{low:g}, {high:g}].",
-            )
-        elif not 0 < high - low < inf:
-            yield RecipeIssue(
-                ("range",),
-                "must be [low, high] with low below high, and a finite distance. "
-                f"Got [{low:g}, {high:g}].",
-            )
-
-
 class Recipe(Section):
     """A whole recipe."""
 
@@ -236,24 +198,18 @@ class Recipe(Section):
         return place if place == f"--set {name}" else f"{place} ({name})"
 
     def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
-        splits = getattr(self.data, "splits", None)
-        keys = {
-            "recover.epochs": self.recover.epochs,
-            "prune.epochs_between": self.prune.epochs_between,
-        }
-        trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
-        if trained and splits is not None and splits.recovery is None:
+        yield from self._recovery_split()
+        if self.recover.loop and self.prune.epochs_between:
             yield RecipeIssue(
-                ("data", "splits", "recovery"),
-                "must be given where recover.epochs or prune.epochs_between > 0. "
-                f"Got {trained} and no recovery split.",
+                ("prune", "epochs_between"),
+                "must be 0 where recover.loop is given, which trains after the last step only. "
+                f"Got {self.prune.epochs_between}.",
             )
-        if self.recover.label_smoothing and self.task.loss != "cross_entropy":
-            yield RecipeIssue(
-                ("recover", "label_smoothing"),
-                "must be 0 unless task.loss is cross_entropy. "
-                f"Got {self.recover.label_smoothing} with task.loss = {self.task.loss}.",
-            )
+        for issue in self.recover.issues_of_task(self.task.loss):
+            yield replace(issue, key=("recover", *issue.key))
+        yield from self._loss_issues()
+        if isinstance(self.data, TextData):
+            yield from self.data.issues_of_use(self.model.task, self.export.dynamic_axes)
         yield from self._unwritten_artifact()
         named = {name for axes in self.export.dynamic_axes.values() for name in axes.values()}
         for name in (self.validate_.latency or LatencySection()).lengths:
@@ -287,6 +243,55 @@ class Recipe(Section):
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
             )
 
+    def _loss_issues(self) -> Iterator[RecipeIssue]:
+        """Whether a loss is there where one is read."""
+        if self.task.loss == "none":
+            learns = self.prune.uses_gradients or self.prune.method == "magnitude"
+            if learns and self.calibrate.labels is True:
+                text = "must be model where task.loss is none. Got true."
+                yield RecipeIssue(("calibrate", "labels"), text)
+            if self._epochs and self.recover.needs_labels:
+                text = (
+                    "must be given, with weight 1, where the model is trained and task.loss none."
+                )
+                yield RecipeIssue(("recover", "distill"), text)
+
+    def _recovery_split(self) -> Iterator[RecipeIssue]:
+        """Whether there are samples to train on."""
+        splits = getattr(self.data, "splits", None)
+        keys = {
+            "recover.epochs": self.recover.epochs,
+            "prune.epochs_between": self.prune.epochs_between,
+            "recover.loop": self.recover.loop,
+        }
+        trained = next((f"{key} = {epochs}" for key, epochs in keys.items() if epochs), None)
+        key = ("data", "splits", "recovery")
+        if self.recover.split == "calibration":
+            default = splits and type(splits).model_fields["recovery"].default
+            if splits is not None and splits.recovery != default:
+                yield RecipeIssue(
+                    key,
+                    "must be left out where recover.split is calibration, which reads no other. "
+                    f"Got {splits.recovery.model_dump(exclude_none=True)}.",
+                )
+        elif trained and splits is not None and splits.recovery is None:
+            yield RecipeIssue(
+                key,
+                "must be given where recover.epochs or prune.epochs_between > 0, or recover.loop "
+                "is given. "
+                f"Got {trained} and no recovery split. Add it, or set recover.split: calibration.",
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained."""
+        return self._epochs > 0 or self.recover.loop is not None
+
+    @property
+    def _epochs(self) -> int:
+        """Passes of our own training; a loop of the user's has its own loss."""
+        return self.recover.epochs + self.prune.epochs_between
+
     def _unwritten_artifact(self) -> Iterator[RecipeIssue]:
         """Whether the file that ships is one that the recipe's other keys write."""
         artifact = self.validate_.artifact
@@ -307,6 +312,11 @@ class Recipe(Section):
         """The file that ships: what the recipe names, or its default."""
         plain = ONNX_FILES[INT8 if self.quantize.is_on else SPARSE]
         return self.validate_.artifact or plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opens_lengths(cls, recipe: Any) -> Any:
+        return with_open_lengths(recipe)
 
     @model_validator(mode="after")
     def _keeps_its_source(self, info: ValidationInfo) -> "Recipe":

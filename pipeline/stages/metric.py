@@ -10,7 +10,7 @@ import numpy as np
 from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
-from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.inputs.task import METRICS, Task
 from mfac_compress.pipeline.inputs.task_checks import IGNORED
 from mfac_compress.pipeline.statistics.per_sample import (
     MetricIntervals,
@@ -39,7 +39,7 @@ class Metric:
     range: tuple[float, float] | None
     """Least and greatest value. null: not declared."""
     samples: int
-    """Number of validation samples."""
+    """Number of validation samples; of pairs, where the metric is one of pairs."""
     confidence: float
     """Of all intervals."""
     chance: float | None
@@ -92,6 +92,9 @@ def compare_metric(
     Raises:
         InputError: If the metric has no finite value on these outputs.
     """
+    cases = {name: task.cases(each, targets) for name, each in outputs.items()}
+    outputs = {name: each for name, (each, _) in cases.items()}
+    targets = next(of for _, of in cases.values())
     values = _evaluate(task, outputs, targets)
     level = _REPORT_CONFIDENCE if confidence == "none" else confidence
     intervals = _intervals(task, values, outputs, targets, level)
@@ -168,7 +171,7 @@ def _evaluate(task: Task, outputs: Mapping[str, Tree], targets: Tree) -> dict[st
     values = {name: task.evaluate(outputs[name], targets) for name in reversed(outputs)}
     ordered = {name: values[name] for name in outputs}
     _check_shapes(task, ordered)
-    if task.metric_name == "accuracy":
+    if task.metric_name in METRICS:
         return ordered
     shuffled = shuffle(targets)
     for _ in range(2):

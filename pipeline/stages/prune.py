@@ -76,8 +76,12 @@ def steps_of(units: Units, section: PruneSection) -> list[list[float]]:
         For each step, the share for each sparsity that competitions have, in ascending order:
         there may be millions of competitions, but few sparsities.
     """
-    ends = units.sparsity.unique().tolist()
-    ways = [sparsity_schedule(end, section.steps, section.schedule) for end in ends]
+    schedule, ways = section.schedule, []
+    for end in units.sparsity.unique().tolist():
+        first = schedule.init
+        if first is not None:
+            first *= end / section.sparsity if section.sparsity else 1.0
+        ways.append(sparsity_schedule(end, section.steps, schedule.interpolation, first))
     return [list(shares) for shares in zip(*ways, strict=True)]
 
 
@@ -116,8 +120,9 @@ def no_holdout(calibration: CalibrationData, where: Callable[..., str]) -> Input
     """Return the error for choices without samples to be made on."""
     return InputError(
         f"{where('calibrate.holdout')}: must leave at least one sample for the choices of "
-        "prune.first_order, of recover.batchnorm auto and of reconstruct. Got none of "
-        f"{calibration.draws.samples}. Raise it, or set them to false, never and none."
+        "prune.first_order, of recover.batchnorm and recover.lr auto, of recover.keep best and of "
+        f"reconstruct. Got none of {calibration.draws.samples}. Raise it, or set them to false, "
+        "never, a number, last and none."
     )
 
 

@@ -5,7 +5,7 @@ the held-out ones: validation samples choose nothing.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.export import open_session, predict
-from mfac_compress.export.names import Feeds, feeds
-from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
-from mfac_compress.export.session import fill, fixed_batch
+from mfac_compress.export.quantise import (
+    DynamicQuantiser,
+    StaticQuantiser,
+    Steps,
+    weights_in_8_bits,
+)
+from mfac_compress.export.quantised_weights import signed_weights
 from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.file_names import DENSE, IN_INT8, ONNX_FILES, SPARSE
@@ -26,12 +30,13 @@ from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import QuantizeSection
 from mfac_compress.pipeline.run.stage import Job
-from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
+from mfac_compress.pipeline.stages.file_inputs import drawn_feeds, held_out_feeds
 from mfac_compress.pipeline.stages.prune import no_holdout
 from mfac_compress.pipeline.stages.reconstruct import check_samples
+from mfac_compress.pipeline.stages.rounding import LayerRounding, Rounding, round_layers
 
 _STAGE = "quantize"
-_BATCH = 32
 _JUDGED = 512
 """Held-out samples on which a file in 8 bits is compared: one for each layer may have to be."""
 
@@ -67,6 +72,8 @@ class Quantised:
     """Most that the recipe allows. null: anything."""
     layers: tuple[LayerPrecision, ...]
     """All that could be in 8 bits, in the graph's order."""
+    rounding: Rounding | None = None
+    """null: weights are rounded to nearest."""
 
     @property
     def share(self) -> float:
@@ -74,6 +81,14 @@ class Quantised:
         return sum(one.size for one in self.layers if one.int8) / sum(
             one.size for one in self.layers
         )
+
+    @property
+    def solved(self) -> int:
+        """Layers in 8 bits with the weights of the solver of `quantize.weight_update`."""
+        if self.rounding is None or not self.rounding.kept:
+            return 0
+        solved = {one.weight for one in self.rounding.layers if one.solved}
+        return sum(one.int8 and one.weight in solved for one in self.layers)
 
 
 def check(
@@ -114,34 +129,66 @@ def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData
     """
     exported = job.before["export"].folder
     with TemporaryDirectory(prefix=".work-", dir=job.folder) as work:
-        search = _Search(job, section, calibration, exported / ONNX_FILES[SPARSE], Path(work))
-        found = search.run(job.folder / ONNX_FILES[IN_INT8[SPARSE]])
+        found = quantise_file(
+            exported / ONNX_FILES[SPARSE],
+            job.folder / ONNX_FILES[IN_INT8[SPARSE]],
+            section=section,
+            calibration=calibration,
+            scratch=Path(work),
+            step=job.progress.step,
+        )
         dense = _quantiser(exported / ONNX_FILES[DENSE], section, calibration, Path(work))
         dense.write(job.folder / ONNX_FILES[IN_INT8[DENSE]], metadata=_metadata(section))
     return found
+
+
+def quantise_file(
+    path: Path,
+    output: Path,
+    *,
+    section: QuantizeSection,
+    calibration: CalibrationData,
+    scratch: Path,
+    step: Callable[[str, int, int], None],
+) -> Quantised:
+    """Write a float file in 8 bits, and say what is in it.
+
+    Args:
+        path: The float file.
+        output: File to write.
+        section: The recipe's ``quantize``.
+        calibration: Has the samples.
+        scratch: Folder for temporary files.
+        step: Shows what is at work, how much of it is done, and how much there is.
+    Raises:
+        StageError: If no file in 8 bits is near enough to the float one.
+    """
+    return _Search(path, section, calibration, scratch, step).run(output)
 
 
 class _Search:
     """Looks for the file with as many layers in 8 bits as the recipe's tolerance allows.
 
     Args:
-        job: Shows the progress.
+        path: The pruned model in float.
         section: The recipe's ``quantize``.
         calibration: Has the samples.
-        path: The pruned model in float.
         work: Folder for files on trial.
+        step: Shows the progress.
     """
 
     def __init__(
         self,
-        job: Job,
+        path: Path,
         section: QuantizeSection,
         calibration: CalibrationData,
-        path: Path,
         work: Path,
+        step: Callable[[str, int, int], None],
     ) -> None:
-        self._job, self._section, self._work = job, section, work
+        self._path, self._section, self._calibration = path, section, calibration
+        self._work, self._step = work, step
         self._quantiser = _quantiser(path, section, calibration, work)
+        self._steps: Steps = {}
         self._divergence = Divergence(FileModule(path), calibration, most=_JUDGED)
 
     def run(self, output: Path) -> Quantised:
@@ -153,12 +200,17 @@ class _Search:
                 "quantize.mode must be off for a model without a convolution or matrix product "
                 "that has a constant weight.",
             )
+        rounded = self._round(output) if self._section.weight_update == "obs" else None
         everything = reached = self._write(output)
+        in_float: Sequence[str] = ()
         costs: dict[str, float] = {}
         if most is not None and not everything <= most:
             costs = self._costs()
             nodes = sorted(costs, key=_highest_first(costs))
-            reached = self._leave_in_float(output, nodes, most, everything)
+            in_float, reached = self._leave_in_float(output, nodes, most, everything)
+        rounding = None
+        if rounded is not None:
+            rounding, reached = self._nearer(output, in_float, reached, rounded)
         in_file = weights_in_8_bits(output)
         found = Quantised(
             mode=self._section.mode,
@@ -175,6 +227,7 @@ class _Search:
                 )
                 for one in layers
             ),
+            rounding=rounding,
         )
         if not found.share:
             raise StageError(
@@ -184,21 +237,55 @@ class _Search:
             )
         return found
 
+    def _round(self, output: Path) -> tuple[LayerRounding, ...]:
+        """From here on, weights are rounded by the solver."""
+        self._quantiser.write(output)  # has the scales, and the nearest steps
+        path, calibration = self._path, self._calibration
+        self._steps, layers = round_layers(
+            self._quantiser.model,
+            signed_weights(output),
+            lambda: drawn_feeds(path, calibration, _STAGE, self._section.samples),
+            lambda: held_out_feeds(path, calibration, _JUDGED),
+            calibration.draws.generator_for(f"{_STAGE}, positions"),
+            self._work,
+        )
+        return layers
+
+    def _nearer(
+        self,
+        output: Path,
+        in_float: Sequence[str],
+        solved: float,
+        layers: tuple[LayerRounding, ...],
+    ) -> tuple[Rounding, float]:
+        """Leave the file with the solver's steps, or with the nearest ones where that is nearer.
+
+        Returns how weights are rounded, and the file's divergence.
+        """
+        solved_steps, self._steps = self._steps, {}
+        nearest = self._write(output, in_float)
+        kept = is_nearer(solved, nearest)
+        if kept:
+            self._steps = solved_steps
+            self._write(output, in_float)
+        rounding = Rounding(reported(nearest), reported(solved), kept, layers)
+        return rounding, solved if kept else nearest
+
     def _costs(self) -> dict[str, float]:
         """What each layer costs by itself, by its node."""
         costs, trial = {}, self._work / "one.onnx"
         for done, layer in enumerate(self._quantiser.layers, 1):
-            self._job.progress.step(f"cost of {layer.weight}", done, len(self._quantiser.layers))
-            self._quantiser.write_only(trial, layer.node)
+            self._step(f"cost of {layer.weight}", done, len(self._quantiser.layers))
+            self._quantiser.write_only(trial, layer.node, steps=self._steps)
             costs[layer.node] = self._divergence.of(FileModule(trial))
         return costs
 
     def _leave_in_float(
         self, output: Path, nodes: Sequence[str], most: float, everything: float
-    ) -> float:
+    ) -> tuple[Sequence[str], float]:
         """Leave the fewest of the first nodes in float that reach the tolerance, by bisection.
 
-        Returns the divergence that is reached, at most ``most``; with none in float it is
+        Returns them, and the divergence that is reached, at most ``most``; with none in float it is
         ``everything``.
         """
         low, high, divergence = 0, len(nodes), everything  # too few, enough
@@ -213,11 +300,12 @@ class _Search:
                 f"and with only {nodes[-1]} in 8 bits the outputs are {divergence:.3g} away from "
                 "those in float. Raise it, or set quantize.mode to off.",
             )
-        return self._write(output, nodes[:high])
+        return nodes[:high], self._write(output, nodes[:high])
 
     def _write(self, output: Path, in_float: Sequence[str] = ()) -> float:
         """Write the file, and return how far its outputs are from those in float."""
-        self._quantiser.write(output, in_float=in_float, metadata=_metadata(self._section))
+        metadata = _metadata(self._section)
+        self._quantiser.write(output, in_float=in_float, steps=self._steps, metadata=metadata)
         return self._divergence.of(FileModule(output))
 
 
@@ -233,19 +321,11 @@ def _quantiser(
         return DynamicQuantiser(path, per_channel=section.per_channel, scratch=work)
     return StaticQuantiser(
         path,
-        _batches(path, section.samples, calibration),
+        drawn_feeds(path, calibration, _STAGE, section.samples),
         ranges=section.ranges,
         per_channel=section.per_channel,
         scratch=work,
     )
-
-
-def _batches(path: Path, samples: int, calibration: CalibrationData) -> Iterator[Feeds]:
-    """Calibration samples, the same for each file, as it takes them."""
-    session = open_session(path)
-    fixed, names = fixed_batch(session), [one.name for one in session.get_inputs()]
-    for inputs in calibration.drawn_inputs(_STAGE, samples, fixed or _BATCH):
-        yield {name: fill(array, fixed) for name, array in feeds(inputs, names).items()}
 
 
 def _metadata(section: QuantizeSection) -> dict[str, str]:

@@ -1,41 +1,33 @@
 """Short fine-tuning in which no removed weight comes back, then batch-norm statistics."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 
 from mfac_compress.mfac.batchnorm import has_batchnorm
-from mfac_compress.mfac.masking import MaskHooks
-from mfac_compress.mfac.optimizer import MFAC
-from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
-from mfac_compress.pipeline.inputs.forward import (
-    random_state,
-    seed_random_state,
-    set_random_state,
-)
 from mfac_compress.pipeline.inputs.model import Model
-from mfac_compress.pipeline.inputs.model_file import set_training
-from mfac_compress.pipeline.inputs.splits import Split
-from mfac_compress.pipeline.inputs.training_mode import train_mode
-from mfac_compress.pipeline.progress import Progress
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.batchnorm import Batchnorm, augmented, recalibrate_batchnorm
-from mfac_compress.pipeline.stages.divergence import Divergence
+from mfac_compress.pipeline.stages.distillation import Distillation
+from mfac_compress.pipeline.stages.divergence import Divergence, reported
+from mfac_compress.pipeline.stages.objective import Objective, Supervised
 from mfac_compress.pipeline.stages.prune import no_holdout
-from mfac_compress.pipeline.stages.shared_batch import Loss, backward, check_sharing
+from mfac_compress.pipeline.stages.range_test import STEPS, Tried, try_rates
+from mfac_compress.pipeline.stages.shared_batch import check_sharing
+from mfac_compress.pipeline.stages.training import Training
 from mfac_compress.pipeline.stages.training_check import check_training
-from mfac_compress.pipeline.weights import not_finite
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,17 @@ class Recovered:
     """Mean training loss."""
     batchnorm: Batchnorm
     """What became of batch-norm statistics."""
+    kept_epoch: int | None = None
+    """The epoch whose weights are kept; 0: none of them, but what the training started from. null:
+    there was no training."""
+    divergence: tuple[float | None, ...] = ()
+    """From the dense model's outputs on held-out samples, before the training and after each epoch;
+    the epoch is kept after which it is least. null: outputs were not finite. Empty where the last
+    epoch is kept, or there was no training."""
+    lr: float | None = None
+    """Learning rate at the start; null: there was no training."""
+    tried: tuple[Tried, ...] = ()
+    """Learning rates that were tried, where it was chosen."""
 
 
 def check(
@@ -53,7 +56,7 @@ def check(
     *,
     model: Model,
     section: RecoverSection,
-    recovery: Split | None,
+    samples: TrainingSamples | None,
     calibration: CalibrationData,
     augment: Augment,
     where: Callable[..., str],
@@ -66,7 +69,7 @@ def check(
         ranks: The processes.
         model: The dense model.
         section: How to train.
-        recovery: What to train on.
+        samples: What to train on; None without epochs.
         calibration: Has the loss, and samples for choices.
         augment: Random changes of images.
         where: Says where a key of the recipe was given.
@@ -75,10 +78,11 @@ def check(
     Raises:
         InputError: If not.
     """
-    loss, device = _loss(section, calibration), calibration.device
+    objective, device = objective_of(model, section, calibration), calibration.device
     with ranks.raise_on_every_rank():
         batchnorm = has_batchnorm(model.module)
-        if section.batchnorm == "auto" and batchnorm and not len(calibration.draws.holdout):
+        judged = section.chooses or (section.batchnorm == "auto" and batchnorm)
+        if judged and not len(calibration.draws.holdout):
             raise no_holdout(calibration, where)
         if section.batchnorm != "never" and batchnorm:
             next(augmented(calibration, augment, calibration.draws.pool[:2]))
@@ -89,9 +93,9 @@ def check(
             )
         if section.epochs:
             setting = f"{where(epochs_key)} is {section.epochs}"
-            check_training(model, recovery, loss, section.batch_size, device, setting)
+            check_training(model, samples, objective, section.batch_size, device, setting)
     if section.epochs:
-        check_sharing(model, recovery, loss, device, ranks, where(epochs_key))
+        check_sharing(model, samples, objective, device, ranks, where(epochs_key))
 
 
 def recover(
@@ -99,7 +103,7 @@ def recover(
     *,
     model: Model,
     section: RecoverSection,
-    recovery: Split | None,
+    samples: TrainingSamples | None,
     calibration: CalibrationData,
     augment: Augment,
     seed: int,
@@ -110,186 +114,155 @@ def recover(
         job: Where, with whom, after the pruned state.
         model: The dense model.
         section: How to train.
-        recovery: What to train on; None without epochs.
+        samples: What to train on; None without epochs.
         calibration: For batch-norm statistics; has the loss and the device.
         augment: Random changes of the images that these are taken of.
         seed: Of all random numbers.
     """
-    ranks, module, pruned = job.ranks, model.copy(), job.before["state"].folder
-    state = ranks.on_rank_zero(lambda: State.load(pruned))
-    state.into(module)
-    losses = []
-    if section.epochs:
-        assert recovery is not None  # the recipe holds this
-        loss = _loss(section, calibration)
-        training = Training(module, state.masks, section, recovery, loss, seed)
-        losses = list(training.run(ranks, job.progress, job.checkpoints))
-    batchnorm = ranks.on_rank_zero(
-        lambda: recalibrate_batchnorm(
-            module, Divergence(model.module, calibration), section.batchnorm, augment
-        )
+    folder = job.before["state"].folder
+    recovery = _Recovery(
+        job,
+        model,
+        section,
+        job.ranks.on_rank_zero(lambda: State.load(folder)),
+        Divergence(model.module, calibration),
+        augment,
+        seed,
     )
-    ranks.on_rank_zero(lambda: State.of(module, state.masks).save(job.folder))
-    return Recovered(tuple(losses), batchnorm)
+    return recovery.train(samples) if section.epochs else recovery.only_batchnorm()
 
 
-def _loss(section: RecoverSection, calibration: CalibrationData) -> Loss:
-    return partial(calibration.task.loss, label_smoothing=section.label_smoothing)
-
-
-class Training:
-    """A model in training, which can go on from the end of any epoch.
+class _Recovery:
+    """The pruned model on its way to the recovered one.
 
     Args:
-        module: The pruned model, which is changed.
-        masks: True = kept, of each pruned tensor.
+        job: Where, and with whom.
+        model: The dense model.
         section: How to train.
-        split: What to train on.
-        loss: Of outputs and targets: the mean over a batch.
+        state: The pruned model.
+        divergence: From the dense model; has the samples for choices.
+        augment: Random changes of images.
         seed: Of all random numbers.
     """
 
     def __init__(
         self,
-        module: nn.Module,
-        masks: Mapping[str, Tensor],
+        job: Job,
+        model: Model,
         section: RecoverSection,
-        split: Split,
-        loss: Loss,
+        state: State,
+        divergence: Divergence,
+        augment: Augment,
         seed: int,
     ) -> None:
-        self._module, self._masks, self._loss = module, masks, loss
-        self._section, self._split = section, split
-        self._parameters = dict(module.named_parameters())
-        self._device = next(iter(self._parameters.values())).device
-        self._batches = math.ceil(len(split) / section.batch_size)
-        self._optimizer = _optimizer(section, module)
-        curve = _lr_curve(section, section.epochs * self._batches)
-        self._scheduler = LambdaLR(self._optimizer, curve)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._seed = seed
-        self._losses: list[float] = []
+        self._job, self._model, self._section, self._seed = job, model, section, seed
+        self._state, self._divergence, self._augment = state, divergence, augment
 
-    def run(
-        self, ranks: Ranks, progress: Progress, checkpoints: Checkpoints | None = None
-    ) -> Iterator[float]:
-        """Yield the mean loss of each epoch, also of those before a checkpoint.
+    def only_batchnorm(self) -> Recovered:
+        """Nothing but the statistics changes."""
+        return Recovered((), self._finish(self._pruned()))
 
-        Args:
-            ranks: Who share each batch.
-            progress: Shows the batches.
-            checkpoints: Where to go on from, and where each epoch but the last is kept.
-        """
-        section, pruned = self._section, {name: self._parameters[name] for name in self._masks}
-        seed_random_state(self._seed)
-        if checkpoints is not None:
-            found = ranks.on_rank_zero(checkpoints.load)
-            if found is not None:
-                self._restore(found)
-        train_mode(self._module)
-        yield from self._losses
-        progress.plan((section.epochs - len(self._losses)) * self._batches)
-        with MaskHooks(pruned, self._masks).attach(self._optimizer) as hooks:
-            for epoch in range(len(self._losses), section.epochs):
-                total = self._epoch(epoch, ranks, progress)
-                with ranks.raise_on_every_rank():
-                    hooks.check()
-                    _check_finite(self._module, epoch)
-                    self._losses.append(_finite(total / len(self._split), epoch))
-                if checkpoints is not None and epoch + 1 < section.epochs:
-                    content = self._content()
-                    ranks.on_rank_zero(lambda at=epoch, c=content: checkpoints.save(at + 1, c))
-                yield self._losses[-1]
-        set_training(self._module, False)
-
-    def _epoch(self, epoch: int, ranks: Ranks, progress: Progress) -> float:
-        """Train on each sample once; returns the sum of their losses."""
-        size, total = self._section.batch_size, 0.0
-        batches = self._split.batches(size, shuffle=True, generator=self._generator, augment=True)
-        label = f"recover, epoch {epoch + 1}/{self._section.epochs}"
-        for batch in progress.track(batches, label, self._batches):
-            if batch.size == 1 < size:
-                continue  # the odd one out has no variance for batch norm
-            self._optimizer.zero_grad(set_to_none=True)
-            loss = backward(self._module, batch, self._loss, self._device, ranks)
-            total += loss * batch.size
-            self._optimizer.step()
-            self._scheduler.step()
-        return total
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Parameters and all buffers, also those that no state dict holds."""
-        return {**self._parameters, **dict(self._module.named_buffers())}
-
-    def _content(self) -> dict[str, Any]:
-        """All that the next epoch starts from."""
-        return {
-            "losses": self._losses,
-            "tensors": self._tensors(),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": self._scheduler.state_dict(),
-            "generator": self._generator.get_state(),
-            "random": random_state(self._device),
-        }
-
-    @torch.no_grad()
-    def _restore(self, content: Mapping[str, Any]) -> None:
-        for name, tensor in self._tensors().items():
-            tensor.copy_(content["tensors"][name])
-        self._optimizer.load_state_dict(content["optimizer"])
-        self._scheduler.load_state_dict(content["scheduler"])
-        self._generator.set_state(content["generator"])
-        set_random_state(content["random"], self._device)
-        self._losses = content["losses"]
-
-
-def _finite(loss: float, epoch: int) -> float:
-    if not math.isfinite(loss):
-        raise StageError(
-            "recover",
-            f"the training loss must stay finite. Got {loss} in epoch {epoch + 1}. "
-            "Lower recover.lr.",
+    def train(self, samples: TrainingSamples) -> Recovered:
+        """Train on the samples."""
+        job, keeps_best = self._job, self._section.keeps_best
+        found = job.ranks.on_rank_zero(job.checkpoints.load)
+        lr, tried = self._rate(samples) if found is None else _rate_of(found)
+        section = self._section.model_copy(update={"lr": lr})
+        module = self._pruned()
+        training = Training(
+            module,
+            self._state.masks,
+            section,
+            samples,
+            self._objective,
+            self._seed,
+            self._divergence.of if keeps_best else None,
+            job.ranks.on_rank_zero(self._divergence_before) if keeps_best else nan,
         )
-    return loss
-
-
-def _check_finite(module: nn.Module, epoch: int) -> None:
-    """The loss of a batch is that before its step: the last step shows in the weights only."""
-    broken = not_finite(module)
-    if broken:
-        raise StageError(
-            "recover",
-            f"weights must stay finite. Got NaN or infinity in {broken[0]} after epoch "
-            f"{epoch + 1}. Lower recover.lr.",
+        save = partial(_save, job.checkpoints, lr, tried)
+        losses = tuple(training.run(job.ranks, job.progress, save, found and found["training"]))
+        best = training.best
+        return Recovered(
+            losses,
+            self._finish(module),
+            kept_epoch=best.epoch if best else len(losses),
+            divergence=tuple(map(reported, best.divergences)) if best else (),
+            lr=lr,
+            tried=tried,
         )
 
+    def _rate(self, samples: TrainingSamples) -> tuple[float, tuple[Tried, ...]]:
+        """The learning rate, and those that were tried for it."""
+        section, ranks = self._section, self._job.ranks
+        if section.lr != "auto":
+            return section.lr, ()
+        generator = torch.Generator().manual_seed(self._seed)
+        few = samples.part(STEPS * section.batch_size, generator)
 
-def _optimizer(section: RecoverSection, module: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if section.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=section.lr, weight_decay=section.weight_decay)
-    if section.optimizer == "mfac":
-        return MFAC(
-            parameters,
-            lr=section.lr,
-            num_gradients=section.window.num_gradients,
-            damping=section.window.damping,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
+        def divergence_after(section: RecoverSection) -> float:
+            module, masks = self._pruned(), self._state.masks
+            training = Training(module, masks, section, few, self._objective, self._seed)
+            try:
+                training.try_epoch(ranks)
+            except ValueError:  # M-FAC takes no gradients that are not finite
+                return nan
+            return ranks.on_rank_zero(lambda: self._divergence.of(module))
+
+        return try_rates(section, divergence_after, self._job.progress)
+
+    def _divergence_before(self) -> float:
+        """That of the pruned model with the statistics that it would have without training."""
+        module = self._pruned()
+        self._recalibrate(module)
+        return self._divergence.of(module)
+
+    def _finish(self, module: nn.Module) -> Batchnorm:
+        """Re-estimate statistics and save the state; the same answer for all processes."""
+        ranks = self._job.ranks
+        batchnorm = ranks.on_rank_zero(lambda: self._recalibrate(module))
+        ranks.on_rank_zero(lambda: State.of(module, self._state.masks).save(self._job.folder))
+        return batchnorm
+
+    def _recalibrate(self, module: nn.Module) -> Batchnorm:
+        return recalibrate_batchnorm(
+            module, self._divergence, self._section.batchnorm, self._augment
         )
-    return torch.optim.SGD(
-        parameters,
-        lr=section.lr,
-        momentum=section.momentum,
-        weight_decay=section.weight_decay,
-    )
+
+    def _pruned(self) -> nn.Module:
+        return self._state.into(self._model.copy())
+
+    @property
+    def _objective(self) -> Objective:
+        return objective_of(self._model, self._section, self._divergence.calibration)
 
 
-def _lr_curve(section: RecoverSection, steps: int) -> Callable[[int], float]:
-    """Share of the learning rate at each step; falls to zero, unless constant."""
-    curves: dict[str, Callable[[int], float]] = {
-        "cosine": lambda step: (1 + math.cos(math.pi * step / steps)) / 2,
-        "linear": lambda step: 1 - step / steps,
-        "constant": lambda step: 1.0,
-    }
-    return curves[section.schedule]
+def _save(
+    checkpoints: Checkpoints,
+    lr: float,
+    tried: Sequence[Tried],
+    number: int,
+    training: Mapping[str, Any],
+) -> None:
+    """Save where a training is, with what was chosen before it."""
+    rates = [(one.lr, one.divergence) for one in tried]
+    checkpoints.save(number, {"lr": lr, "tried": rates, "training": training})
+
+
+def _rate_of(found: Mapping[str, Any]) -> tuple[float, tuple[Tried, ...]]:
+    """The learning rate of a checkpoint, and those that were tried for it."""
+    return found["lr"], tuple(Tried(*one) for one in found["tried"])
+
+
+def objective_of(model: Model, section: RecoverSection, calibration: CalibrationData) -> Objective:
+    """What a training makes smaller, as the recipe says.
+
+    Args:
+        model: The dense model.
+        section: How to train.
+        calibration: Has the task's loss.
+    """
+    task = calibration.task
+    loss = partial(task.loss, label_smoothing=section.label_smoothing)
+    if section.distill is None:
+        return Supervised(loss)
+    return Distillation.of(section.distill, model.module, task.loss_name, loss)

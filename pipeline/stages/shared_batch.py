@@ -1,39 +1,35 @@
 """The gradient of a batch whose samples several processes share.
 
-Each process runs the model on its share. The loss is taken of everyone's outputs, so it may be any
-function of them, and the gradients of the shares add up to the whole batch's.
+Each process runs the model on its share. The loss is taken of what all have computed, so it may be
+any function of that, and the gradients of the shares add up to the whole batch's.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import Batch, Tree, call, map_tensors
+from mfac_compress.mfac.batch import Batch, map_tensors
 from mfac_compress.mfac.shared_batchnorm import shared_batchnorm
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.model import Model
-from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.stages.objective import Objective
 
 _TOLERANCE = 1e-3
 
 
-Loss = Callable[[Any, Tree], Tensor]
-
-
 def backward(
-    module: nn.Module, batch: Batch, loss: Loss, device: torch.device, ranks: Ranks
+    module: nn.Module, batch: Batch, objective: Objective, device: torch.device, ranks: Ranks
 ) -> float:
     """Set the gradients of a batch's loss, the same in all processes.
 
     Args:
         module: In training mode; the same in all processes.
         batch: The whole batch, in all processes. One smaller than their number is not shared.
-        loss: Of outputs and targets: the mean over a batch.
+        objective: What is made smaller.
         device: The module's.
         ranks: Who share it.
 
@@ -43,10 +39,10 @@ def backward(
     shared = 1 < ranks.size <= batch.size
     own = batch.rows(ranks.shard(batch.size)) if shared else batch
     with shared_batchnorm(module, ranks.all_reduce) if shared else nullcontext():
-        outputs = call(module, own.to(device).inputs)
+        computed = objective.compute(module, own.to(device).inputs)
         if shared:
-            outputs = map_tensors(lambda part: _of_all(part, ranks), outputs)
-        value = loss(outputs, batch.to(device).targets)
+            computed = map_tensors(lambda part: _of_all(part, ranks), computed)
+        value = objective.loss(computed, batch.to(device).targets)
         value.backward()
     if shared:
         _set_gradient(module, ranks.all_reduce(_gradient(module)))
@@ -54,7 +50,7 @@ def backward(
 
 
 def _of_all(own: Tensor, ranks: Ranks) -> Tensor:
-    """Everyone's outputs in order, of which the own ones have a gradient."""
+    """Everyone's rows in order, of which the own ones have a gradient."""
     everyone = ranks.all_gather(own.detach())
     everyone[ranks.shard(len(everyone))] = own
     return everyone
@@ -62,8 +58,8 @@ def _of_all(own: Tensor, ranks: Ranks) -> Tensor:
 
 def check_sharing(
     model: Model,
-    split: Split,
-    loss: Loss,
+    samples: TrainingSamples,
+    objective: Objective,
     device: torch.device,
     ranks: Ranks,
     where: str,
@@ -72,8 +68,8 @@ def check_sharing(
 
     Args:
         model: Trained in copies.
-        split: Has the batch.
-        loss: Of outputs and targets.
+        samples: Has the batch.
+        objective: What is made smaller.
         device: The model's.
         ranks: Who share it.
         where: The key that says that the recipe trains, and where it was given.
@@ -81,14 +77,14 @@ def check_sharing(
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
     """
-    if ranks.size == 1 or len(split) < ranks.size:
+    if ranks.size == 1 or len(samples) < ranks.size:
         return
-    batch = next(split.batches(2 * ranks.size))
+    batch = samples.first(2 * ranks.size)
     gradients, drawn = [], _random_state(device)
     for who in (Ranks(), ranks):
         module = model.copy()
         train_mode(module)
-        backward(module, batch, loss, device, who)
+        backward(module, batch, objective, device, who)
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():
         draws = not torch.equal(drawn, _random_state(device))

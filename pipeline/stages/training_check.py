@@ -7,10 +7,11 @@ from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.model import Model
-from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.training_mode import train_mode
+from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.quoting import type_and_shape
-from mfac_compress.pipeline.stages.shared_batch import Loss
+from mfac_compress.pipeline.stages.distillation import Distillation, check_layers
+from mfac_compress.pipeline.stages.objective import Objective
 
 _SAMPLES = 8
 _OUT = (
@@ -21,8 +22,8 @@ _OUT = (
 
 def check_training(
     model: Model,
-    split: Split,
-    loss: Loss,
+    samples: TrainingSamples,
+    objective: Objective,
     batch_size: int,
     device: torch.device,
     setting: str,
@@ -31,8 +32,8 @@ def check_training(
 
     Args:
         model: The dense model.
-        split: The recovery samples.
-        loss: Of outputs and targets.
+        samples: What it is trained on.
+        objective: What is made smaller.
         batch_size: Of the training.
         device: The model's.
         setting: Says that the recipe trains, for messages.
@@ -41,9 +42,9 @@ def check_training(
         InputError: If it fails, or returns something else than in evaluation mode (a head that
             exists in training only).
     """
-    count = min(_SAMPLES, batch_size, len(split))
+    count = min(_SAMPLES, batch_size, len(samples))
     with random_state_kept(device):
-        batch = next(split.batches(count, indices=torch.arange(count))).to(device)
+        batch = samples.first(count).to(device)
         expected = run_model(model.module, batch.inputs, device)
         module = model.copy()
         train_mode(module)
@@ -58,7 +59,10 @@ def check_training(
         _check_same_form(outputs, expected, setting)
         try:
             with user_code():
-                loss(outputs, batch.targets).backward()
+                if isinstance(objective, Distillation):
+                    check_layers(objective, module, batch.inputs)
+                computed = objective.compute(module, batch.inputs)
+                objective.loss(computed, batch.targets).backward()
         except InputError:
             raise
         except Exception as error:

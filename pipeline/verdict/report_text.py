@@ -9,10 +9,12 @@ from rich.text import Text
 
 from mfac_compress.pipeline.file_names import DENSE, DENSE_INT8, ONNX_FILES, SPARSE
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
+from mfac_compress.pipeline.stages.rounding import Rounding
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
 from mfac_compress.pipeline.verdict.gates import Gate
 from mfac_compress.pipeline.verdict.inputs import Code
+from mfac_compress.pipeline.verdict.recovery_text import EPOCH_HEAD, epoch_rows, recovery_line
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.tables import Row
 
@@ -40,6 +42,7 @@ def markdown(report: Report, seconds: Mapping[str, float]) -> str:
         "## Measured in ONNX Runtime",
         _table(("", *_titles(report)), tables.measured_rows(report)),
         *_repairs_text(report),
+        *_recovery_text(report),
         *_precision_text(report),
         "## Latency",
         _latency_text(report),
@@ -60,7 +63,12 @@ def print_verdict(report: Report, console: Console) -> None:
     """The measurements, the gates, and at last the verdict: readable at 80 columns."""
     for part in _side_by_side(report, console.width):
         console.print(_measurements(part))
-    for line in (*_unwritten(report), *_repaired(report), *_precision(report)):
+    for line in (
+        *_unwritten(report),
+        *_repaired(report),
+        *_recovered(report),
+        *_precision(report),
+    ):
         console.print(Text(line))
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
@@ -180,6 +188,19 @@ def _repairs_text(report: Report) -> Iterable[str]:
         yield _table(("weight", "why"), last.left_out.items())
 
 
+def _recovered(report: Report) -> Iterator[str]:
+    if report.recovery.loss_by_epoch:
+        yield recovery_line(report.recovery)
+
+
+def _recovery_text(report: Report) -> Iterator[str]:
+    """The training after the last pruning step, epoch by epoch."""
+    if report.recovery.loss_by_epoch:
+        yield "## Recovery"
+        yield recovery_line(report.recovery)
+        yield _table(EPOCH_HEAD, epoch_rows(report.recovery))
+
+
 def _judged(report: Report) -> str:
     """Which files the gates apply to."""
     text = f"Of {report.judged}, {report.shipped.file}."
@@ -198,10 +219,11 @@ def _precision(report: Report) -> Iterator[str]:
     if quantised is None:
         return
     inside = sum(layer.int8 for layer in quantised.layers)
+    solved = f", {quantised.solved} rounded by the layerwise solver" if quantised.rounding else ""
     yield (
         f"quantize, {quantised.mode}: {inside} of {len(quantised.layers)} layers "
-        f"({quantised.share:.1%} of their weights) in 8 bits; divergence from {ONNX_FILES[SPARSE]} "
-        f"{quantised.divergence:.3g}."
+        f"({quantised.share:.1%} of their weights) in 8 bits{solved}; "
+        f"divergence from {ONNX_FILES[SPARSE]} {quantised.divergence:.3g}."
     )
 
 
@@ -220,6 +242,24 @@ def _precision_text(report: Report) -> Iterator[str]:
         "Layers that cost most alone are left in float until it holds; where it holds with all, "
         f"nothing else is measured. {ONNX_FILES[DENSE_INT8]} has all layers in 8 bits."
     )
+    if quantised.rounding is not None:
+        yield from _rounding_text(quantised.rounding)
+
+
+def _rounding_text(rounding: Rounding) -> Iterator[str]:
+    """How weights were rounded, and which the solver could not round."""
+    better = sum(layer.solved for layer in rounding.layers)
+    divergences = map(tables.divergence_text, (rounding.nearest, rounding.solved))
+    yield (
+        "Rounding by the layerwise solver (quantize.weight_update: obs): nearer outputs in "
+        f"{better} of {len(rounding.layers)} layers on held-out calibration samples. The model's "
+        "divergence is {} with all weights rounded to nearest and {} with the solver's in these "
+        "layers: ".format(*divergences)
+        + ("these are in the file." if rounding.kept else "the nearest are in the file.")
+    )
+    for layer in rounding.layers:
+        if layer.reason is not None:
+            yield f"{layer.weight} is rounded to nearest: {layer.reason}."
 
 
 def _latency_text(report: Report) -> str:

@@ -9,8 +9,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from mfac_compress.export import Variant, audit_zeros, export_onnx, open_session
+from mfac_compress.export.layer_inputs import layer_products
 from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
-from mfac_compress.export.quantised_weights import quantised_weights
+from mfac_compress.export.quantised_weights import quantised_weights, signed_weights
 
 
 def _images(n, seed=0):
@@ -201,3 +202,53 @@ def test_values_that_are_not_finite_are_an_error_that_says_so(pruned, tmp_path):
 def test_no_samples_are_an_error(pruned, tmp_path):
     with pytest.raises(ValueError, match="measure the ranges"):
         StaticQuantiser(pruned.path, [], scratch=tmp_path)
+
+
+def test_given_steps_take_the_places_of_the_nearest_and_nothing_else_changes(
+    quantiser, pruned, tmp_path
+):
+    one, two = tmp_path / "nearest.onnx", tmp_path / "given.onnx"
+    quantiser.write(one)
+    nearest = signed_weights(one)
+    name = quantiser.layers[-1].weight
+    steps = {name: np.where(nearest[name].steps == 0, 0, 5).astype(np.int8)}
+    quantiser.write(two, steps=steps)
+    before, after = (
+        {key: value.const_value.numpy() for key, value in ir.load(path).graph.initializers.items()}
+        for path in (one, two)
+    )
+    np.testing.assert_array_equal(after.pop(f"{name}_quantized"), steps[name])
+    before.pop(f"{name}_quantized")
+    assert before.keys() == after.keys()
+    for key, array in before.items():
+        np.testing.assert_array_equal(after[key], array)
+
+
+def test_given_steps_of_a_layer_that_stays_in_float_do_not_count(quantiser, tmp_path):
+    layer, path = quantiser.layers[-1], tmp_path / "int8.onnx"
+    quantiser.write(path)
+    steps = {layer.weight: np.zeros_like(signed_weights(path)[layer.weight].steps)}
+    contents = []
+    for given in ({}, steps):
+        quantiser.write(path, in_float=[layer.node], steps=given)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_steps_times_scales_are_the_weights(pruned, tmp_path, per_channel, mode):
+    options = {"per_channel": per_channel, "scratch": tmp_path}
+    if mode == "dynamic":
+        quantiser = DynamicQuantiser(pruned.path, **options)
+    else:
+        quantiser = StaticQuantiser(pruned.path, _batches(), **options)
+    quantiser.write(tmp_path / "int8.onnx")
+    weights = signed_weights(tmp_path / "int8.onnx")
+    products = dict(layer_products(quantiser.model))
+    assert {layer.weight for layer in quantiser.layers} == weights.keys()
+    for name, weight in weights.items():
+        W, steps = (products[name].matrices(x) for x in (products[name].values, weight.steps))
+        scale = weight.scale if per_channel else np.repeat(weight.scale, W.shape[0] * W.shape[1])
+        scale = scale.reshape(*W.shape[:2], 1)
+        assert (np.abs(steps * scale - W) <= 0.501 * scale).all()

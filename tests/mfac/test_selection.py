@@ -117,11 +117,28 @@ def test_at_least_the_share_is_removed_and_never_all():
 
 
 def test_schedules_end_at_the_target_and_grow():
-    for schedule in ("geometric", "linear"):
+    for schedule in ("geometric", "linear", "cubic"):
         sparsities = sparsity_schedule(0.9, 7, schedule)
         assert sparsities[-1] == 0.9
         assert sparsities == sorted(sparsities)
         assert len(sparsities) == 7
+
+
+@pytest.mark.parametrize("interpolation", ["geometric", "linear", "cubic"])
+def test_a_schedule_with_a_first_sparsity_goes_on_from_it(interpolation):
+    found = sparsity_schedule(0.9, 5, interpolation, first=0.3)
+    assert (len(found), found[0], found[-1]) == (5, pytest.approx(0.3), 0.9)
+    assert found == sorted(set(found))
+    assert sparsity_schedule(0.9, 5, interpolation, first=0.0)[1:] == pytest.approx(
+        sparsity_schedule(0.9, 4, interpolation)
+    )
+    assert sparsity_schedule(0.9, 1, interpolation, first=0.3) == [0.9]
+
+
+def test_a_cubic_schedule_is_that_of_the_paper():
+    initial, final, steps = 0.05, 0.9, 7
+    paper = [final + (initial - final) * (1 - t / (steps - 1)) ** 3 for t in range(steps)]
+    assert sparsity_schedule(final, steps, "cubic", first=initial) == pytest.approx(paper)
 
 
 def test_a_geometric_schedule_keeps_the_same_share_in_each_step():

@@ -112,7 +112,7 @@ WORDS = ["a", "the", "cat", "dog", "sat", "on", "mat", "ran", "red", "blue", "bi
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of transformers: a BERT of two layers for three classes, and its tokenizer."""
+    """A folder of transformers: a BERT of one layer for three classes, and its tokenizer."""
     transformers = pytest.importorskip("transformers", reason="the extra transformers is missing")
     tokenizers = pytest.importorskip("tokenizers", reason="the extra transformers is missing")
     folder = tmp_path_factory.mktemp("bert")
@@ -127,7 +127,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = transformers.BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,

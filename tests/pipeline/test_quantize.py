@@ -9,13 +9,18 @@ from onnx import numpy_helper
 
 from mfac_compress.export import open_session
 from mfac_compress.export.quantise import StaticQuantiser, weights_in_8_bits
-from mfac_compress.pipeline.stages import export, prune, quantize, recover, validate
+from mfac_compress.export.quantised_weights import signed_weights
+from mfac_compress.pipeline.stages import export, prune, quantize, recover, rounding, validate
+from mfac_compress.pipeline.stages.rounding import LayerRounding
 
 ON = ("--set", "quantize={mode: static, samples: 64}")
 
 
 def _report(project):
     return json.loads((project.output / "report.json").read_text())
+
+
+OBS = ("--set", "quantize={mode: static, samples: 64, weight_update: obs}")
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +182,78 @@ def test_without_the_tolerance_nothing_is_left_in_float(project, coarse):
     assert all(one["int8"] for one in found["layers"])
 
 
-def test_validation_samples_choose_nothing(project, frozen_stages):
+@pytest.mark.parametrize("given", [ON, OBS])
+def test_validation_samples_choose_nothing(project, frozen_stages, given):
     """Other validation samples leave the files as they are; other calibration samples do not."""
-    assert project.run("-q", *ON).exit_code == 0
+    assert project.run("-q", *given).exit_code == 0
     frozen_stages(quantize)
     other = ("--set", "data.splits.validation={path: test.npz, rows: [0, 150]}")
-    assert project.run("-q", *ON, *other).exit_code == 0
+    assert project.run("-q", *given, *other).exit_code == 0
     other = ("--set", "data.splits.calibration={path: train.npz, rows: [0, 199]}")
-    assert "computed again" in project.run("-q", *ON, *other).output
+    assert "computed again" in project.run("-q", *given, *other).output
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_weights_rounded_by_the_solver_are_in_the_file(project, mode):
+    given = f"quantize={{mode: {mode}, samples: 64, max_divergence: null"
+    assert project.run("-q", "--set", f"{given}}}").exit_code == 0
+    path = project.output / "model.int8.onnx"
+    nearest, metadata = signed_weights(path), onnx.load(path).metadata_props
+    result = project.run("--set", f"{given}, weight_update: obs}}")
+    assert result.exit_code == 0, result.output
+    assert "rounded by the layerwise solver" in " ".join(result.output.split())
+    report = _report(project)
+    found, measured = report["quantisation"]["rounding"], report["variants"]["int8"]
+    assert all(layer["solved_error"] is not None for layer in found["layers"])
+    solved = {layer["weight"] for layer in found["layers"] if layer["solved"]}
+    assert solved
+    assert found["kept"] == (found["solved"] < found["nearest"])
+    assert report["quantisation"]["divergence"] == min(found["solved"], found["nearest"])
+    for name, weight in signed_weights(path).items():
+        np.testing.assert_array_equal(weight.scale, nearest[name].scale)
+        changed = (weight.steps != nearest[name].steps).any()
+        assert changed == (name in solved and found["kept"])
+    assert [one["intact"] for one in measured["audit"]] == [True, True]
+    assert onnx.load(path).metadata_props != metadata
+
+
+def test_what_brings_the_outputs_no_nearer_is_not_in_the_file(project, monkeypatch):
+    """Layers may each be nearer to what they were, and the model not."""
+    assert project.run("-q", *ON).exit_code == 0
+    nearest = signed_weights(project.output / "model.int8.onnx")
+
+    def turned(model, nearest, *_):
+        layers = (LayerRounding(name, True, 1.0, 0.5, None) for name in nearest)
+        return {name: -one.steps for name, one in nearest.items()}, tuple(layers)
+
+    monkeypatch.setattr(quantize, "round_layers", turned)
+    tolerant = ("--set", OBS[1].replace("obs", "obs, max_divergence: null"))
+    assert project.run("-q", *tolerant).exit_code == 0
+    found = _report(project)["quantisation"]
+    assert not found["rounding"]["kept"]
+    assert found["divergence"] == found["rounding"]["nearest"] < found["rounding"]["solved"]
+    for name, one in signed_weights(project.output / "model.int8.onnx").items():
+        np.testing.assert_array_equal(one.steps, nearest[name].steps)
+    assert ", 0 rounded by the layerwise solver" in (project.output / "report.md").read_text()
+
+
+def test_layers_that_the_solver_cannot_round_are_named(project, monkeypatch):
+    monkeypatch.setattr(rounding, "_MOST_BYTES", 8 * 8**2)
+    assert project.run("-q", *OBS).exit_code == 0
+    layers = _report(project)["quantisation"]["rounding"]["layers"]
+    refused = [one for one in layers if one["reason"]]
+    assert refused
+    for one in refused:
+        assert not one["solved"]
+        said = f"{one['weight']} is rounded to nearest: the second moments"
+        assert said in (project.output / "report.md").read_text()
 
 
 def test_what_was_made_otherwise_is_not_reused(project, frozen_stages):
     assert project.run("-q", *ON).exit_code == 0
     frozen_stages(export, prune, recover, quantize)
-    for change in ("per_channel=false", "samples=63", "max_divergence=1e-9", "ranges=entropy"):
+    changes = ("per_channel=false", "samples=63", "max_divergence=1e-9", "ranges=entropy")
+    for change in (*changes, "weight_update=obs"):
         result = project.run("-q", *ON, "--set", f"quantize.{change}")
         assert "quantize was computed again" in result.output, change
 
@@ -215,6 +278,15 @@ def test_files_of_an_earlier_run_do_not_stay(project):
     report = _report(project)
     assert report["quantisation"] is None
     assert report["judged"] == "sparse"
+
+
+def test_switched_off_by_set_the_keys_of_the_file_do_not_count(project):
+    project.recipe["quantize"] = {"mode": "static", "samples": 64, "weight_update": "obs"}
+    assert project.run("-q", "--dry-run", "--set", "quantize.mode=off").exit_code == 0
+    both = ("--set", "quantize.mode=off", "--set", "quantize.samples=9")
+    result = project.run("-q", "--dry-run", *both)
+    assert result.exit_code == 2
+    assert "quantize.samples must be left out where quantize.mode is off" in result.output
 
 
 def test_off_costs_no_stage(project, frozen_stages):
@@ -258,6 +330,8 @@ def test_the_file_with_sparse_operators_must_be_faster_than_the_one_it_was_made_
         ("quantize.mode=half", "quantize.mode"),
         ("quantize=half", "quantize"),
         ("quantize={mode: dynamic, ranges: entropy}", "quantize.ranges"),
+        ("quantize={mode: off, weight_update: obs}", "quantize.weight_update"),
+        ("quantize={mode: off, samples: 9}", "quantize.samples"),
         ("validate.artifact=dense.int8.onnx", "validate.artifact"),
     ],
 )

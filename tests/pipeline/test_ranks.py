@@ -47,7 +47,13 @@ RECIPES = {
             "layerwise": {"samples": 100},
         },
         "reconstruct": {"method": "blocks", "samples": 100, "blocks": {"samples": 100}},
-        "recover": {"epochs": 2, "lr": 0.3, "batch_size": 33, "batchnorm": "never"},
+        "recover": {
+            "epochs": 2,
+            "lr": 0.3,
+            "batch_size": 33,
+            "batchnorm": "never",
+            "distill": {"weight": 0.9, "layers": ["2"]},
+        },
     },
     "full": {
         # Ahead of batch norm some gradients are rounding and no more, by which AdamW steps.

@@ -155,7 +155,7 @@ def _moments_with_targets(graph, model, dense, name, batches, positions=None):
                 for m in (model, dense)
             )
             y = target[use.node]
-            chosen = choose_positions(use.operator.positions(y), len(y), positions, generator)
+            chosen = choose_positions(use.operator, y, inputs, positions, generator)
             bias = target[use.bias] if use.bias else None
             add_moments(moments, use, got[use.input], y, chosen, target=y, bias=bias)
     return moments
@@ -264,6 +264,39 @@ def test_chosen_positions_estimate_the_mean_over_all():
     assert some.count == 400 * 16
     difference = some.H / some.count - every.H / every.count
     assert difference.norm() < 0.05 * (every.H / every.count).norm()
+
+
+class _Padded(nn.Module):
+    """A layer over tokens, flat or not, and one over the first token."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat, self.each, self.first = flat, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x, attention_mask):
+        y = self.each(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if self.flat else self.each(x)
+        return self.first((y * attention_mask[..., None])[:, 0])
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("positions", [None, 2])
+def test_padding_does_not_count(flat, positions):
+    torch.manual_seed(0)
+    model, x = _Padded(flat).double(), torch.randn(6, 5, 3, dtype=torch.float64)
+    mask = (torch.arange(5) < torch.tensor([5, 2, 2, 3, 4, 2])[:, None]).long()
+    x[mask == 0] = 1e6
+    inputs = {"x": x, "attention_mask": mask}
+    graph = LayerGraph.trace(model, inputs)
+    moments = layer_moments(
+        graph, model, [*graph.layers], [inputs], positions=positions,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert moments["first.weight"].count == 6
+    if positions is None:
+        torch.testing.assert_close(moments["each.weight"].H[0], _second_moment(x[mask == 1]))
+    else:
+        assert moments["each.weight"].count == 12
+        assert moments["each.weight"].H.max() < 1e6
 
 
 def test_chosen_positions_of_inputs_and_targets_are_the_same():

@@ -136,7 +136,7 @@ CONFIGS = {
     "no model_type": ({"model_type": None}, "must name its model_type"),
     "unknown": ({"model_type": "x9", "auto_map": {}}, r"Got x9. Its own code \(auto_map\) is nev"),
     "quantised": ({"quantization_config": {"bits": 4}}, "must have weights in float"),
-    "too deep": ({"num_hidden_layers": 10**9}, "must fit the weights, which are 41 tensors"),
+    "too deep": ({"num_hidden_layers": 10**9}, "must fit the weights, which are 25 tensors"),
     "other width": ({"hidden_size": 32}, "must fit its config.json"),
     "senseless": ({"hidden_size": "many"}, "must"),
     "no such task": ({"model_type": "clip"}, "model.task must be one that the model is made for"),

@@ -58,7 +58,11 @@ BAD = {
     "bound": ("calibrate: {holdout: 1.5}", 3, ["of at least 0 and below 1. Got 1.5."]),
     "bound below": ("fisher:\n  damping: 0.0", 4, ["a number above 0. Got 0.0.", "1e-05"]),
     "stacked bound": ("export: {opset: 17}", 3, ["export.opset", "at least 18. Got 17."]),
-    "choice": ("task: {loss: l1}", 3, ["one of cross_entropy, mse or text like", "Got 'l1'."]),
+    "choice": (
+        "task: {loss: l1}",
+        3,
+        ["one of cross_entropy, mse, none or text like", "Got 'l1'."],
+    ),
     "number for true or a word": (
         "calibrate: {labels: 2}",
         3,

@@ -133,6 +133,42 @@ def test_masks_and_weights_come_together_and_only_by_their_method():
         recipe(prune={})
 
 
+@pytest.mark.parametrize(
+    "useless",
+    [
+        {"epochs": 2},
+        {"optimizer": "adamw"},
+        {"lr": 0.1},
+        {"schedule": "linear"},
+        {"momentum": 0.5},
+        {"window": {"num_gradients": 4}},
+        {"weight_decay": 0.5},
+        {"batch_size": 2},
+        {"label_smoothing": 0.1},
+        {"distill": {}},
+        {"keep": "best"},
+        {"patience": 2},
+        {"ema": 0.9},
+    ],
+    ids=lambda useless: next(iter(useless)),
+)
+def test_keys_of_recovery_do_nothing_beside_a_loop_of_ones_own(useless):
+    loop = {"loop": "my_project.train:finetune"}
+    recipe(recover=loop | {"batchnorm": "never"})
+    (key,) = useless
+    with pytest.raises(ValidationError, match=rf"{key} must be left out where recover\.loop"):
+        recipe(recover=loop | useless)
+
+
+def test_a_loop_of_ones_own_trains_once_and_needs_samples():
+    loop = {"loop": "my_project.train:finetune"}
+    steps = {"sparsity": 0.5, "steps": 2, "epochs_between": 1}
+    with pytest.raises(ValidationError, match=r"epochs_between must be 0 where recover\.loop"):
+        recipe(recover=loop, prune=steps)
+    with pytest.raises(ValidationError, match=r"Got recover\.loop = my_project.* and no recovery"):
+        recipe(recover=loop, data=ARRAYS)
+
+
 def test_magnitudes_are_not_selected_in_sequence():
     with pytest.raises(ValidationError, match="sizes do not change"):
         recipe(prune={"sparsity": 0.5, "method": "magnitude", "selection": "sequential"})
@@ -337,6 +373,29 @@ def test_sound_sections_pass(sections):
             {"data": ARRAYS, "prune": {"sparsity": 0.5, "steps": 2, "epochs_between": 2}},
             "Got prune.epochs_between = 2 and no recovery split",
         ),
+        (
+            {"prune": {"sparsity": 0.5, "schedule": {"final": 0.6, "steps": 2}}},
+            "schedule.final must be prune.sparsity, where both are given. Got 0.6 and 0.5",
+        ),
+        (
+            {"prune": {"sparsity": 0.5, "steps": 3, "schedule": {"steps": 2}}},
+            "schedule.steps must be prune.steps, where both are given. Got 2 and 3",
+        ),
+        (
+            {"prune": {"sparsity": 0.5, "schedule": {"steps": 2, "init": 0.6}}},
+            "schedule.init must not be above the final sparsity, 0.5. Got 0.6",
+        ),
+        (
+            {"prune": {"sparsity": 0.5, "schedule": {"init": 0.1}}},
+            "schedule.init must be left out where there is only one step",
+        ),
+        (
+            {
+                "data": ARRAYS,
+                "prune": {"schedule": {"final": 0.5, "steps": 2, "epochs_between": 1}},
+            },
+            "Got prune.epochs_between = 1 and no recovery split",
+        ),
         ({"prune": {"sparsity": 0.5, "include": ["re:("]}}, "must hold a regular expression"),
         ({"export": {"output_name": "input"}}, "must differ from export.input_name"),
         ({"validate": {"latency": {"threads": [1, 1]}}}, "threads[1] must not repeat 1"),
@@ -362,6 +421,38 @@ def test_sound_sections_pass(sections):
         (
             {"task": {"loss": "mse"}, "recover": {"label_smoothing": 0.1}},
             "recover.label_smoothing must be 0 unless task.loss is cross_entropy",
+        ),
+        (
+            {"recover": {"epochs": 1, "label_smoothing": 0.1, "distill": {"weight": 1}}},
+            "label_smoothing must be 0 where recover.distill.weight is 1",
+        ),
+        (
+            {"recover": {"patience": 2}},
+            "patience must be left out where the last epoch is kept (recover.keep)",
+        ),
+        (
+            {"recover": {"distill": {}, "keep": "last", "patience": 2}},
+            "patience must be left out where the last epoch is kept (recover.keep)",
+        ),
+        (
+            {"recover": {"distill": {"layers": ["a", "b", "a"]}}},
+            "layers[2] must not repeat 'a'",
+        ),
+        (
+            {"task": {"loss": "mse"}, "recover": {"distill": {"loss": "kl"}}},
+            "recover.distill.loss must not be kl where task.loss is mse",
+        ),
+        (
+            {"task": {"loss": "mse"}, "recover": {"distill": {"temperature": 2}}},
+            "recover.distill.temperature must be left out where the distance is mse",
+        ),
+        (
+            {"recover": {"distill": {"loss": "cosine", "temperature": 2}}},
+            "recover.distill.temperature must be left out where the distance is cosine",
+        ),
+        (
+            {"data": splits(recovery=(600, 700)), "recover": {"split": "calibration"}},
+            "data.splits.recovery must be left out where recover.split is calibration",
         ),
         (
             {"export": {"dynamic_batch": False}},
@@ -406,3 +497,87 @@ def test_off_is_a_word_for_the_precision(given):
     recipe = Recipe.model_validate({**SOUND, "quantize": given})
     assert not recipe.quantize.is_on
     assert recipe.artifact == "model.onnx"
+
+
+@pytest.mark.parametrize("word", ["geometric", "linear", "cubic"])
+def test_the_schedule_may_be_a_plain_word(word):
+    made = recipe(prune={"sparsity": 0.5, "steps": 3, "schedule": word}).prune
+    assert (made.schedule.interpolation, made.schedule.init) == (word, None)
+
+
+def test_the_schedule_may_say_it_all():
+    schedule = {"init": 0.1, "final": "0.9", "steps": 3, "interpolation": "cubic"}
+    made = recipe(prune={"schedule": {**schedule, "epochs_between": 1}}).prune
+    assert (made.sparsity, made.steps, made.epochs_between) == (0.9, 3, 1)
+    again = recipe(prune=made.model_dump(mode="json", by_alias=True)).prune
+    assert again == made
+
+
+@pytest.mark.parametrize(
+    ("schedule", "keys"),
+    [
+        ({"final": 2, "steps": 2}, ["prune.schedule.final"]),
+        ("quadratic", ["prune.schedule.interpolation"]),
+    ],
+)
+def test_what_is_wrong_with_a_schedule_is_said_once(schedule, keys):
+    with pytest.raises(ValidationError) as caught:
+        recipe(prune={"schedule": schedule})
+    places = [".".join(map(str, error["loc"])) for error in caught.value.errors()]
+    assert places == keys
+
+
+def _text(**changes):
+    splits = {"calibration": {"path": "a.tsv"}, "validation": {"path": "b.tsv.gz"}}
+    return {"source": "text", "text": 0, "label": 1, "splits": splits, **changes}
+
+
+TEXTS = {
+    "other file": ({"splits": {"calibration": {"path": "a.txt"}, "validation": {"path": "b.tsv"}}},
+                   r"splits.calibration.path must end in .tsv, .csv or .jsonl.* Got 'a.txt'"),
+    "names without a header": ({"text": "sentence"}, "text must be a number in 'a.tsv', or"),
+    "numbers in objects": ({"splits": {"calibration": {"path": "a.jsonl.gz"},
+                                       "validation": {"path": "b.jsonl"}}},
+                           "text must be a name in 'a.jsonl.gz'. Got 0"),
+    "one column twice": ({"text": [0, 0]}, "must not repeat 0"),
+    "the label as text": ({"label": 0}, "label must be another column than data.text"),
+    "no token numbers": ({"inputs": ["attention_mask"]}, "inputs must have input_ids"),
+    "one text apart": ({"pairs": "apart"}, "pairs must be left out"),
+    "named scores": ({"label_type": "score", "classes": ["a"]}, "classes must be left out"),
+    "shared rows": ({"splits": {"calibration": {"path": "a.tsv"}, "validation": {"path": "a.tsv"}}},
+                    "must not share samples with data.splits.calibration"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_texts_are_described_without_contradictions(case):
+    changes, message = TEXTS[case]
+    with pytest.raises(ValidationError, match=message):
+        recipe(data=_text(**changes))
+
+
+def test_texts_leave_the_length_open_unless_axes_are_named():
+    opened = recipe(data=_text(inputs=["input_ids", "token_type_ids"]))
+    assert opened.export.dynamic_axes == {
+        name: {1: "length"} for name in ("input_ids", "token_type_ids")
+    }
+    own = {name: {1: "tokens"} for name in ("input_ids", "attention_mask")}
+    assert recipe(data=_text(), export={"dynamic_axes": own}).export.dynamic_axes == own
+    assert recipe(data=opened.data).export == opened.export
+    with pytest.raises(ValidationError, match=r"must name axis 1 of input_ids"):
+        recipe(data=_text(), export={"dynamic_axes": {}})
+    assert recipe().export.dynamic_axes == {}
+
+
+def test_a_model_without_a_loss_is_neither_trained_nor_calibrated_with_labels():
+    none = {"loss": "none", "metric": "spearman_cosine"}
+    assert recipe(task=none, calibrate={"labels": "model"})
+    assert recipe(task=none, prune={"sparsity": 0.5, "method": "layerwise"})
+    for prune in ({"sparsity": 0.5}, {"sparsity": 0.5, "method": "magnitude"}):
+        with pytest.raises(ValidationError, match=r"calibrate.labels must be model"):
+            recipe(task=none, prune=prune)
+    for recover in ({"epochs": 1}, {"epochs": 1, "distill": {"weight": 0.5}}):
+        with pytest.raises(ValidationError, match=r"recover.distill must be given, with weight 1"):
+            recipe(task=none, calibrate={"labels": "model"}, recover=recover)
+    taught = {"epochs": 1, "distill": {"loss": "cosine"}}
+    assert recipe(task=none, calibrate={"labels": "model"}, recover=taught)

@@ -26,3 +26,13 @@ def test_a_million_groups_have_one_share_each_step():
     steps = prune.steps_of(units, PruneSection(sparsity=0.5, steps=4, schedule="linear"))
     assert steps == [[0.125], [0.25], [0.375], [0.5]]
     assert [int(prune.units_removed(units, shares).unique()) for shares in steps] == [1, 1, 2, 2]
+
+
+def test_the_first_sparsity_is_in_proportion_to_the_last_of_each_competition():
+    units = Unstructured().resolve({"a": (10, 20), "b": (100,)}, 0.5, {"b": 0.9})[1]
+    schedule = {"init": 0.2, "final": 0.5, "steps": 3, "interpolation": "linear"}
+    steps = prune.steps_of(units, PruneSection(schedule=schedule))
+    ends = units.sparsity.unique().tolist()
+    assert steps[0] == pytest.approx([0.4 * end for end in ends])
+    assert steps[1] == pytest.approx([0.7 * end for end in ends])
+    assert steps[2] == ends

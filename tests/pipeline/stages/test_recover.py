@@ -1,108 +1,18 @@
-"""A training that is killed goes on from its last epoch, to the bytes of an undisturbed one."""
+"""A recovery in a run: what it is trained on, and where it goes on after a kill."""
 
-import random
+import json
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from mfac_compress.mfac.batch import Batch
-from mfac_compress.pipeline.progress import Progress
-from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import RecoverSection
+from mfac_compress.pipeline.inputs.load import load_inputs
+from mfac_compress.pipeline.inputs.splits import Split
+from mfac_compress.pipeline.recipe.file import load_recipe
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.stages import recover
-from mfac_compress.pipeline.stages.recover import Training
-
-EPOCHS = 4
-
-
-class _Split:
-    """Samples in random order, changed by the generators that a user's data set may draw from."""
-
-    def __len__(self):
-        return 24
-
-    def batches(self, batch_size, *, shuffle, generator, augment):
-        x = torch.linspace(-1, 1, 24 * 5).view(24, 5).sin()
-        order = torch.randperm(24, generator=generator)
-        for rows in order.split(batch_size):
-            noise = random.random() + np.random.rand() + torch.rand(1, generator=generator)
-            yield Batch(x[rows] + noise, rows % 3)
-
-
-def _net():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.Linear(7, 3))
-    net.register_buffer("seen", torch.zeros(()), persistent=False)
-    net.register_forward_pre_hook(_count)
-    return net
-
-
-def _count(module, _):
-    module.seen += module.training
-
-
-MASKS = {"0.weight": torch.arange(35).view(7, 5) % 3 > 0}
-
-
-def _training(optimizer):
-    window = {"num_gradients": 5, "damping": 0.1}
-    section = RecoverSection(
-        epochs=EPOCHS, optimizer=optimizer, batch_size=8, lr=0.05, window=window
-    )
-    net = _net()
-    return net, Training(net, MASKS, section, _Split(), nn.functional.cross_entropy, seed=3)
-
-
-def _bytes(net):
-    return {name: t.clone() for name, t in (*net.state_dict().items(), ("seen", net.seen))}
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "mfac"])
-def test_killed_after_each_epoch_it_ends_in_the_bytes_of_an_undisturbed_one(tmp_path, optimizer):
-    expected, training = _training(optimizer)
-    losses = list(training.run(Ranks(), Progress()))
-
-    checkpoints, done = Checkpoints(tmp_path), []
-    for epoch in range(EPOCHS):
-        net, training = _training(optimizer)
-        random.seed(epoch), np.random.seed(epoch), torch.manual_seed(epoch)
-        epochs = training.run(Ranks(), Progress(), checkpoints)
-        done = [next(epochs) for _ in range(epoch + 1)]
-    assert list(epochs) == []
-
-    assert done == losses
-    one, other = _bytes(net), _bytes(expected)
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    assert not net.get_parameter("0.weight")[~MASKS["0.weight"]].any()
-
-
-def test_each_epoch_is_trained_once(tmp_path, monkeypatch):
-    trained, epoch_of = [], Training._epoch
-
-    def note(self, epoch, *arguments):
-        trained.append(epoch)
-        return epoch_of(self, epoch, *arguments)
-
-    monkeypatch.setattr(Training, "_epoch", note)
-    for count in (1, 3, EPOCHS):
-        epochs = _training("sgd")[1].run(Ranks(), Progress(), Checkpoints(tmp_path))
-        for _ in range(count):
-            next(epochs)
-    assert trained == list(range(EPOCHS))
-
-
-def test_random_numbers_do_not_depend_on_what_ran_before():
-    nets = []
-    for seed in (1, 2):
-        net, training = _training("sgd")
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-        list(training.run(Ranks(), Progress()))
-        nets.append(net)
-    assert torch.equal(nets[0][0].weight, nets[1][0].weight)
+from mfac_compress.pipeline.stages.training import Training
 
 
 def test_a_run_that_ends_in_an_epoch_goes_on_from_the_one_before(project, monkeypatch):
@@ -135,5 +45,127 @@ def test_a_run_that_ends_in_an_epoch_goes_on_from_the_one_before(project, monkey
 
 
 def test_without_epochs_there_is_no_checkpoint(project, monkeypatch):
-    monkeypatch.setattr(recover.Checkpoints, "save", None)
+    monkeypatch.setattr(Checkpoints, "save", None)
     assert project.run("-q", "--set", "recover.epochs=1").exit_code == 0
+
+
+def _without_labels(project):
+    """Data whose only targets are those of validation."""
+    with np.load(project.folder / "train.npz") as arrays:
+        np.savez(project.folder / "unlabelled.npz", x=arrays["x"])
+    splits = project.recipe["data"]["splits"]
+    splits["calibration"] = {"path": "unlabelled.npz", "rows": [0, 200]}
+    splits["recovery"] = {"path": "unlabelled.npz", "rows": [200, 400]}
+    project.recipe["calibrate"]["labels"] = "model"
+
+
+@pytest.mark.parametrize("split", ["recovery", "calibration"])
+def test_the_dense_model_teaches_without_any_labels(project, split):
+    _without_labels(project)
+    if split == "calibration":
+        del project.recipe["data"]["splits"]["recovery"]
+    project.recipe["prune"]["sparsity"] = 0.7
+    project.recipe["recover"] = {"epochs": 2, "split": split, "distill": {"layers": ["1"]}}
+    result = project.run()
+    assert result.exit_code == 0, result.output
+    masks = load_file(project.output / "masks.safetensors")
+    pruned = load_file(project.output / "model.safetensors")
+    assert not any(pruned[name][~mask].any() for name, mask in masks.items())
+
+
+def test_without_labels_a_share_of_the_tasks_loss_is_refused(project):
+    _without_labels(project)
+    result = project.run("--dry-run", "--set", "recover.distill={weight: 0.9}")
+    assert result.exit_code == 2
+    assert "data.splits.recovery" in result.output
+    assert project.run("--dry-run", "--set", "recover.distill={weight: 1}").exit_code == 0
+
+
+def test_no_held_out_sample_is_trained_on(module_project):
+    """By them epochs are judged."""
+    changes = ["recover.split=calibration", "data.splits.recovery=null"]
+    recipe = load_recipe(module_project.write_recipe(), changes)
+    inputs = load_inputs(recipe, module_project.model)
+    draws, samples = inputs.calibration.draws, inputs.training
+    batches = list(samples.shuffled(50, torch.Generator()))
+    (pool,) = (batch.inputs for batch in inputs.calibration.batches(200, draws.pool))
+    seen = torch.cat([batch.inputs for batch in batches])
+    assert len(samples) == len(seen) == len(pool) == 160
+    assert torch.equal(*(torch.sort(x, dim=0).values for x in (seen, pool)))
+    assert inputs.data.recovery is None
+
+
+def test_of_the_epochs_the_nearest_to_the_dense_model_is_kept_and_said(project):
+    project.recipe["recover"] = {"epochs": 4, "lr": 3.0, "distill": {}}
+    result = project.run("--json")
+    recovery = json.loads(result.stdout)["recovery"]
+    divergence = recovery["divergence"]
+    assert len(divergence) == 5
+    assert recovery["kept_epoch"] == min(range(5), key=divergence.__getitem__)
+    text = (project.output / "report.md").read_text()
+    assert f"recover: epoch {recovery['kept_epoch']} of 4 kept; divergence from dense" in text
+
+    project.recipe["recover"]["keep"] = "last"
+    recovery = json.loads(project.run("--json").stdout)["recovery"]
+    assert (recovery["kept_epoch"], recovery["divergence"]) == (4, [])
+
+
+def test_no_choice_of_a_training_looks_at_validation(project, monkeypatch):
+    """Samples of validation are not even read before the model is recovered."""
+    read, batches = [], Split.batches
+
+    def note(self, *arguments, **options):
+        read.append(self.name)
+        return batches(self, *arguments, **options)
+
+    train = recover._Recovery.train
+
+    def watched(self, samples):
+        read.clear()
+        monkeypatch.setattr(Split, "batches", note)
+        recovered = train(self, samples)
+        monkeypatch.setattr(Split, "batches", batches)
+        return recovered
+
+    monkeypatch.setattr(recover._Recovery, "train", watched)
+    project.recipe["recover"] = {
+        "epochs": 2,
+        "lr": "auto",
+        "ema": 0.5,
+        "distill": {},
+        "patience": 1,
+    }
+    result = project.run("-q")
+    assert result.exit_code == 0, result.output
+    assert set(read) == {"calibration", "recovery"}
+
+
+def test_without_held_out_samples_nothing_can_be_chosen(project):
+    given = ("--dry-run", "--set", "calibrate.holdout=0", "--set", "prune.first_order=false")
+    given += ("--set", "recover.batchnorm=never")
+    assert project.run(*given).exit_code == 0
+    for choice in ("recover.keep=best", "recover.distill={}", "recover.lr=auto"):
+        result = project.run(*given, "--set", choice)
+        assert result.exit_code == 2
+        assert "must leave at least one sample for the choices" in result.output
+
+
+def test_the_learning_rate_is_the_one_that_came_nearest(project, monkeypatch):
+    project.recipe["prune"]["sparsity"] = 0.8
+    project.recipe["recover"] = {"epochs": 2, "lr": "auto", "distill": {}}
+    dies, epoch_of = [True], Training._epoch
+
+    def killed(self, epoch, *arguments):
+        if epoch == 1 and dies:
+            raise OSError("killed")
+        return epoch_of(self, epoch, *arguments)
+
+    monkeypatch.setattr(Training, "_epoch", killed)
+    assert "killed" in project.run("-q").output
+    dies.clear()
+    monkeypatch.setattr(recover, "try_rates", None)  # what was tried is kept
+    recovery = json.loads(project.run("--json").stdout)["recovery"]
+    tried = {one["lr"]: one["divergence"] for one in recovery["tried"]}
+    assert len(tried) == 5
+    assert recovery["lr"] == min(tried, key=tried.__getitem__)
+    assert "best of 5" in (project.output / "report.md").read_text()

@@ -1,0 +1,97 @@
+"""Rank correlation of scores, and of the likeness of embeddings in pairs."""
+
+import numpy as np
+from scipy import stats
+
+from mfac_compress.mfac.batch import Tree
+from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
+from mfac_compress.pipeline.inputs.task_checks import check_lone
+from mfac_compress.pipeline.quoting import type_and_shape
+
+FEWEST = 3
+"""Cases: two are always in the same order or in reverse."""
+
+
+def spearman(outputs: Tree, targets: Tree) -> float:
+    """Spearman's rank correlation; equal values share the mean of their ranks.
+
+    Args:
+        outputs: Scores. Shape ``[n]``.
+        targets: Shape ``[n]``.
+    Raises:
+        UndefinedMetricError: If all scores, or all targets, are equal.
+    """
+    ranks = [stats.rankdata(np.asarray(values, dtype=np.float64)) for values in (outputs, targets)]
+    first, second = (each - each.mean() for each in ranks)
+    scale = np.sqrt((first @ first) * (second @ second))
+    if scale == 0:
+        raise UndefinedMetricError(
+            "task.metric spearman needs scores and targets that differ. All are equal on one side."
+        )
+    return float(np.clip(first @ second / scale, -1, 1))
+
+
+def check_scores(outputs: Tree, targets: Tree) -> None:
+    """Check that outputs and targets are one number for each sample.
+
+    Raises:
+        InputError: If they are not.
+    """
+    check_lone("task.metric spearman", outputs, targets)
+    if outputs.ndim != 1 or targets.ndim != 1:
+        raise InputError(
+            "task.metric spearman needs outputs [n] and targets [n]. "
+            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}. For "
+            "embeddings of pairs use spearman_cosine."
+        )
+
+
+def check_embeddings(outputs: Tree, targets: Tree) -> None:
+    """Check that outputs are a vector, and targets a number, for each sample.
+
+    Raises:
+        InputError: If they are not.
+    """
+    check_lone("task.metric spearman_cosine", outputs, targets)
+    if outputs.ndim != 2 or targets.ndim != 1:
+        raise InputError(
+            "task.metric spearman_cosine needs outputs [n, d] and targets [n]. "
+            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
+        )
+
+
+def check_count(samples: int) -> None:
+    """Check that samples are enough whole pairs.
+
+    Raises:
+        InputError: If they are not.
+    """
+    if samples % 2 or samples < 2 * FEWEST:
+        raise InputError(
+            "task.metric spearman_cosine needs pairs: samples 0 and 1, 2 and 3, and so on, of "
+            f"{FEWEST} pairs or more. Got {samples} samples. Set data.pairs: apart."
+        )
+
+
+def pairs_of(outputs: Tree, targets: Tree) -> tuple[np.ndarray, np.ndarray]:
+    """Reduce the embeddings of n pairs to their cosines.
+
+    Args:
+        outputs: Array. Shape ``[2n, d]``.
+        targets: Array, equal in both rows of a pair. Shape ``[2n]``.
+    Returns:
+        Cosines and targets. Each of shape ``[n]``.
+    Raises:
+        InputError: If the rows are not pairs.
+    """
+    check_count(len(targets))
+    outputs, targets = np.asarray(outputs, dtype=np.float64), np.asarray(targets)
+    if not np.array_equal(targets[::2], targets[1::2]):
+        raise InputError(
+            "task.metric spearman_cosine needs the same target for both samples of a pair, which "
+            "are 0 and 1, 2 and 3, and so on. They differ. Set data.pairs: apart."
+        )
+    lengths = np.linalg.norm(outputs, axis=1, keepdims=True)
+    units = outputs / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return (units[::2] * units[1::2]).sum(1), targets[::2]

@@ -1,0 +1,176 @@
+"""The section of a recipe that says how the pruned model is trained: recover."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mfac_compress.pipeline.recipe.section import (
+    CallableName,
+    Count,
+    Index,
+    NonNegative,
+    NoSwitch,
+    Positive,
+    Section,
+    Share,
+    Text,
+    duplicates,
+)
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+Distance = Literal["kl", "mse", "cosine"]
+_DISTANCES: dict[str, Distance] = {"cross_entropy": "kl", "none": "cosine"}
+"""Between outputs, by the loss of the task: of logits, and of embeddings."""
+
+
+class SlidingWindowSection(Section):
+    """The Fisher of the optimizer `mfac`."""
+
+    num_gradients: Count = 128
+    """The newest gradients, of which it is made."""
+    damping: Positive = 1e-5
+    """λ."""
+
+
+class DistillSection(Section):
+    """The dense model as a teacher of the pruned one, on the same changed images."""
+
+    weight: Annotated[float, Field(gt=0, le=1), NoSwitch] = 1.0
+    """Share of the distance from the dense model in the loss; the rest is `task.loss`. With 1 no
+    labels are needed."""
+    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
+    """The distance between outputs. `kl`: of the classes' probabilities at `temperature`, for
+    logits. `mse`: mean squared difference. `cosine`: 1 - cosine of the angle along the last axis,
+    for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, `cosine` where it is none, else
+    `mse`."""
+    temperature: Positive = 4.0
+    """Logits are divided by it before `kl`, which is then multiplied by its square."""
+    layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    """Modules whose outputs are to come near to those in the dense model, too, by name: their mean
+    squared difference, relative to the dense one's mean square, averaged over the modules."""
+
+    def distance(self, task_loss: str) -> Distance:
+        """The distance between outputs that is meant for a task's loss."""
+        if self.loss != "auto":
+            return self.loss
+        return _DISTANCES.get(task_loss, "mse")
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        yield from duplicates("layers", self.layers)
+
+
+class RecoverSection(Section):
+    """Short fine-tuning in which no removed weight comes back."""
+
+    epochs: Index = 0
+    """Passes over the samples. 0: no recovery."""
+    loop: CallableName | None = None
+    """`package.module:callable` or `path/to/file.py:callable`: the user's own training, called with
+    (model, splits, handle) after the last pruning step. `handle.attach(optimizer)` keeps the masks,
+    `splits.recovery` is to train on, `splits.holdout` to choose by. All other keys of this section
+    but `split` and `batchnorm` are then its own business."""
+    split: Literal["recovery", "calibration"] = "recovery"
+    """What to train on. `calibration`: the calibration samples, but for the held-out ones; there is
+    then no recovery split."""
+    distill: DistillSection | None = None
+    """Let the dense model teach the pruned one. Default: only `task.loss` does."""
+    optimizer: Literal["sgd", "adamw", "mfac"] = "sgd"
+    """What turns gradients into steps. `mfac` preconditions them by the Fisher of a sliding window
+    of gradients, which needs `window.num_gradients` times the model's memory."""
+    lr: Positive | Literal["auto"] = 0.01
+    """Learning rate at the start. `auto`: of a few, the one that after a few steps, along the whole
+    `schedule`, has brought the outputs nearest to the dense model's on the held-out samples."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate moves from `lr` to the end."""
+    momentum: Share = 0.9
+    """Of `sgd` and `mfac`."""
+    window: SlidingWindowSection = SlidingWindowSection()
+    """Of `mfac`."""
+    weight_decay: NonNegative = 1e-4
+    """Pull of every weight towards zero."""
+    batch_size: Count = 128
+    """Samples of one step."""
+    keep: Literal["best", "last"] | None = None
+    """The epoch whose weights are kept. `best`: that whose outputs are nearest to the dense model's
+    on the held-out calibration samples; also none of them, where the training brings it no
+    nearer. Default: `best` with `distill`, else `last`, since labels may ask for other outputs than
+    the dense model's."""
+    patience: Count | None = None
+    """Epochs without a better one after which the training ends. Default: all epochs are trained.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1), NoSwitch] | None = None
+    """Keep an exponential moving average of the weights, with this decay after each step, in the
+    place of the weights themselves."""
+    label_smoothing: Share = 0.0
+    """Of the loss `cross_entropy`."""
+    batchnorm: Literal["auto", "always", "never"] = "auto"
+    """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
+    `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
+    held-out ones."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch is kept, and not the last."""
+        return self.keep == "best" or (self.keep is None and self.distill is not None)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen by the distance from the dense model."""
+        return self.epochs > 0 and (self.keeps_best or self.lr == "auto")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the samples must have targets."""
+        return self.distill is None or self.distill.weight < 1
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        if self.loop is not None:
+            yield from self._unread_by_a_loop()
+            return
+        if self.patience is not None and not self.keeps_best:
+            yield RecipeIssue(
+                ("patience",),
+                "must be left out where the last epoch is kept (recover.keep), and none is called "
+                f"better. Got {self.patience}.",
+            )
+        if self.label_smoothing and not self.needs_labels:
+            yield RecipeIssue(
+                ("label_smoothing",),
+                "must be 0 where recover.distill.weight is 1, which uses no labels. "
+                f"Got {self.label_smoothing}.",
+            )
+
+    def _unread_by_a_loop(self) -> Iterator[RecipeIssue]:
+        for key, field in type(self).model_fields.items():
+            value, default = getattr(self, key), field.get_default(call_default_factory=True)
+            if key not in ("loop", "split", "batchnorm") and value != default:
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out where recover.loop trains the model, which is not given it. "
+                    f"Got {value}.",
+                )
+
+    def issues_of_task(self, task_loss: str) -> Iterator[RecipeIssue]:
+        """What does not go with a loss of the task."""
+        if self.label_smoothing and task_loss != "cross_entropy":
+            yield RecipeIssue(
+                ("label_smoothing",),
+                "must be 0 unless task.loss is cross_entropy. "
+                f"Got {self.label_smoothing} with task.loss = {task_loss}.",
+            )
+        if self.distill is None:
+            return
+        if self.distill.loss == "kl" and task_loss in ("mse", "none"):
+            yield RecipeIssue(
+                ("distill", "loss"),
+                f"must not be kl where task.loss is {task_loss}: outputs are no logits. Got kl.",
+            )
+        distance = self.distill.distance(task_loss)
+        default = DistillSection.model_fields["temperature"].default
+        if distance != "kl" and self.distill.temperature != default:
+            yield RecipeIssue(
+                ("distill", "temperature"),
+                f"must be left out where the distance is {distance} (recover.distill.loss). "
+                f"Got {self.distill.temperature:g}.",
+            )

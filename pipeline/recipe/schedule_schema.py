@@ -1,0 +1,69 @@
+"""What a recipe can say of how sparsity grows over the steps: prune.schedule."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from mfac_compress.pipeline.recipe.section import Count, Index, Section, Share
+from mfac_compress.pipeline.recipe.source import RecipeIssue
+
+_KEYS = {"final": "sparsity", "steps": "steps", "epochs_between": "epochs_between"}
+"""Keys of the schedule that are also keys of ``prune``, by the names that they have there."""
+
+
+class ScheduleSection(Section):
+    """How sparsity grows over the steps. `schedule: cubic` is short for `schedule: {interpolation:
+    cubic}`."""
+
+    interpolation: Literal["geometric", "linear", "cubic"] = "geometric"
+    """`geometric`: each step removes the same share of the remaining weights. `linear`: the same
+    number of weights. `cubic`: many at first, few at last."""
+    init: Share | None = None
+    """Sparsity after the first step; in proportion for tensors with a sparsity of their own.
+    Default: what the interpolation gives from 0 on."""
+    final: Share | None = None
+    """Another place for `prune.sparsity`."""
+    steps: Count | None = None
+    """Another place for `prune.steps`."""
+    epochs_between: Index | None = None
+    """Another place for `prune.epochs_between`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _interpolation_alone(cls, given: Any) -> Any:
+        """A plain word is the interpolation."""
+        return {"interpolation": given} if isinstance(given, str) else given
+
+    @staticmethod
+    def moved_out(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy what a section ``prune`` says in its schedule to where the others look for it."""
+        try:
+            schedule = ScheduleSection.model_validate(given.get("schedule", {}))
+        except ValidationError:  # it is reported where it stands
+            return dict(given)
+        said = {outer: getattr(schedule, inner) for inner, outer in _KEYS.items()}
+        return {name: value for name, value in said.items() if value is not None} | dict(given)
+
+    def contradictions(self, prune: Any) -> Iterator[RecipeIssue]:
+        """What is said twice in a section ``prune``, and not alike."""
+        for inner, outer in _KEYS.items():
+            own, other = getattr(self, inner), getattr(prune, outer)
+            if own is not None and own != other:
+                yield RecipeIssue(
+                    ("schedule", inner),
+                    f"must be prune.{outer}, where both are given. Got {own} and {other}. "
+                    "Leave one out.",
+                )
+        if self.init is None:
+            return
+        if prune.steps == 1:
+            yield RecipeIssue(
+                ("schedule", "init"),
+                f"must be left out where there is only one step. Got {self.init}.",
+            )
+        elif self.init > prune.sparsity:
+            yield RecipeIssue(
+                ("schedule", "init"),
+                f"must not be above the final sparsity, {prune.sparsity:g}. Got {self.init:g}.",
+            )

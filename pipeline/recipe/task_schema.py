@@ -1,0 +1,56 @@
+"""The recipe's ``task`` section: the loss and the metric."""
+
+from collections.abc import Iterator
+from math import inf
+from typing import Literal
+
+from mfac_compress.pipeline.recipe.section import CallableName, Number, Section, Text
+from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+
+RANGES = {"accuracy": (0.0, 1.0), "spearman": (-1.0, 1.0), "spearman_cosine": (-1.0, 1.0)}
+"""Least and greatest value of each built-in metric, of all of which more is better."""
+
+
+class TaskSection(Section):
+    """What the model is trained for and judged by."""
+
+    loss: Literal["cross_entropy", "mse", "none"] | CallableName = "cross_entropy"
+    """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
+    targets) -> mean loss. `none`: for embeddings, which are calibrated without labels."""
+    metric: Literal["accuracy", "spearman", "spearman_cosine"] | CallableName = "accuracy"
+    """`accuracy`, `spearman`, `spearman_cosine`, or `module:callable` of (outputs, targets) -> one
+    value per sample `[n]`, or one number for the whole set. Where a sample has several targets, its
+    accuracy is the share of them that is right, those of -100 left out. `spearman`: rank
+    correlation of scores `[n]` with the targets; `spearman_cosine`: of the cosines of embeddings
+    `[n, d]` of pairs, samples 0 and 1, 2 and 3, ..."""
+    target: Text = "labels"
+    """Name of the target where an item of the data is one dict."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """Whether more of the metric is better."""
+    range: tuple[Number, Number] | None = None
+    """`[low, high]`: least and greatest value that the metric can have, for one sample where it has
+    values per sample. The interval of its drop rests on it; without it, on the values met, which
+    show nothing of rarer and larger ones. That of built-in metrics is known."""
+
+    def issues(self, source: RecipeSource) -> Iterator[RecipeIssue]:
+        own = RANGES.get(self.metric)
+        if own and self.direction == "minimize":
+            yield RecipeIssue(
+                ("direction",),
+                f"must be maximize where task.metric is {self.metric}. Got minimize.",
+            )
+        if self.range is None:
+            return
+        low, high = self.range
+        if own:
+            yield RecipeIssue(
+                ("range",),
+                f"must be left out where task.metric is {self.metric}, whose range is "
+                f"[{own[0]:g}, {own[1]:g}]. Got [{low:g}, {high:g}].",
+            )
+        elif not 0 < high - low < inf:
+            yield RecipeIssue(
+                ("range",),
+                "must be [low, high] with low below high, and a finite distance. "
+                f"Got [{low:g}, {high:g}].",
+            )
