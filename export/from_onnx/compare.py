@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +13,7 @@ from mfac_compress.export.from_onnx.convert import Converted
 from mfac_compress.export.from_onnx.source import Source
 from mfac_compress.export.names import feeds
 from mfac_compress.export.session import load, open_session, predict
-from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors, size
+from mfac_compress.mfac.batch import Tree, arguments, call, map_tensors, size
 
 _LARGEST_DIFFERENCE = 1e-3
 """Share of an output's norm. Rounding is a hundred times smaller, a wrong operator larger."""
@@ -25,7 +24,7 @@ def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
     """Compare a module with its file in ONNX Runtime.
 
     Args:
-        converted: The module, on the CPU.
+        converted: The module, on any device.
         source: The file.
         inputs: Real samples. Each of shape ``[n, ...]``.
     Raises:
@@ -39,8 +38,9 @@ def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
         found = predict(session, inputs, size(inputs), names=module.outputs)
         found = found if isinstance(found, dict) else {module.outputs[0]: found}
         with torch.no_grad():
-            computed = call(module, inputs)
+            computed = call(module, map_tensors(lambda x: x.to(module.device), inputs))
         computed = computed if isinstance(computed, dict) else {module.outputs[0]: computed}
+        computed = {name: tensor.cpu() for name, tensor in computed.items()}
         wrong = [name for name in found if not _is_close(computed[name], found[name])]
         if not wrong:
             return
@@ -60,8 +60,9 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
     """Name the first node whose output differs; None if none does."""
     module = converted.module
     with torch.no_grad():
-        args, kwargs = _arguments(inputs)
-        computed = module.intermediate(*args, **kwargs)
+        args, kwargs = arguments(map_tensors(lambda x: x.to(module.device), inputs))
+        found = module.intermediate(*args, **kwargs)
+        computed = {name: tensor.cpu() for name, tensor in found.items()}
     model = onnx.load(path, load_external_data=False)
     known = {value.name for value in model.graph.output}
     made = {name for node in model.graph.node for name in node.output}
@@ -78,12 +79,6 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
         if not _is_close(computed[name], array):
             return module.label(name)
     return None
-
-
-def _arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), dict(named_tensors(inputs))
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def _is_close(computed: Tensor, found: np.ndarray) -> bool:

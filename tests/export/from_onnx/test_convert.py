@@ -145,6 +145,20 @@ def test_shapes_that_are_computed_stay_open_for_the_tracer():
     torch.testing.assert_close(traced.run(found.module, x)[0], found.module(x))
 
 
+def test_a_table_of_positions_is_cut_to_any_length():
+    text = """g (float[N, T, 8] x) => (float[N, T, 8] y) {
+        s = Shape<start=1, end=2>(x) zero = Constant<value_ints=[0]>()
+        one = Constant<value_ints=[1]>() used = Slice(positions, zero, s, one)
+        p = Gather(table, used) h = MatMul(x, w) y = Add(h, p) }"""
+    model = graph(text, w=(8, 8), table=(10, 8))
+    positions = np.arange(10, dtype=np.int64).reshape(1, 10)
+    model.graph.initializer.append(numpy_helper.from_array(positions, "positions"))
+    module = converted(model).module
+    traced = LayerGraph.trace(module, torch.randn(2, 5, 8), {"": [1]})
+    x = torch.randn(3, 7, 8)
+    torch.testing.assert_close(traced.run(module, x)[0], module(x))
+
+
 def test_a_file_for_one_sample_is_run_with_several():
     text = """g (float[1, 6, 8] x) => (float[1, 6, 8] y) {
         a = Constant<value_ints=[6, 8]>() flat = Reshape(x, a) h = MatMul(flat, w)
