@@ -12,12 +12,13 @@ from torch import Tensor
 from mfac_compress.export.from_onnx.convert import Converted
 from mfac_compress.export.from_onnx.source import Source
 from mfac_compress.export.names import feeds
-from mfac_compress.export.session import load, open_session, predict
+from mfac_compress.export.session import load, predict
 from mfac_compress.mfac.batch import Tree, arguments, call, map_tensors, size
 
 _LARGEST_DIFFERENCE = 1e-3
 """Share of an output's norm. Rounding is a hundred times smaller, a wrong operator larger."""
 _ROUNDING = 1e-5
+_NOTHING = 4
 
 
 def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
@@ -34,7 +35,7 @@ def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         source.write(path, {})
-        session = open_session(path)
+        session = _open(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
         found = predict(session, inputs, size(inputs), names=module.outputs)
         found = found if isinstance(found, dict) else {module.outputs[0]: found}
         with torch.no_grad():
@@ -70,15 +71,21 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     beside = path.with_name("all.onnx")
     beside.write_bytes(model.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = load(str(beside), options)
+    session = _open(beside, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     arrays = feeds(inputs, [one.name for one in session.get_inputs()])
     for name, array in zip(names, session.run(names, dict(arrays)), strict=True):
         if not _is_close(computed[name], array):
             return module.label(name)
     return None
+
+
+def _open(path: Path, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+    """Open a file of unknown origin: what is wrong with it is raised, and not printed as well."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _NOTHING
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = 1
+    return load(str(path), options)
 
 
 def _is_close(computed: Tensor, found: np.ndarray) -> bool:
