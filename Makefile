@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-long attack faults gpu lint kernels-fuzz kernels-matrix kernels-aarch64 clean
+.PHONY: demo test test-long attack faults interop gpu lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
@@ -13,11 +13,14 @@ test: .venv/installed  ## the test suite
 test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
 
-attack: .venv/installed  ## some 2,500 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
+attack: .venv/installed  ## some 3,300 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
 	$(BIN)/python tests/attack/run.py
 
 faults: .venv/installed  ## a run killed 100 times at random moments and started again; some five minutes
 	$(BIN)/python tests/faults/run.py --kills 100
+
+interop: .venv/installed  ## side by side with SparseML 1.8, in an environment of its own; writes build/interop.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/interop/run.py
 
 gpu: .venv/installed  ## what only a GPU can show; writes build/gpu.md
 	$(BIN)/python benchmarks/gpu.py

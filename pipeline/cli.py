@@ -102,6 +102,7 @@ def main() -> None:
       mfac-compress RECIPE MODEL --dry-run      show what would be done
       mfac-compress RECIPE MODEL -o DIRECTORY   do it
       mfac-compress run --help                  all options, and the exit codes
+      mfac-compress init MODEL --factory F      write a first recipe for MODEL
       mfac-compress speed MODEL.onnx            time an ONNX file with sparse operators
       mfac-compress schema                      all keys of a recipe
       mfac-compress recipe import OLD -o NEW    make a recipe of one of SparseML's
@@ -213,6 +214,60 @@ def _run(
         documents.append(json.dumps(json.loads(report.model_dump_json()), indent=2))
     ranks.agreed = True
     return {"pass": _PASS, "none": _PASS, "fail": _GATE_FAILED}[report.verdict]
+
+
+@main.command(short_help="Write a first recipe for MODEL.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--factory",
+    metavar="MODULE:CALLABLE",
+    help="What builds the model: package.module:callable or path/to/file.py:callable.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="A key of the recipe, such as data.source; may be given several times.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.yaml"),
+    help="The recipe to write. [recipe.yaml]",
+)
+@click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code as it is read.")
+@_exits
+def init(
+    model: Path,
+    factory: str | None,
+    overrides: tuple[str, ...],
+    output: Path,
+    trust_pickle: bool,
+) -> None:
+    """Write a first recipe for MODEL, with comments: its layers, and what could be said instead.
+
+    With data (--set data.source=...), damping and block size are tried out for about a minute;
+    else the data is to be filled in.
+
+    \b
+    Exit codes:
+      0  the recipe is written
+      2  MODEL, its data or an option is wrong: nothing is written
+      3  anything else
+    """
+    with _announced("loading PyTorch ...", quiet=False):
+        from mfac_compress.pipeline.starter.write import write_starter
+
+    _silence_pytorch()
+    with interruptible():
+        starter = write_starter(
+            model, output, factory=factory, overrides=overrides, trust_pickle=trust_pickle
+        )
+    what = "Check it" if starter.has_data else "Fill in its section data, then check it"
+    _print(f"{output}: {starter.layers} tensors can be pruned. {what}:")
+    _print(f"  mfac-compress {output} {model} --dry-run")
 
 
 @main.command(short_help="Time an ONNX file with sparse operators.")

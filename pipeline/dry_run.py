@@ -53,6 +53,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"pattern: {recipe.prune.zeros}",
         *_permuted(inputs.permuted),
         f"repair: {_repair(recipe)}",
+        f"recovery: {_recovery(recipe, inputs)}",
         f"8 bits: {_precision(recipe)}",
         f"whole model: {targets.weights:,} of all {targets.parameters:,} parameters can be pruned "
         f"({targets.share:.2%}), {removed / targets.parameters:.2%} will be removed",
@@ -92,6 +93,21 @@ def _repair(recipe: Recipe) -> str:
     if section.blocks_at_end:
         text += f"; at the end blocks on {section.blocks_at_end.samples:,}"
     return f"{text}; without labels"
+
+
+def _recovery(recipe: Recipe, inputs: Inputs) -> str:
+    """What the section recover does, and when."""
+    section, between = recipe.recover, recipe.prune.epochs_between
+    if inputs.training is None:
+        return "none (recover.epochs)"
+    when = f"{between} epoch(s) after each step before, " if between else ""
+    text = f"{when}{section.epochs} epoch(s) at the end"
+    text += f", on {len(inputs.training):,} {section.split} samples"
+    if section.distill is not None:
+        distance = section.distill.distance(inputs.task.loss_name)
+        text += f", taught by the dense model ({distance}, weight {section.distill.weight:g})"
+    kept = "nearest to the dense model on held-out calibration samples"
+    return f"{text}; kept is the {f'epoch {kept}' if section.keeps_best else 'last epoch'}"
 
 
 def _precision(recipe: Recipe) -> str:

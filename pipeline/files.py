@@ -62,6 +62,38 @@ def check_regular(path: str | os.PathLike[str], what: str) -> int:
     return found.st_size
 
 
+def check_absent(path: Path, option: str) -> None:
+    """Refuse to write a file where something is.
+
+    Raises:
+        InputError: If something is there.
+    """
+    if os.path.lexists(path):
+        raise InputError(
+            f"{option} must be a file that is not there. Got {path}. Remove it, or name another."
+        )
+
+
+def write_new(path: Path, text: str, option: str) -> None:
+    """Write a text file that is not there yet.
+
+    Args:
+        path: The file.
+        text: Its content.
+        option: The option that names it, for messages.
+
+    Raises:
+        InputError: If something is there, or it cannot be written.
+    """
+    check_absent(path, option)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option} must be a file to write. Got {path}: {reason}.") from error
+
+
 def _kind(mode: int) -> str:
     kinds = {
         stat.S_IFDIR: "a folder",

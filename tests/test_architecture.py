@@ -31,7 +31,7 @@ ROOMS = (
     ("run",),
     ("stages",),
     ("verdict",),
-    ("schedule", "outcome", "dry_run"),
+    ("schedule", "outcome", "dry_run", "starter"),
     ("compression", "speed"),
     ("cli",),
     ("start", "__main__", "__init__"),

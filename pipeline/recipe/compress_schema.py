@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.quoting import shortened
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern, Zeros
-from mfac_compress.pipeline.recipe.schedule_schema import ScheduleSection
+from mfac_compress.pipeline.recipe.schedule_schema import Schedule, ScheduleSection
 from mfac_compress.pipeline.recipe.section import (
     Count,
     Index,
@@ -116,7 +116,7 @@ class PruneSection(Section):
     """Pattern -> sparsity of those tensors, each on its own; `sparsity` is for the others."""
     steps: Count = 1
     """Times that gradients and inverse are computed anew on the way."""
-    schedule: ScheduleSection = ScheduleSection()
+    schedule: Schedule = ScheduleSection()
     """How sparsity grows over the steps: `geometric`, `linear` or `cubic`, or a mapping such as
     `{init: 0.3, final: 0.9, steps: 8, interpolation: cubic, epochs_between: 1}`."""
     epochs_between: Index = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.files import write_new
 from mfac_compress.pipeline.quoting import printable
 from mfac_compress.pipeline.recipe.file import (
     check_values,
@@ -95,13 +96,4 @@ def write_imported(imported: Imported, output: Path) -> None:
     Raises:
         InputError: If something is there, or it cannot be written.
     """
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(imported.text)
-    except FileExistsError as error:
-        raise InputError(
-            f"--output must be a file that is not there. Got {output}. Remove it, or name another."
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--output must be a file to write. Got {output}: {reason}.") from error
+    write_new(output, imported.text, "--output")

@@ -1,9 +1,9 @@
 """What a recipe can say of how sparsity grows over the steps: prune.schedule."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import Discriminator, Tag, ValidationError
 
 from mfac_compress.pipeline.recipe.section import Count, Index, Section, Share
 from mfac_compress.pipeline.recipe.source import RecipeIssue
@@ -12,11 +12,14 @@ _KEYS = {"final": "sparsity", "steps": "steps", "epochs_between": "epochs_betwee
 """Keys of the schedule that are also keys of ``prune``, by the names that they have there."""
 
 
+Interpolation = Literal["geometric", "linear", "cubic"]
+
+
 class ScheduleSection(Section):
     """How sparsity grows over the steps. `schedule: cubic` is short for `schedule: {interpolation:
     cubic}`."""
 
-    interpolation: Literal["geometric", "linear", "cubic"] = "geometric"
+    interpolation: Interpolation = "geometric"
     """`geometric`: each step removes the same share of the remaining weights. `linear`: the same
     number of weights. `cubic`: many at first, few at last."""
     init: Share | None = None
@@ -29,21 +32,22 @@ class ScheduleSection(Section):
     epochs_between: Index | None = None
     """Another place for `prune.epochs_between`."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _interpolation_alone(cls, given: Any) -> Any:
-        """A plain word is the interpolation."""
-        return {"interpolation": given} if isinstance(given, str) else given
-
     @staticmethod
     def moved_out(given: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy what a section ``prune`` says in its schedule to where the others look for it."""
+        """Copy what a section ``prune`` says in its schedule to where the others look for it.
+
+        A plain word becomes the interpolation.
+        """
+        said = given.get("schedule", {})
+        if isinstance(said, str) and said in get_args(Interpolation):
+            said = {"interpolation": said}
         try:
-            schedule = ScheduleSection.model_validate(given.get("schedule", {}))
+            schedule = ScheduleSection.model_validate(said)
         except ValidationError:  # it is reported where it stands
             return dict(given)
-        said = {outer: getattr(schedule, inner) for inner, outer in _KEYS.items()}
-        return {name: value for name, value in said.items() if value is not None} | dict(given)
+        moved = {outer: getattr(schedule, inner) for inner, outer in _KEYS.items()}
+        moved = {name: value for name, value in moved.items() if value is not None}
+        return moved | {**given, "schedule": said}
 
     def contradictions(self, prune: Any) -> Iterator[RecipeIssue]:
         """What is said twice in a section ``prune``, and not alike."""
@@ -67,3 +71,14 @@ class ScheduleSection(Section):
                 ("schedule", "init"),
                 f"must not be above the final sparsity, {prune.sparsity:g}. Got {self.init:g}.",
             )
+
+
+def _kind(given: Any) -> str:
+    """Which form of ``prune.schedule`` is meant, so that errors are of one form."""
+    return "ScheduleSection" if isinstance(given, dict | ScheduleSection) else "geometric"
+
+
+Schedule = Annotated[
+    Annotated[Interpolation, Tag("geometric")] | Annotated[ScheduleSection, Tag("ScheduleSection")],
+    Discriminator(_kind),
+]

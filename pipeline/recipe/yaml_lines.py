@@ -11,6 +11,7 @@ refused, and so are whole numbers beyond 64 bits, which neither tensors nor JSON
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import yaml
@@ -126,15 +127,23 @@ def parse_yaml(text: str, within: KeyPath = (), reader: "type[Reader] | None" = 
     return document
 
 
-def write_yaml(value: Any) -> str:
+def write_yaml(value: Any, *, on_one_line: bool = False) -> str:
     """Write plain values so that :func:`parse_yaml` reads them again.
 
     Args:
         value: Text, numbers, booleans, None, lists and dicts with text keys.
+        on_one_line: Whether lists and dicts stand in brackets, however long that is.
     Returns:
         YAML text; keys in the order of the dicts.
     """
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=on_one_line,
+        width=inf if on_one_line else 100,
+    )
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

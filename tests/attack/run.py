@@ -11,7 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-ATTACKS = {"models": 700, "data": 800, "recipes": 600, "onnx_files": 300, "caches": 120}
+ATTACKS = {
+    "models": 700,
+    "data": 800,
+    "recipes": 600,
+    "foreign_recipes": 800,
+    "onnx_files": 300,
+    "caches": 120,
+}
 """Script to number of inputs."""
 
 

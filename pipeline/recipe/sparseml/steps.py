@@ -36,7 +36,7 @@ def translate_steps(modifier: Modifier, timeline: Timeline, translation: Transla
         translation.put(
             modifier, "update_frequency", "prune.epochs_between", timeline.epochs_between
         )
-    _interpolation(modifier, several, translation)
+    _interpolation(modifier, timeline, translation)
     translation.note_given(modifier, "end_epoch", Fate.MAPPED, "see prune.steps")
     if timeline.start > 0 and not timeline.one_shot:
         text = (
@@ -48,20 +48,26 @@ def translate_steps(modifier: Modifier, timeline: Timeline, translation: Transla
         translation.note_given(modifier, "start_epoch", Fate.MAPPED, "see prune.steps")
 
 
-def _interpolation(modifier: Modifier, several: bool, translation: Translation) -> None:
+def _interpolation(modifier: Modifier, timeline: Timeline, translation: Translation) -> None:
+    """How sparsity grows from the first step to the last."""
     inter_func, initial = modifier.values["inter_func"], modifier.values["init_sparsity"]
     if inter_func not in ("linear", "cubic", "inverse_cubic"):
         text = "must be linear, cubic or inverse_cubic"
         translation.note(modifier, "inter_func", Fate.REFUSED, text)
         return
-    if not several:
+    if timeline.steps == 1:
         text = "there is one step, to the final sparsity"
         translation.note_given(modifier, "init_sparsity inter_func", Fate.NOT_NEEDED, text)
         return
-    schedule = "linear" if inter_func == "linear" else "geometric"
-    but = "" if inter_func == "linear" else "The density falls by the same factor in each step"
-    translation.put(modifier, "inter_func", "prune.schedule", schedule, but)
-    text = "the first step removes what prune.schedule says" + (
-        f", not {initial:.2%}" if initial != kinds.FROM_PARAM else ""
-    )
-    translation.note(modifier, "init_sparsity", Fate.NEARLY, text)
+    ours = "linear" if inter_func == "inverse_cubic" else inter_func
+    but = "" if timeline.is_even else "All steps are as far apart as the first two"
+    if ours != inter_func:
+        but = "SparseML removes least at first and most at last"
+    translation.put(modifier, "inter_func", "prune.schedule.interpolation", ours, but)
+    if initial == kinds.FROM_PARAM:
+        text = "the first step removes what the interpolation from 0 gives"
+        translation.note(modifier, "init_sparsity", Fate.NEARLY, text)
+        return
+    groups = isinstance(modifier.values["final_sparsity"], dict)
+    but = "In proportion for tensors with a sparsity of their own" if groups else ""
+    translation.put(modifier, "init_sparsity", "prune.schedule.init", initial, but)

@@ -51,6 +51,12 @@ class Timeline:
         return self.one_shot or self.end <= self.start or self.epochs_between == self.every
 
     @property
+    def is_even(self) -> bool:
+        """Whether the last step is as far from the one before it as all others."""
+        steps = (self.end - self.start) / self.every if self.every > 0 else 0.0
+        return self.is_exact and abs(steps - round(steps)) < 1e-6
+
+    @property
     def epochs_after(self) -> int:
         """Whole epochs after the last step."""
         return 0 if self.one_shot else math.ceil(max(0.0, self.total - self.end) - 1e-6)

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from mfac_compress.pipeline.recipe.source import RecipeIssue
 from mfac_compress.pipeline.recipe.sparseml.catalogue import checked
+from mfac_compress.pipeline.recipe.sparseml.distillation import (
+    translate_distillation,
+    translate_layers,
+)
 from mfac_compress.pipeline.recipe.sparseml.document import Modifier
 from mfac_compress.pipeline.recipe.sparseml.findings import Fate, Translation
 from mfac_compress.pipeline.recipe.sparseml.pruning import METHODS, translate_pruning
@@ -32,8 +36,6 @@ DROPPED = {
     "GradualParamModifier": "no parameter is moved on a schedule",
     "ASRegModifier": "no penalty is put on activations",
     "PowerpropagationModifier": "weights are not parametrised anew",
-    "DistillationModifier": "distillation is translated later",
-    "PerLayerDistillationModifier": "distillation is translated later",
 }
 """Modifiers that can be left out, if the user allows it, and why they must be."""
 
@@ -43,6 +45,13 @@ NOT_NEEDED = {
     "SparsificationLoggingModifier": "the report shows all steps",
 }
 """Modifiers whose work is done anyway."""
+
+OTHERS = {
+    "DistillationModifier": translate_distillation,
+    "PerLayerDistillationModifier": translate_layers,
+    "QuantizationModifier": translate_quantization,
+}
+"""Modifiers that are translated each on its own."""
 
 
 def translate(
@@ -86,7 +95,7 @@ def translate(
     translate_pruning(pruning, timeline, translation)
     translate_training(sound, timeline, translation)
     for modifier in sound:
-        if modifier.name == "QuantizationModifier":
-            translate_quantization(modifier, translation)
+        if modifier.name in OTHERS:
+            OTHERS[modifier.name](modifier, translation)
     translation.findings.sort(key=lambda finding: finding.line)
     return translation, []

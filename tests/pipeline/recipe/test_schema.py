@@ -516,8 +516,8 @@ def test_the_schedule_may_say_it_all():
 @pytest.mark.parametrize(
     ("schedule", "keys"),
     [
-        ({"final": 2, "steps": 2}, ["prune.schedule.final"]),
-        ("quadratic", ["prune.schedule.interpolation"]),
+        ({"final": 2, "steps": 2}, ["prune.schedule.ScheduleSection.final"]),
+        ("quadratic", ["prune.schedule.geometric"]),
     ],
 )
 def test_what_is_wrong_with_a_schedule_is_said_once(schedule, keys):

@@ -17,7 +17,8 @@ def test_rates_that_break_the_model_are_not_chosen():
         tried.append(section)
         return math.nan if section.lr > 0.05 else abs(section.lr - 0.02)
 
-    section = RecoverSection(lr="auto", epochs=8, patience=2, ema=0.9, schedule="linear")
+    kept = {"keep": "best", "patience": 2, "ema": 0.9}
+    section = RecoverSection(lr="auto", epochs=8, schedule="linear", **kept)
     lr, found = try_rates(section, divergence_after, Progress())
     assert lr == min((one.lr for one in found if one.divergence), key=lambda r: abs(r - 0.02))
     assert found[-1].divergence is None

@@ -95,6 +95,18 @@ def test_no_held_out_sample_is_trained_on(module_project):
     assert inputs.data.recovery is None
 
 
+def test_the_dry_run_says_how_the_model_is_trained(project):
+    changes = ("prune.steps=2", "prune.epochs_between=1", "recover.distill={weight: 0.9}")
+    result = project.run("--dry-run", *(part for each in changes for part in ("--set", each)))
+    assert (
+        "recovery: 1 epoch(s) after each step before, 1 epoch(s) at the end, on 200 recovery "
+        "samples, taught by the dense model (kl, weight 0.9); kept is the epoch nearest to the "
+        "dense model on held-out calibration samples" in result.output
+    )
+    none = project.run("--dry-run", "--set", "recover.epochs=0").output
+    assert "recovery: none (recover.epochs)" in none
+
+
 def test_of_the_epochs_the_nearest_to_the_dense_model_is_kept_and_said(project):
     project.recipe["recover"] = {"epochs": 4, "lr": 3.0, "distill": {}}
     result = project.run("--json")

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.pipeline.recipe.importing import import_recipe
 from mfac_compress.pipeline.recipe.sparseml.catalogue import CATALOGUE, WITHOUT_KEYS
 from mfac_compress.pipeline.recipe.sparseml.document import read_modifiers
 from mfac_compress.pipeline.recipe.sparseml.findings import Fate
 from mfac_compress.pipeline.recipe.sparseml.pruning import METHODS, pattern_of
-from mfac_compress.pipeline.recipe.sparseml.translate import DROPPED, NOT_NEEDED, REFUSED
+from mfac_compress.pipeline.recipe.sparseml.translate import (
+    DROPPED,
+    NOT_NEEDED,
+    OTHERS,
+    REFUSED,
+)
 from mfac_compress.pipeline.recipe.yaml_lines import parse_yaml
 
 PRUNING = Path(__file__).with_name("sound.yaml").read_text(encoding="utf-8")
@@ -47,7 +53,7 @@ def test_a_schedule_with_training(foreign):
             "pattern": "unstructured",
             "steps": 5,
             "epochs_between": 1,
-            "schedule": "geometric",
+            "schedule": {"interpolation": "cubic", "init": 0.05},
         },
         "calibrate": {"num_gradients": 64},
         "fisher": {"damping": 1e-5, "block_size": 2000},
@@ -84,7 +90,12 @@ def test_recomputations_of_one_shot_are_steps():
         ("mask_type: [4, 1]", "prune", "pattern", {"block": 4, "axis": "outputs"}),
         ("mask_type: 1:5", "prune", "pattern", {"n": 1, "m": 5}),
         ("global_sparsity: true", "prune", "scope", "global"),
-        ("inter_func: linear", "prune", "schedule", "linear"),
+        (
+            "inter_func: linear",
+            "prune",
+            "schedule",
+            {"interpolation": "linear", "init": 0.05},
+        ),
     ],
 )
 def test_a_key_becomes_ours(foreign, more, section, key, value):
@@ -151,12 +162,11 @@ def test_every_modifier_has_its_place():
         "EpochRangeModifier",
         "LearningRateFunctionModifier",
         "LearningRateModifier",
-        "QuantizationModifier",
         "SetLearningRateModifier",
         "SetWeightDecayModifier",
     }
     known = {*CATALOGUE, *WITHOUT_KEYS}
-    assert known == {*METHODS, *REFUSED, *DROPPED, *NOT_NEEDED, *training}
+    assert known == {*METHODS, *REFUSED, *DROPPED, *NOT_NEEDED, *OTHERS, *training}
 
 
 def test_an_unknown_modifier_is_named(foreign):
@@ -242,3 +252,63 @@ def test_an_expression_matches_what_it_does_there(expression):
 
 def test_a_name_is_no_glob():
     assert pattern_of("a[0]*.weight") == "a[[]0][*].weight"
+
+
+def test_the_schedule_is_theirs(foreign):
+    """SparseML: interpolate(epoch, start, end, init, final, inter_func) at each step."""
+    prune = foreign.values(TRAINED)["prune"]
+    found = sparsity_schedule(0.8, prune["steps"], prune["schedule"]["interpolation"], 0.05)
+    theirs = [0.8 + (0.05 - 0.8) * (1 - epoch / 4) ** 3 for epoch in range(5)]
+    assert found == pytest.approx(theirs)
+
+
+def test_distillation_is_of_the_dense_model(foreign):
+    text = TRAINED + (
+        "  - !DistillationModifier {hardness: 0.8, temperature: 3}\n"
+        "  - !PerLayerDistillationModifier\n"
+        "    {student_layer_names: [a, b], teacher_layer_names: [a, b]}\n"
+    )
+    assert foreign.values(text)["recover"]["distill"] == {
+        "weight": 0.8,
+        "temperature": 3,
+        "loss": "kl",
+        "layers": ["a", "b"],
+    }
+    assert "distill" not in foreign.values(TRAINED + "  - !DistillationModifier {hardness: 0}\n")
+    for wrong in ("student_layer_names: [a], teacher_layer_names: [b]", "gain: 1"):
+        message = foreign.refusal(TRAINED + f"  - !PerLayerDistillationModifier {{{wrong}}}\n")
+        assert "layer_names has no counterpart" in message
+
+
+QUANTIZED = TRAINED + "  - !QuantizationModifier\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", {"mode": "static"}),
+        (
+            "scheme: {weights: {num_bits: 8, strategy: tensor}}",
+            {"mode": "static", "per_channel": False},
+        ),
+        ("ignore: [classifier]", {"mode": "static"}),
+        ("scheme: {weights: {num_bits: 4}}", "files are in 8 bits, and not in 4"),
+        ("weight_bits: 4", "files are in 8 bits, and no others"),
+        ("weight_qconfig_kwargs: {a: 1}", "ranges are what quantize.ranges says"),
+    ],
+)
+def test_quantisation_is_after_training(foreign, more, expected):
+    text = f"{QUANTIZED}    {more}\n" if more else QUANTIZED
+    if isinstance(expected, str):
+        assert expected in foreign.refusal(text)
+    else:
+        assert foreign.values(text)["quantize"] == expected
+
+
+def test_the_page_on_migrating_names_every_modifier_and_key():
+    page = (Path(__file__).parents[4] / "docs" / "migrating-from-sparseml.md").read_text("utf-8")
+    for name in (*CATALOGUE, *WITHOUT_KEYS):
+        assert f"`{name}`" in page
+    for name in METHODS:
+        for key in CATALOGUE[name]:
+            assert re.search(rf"\b{key}\b", page), key
