@@ -89,7 +89,7 @@ def _checked(
     module = module.cpu()
     set_training(module, False)
     _check_tensors(module, path)
-    return TracedModel(module, _digest(content, section, module), origin, heads)
+    return TracedModel(module, _digest(content, section, module), origin, heads=heads)
 
 
 def _load_onnx(path: Path, content: bytes, section: ModelSection) -> OnnxModel:
