@@ -66,7 +66,7 @@ def layer_products(model: onnx.ModelProto) -> Iterator[tuple[str, LayerProduct |
 
 def layer_inputs(
     model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds], scratch: Path
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
     """Run a model in ONNX Runtime, and yield some of its tensors for each batch.
 
     Args:
@@ -75,7 +75,7 @@ def layer_inputs(
         batches: Inputs by name.
         scratch: Folder for temporary files, of which none stays.
     Yields:
-        Samples of the batch; its tensors by name.
+        The batch; its tensors by name.
     """
     graph = ir.from_proto(model)
     given = {value.name for value in graph.graph.inputs}
@@ -89,7 +89,7 @@ def layer_inputs(
         outputs = [one.name for one in session.get_outputs()]
         for batch in batches:
             found = dict(batch) | dict(zip(outputs, call(session, batch), strict=True))
-            yield len(next(iter(batch.values()))), {name: found[name] for name in names}
+            yield batch, {name: found[name] for name in names}
 
 
 def _conv(node: ir.Node, values: np.ndarray) -> LayerProduct | str:

@@ -81,6 +81,7 @@ class StaticQuantiser:
         batches: Inputs by name, on which the ranges are measured.
         ranges: What an activation's range is.
         per_channel: Give each output of a layer a scale of its own.
+        reduce_range: Use 7 of the weights' 8 bits.
         scratch: Folder for temporary files, of which none stays.
     Raises:
         ValueError: If there is no batch, or ONNX Runtime cannot run the file on one.
@@ -93,9 +94,10 @@ class StaticQuantiser:
         *,
         ranges: Ranges = "minmax",
         per_channel: bool = True,
+        reduce_range: bool = False,
         scratch: Path,
     ) -> None:
-        self._per_channel, self._scratch = per_channel, scratch
+        self._per_channel, self._reduce_range, self._scratch = per_channel, reduce_range, scratch
         with _workplace(scratch) as folder:
             # Shapes are inferred by way of a file beside the model: not in the model's own folder.
             copied = folder / "model.onnx"
@@ -154,7 +156,7 @@ class StaticQuantiser:
             quantiser = QDQQuantizer(
                 deepcopy(self.model),
                 self._per_channel,
-                False,  # reduce_range
+                self._reduce_range,
                 QuantType.QInt8,
                 QuantType.QUInt8,
                 self._ranges,
@@ -191,11 +193,15 @@ class DynamicQuantiser:
     Args:
         path: The float file.
         per_channel: Give each output of a layer a scale of its own.
+        reduce_range: Use 7 of the weights' 8 bits.
         scratch: Folder for temporary files, of which none stays.
     """
 
-    def __init__(self, path: Path, *, per_channel: bool = True, scratch: Path) -> None:
-        self._per_channel, self._scratch, self._large = per_channel, scratch, _is_large(path)
+    def __init__(
+        self, path: Path, *, per_channel: bool = True, reduce_range: bool = False, scratch: Path
+    ) -> None:
+        self._per_channel, self._reduce_range = per_channel, reduce_range
+        self._scratch, self._large = scratch, _is_large(path)
         with _workplace(scratch) as folder:
             model = onnx.load(path)
             _gemms_to_matmuls(model)
@@ -238,6 +244,7 @@ class DynamicQuantiser:
                 written,
                 op_types_to_quantize=["MatMul"],
                 per_channel=self._per_channel,
+                reduce_range=self._reduce_range,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=[*exclude],
                 use_external_data_format=self._large,

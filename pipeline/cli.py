@@ -87,8 +87,12 @@ class _Commands(DefaultGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        # A recipe may be called `recipe`, and is one where no command of that group follows.
-        if args[0] == "recipe" and args[1:2] not in (["import"], ["--help"]):
+        # A recipe may be called as one of these, which are younger than `mfac-compress RECIPE`.
+        is_recipe = {
+            "recipe": args[1:2] != ["import"],
+            "init": Path("init").is_file(),
+        }.get(args[0], False)
+        if is_recipe and args[1:2] != ["--help"]:
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 

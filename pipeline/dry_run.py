@@ -100,6 +100,9 @@ def _recovery(recipe: Recipe, inputs: Inputs) -> str:
     section, between = recipe.recover, recipe.prune.epochs_between
     if inputs.training is None:
         return "none (recover.epochs)"
+    if inputs.loop is not None:
+        samples = f"{len(inputs.training):,} {section.split} samples"
+        return f"by recover.loop {inputs.loop.name}, on {samples}"
     when = f"{between} epoch(s) after each step before, " if between else ""
     text = f"{when}{section.epochs} epoch(s) at the end"
     text += f", on {len(inputs.training):,} {section.split} samples"

@@ -139,7 +139,7 @@ def make_manifest(
         "recipe_sha256": recipe_hash(recipe),
         "model_sha256": inputs.model.digest,
         **inputs.model.origin,
-        **(inputs.given.digests if inputs.given else {}),
+        **(inputs.given.digest if inputs.given else {}),
         "data_sha256": inputs.data.fingerprint,
         "seed": recipe.run.seed,
         "device": str(inputs.device),

@@ -14,6 +14,7 @@ from mfac_compress.pipeline.inputs.dataset import Dataset, form_of
 from mfac_compress.pipeline.inputs.splits import Split, open_split
 from mfac_compress.pipeline.inputs.text import open_texts
 from mfac_compress.pipeline.inputs.torch_dataset import open_factory
+from mfac_compress.pipeline.inputs.workers import check_workers
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
     Augment,
@@ -97,9 +98,10 @@ def load_data(
     needed = {"calibration": labelled, "recovery": recovery_labelled, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
-    augment = augment_of(section)
+    augment, workers = augment_of(section), getattr(section, "workers", 0)
+    check_workers(workers)
     opened = {
-        name: open_split(name, dataset, augment if name == "recovery" else Augment())
+        name: open_split(name, dataset, augment if name == "recovery" else Augment(), workers)
         for name, dataset in _open(section, folder, needed, target, model).items()
     }
     splits = DataSplits(opened["calibration"], opened.get("recovery"), opened["validation"])

@@ -1,7 +1,8 @@
 """Masks and weights that were trained elsewhere: the model from which a run goes on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,25 +36,19 @@ class Given:
     Args:
         module: A copy of the dense model with the trained weights, on the CPU.
         masks: Mask of each pruned parameter by name, True = kept, on the CPU.
-        digests: SHA-256 of masks and weights, for the manifest.
     """
 
     module: nn.Module
     masks: Mapping[str, Tensor]
-    digests: Mapping[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def digest(self) -> dict[str, str]:
+        """SHA-256 of masks and weights, for the manifest and for keys."""
         tensors = (*self.module.named_parameters(), *self.module.named_buffers())
-        digests = {
+        return {
             "prune_masks_sha256": tensors_digest(sorted(self.masks.items())),
             "prune_weights_sha256": tensors_digest(tensors),
         }
-        object.__setattr__(self, "digests", digests)
-
-    @property
-    def digest(self) -> dict[str, str]:
-        """Changes where any mask, weight or buffer does."""
-        return dict(self.digests)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,14 @@ _INDEX = "model.safetensors.index.json"
 _MOST_JSON = 50_000_000
 _CLASSES = {
     "sequence-classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "embedding": "MODEL_MAPPING",
 }
 """What the library calls its tables of model classes by configuration, by ``model.task``."""
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers")
+"""What configurations call the number of layers."""
+_POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers writes how its vectors are made."""
 _NOT_OURS = ("auto_map", "_attn_implementation", "attn_implementation", "_name_or_path")
 """Keys that could have code or files fetched from elsewhere."""
 
@@ -74,7 +79,9 @@ def load_folder(folder: Path, section: ModelSection) -> LoadedFolder:
     module = _built(model_class, folder, config, tensors, section.task)
     if section.task == "embedding":
         heads: frozenset[str] = frozenset()
-        install_pooling(module, section.pooling or "mean")
+        pooling = section.pooling or "mean"
+        _check_pooling(folder, pooling)
+        install_pooling(module, pooling)
     else:
         heads = _heads(module)
         install_logits(module)
@@ -191,18 +198,40 @@ def _model_class(library: Any, folder: Path, config: Any, task: str) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
+def _check_pooling(folder: Path, pooling: str) -> None:
+    """Check that vectors are made as in training, where the folder says how.
+
+    Raises:
+        InputError: If they are not.
+    """
+    if not os.path.exists(folder / _POOLING):
+        return
+    _, values = _read_json(folder, _POOLING)
+    prefix = "pooling_mode_"
+    names = {"cls_token": "cls", "mean_tokens": "mean"}
+    of_old = [key.removeprefix(prefix) for key, on in values.items() if on is True]
+    trained = values.get("pooling_mode", [names.get(name, name) for name in of_old])
+    trained = [trained] if isinstance(trained, str) else trained
+    if trained and trained != [pooling]:
+        raise InputError(
+            f"model.pooling must be that of {folder / _POOLING}, with which the model was trained: "
+            f"{', '.join(map(shown, trained))}. Got {pooling}. Where model.pooling has no such "
+            "choice, build the model in a model.factory."
+        )
+
+
 def _check_depth(folder: Path, values: Mapping[str, Any], tensors: int) -> None:
     """Refuse more layers than there are tensors: so many are built before any weight is looked at.
 
     Raises:
         InputError: If the configuration has more.
     """
-    numbers = {key: n for key, n in values.items() if "layers" in key and isinstance(n, int)}
-    for key, number in numbers.items():
-        if number > tensors:
+    for key in _DEPTHS:
+        number = values.get(key)
+        if isinstance(number, int) and number > tensors:
             raise InputError(
                 f"{folder / _CONFIG} must fit the weights, which are {tensors} tensors. Got "
-                f"{shown(key)}: {number}."
+                f"{key}: {number}."
             )
 
 

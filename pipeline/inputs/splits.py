@@ -18,6 +18,7 @@ from mfac_compress.pipeline.inputs.scan import (
     pair_digests,
     scan,
 )
+from mfac_compress.pipeline.inputs.workers import read_in_order
 from mfac_compress.pipeline.recipe.schema import Augment
 
 _FIRST = 2
@@ -32,20 +33,27 @@ class Split:
         dataset: Where they come from.
         augment: Random changes for :meth:`batches` with ``augment=True``.
         scan: What reading all of them once has found.
+        workers: Number of processes that read batches; 0 for this one.
     """
 
     name: str
     dataset: Dataset
     augment: Augment
     scan: Scan
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.scan.digests)
 
     @property
     def fingerprint(self) -> str:
-        """Changes where the split's samples, targets, preparation or augmentation do."""
+        """Changes where the split's samples, targets, preparation or augmentation do.
+
+        Samples of the user's code may be drawn at random, which each process does for itself.
+        """
         text = f"{self.scan.fingerprint} {self.augment.model_dump_json()}"
+        if self.workers and self.dataset.kind == "code":
+            text += f" {self.workers}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -101,8 +109,9 @@ class Split:
         return self._batches(order, batch_size, change if augment else unchanged)
 
     def _batches(self, order: Tensor, batch_size: int, augment: Augmentation) -> Iterator[Batch]:
-        for positions in order.split(batch_size):
-            inputs, targets = self.raw(positions.tolist())
+        positions = [part.tolist() for part in order.split(batch_size)]
+        fixed = self.dataset.kind != "code"
+        for inputs, targets in read_in_order(self.raw, positions, self.workers, fixed=fixed):
             yield Batch(self.dataset.prepare(inputs, augment), targets)
 
     def raw(self, positions: Sequence[int]) -> Batch:
@@ -119,18 +128,19 @@ class Split:
         return batch
 
 
-def open_split(name: str, dataset: Dataset, augment: Augment) -> Split:
+def open_split(name: str, dataset: Dataset, augment: Augment, workers: int = 0) -> Split:
     """Read a data set once, and check that it can be used.
 
     Args:
         name: Of the split.
         dataset: Its samples.
         augment: Random changes for its batches.
+        workers: Number of processes that read batches later on.
     Raises:
         InputError: If a sample cannot be read or is not finite, or if one changes from one reading
             to the next and must not.
     """
-    return Split(name, dataset, augment, scan(dataset, fixed=_is_fixed(name, dataset)))
+    return Split(name, dataset, augment, scan(dataset, fixed=_is_fixed(name, dataset)), workers)
 
 
 def _is_fixed(name: str, dataset: Dataset) -> bool:

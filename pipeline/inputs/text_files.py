@@ -19,8 +19,11 @@ from mfac_compress.pipeline.quoting import listed, shown
 from mfac_compress.pipeline.recipe.text_schema import text_form
 
 MOST_IN_LINE = 1 << 20
-MOST_IN_FILE = 1 << 31
+MOST_IN_FILE = 1 << 30
 """Characters."""
+_LARGE = 1 << 26
+_MOST_PACKED = 100
+"""A large file may be packed so many times, and no more: one of 2 MB can claim 2 GB."""
 
 Columns = tuple[int | str, ...]
 
@@ -45,9 +48,9 @@ def read_rows(
     check_exists(path, given, f"{key}.path", "file")
     place = f"{key}.path: {shown(given)}"
     try:
-        check_regular(path, f"{key}.path")
+        most = min(MOST_IN_FILE, max(_LARGE, _MOST_PACKED * check_regular(path, f"{key}.path")))
         with _opened(path) as stream:
-            records = _records(_lines(stream, place), str(text_form(path.name)))
+            records = _records(_lines(stream, place, most), str(text_form(path.name)))
             yield from _chosen(records, columns, header, place)
     except InputError:
         raise
@@ -66,7 +69,7 @@ def _opened(path: Path) -> io.TextIOWrapper:
     return path.open(encoding="utf-8-sig", newline="\n")
 
 
-def _lines(stream: io.TextIOWrapper, place: str) -> Iterator[str]:
+def _lines(stream: io.TextIOWrapper, place: str, most: int) -> Iterator[str]:
     total = number = 0
     while line := stream.readline(MOST_IN_LINE + 1):
         number, total = number + 1, total + len(line)
@@ -75,8 +78,10 @@ def _lines(stream: io.TextIOWrapper, place: str) -> Iterator[str]:
                 f"{place} must have lines of at most {MOST_IN_LINE:,} characters. Line {number} is "
                 "longer."
             )
-        if total > MOST_IN_FILE:
-            raise InputError(f"{place} must have at most {MOST_IN_FILE:,} characters. Split it.")
+        if total > most:
+            raise InputError(
+                f"{place} must have at most {most:,} characters, unpacked. Split it, or unpack it."
+            )
         yield line
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mfac_compress.pipeline.files import check_regular
 _FILE = "tokenizer.json"
 _CONFIG = "config.json"
 _AT_ONCE = 512
+_MOST_JSON = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +43,9 @@ class TextTokenizer:
             InputError: If one cannot be cut.
         """
         for start in range(0, len(texts), _AT_ONCE):
-            try:
+            must = f"{self.folder / _FILE} must be able to cut the texts at data.max_length"
+            with _refusing(must):
                 found = self._tokenizer.encode_batch(list(texts[start : start + _AT_ONCE]))
-            except Exception as error:
-                raise InputError(
-                    f"{self.folder / _FILE} must be able to cut the texts at data.max_length. It "
-                    f"raised {describe(error)}."
-                ) from error
             yield from (np.array([one.ids, one.type_ids], dtype=np.int64) for one in found)
 
 
@@ -78,8 +76,9 @@ def open_tokenizer(folder: Path, max_length: int, *, is_pair: bool) -> TextToken
     if not isinstance(pad, int) or isinstance(pad, bool) or pad < 0:
         pad = (tokenizer.padding or {}).get("pad_id", 0)
     kinds = config.get("type_vocab_size")
-    tokenizer.no_padding()
-    special = tokenizer.num_special_tokens_to_add(is_pair)
+    with _refusing(f"{path} must be a tokenizer that can be used"):
+        tokenizer.no_padding()
+        special = tokenizer.num_special_tokens_to_add(is_pair)
     if max_length <= special:
         raise InputError(
             f"data.max_length must leave room beside the {special} special tokens of each text. "
@@ -99,20 +98,26 @@ def _read(path: Path) -> Any:
             "data.source text needs the package tokenizers. It cannot be imported "
             f"({error}). Install it: pip install 'mfac-compress[transformers]'."
         ) from error
-    try:
+    with _refusing(f"{path} must be a tokenizer of the library tokenizers"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise InputError(
-            f"{path} must be a tokenizer of the library tokenizers. It cannot be read "
-            f"({describe(error)})."
-        ) from error
+
+
+@contextmanager
+def _refusing(must: str) -> Iterator[None]:
+    """Turn errors of the library into one that says what must hold; its panics are no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{must}. It raised {describe(error)}.") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """The model's configuration; empty where there is none that can be read."""
     try:
-        check_regular(folder / _CONFIG, "The model")
-        values = json.loads((folder / _CONFIG).read_bytes())
+        size = check_regular(folder / _CONFIG, "The model")
+        values = json.loads((folder / _CONFIG).read_bytes()) if size <= _MOST_JSON else None
     except (OSError, ValueError, RecursionError, InputError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -138,7 +138,8 @@ class PruneSection(Section):
     def _defaults_of_others(cls, given: Any, info: ValidationInfo) -> Any:
         """The schedule's keys, no update by magnitude, and no step without a gradient.
 
-        Where `--set` gives the masks, the file's keys of pruning do not count.
+        Where `--set` gives the masks, the file's keys of pruning do not count; where it gives the
+        method, those of `layerwise` do not.
         """
         if not isinstance(given, dict):
             return given
@@ -153,6 +154,8 @@ class PruneSection(Section):
         given = ScheduleSection.moved_out(given)
         if given.get("masks") is not None:
             given = {"method": "given"} | given
+        if ("prune", "method") in source.overridden and given.get("method") != "layerwise":
+            given = _without_layerwise(given, source)
         if given.get("method") in ("magnitude", "given"):
             given = {"update": "none"} | given
         if given.get("method") == "layerwise":
@@ -295,6 +298,12 @@ class PruneSection(Section):
                     ("allocation",),
                     f"must be left out unless {method}. Got {self.allocation}. See prune.scope.",
                 )
+            for key, field in LayerwiseSection.model_fields.items():
+                given = getattr(self.layerwise, key)
+                if given != field.default:
+                    yield RecipeIssue(
+                        ("layerwise", key), f"must be left out unless {method}. Got {given}."
+                    )
             return
         if self.update == "single":
             yield RecipeIssue(("update",), f"must be joint or none where {method}. Got single.")
@@ -335,6 +344,20 @@ class PruneSection(Section):
                     f"must be {pattern.sparsity:.7g} where prune.pattern keeps {pattern}. "
                     f"Got {sparsity:g}.",
                 )
+
+
+def _without_layerwise(given: dict[str, Any], source: RecipeSource) -> dict[str, Any]:
+    """The keys of a section without those of the method layerwise, but for what `--set` gave."""
+    given, own = dict(given), given.get("layerwise")
+    if ("prune", "allocation") not in source.overridden:
+        given.pop("allocation", None)
+    if isinstance(own, dict) and ("prune", "layerwise") not in source.overridden:
+        given["layerwise"] = {
+            key: value
+            for key, value in own.items()
+            if ("prune", "layerwise", key) in source.overridden
+        }
+    return given
 
 
 def _unreadable(key: KeyPath, pattern: str) -> Iterator[RecipeIssue]:

@@ -19,6 +19,7 @@ from mfac_compress.pipeline.recipe.section import (
     CallableName,
     Count,
     Index,
+    NoSwitch,
     Number,
     Positive,
     Section,
@@ -66,6 +67,9 @@ class Folder(Section):
 
     path: Text
     """Relative to `data.folder`."""
+
+
+Workers = Annotated[int, Field(ge=0, le=256), NoSwitch]
 
 
 class DigitsSplits(Section):
@@ -200,6 +204,9 @@ class ImageFolderData(FilesSection):
     """One number, or one per channel, of pixels in 0..1. Default: 0."""
     std: tuple[Positive, ...] = ()
     """One number, or one per channel. Default: 1."""
+    workers: Workers = 0
+    """Processes that read samples ahead, in batches. 0: none. The first reading of all samples is
+    in one process."""
     augment: Augment = Augment()
     splits: FolderSplits
 
@@ -239,6 +246,9 @@ class FactoryData(DataSection):
     `validation` and, to train, `recovery`."""
     kwargs: Arguments = Field(default_factory=dict)
     """Keyword arguments of the factory."""
+    workers: Workers = 0
+    """Processes that read samples ahead, in batches. 0: none. The first reading of all samples is
+    in one process. Samples that draw random numbers draw others with another number of these."""
     collate: CallableName | None = None
     """Makes a batch of a list of items, and pads those whose lengths differ. Returns `(inputs,
     targets)` or one dict. Default: items of one shape are stacked."""

@@ -48,7 +48,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML file in UTF-8. Beside the sections of :class:`Recipe` it may hold ``folder``,
-            where relative paths start (default: the file's own folder).
+            where relative paths start (default: the file's own folder). Or a recipe of SparseML,
+            which needs ``data`` among the overrides.
         overrides: ``key.path=value`` each, with a YAML value; the last counts.
     Returns:
         The recipe; ``recipe.source`` and ``recipe.where(key)`` know its folder and lines.
@@ -56,8 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: If the file cannot be read or anything in it is wrong. The message has one line
             for each thing to fix, in the order of the file.
     """
-    written = read_file(path)
-    return check_values(*with_overrides(written, overrides))
+    return check_values(*with_overrides(read_file(path), overrides))
 
 
 @dataclass(frozen=True)

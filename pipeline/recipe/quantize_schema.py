@@ -29,6 +29,9 @@ class QuantizeSection(Section):
     information, or 99.999% of them."""
     per_channel: bool = True
     """A scale for each output of a layer. Otherwise one for all of them."""
+    reduce_range: bool = True
+    """Use 7 of the weights' 8 bits. Processors without VNNI (AVX2, and AVX-512 before it) add pairs
+    of products in 16 bits, which overflow otherwise, and ONNX Runtime's outputs are wrong there."""
     weight_update: Literal["none", "obs"] = "none"
     """How weights are rounded. `none`: each to its nearest step. `obs`: by layers, one weight after
     the other, those that are not rounded yet making up for the error; where a layer's outputs, and

@@ -127,9 +127,9 @@ class RunSection(Section):
 class ModelSection(Section):
     """How to build the model that the checkpoint belongs to."""
 
-    task: Literal["sequence-classification", "embedding"] | None = None
+    task: Literal["sequence-classification", "image-classification", "embedding"] | None = None
     """What a folder of transformers is loaded for; needed for such a folder, and for nothing else.
-    `sequence-classification`: returns logits `[n, classes]`, or a score `[n]` where there is one.
+    `...-classification`: returns logits `[n, classes]`, or a score `[n]` where there is one.
     `embedding`: one vector of length 1 for each text."""
     pooling: Literal["mean", "cls"] | None = None
     """Of `model.task: embedding`: what makes one vector of those of the tokens, their `mean`

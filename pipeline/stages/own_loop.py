@@ -78,7 +78,7 @@ def recover_by_loop(
         trained, Divergence(model.module, calibration), section.batchnorm, augment
     )
     State.of(trained, before.masks).save(job.folder)
-    return Recovered((), batchnorm)
+    return Recovered((), batchnorm, loop=loop.name)
 
 
 def _call(loop: TrainingLoop, module: nn.Module, splits: LoopSplits, pruned: State) -> None:

@@ -248,6 +248,7 @@ class _Search:
             lambda: held_out_feeds(path, calibration, _JUDGED),
             calibration.draws.generator_for(f"{_STAGE}, positions"),
             self._work,
+            self._step,
         )
         return layers
 
@@ -318,12 +319,18 @@ def _quantiser(
     path: Path, section: QuantizeSection, calibration: CalibrationData, work: Path
 ) -> StaticQuantiser | DynamicQuantiser:
     if section.mode == "dynamic":
-        return DynamicQuantiser(path, per_channel=section.per_channel, scratch=work)
+        return DynamicQuantiser(
+            path,
+            per_channel=section.per_channel,
+            reduce_range=section.reduce_range,
+            scratch=work,
+        )
     return StaticQuantiser(
         path,
         drawn_feeds(path, calibration, _STAGE, section.samples),
         ranges=section.ranges,
         per_channel=section.per_channel,
+        reduce_range=section.reduce_range,
         scratch=work,
     )
 

@@ -49,6 +49,8 @@ class Recovered:
     """Learning rate at the start; null: there was no training."""
     tried: tuple[Tried, ...] = ()
     """Learning rates that were tried, where it was chosen."""
+    loop: str | None = None
+    """The user's own training, which then did all of it; null: there was none."""
 
 
 def check(

@@ -27,9 +27,9 @@ _POSITIONS = 64
 """Random positions of each sample at which a layer's input is looked at: pixels or tokens."""
 _RIDGE = 1e-2
 """As in GPTQ, of the mean square of a layer's inputs."""
-_LEVELS = (-127, 127)
-_MOST_BYTES = 1 << 30
-"""Of second moments that are held at once; a layer that needs more is rounded to nearest."""
+_MOST_BYTES = 1 << 29
+"""Of second moments that are held at once; a layer that needs more is rounded to nearest. The
+solver takes several times as much."""
 
 Batches = Callable[[], Iterable[Feeds]]
 
@@ -73,6 +73,7 @@ def round_layers(
     held_out: Batches,
     generator: torch.Generator,
     scratch: Path,
+    step: Callable[[str, int, int], None],
 ) -> tuple[dict[str, np.ndarray], tuple[LayerRounding, ...]]:
     """Round the weights of a model's layers.
 
@@ -83,6 +84,7 @@ def round_layers(
         held_out: Gives others, by which is chosen.
         generator: Draws positions.
         scratch: Folder for temporary files, of which none stays.
+        step: Shows what is at work, how much of it is done, and how much there is.
     Returns:
         The solver's steps for each weight that has better ones, int8; how each layer was rounded.
     """
@@ -91,7 +93,10 @@ def round_layers(
     found = {name: LayerRounding(name, False, None, None, reason) for name, reason in reasons}
     for some in _portions(layers):
         H = _second_moments(model, some, samples(), generator, scratch)
-        solved = {one.weight: one.solve(H.pop(one.weight)) for one in some}
+        solved = {}
+        for one in some:
+            step(f"rounding of {one.weight}", len(found) + len(solved) + 1, len(nearest))
+            solved[one.weight] = one.solve(H.pop(one.weight))
         H = _second_moments(model, some, held_out(), generator, scratch)
         for one in some:
             found[one.weight], better = one.choose(solved[one.weight], H.pop(one.weight))
@@ -130,6 +135,12 @@ class _Layer:
         return _matrices(self.products[0], self.products[0].values)
 
     @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest step and the highest one: the range that the nearest ones use."""
+        most = int(np.abs(self.nearest.steps.astype(int)).max())
+        return -most, most
+
+    @property
     def scale(self) -> Tensor:
         """Float64 ``[g, r]``."""
         scale = torch.from_numpy(self.nearest.scale.astype(np.float64))
@@ -142,7 +153,7 @@ class _Layer:
         if not (H.isfinite().all() and W.isfinite().all()):
             return "its inputs and weights must be finite"
         try:
-            Z = round_to_grid(W, H, W != 0, scale, levels=_LEVELS, ridge=_RIDGE)
+            Z = round_to_grid(W, H, W != 0, scale, levels=self.levels, ridge=_RIDGE)
         except (PrecisionError, ValueError) as error:
             return str(error)
         steps = (Z / scale.unsqueeze(-1)).round_().to(torch.int8)
@@ -200,7 +211,7 @@ def _unfit(layer: _Layer) -> str | None:
         return "layers read it with different groups"
     if layer.bytes > _MOST_BYTES:
         columns = layer.operator.columns
-        return f"the second moments of its {columns:,} inputs exceed {_MOST_BYTES >> 30} GiB"
+        return f"the second moments of its {columns:,} inputs exceed {_MOST_BYTES >> 20} MiB"
     return None
 
 
@@ -227,17 +238,20 @@ def _second_moments(
     sums: dict[str, Tensor] = {}
     products = [product for layer in layers for product in layer.products]
     names = [*dict.fromkeys(product.input for product in products)]
-    for samples, inputs in layer_inputs(model, names, batches, scratch):
+    for batch, inputs in layer_inputs(model, names, batches, scratch):
+        given = {name: torch.from_numpy(array) for name, array in batch.items()}
         for product in products:
-            H = _of_batch(product, torch.from_numpy(inputs[product.input]), samples, generator)
+            H = _of_batch(product, torch.from_numpy(inputs[product.input]), given, generator)
             sums[product.weight] = sums[product.weight] + H if product.weight in sums else H
     return sums
 
 
-def _of_batch(product: LayerProduct, x: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+def _of_batch(
+    product: LayerProduct, x: Tensor, given: Mapping[str, Tensor], generator: torch.Generator
+) -> Tensor:
     operator = _operator(product)
     y = torch.empty(_output_shape(product, operator, x.shape), device="meta")
-    chosen = choose_positions(operator.positions(y), samples, _POSITIONS, generator)
+    chosen = choose_positions(operator, y, given, _POSITIONS, generator)
     return input_moments(operator, x, y, chosen).H
 
 

@@ -138,7 +138,8 @@ def _fisher(memory: Memory, tried: Sequence[Tried] | str) -> Commented:
         lines += [
             "Tried in one step, at this sparsity, on a few gradients: the divergence of the",
             "outputs from the dense model's on held-out samples. The damping is in units of the",
-            "mean of the Fisher's diagonal.",
+            "mean of the Fisher's diagonal. The metric may rank settings otherwise: compare a run",
+            "with the defaults, damping: 1e-5 and damping_unit: absolute.",
             "    block size   damping   divergence",
             *(f"    {one.block_size:10}{one.damping:10g}{one.divergence:13.4g}" for one in tried),
         ]

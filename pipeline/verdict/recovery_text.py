@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mfac_compress.pipeline.quoting import shown
 from mfac_compress.pipeline.stages.recover import Recovered
 from mfac_compress.pipeline.verdict.tables import Row, divergence_text
 
@@ -10,6 +11,8 @@ EPOCH_HEAD = ("epoch", "training loss", "divergence", "kept")
 
 def recovery_line(recovery: Recovered) -> str:
     """Which epoch is kept, and by what learning rate it came about."""
+    if recovery.loop is not None:
+        return f"recover: by recover.loop {shown(recovery.loop)}."
     text = f"recover: epoch {recovery.kept_epoch} of {len(recovery.loss_by_epoch)} kept"
     if recovery.divergence:
         ends = recovery.divergence[0], recovery.divergence[recovery.kept_epoch or 0]

@@ -189,15 +189,16 @@ def _repairs_text(report: Report) -> Iterable[str]:
 
 
 def _recovered(report: Report) -> Iterator[str]:
-    if report.recovery.loss_by_epoch:
+    if report.recovery.loss_by_epoch or report.recovery.loop:
         yield recovery_line(report.recovery)
 
 
 def _recovery_text(report: Report) -> Iterator[str]:
     """The training after the last pruning step, epoch by epoch."""
-    if report.recovery.loss_by_epoch:
+    for line in _recovered(report):
         yield "## Recovery"
-        yield recovery_line(report.recovery)
+        yield line
+    if report.recovery.loss_by_epoch:
         yield _table(EPOCH_HEAD, epoch_rows(report.recovery))
 
 

@@ -61,7 +61,6 @@ HOSTILE = {
     "a module": "!!python/module:os ''",
     "a dotted tag": "!pytorch.MFACPruningModifier {a: 1}",
     "a modifier within": "!EpochRangeModifier {start_epoch: 0, end_epoch: 1}",
-    "a bare tag": "! x",
     "a binary": "!!binary aGk=",
     "a set": "!!set {a}",
     "a date": "!!timestamp 2024-01-01",
@@ -78,7 +77,7 @@ _ODD = [
     "{0: 1, 0.0: 2}", "[1, 4]", "[4, 1]", "[-1, 4]", "[0, 0]", "'0:0'", "'99:99'", "'2:4'",
     "__ALL__", "__FROM_PARAM__", "'re:('", "'re:(a+)+b'", f"'re:{'(' * 400}'", f"'{'a' * 5000}'",
     '"\\0"', "1000000", "999999", "0.0001", "9223372036854775807", "{batch_size: 0}",
-    "{batch_size: 1e9}", "eval(1)", "eval(0.5)", "eval(-1)", "[eval(1)]",
+    "{batch_size: 1e9}", "eval(1)", "eval(0.5)", "eval(-1)", "[eval(1)]", "! x",
 ]  # fmt: skip
 
 

@@ -168,6 +168,32 @@ def test_ranges_are_those_of_all_batches(pruned, tmp_path):
     assert scale == pytest.approx(1000 / 255, rel=0.01)
 
 
+def test_a_reduced_range_is_that_of_weights_only(pruned, tmp_path):
+    scales = []
+    for reduce_range in (False, True):
+        options = {"reduce_range": reduce_range, "scratch": tmp_path}
+        StaticQuantiser(pruned.path, _batches(), **options).write(tmp_path / "int8.onnx")
+        scales.append(ir.load(tmp_path / "int8.onnx").graph.initializers["input_scale"])
+    assert scales[0].const_value.numpy() == scales[1].const_value.numpy()
+
+
+def test_a_reduced_range_is_computed_as_written_on_every_processor(tmp_path):
+    """In the full range, sums of two products overflow 16 bits where there is no VNNI."""
+    torch.manual_seed(0)
+    layer, path = nn.Linear(64, 16), tmp_path / "large.onnx"
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.sign())
+    x = np.random.default_rng(0).uniform(0.9, 1, (8, 64)).astype(np.float32)
+    x[:, 0] = -0.01
+    export_onnx(layer, torch.from_numpy(x), path)
+    quantiser = StaticQuantiser(path, [{"input": x}], reduce_range=True, scratch=tmp_path)
+    quantiser.write(tmp_path / "int8.onnx")
+    outputs = open_session(tmp_path / "int8.onnx").run(None, {"input": x})[0]
+    with torch.no_grad():
+        expected = layer(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(outputs, expected, atol=0.02 * np.abs(expected).max())
+
+
 class _Tied(nn.Module):
     """A weight that an embedding and a linear layer share."""
 
@@ -186,7 +212,9 @@ def test_a_weight_that_others_read_too_is_not_turned_for_them(tmp_path):
     model, path = _Tied().eval(), tmp_path / "tied.onnx"
     ids = torch.randint(7, (4, 3))
     export_onnx(model, ids, path)
-    DynamicQuantiser(path, scratch=tmp_path).write(tmp_path / "int8.onnx")
+    # In the full range, sums overflow on processors without VNNI.
+    quantiser = DynamicQuantiser(path, reduce_range=True, scratch=tmp_path)
+    quantiser.write(tmp_path / "int8.onnx")
     given = {"input": ids.numpy()}
     one, two = (open_session(p).run(None, given)[0] for p in (path, tmp_path / "int8.onnx"))
     assert weights_in_8_bits(tmp_path / "int8.onnx")
@@ -235,16 +263,19 @@ def test_given_steps_of_a_layer_that_stays_in_float_do_not_count(quantiser, tmp_
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize("reduce_range", [True, False])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_steps_times_scales_are_the_weights(pruned, tmp_path, per_channel, mode):
-    options = {"per_channel": per_channel, "scratch": tmp_path}
+def test_steps_times_scales_are_the_weights(pruned, tmp_path, per_channel, reduce_range, mode):
+    options = {"per_channel": per_channel, "reduce_range": reduce_range, "scratch": tmp_path}
     if mode == "dynamic":
         quantiser = DynamicQuantiser(pruned.path, **options)
     else:
         quantiser = StaticQuantiser(pruned.path, _batches(), **options)
     quantiser.write(tmp_path / "int8.onnx")
     weights = signed_weights(tmp_path / "int8.onnx")
+    most = max(np.abs(weight.steps.astype(int)).max() for weight in weights.values())
+    assert most == (64 if reduce_range else 127)
     products = dict(layer_products(quantiser.model))
     assert {layer.weight for layer in quantiser.layers} == weights.keys()
     for name, weight in weights.items():

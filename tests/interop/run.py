@@ -85,8 +85,8 @@ def _compare(name: str, own: Any, found: list[dict[str, Any]]) -> int:
 
 
 def _chosen_there(own: Any, key: str) -> bool:
-    """Whether SparseML fills in what the recipe leaves out: devices that it found, schemes."""
-    filled = ("available_devices", "model_fuse_fn_name")
+    """Whether SparseML fills in what the recipe leaves out: devices, names, parts of schemes."""
+    filled = ("available_devices", "model_fuse_fn_name", "teacher_layer_names")
     return key == "scheme" or (key not in own.lines and key in filled)
 
 

@@ -253,7 +253,7 @@ def test_what_was_made_otherwise_is_not_reused(project, frozen_stages):
     assert project.run("-q", *ON).exit_code == 0
     frozen_stages(export, prune, recover, quantize)
     changes = ("per_channel=false", "samples=63", "max_divergence=1e-9", "ranges=entropy")
-    for change in (*changes, "weight_update=obs"):
+    for change in (*changes, "weight_update=obs", "reduce_range=false"):
         result = project.run("-q", *ON, "--set", f"quantize.{change}")
         assert "quantize was computed again" in result.output, change
 

@@ -75,6 +75,11 @@ def test_the_quickstart_prunes_whole_blocks(tmp_path, method):
             "calibration 20,000, validation 10,000",
             "least squares on 1,000 calibration samples after each of 8 steps",
         ),
+        (
+            "resnet20-80.yaml",
+            "at the end, on 19,000 calibration samples, taught by the dense model (kl, weight 1)",
+            "least squares on 1,000 calibration samples after each of 8 steps",
+        ),
     ],
 )
 def test_the_resnet_recipes_fit_the_real_checkpoint_and_images(recipe, samples, repair):

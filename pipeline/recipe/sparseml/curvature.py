@@ -52,6 +52,7 @@ def _sampler(modifier: Modifier, translation: Translation) -> None:
         others = sorted(set(sampler) - {"batch_size"})
         also = f"{', '.join(others)}: not needed, data is read by section data" if others else ""
         translation.put(modifier, key, "calibrate.samples_per_gradient", size, also=also)
-    elif sampler:
-        text = "data is read by section data"
-        translation.note(modifier, key, Fate.NOT_NEEDED, text)
+        return
+    text = "a gradient is of one batch of the training script there, and of as many samples as "
+    text += "calibrate.samples_per_gradient says here"
+    translation.note(modifier, key, Fate.NEARLY, text)

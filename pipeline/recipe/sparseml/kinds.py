@@ -10,6 +10,7 @@ ALL, ALL_PRUNABLE, FROM_PARAM = "__ALL__", "__ALL_PRUNABLE__", "__FROM_PARAM__"
 """SparseML's words for all parameters, all weights of layers, and the sparsity that is there."""
 
 _MOST = 1e6
+_MOST_EPOCHS = 10_000
 Kind = Callable[[Any], Any]
 """Gives the value as it is meant. Raises ValueError with what it must be."""
 
@@ -43,8 +44,8 @@ def at_least_0(value: Any) -> float:
 def epoch(value: Any) -> float:
     """A time or a length in epochs; -1 stands for the first, the last, or each step."""
     found = number(value)
-    if not (found == -1 or 0 <= found <= _MOST):
-        raise ValueError(f"a number of epochs, from 0 to {_MOST:g}, or -1")
+    if not (found == -1 or 0 <= found <= _MOST_EPOCHS):
+        raise ValueError(f"a number of epochs, from 0 to {_MOST_EPOCHS:,}, or -1")
     return found
 
 

@@ -25,6 +25,10 @@ _SAME = (  # what several pruning modifiers of one recipe must have in common
     *("start_epoch", "end_epoch", "update_frequency", "init_sparsity", "inter_func", "mask_type"),
     *("num_grads", "damp", "fisher_block_size", "num_recomputations", "grad_sampler_kwargs"),
 )
+_JOINT = (
+    "Weights that stay are updated for all removed ones together (prune.update: joint); SparseML's "
+    "sum of single corrections is prune.update: single"
+)
 _ONE_AMONG_THEM = (
     "Each of its tensors is pruned to this share on its own, where SparseML compares those of one "
     "modifier with each other"
@@ -54,11 +58,12 @@ def translate_pruning(
             )
             translation.note(other, "", Fate.REFUSED, text)
             return
-    translation.put(first, "", "prune.method", METHODS[first.name], also=_method_note(first))
+    method = METHODS[first.name]
+    translation.put(first, "", "prune.method", method, _JOINT if method == "mfac" else "")
     _sparsities(modifiers, translation)
     _pattern(first, translation)
     translate_steps(first, timeline, translation)
-    if METHODS[first.name] == "mfac":
+    if method == "mfac":
         translate_curvature(first, translation)
     for modifier in modifiers:
         _rest(modifier, translation)
@@ -70,15 +75,6 @@ def _difference(first: Modifier, other: Modifier) -> str:
     if METHODS[first.name] != METHODS[other.name]:
         return "method"
     return next((key for key in _SAME if first.values.get(key) != other.values.get(key)), "")
-
-
-def _method_note(modifier: Modifier) -> str:
-    if METHODS[modifier.name] == "mfac":
-        return (
-            "Weights that stay are updated for all removed ones together (prune.update: joint); "
-            "SparseML's sum of single corrections is prune.update: single"
-        )
-    return ""
 
 
 def pattern_of(name: str) -> str:
@@ -101,7 +97,7 @@ def pattern_of(name: str) -> str:
     # modules as well: what could tell a module from its parameters must not be left to it.
     if re.search(r"\(\?[!=<]", expression):
         return f"re:(?=.*weight)(?:{expression}).*"
-    if expression.endswith((".*", "$")) and "|" not in expression:
+    if re.search(r"(?<!\\)(\.\*|\$)$", expression) and "|" not in expression:
         return name
     return f"re:(?:{expression}).*" if "|" in expression else f"{name}.*"
 
@@ -115,10 +111,10 @@ def _sparsities(modifiers: Sequence[Modifier], translation: Translation) -> None
         key = "global_sparsity" if "global_sparsity" in first.values else ""
         translation.put(first, key, "prune.scope", "global" if is_global else "layerwise")
         translation.put(first, "final_sparsity", "prune.sparsity", first.values["final_sparsity"])
-        patterns = _patterns(first.values["params"])
-        translation.put(
-            first, "params", "prune.include", patterns, _but_all(first.values["params"])
-        )
+        names = first.values["params"]
+        but = "No biases" if kinds.ALL in names else ""
+        also = "Recurrent layers among them, and no embeddings" if _patterns(names) == ["*"] else ""
+        translation.put(first, "params", "prune.include", _patterns(names), but, also)
         return
     include: list[str] = []
     overrides: dict[str, float] = {}
@@ -154,12 +150,6 @@ def _is_global(modifier: Modifier) -> bool:
 
 def _patterns(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(pattern_of(name) for name in names))
-
-
-def _but_all(names: Sequence[str]) -> str:
-    if kinds.ALL in names:
-        return "Weights of convolutions, linear and recurrent layers only, no biases"
-    return ""
 
 
 def _pattern(modifier: Modifier, translation: Translation) -> None:
@@ -227,9 +217,8 @@ def _rest(modifier: Modifier, translation: Translation) -> None:
     if values.get("phased"):
         text = "pruning in phases, in which all weights come back, has no counterpart"
         translation.note(modifier, "phased", Fate.DROPPED, text)
-    translation.note_given(
-        modifier, "phased" if values.get("phased") is False else "", Fate.NOT_NEEDED, "it is off"
-    )
+    else:
+        translation.note_given(modifier, "phased", Fate.NOT_NEEDED, "it is off")
     if values.get("score_type", "magnitude") != "magnitude":
         text = "must be magnitude. Use MFACPruningModifier for scores by gradients"
         translation.note(modifier, "score_type", Fate.REFUSED, text)

@@ -14,7 +14,6 @@ def translate_steps(modifier: Modifier, timeline: Timeline, translation: Transla
         timeline: Of the recipe.
         translation: Gets the keys.
     """
-    again = modifier.values.get("num_recomputations", 1)
     several = timeline.steps > 1
     but = ""
     if not timeline.is_exact:
@@ -23,20 +22,13 @@ def translate_steps(modifier: Modifier, timeline: Timeline, translation: Transla
         also = "In one shot: the recipe says nothing about training"
     else:
         also = f"From epoch {timeline.start:g} to {timeline.end:g}"
-    translation.put(
-        modifier, "update_frequency", "prune.steps", timeline.steps * (1 if several else again),
-        but, also,
-    )  # fmt: skip
-    if "num_recomputations" in modifier.values and again > 1:
-        text = "the inverse is computed anew in each step (prune.steps)"
-        translation.note(
-            modifier, "num_recomputations", Fate.NEARLY if several else Fate.MAPPED, text
-        )
+    translation.put(modifier, "update_frequency", "prune.steps", timeline.steps, but, also)
     if several:
         translation.put(
             modifier, "update_frequency", "prune.epochs_between", timeline.epochs_between
         )
     _interpolation(modifier, timeline, translation)
+    _recomputations(modifier, timeline, translation)
     translation.note_given(modifier, "end_epoch", Fate.MAPPED, "see prune.steps")
     if timeline.start > 0 and not timeline.one_shot:
         text = (
@@ -71,3 +63,17 @@ def _interpolation(modifier: Modifier, timeline: Timeline, translation: Translat
     groups = isinstance(modifier.values["final_sparsity"], dict)
     but = "In proportion for tensors with a sparsity of their own" if groups else ""
     translation.put(modifier, "init_sparsity", "prune.schedule.init", initial, but)
+
+
+def _recomputations(modifier: Modifier, timeline: Timeline, translation: Translation) -> None:
+    """New inverses within a step: as many steps, where there is one."""
+    again = modifier.values.get("num_recomputations", 1)
+    key = "num_recomputations"
+    if again == 1:
+        translation.note_given(modifier, key, Fate.MAPPED, "each step has its inverse")
+    elif timeline.steps > 1:
+        text = "each step has one inverse. Raise prune.steps for more"
+        translation.note(modifier, key, Fate.NEARLY, text)
+    else:
+        translation.put(modifier, key, "prune.steps", again)
+        translation.put(modifier, key, "prune.schedule.interpolation", "linear")

@@ -81,6 +81,21 @@ def test_a_lone_output_is_a_score_for_each_sample(folder):
     assert model.module(input_ids=IDS, attention_mask=MASK).shape == (2,)
 
 
+def test_a_classifier_of_images_takes_them_by_position(tiny_bert, tmp_path):
+    import transformers
+
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, num_labels=3,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    model = _load(tmp_path, "image-classification")
+    assert model.module(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
+    assert model.heads == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(InputError, match=r"model.task must be one that the model is made for"):
+        _load(tmp_path, "sequence-classification")
+
+
 def test_shards_and_half_precision_give_the_same_model(folder):
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
@@ -136,10 +151,11 @@ CONFIGS = {
     "no model_type": ({"model_type": None}, "must name its model_type"),
     "unknown": ({"model_type": "x9", "auto_map": {}}, r"Got x9. Its own code \(auto_map\) is nev"),
     "quantised": ({"quantization_config": {"bits": 4}}, "must have weights in float"),
+    "window": ({"max_window_layers": 10**9, "quantization_config": {}}, "weights in float"),
     "too deep": ({"num_hidden_layers": 10**9}, "must fit the weights, which are 25 tensors"),
     "other width": ({"hidden_size": 32}, "must fit its config.json"),
     "senseless": ({"hidden_size": "many"}, "must"),
-    "no such task": ({"model_type": "clip"}, "model.task must be one that the model is made for"),
+    "no such task": ({"model_type": "clip"}, r"model.task must be one that the model is made for"),
 }
 
 
@@ -189,6 +205,21 @@ def test_a_folder_that_is_none_or_damaged_is_refused(folder, tmp_path):
 def test_an_adapter_is_refused(folder):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="merge the adapter"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        {"pooling_mode": "cls", "embedding_dimension": 16},
+    ],
+)
+def test_vectors_are_made_as_the_folder_says(folder, values):
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
+    assert _load(folder, pooling="cls")
+    with pytest.raises(InputError, match=r"must be that of .*1_Pooling.* trained: cls. Got mean"):
         _load(folder)
 
 

@@ -188,6 +188,11 @@ def test_a_damaged_or_endless_file_is_refused(tmp_path, monkeypatch):
     quoted.write_text('"' + "a\n" * 100_000)
     with pytest.raises(InputError, match="must be a file that can be read"):
         read(quoted)
+    monkeypatch.setattr(text_files, "_LARGE", 1000)
+    with gzip.open(endless, "wb") as file:
+        file.write(b"a\n" * 100_000)
+    with pytest.raises(InputError, match=r"must have at most .* characters, unpacked"):
+        read(endless)
     monkeypatch.setattr(text_files, "MOST_IN_FILE", 1000)
     with pytest.raises(InputError, match="must have at most 1,000 characters"):
         read(_write(tmp_path / "d.tsv", ROWS * 100))
@@ -232,3 +237,28 @@ def test_a_tokenizer_must_be_there_and_be_one(tmp_path, tiny_bert):
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(InputError, match="must be a tokenizer of the library tokenizers"):
             _open(tmp_path, tmp_path)
+
+
+def test_a_panic_of_the_tokenizer_is_a_refusal(tmp_path, tiny_bert):
+    """The library's panics are no exceptions in Python's sense."""
+    _write(tmp_path / "data.tsv")
+    written = json.loads((tiny_bert / "tokenizer.json").read_text())
+    piece = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+    template = [piece, {"Sequence": {"id": "A", "type_id": 0}}]
+    written["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": template,
+        "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"tokenizer.json must be .* It raised PanicException"):
+        _open(tmp_path, tmp_path)
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path, tiny_bert):
+    (tmp_path / "a.jsonl").write_text('{"one": "the \\ud800 cat", "score": 1}\n')
+    splits = {"calibration": {"path": "a.jsonl"}, "validation": {"path": "b.jsonl"}}
+    section = TextData(source="text", text="one", label="score", label_type="score", splits=splits)
+    with pytest.raises(InputError, match="must be able to cut the texts"):
+        open_texts(section, tmp_path, {"calibration": True}, tiny_bert)

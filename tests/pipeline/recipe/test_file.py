@@ -644,6 +644,23 @@ def test_masks_on_the_command_line_take_the_place_of_the_files_pruning(write):
         load_recipe(path, [*given, "prune.steps=2"])
 
 
+def test_another_method_on_the_command_line_leaves_out_the_files_keys_of_layerwise(write):
+    path = write(
+        """
+        data: {source: digits}
+        prune: {sparsity: 0.9, method: layerwise, allocation: errors, layerwise: {samples: 9}}
+        """
+    )
+    loaded = load_recipe(path, ["prune.method=mfac"])
+    assert loaded.prune.layerwise.samples == 1000
+    assert loaded.prune.allocation is None
+    assert load_recipe(path, ["prune.method=layerwise"]).prune.layerwise.samples == 9
+    with pytest.raises(InputError, match=r"prune\.layerwise\.ridge must be left out unless"):
+        load_recipe(path, ["prune.method=mfac", "prune.layerwise.ridge=0.5"])
+    with pytest.raises(InputError, match=r"prune\.allocation must be left out unless"):
+        load_recipe(path, ["prune.method=mfac", "prune.allocation=errors"])
+
+
 def test_the_schema_serves_editors():
     schema = recipe_schema()
     assert json.loads(json.dumps(schema)) == schema

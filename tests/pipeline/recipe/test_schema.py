@@ -90,6 +90,16 @@ def test_weights_that_stay_as_they_are_follow_no_gradient():
         recipe(prune={"sparsity": 0.5, "update": "none", "first_order": True})
 
 
+@pytest.mark.parametrize("method", ["mfac", "magnitude"])
+@pytest.mark.parametrize("key", [("samples", 9), ("positions", "all"), ("ridge", 0.5)])
+def test_keys_of_layerwise_do_nothing_beside_another_method(method, key):
+    given = {"sparsity": 0.5, "layerwise": dict([key])}
+    recipe(prune=given | {"method": "layerwise"})
+    said = rf"layerwise\.{key[0]} must be left out unless prune\.method is layerwise. Got {key[1]}"
+    with pytest.raises(ValidationError, match=said):
+        recipe(prune=given | {"method": method})
+
+
 MASKS = {"masks": "masks.safetensors", "weights": "trained.pt"}
 
 

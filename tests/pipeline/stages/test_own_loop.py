@@ -351,8 +351,16 @@ def test_a_run_ships_what_the_loop_has_trained(with_loop):
         assert not shipped[name][~mask].any()
         assert (shipped[name] != before[name])[mask].any()
     report = json.loads((with_loop.output / "report.json").read_text())
+    assert report["recovery"]["loop"] == "train.py:loop"
+    said = "recover: by recover.loop train.py:loop."
+    assert said in (with_loop.output / "report.md").read_text()
     names = {path.rpartition("/")[2] for path in report["code"]["files"]}
     assert {"train.py", "helper.py", "late.py"} <= names
+
+
+def test_the_dry_run_says_who_trains(with_loop):
+    result = with_loop.run("--dry-run")
+    assert "recovery: by recover.loop train.py:loop, on 200 recovery samples" in result.output
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def _round(layers, **changes):
         "held_out": lambda: _batches(2),
         "generator": torch.Generator(),
         "scratch": folder,
+        "step": lambda *_: None,
     }
     return round_layers(*(given | changes).values())
 

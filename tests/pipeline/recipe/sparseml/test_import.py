@@ -25,7 +25,7 @@ def test_a_recipe_is_written_with_a_line_for_each_key(foreign, tmp_path):
     assert "mapped: line 5, MFACPruningModifier.final_sparsity: 0.8: prune.sparsity: 0.8" in (
         result.output
     )
-    assert f"{new}: 13 mapped, 1 approximately." in result.output
+    assert f"{new}: 12 mapped, 3 approximately." in result.output
     assert f"Still to add to {new}: data" in result.output
     with pytest.raises(InputError, match="data must be"):
         load_recipe(new)
@@ -70,10 +70,11 @@ def test_a_recipe_of_ours_is_not_imported(foreign, tmp_path):
     assert "must be one of SparseML" in result.output
 
 
-def test_a_recipe_may_be_called_recipe(foreign, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["recipe", "init"])
+def test_a_recipe_may_have_the_name_of_a_command(foreign, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    foreign.write("data: {source: digits}\nprune: {sparsity: 2}\n", "recipe")
-    result = run("recipe", "model.pt", "--dry-run")
+    foreign.write("data: {source: digits}\nprune: {sparsity: 2}\n", name)
+    result = run(name, "model.pt", "--dry-run")
     assert result.exit_code == 2
     assert "prune.sparsity must be" in result.output
 

@@ -71,6 +71,7 @@ def test_one_shot_has_one_step_and_no_training(foreign):
 def test_recomputations_of_one_shot_are_steps():
     values = parse_yaml(import_recipe(next(p for p in PUBLISHED if "recomp" in p.name)).text).value
     assert values["prune"]["steps"] == 8
+    assert values["prune"]["schedule"] == {"interpolation": "linear"}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,16 @@ NAMES = ["layer1.0.conv1.weight", "layer1.0.conv11.weight", "layer2.fc.weight", 
 
 @pytest.mark.parametrize(
     "expression",
-    ["layer1", ".*conv1", ".*conv1.weight", ".*weight$", "fc|layer2", "(?!layer1).*", r"layer\d"],
+    [
+        "layer1",
+        ".*conv1",
+        ".*conv1.weight",
+        ".*weight$",
+        "fc|layer2",
+        "(?!layer1).*",
+        r"layer\d",
+        r"layer1\.*",
+    ],
 )
 def test_an_expression_matches_what_it_does_there(expression):
     """SparseML: ``re.match`` on names of parameters. Ours: ``re.fullmatch``, on modules as well."""
