@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,19 +12,20 @@ from torch import Tensor
 from mfac_compress.export.from_onnx.convert import Converted
 from mfac_compress.export.from_onnx.source import Source
 from mfac_compress.export.names import feeds
-from mfac_compress.export.session import load, open_session, predict
-from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors, size
+from mfac_compress.export.session import load, predict
+from mfac_compress.mfac.batch import Tree, arguments, call, map_tensors, size
 
 _LARGEST_DIFFERENCE = 1e-3
 """Share of an output's norm. Rounding is a hundred times smaller, a wrong operator larger."""
 _ROUNDING = 1e-5
+_NOTHING = 4
 
 
 def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
     """Compare a module with its file in ONNX Runtime.
 
     Args:
-        converted: The module, on the CPU.
+        converted: The module, on any device.
         source: The file.
         inputs: Real samples. Each of shape ``[n, ...]``.
     Raises:
@@ -35,12 +35,13 @@ def check_outputs(converted: Converted, source: Source, inputs: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         source.write(path, {})
-        session = open_session(path)
+        session = _open(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
         found = predict(session, inputs, size(inputs), names=module.outputs)
         found = found if isinstance(found, dict) else {module.outputs[0]: found}
         with torch.no_grad():
-            computed = call(module, inputs)
+            computed = call(module, map_tensors(lambda x: x.to(module.device), inputs))
         computed = computed if isinstance(computed, dict) else {module.outputs[0]: computed}
+        computed = {name: tensor.cpu() for name, tensor in computed.items()}
         wrong = [name for name in found if not _is_close(computed[name], found[name])]
         if not wrong:
             return
@@ -60,8 +61,9 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
     """Name the first node whose output differs; None if none does."""
     module = converted.module
     with torch.no_grad():
-        args, kwargs = _arguments(inputs)
-        computed = module.intermediate(*args, **kwargs)
+        args, kwargs = arguments(map_tensors(lambda x: x.to(module.device), inputs))
+        found = module.intermediate(*args, **kwargs)
+        computed = {name: tensor.cpu() for name, tensor in found.items()}
     model = onnx.load(path, load_external_data=False)
     known = {value.name for value in model.graph.output}
     made = {name for node in model.graph.node for name in node.output}
@@ -69,10 +71,7 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     beside = path.with_name("all.onnx")
     beside.write_bytes(model.SerializeToString())
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = load(str(beside), options)
+    session = _open(beside, onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     arrays = feeds(inputs, [one.name for one in session.get_inputs()])
     for name, array in zip(names, session.run(names, dict(arrays)), strict=True):
         if not _is_close(computed[name], array):
@@ -80,10 +79,13 @@ def _first_wrong(converted: Converted, path: Path, inputs: Tree) -> str | None:
     return None
 
 
-def _arguments(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), dict(named_tensors(inputs))
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+def _open(path: Path, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
+    """Open a file of unknown origin: what is wrong with it is raised, and not printed as well."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _NOTHING
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = 1
+    return load(str(path), options)
 
 
 def _is_close(computed: Tensor, found: np.ndarray) -> bool:

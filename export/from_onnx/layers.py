@@ -140,7 +140,7 @@ class _Finder:
         """A linear layer or convolution; None where its weight is not a layer's own."""
         first, weight = nodes[0], origin(nodes[0].inputs[1])
         settings = self.read(first)
-        if not self.is_own(weight, [(node, 1) for node in nodes]):
+        if not self.is_own(weight, [(node, 1) for node in nodes]) or 0 in weight.shape:
             return None
         if any(
             node.op_type != first.op_type

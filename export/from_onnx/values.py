@@ -92,12 +92,17 @@ def as_tensors(values: Sequence[Value], default: torch.device) -> list[Tensor | 
     return [value.tensor(device) if isinstance(value, Known) else value for value in values]
 
 
+def are_fixed(numbers: Sequence[Any]) -> bool:
+    """Whether numbers are integers and not sizes that the tracer keeps open."""
+    return all(isinstance(number, int) for number in numbers)
+
+
 def check_size(sizes: Sequence[Any]) -> None:
     """Refuse a tensor that would fill the memory.
 
     Raises:
         ValueError: If it has more than :data:`MOST_ELEMENTS`.
     """
-    known = [size for size in sizes if isinstance(size, int)]
+    known = [size for size in sizes if are_fixed([size])]
     if prod(known) > MOST_ELEMENTS:
         raise ValueError(f"its output would have the shape {known}")

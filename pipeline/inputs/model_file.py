@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mfac_compress.export.sparse.limits import check_file
 from mfac_compress.pipeline.digest import content_key
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.files import check_regular
@@ -157,6 +158,8 @@ def read_file(path: Path, *, or_onnx: bool = False) -> bytes:
     """
     try:
         check_regular(path, "The model")
+        if is_onnx(path, b""):
+            check_file(path)  # which says how large one can be
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"The model must be a file that exists. Got {path}.") from error

@@ -22,9 +22,11 @@ from mfac_compress.mfac.batch import map_tensors
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.foreign_files import is_onnx
 from mfac_compress.pipeline.inputs.model import OnnxForm
-from mfac_compress.pipeline.quoting import listed
+from mfac_compress.pipeline.quoting import listed, shortened
 
 _SAMPLES = 8
+_MOST_TEXT = 2000
+"""Characters of what a library says of a file; it may quote names of any length."""
 _OWN = ("opset", "input_name", "output_name")
 """Keys of ``export`` that say what such a file says itself."""
 
@@ -73,7 +75,7 @@ class OnnxModel:
             reason = str(error) if isinstance(error, ValueError) else describe(error)
             raise InputError(
                 f"{self.source.path} must compute in PyTorch what it computes in ONNX Runtime, on "
-                f"{rows} calibration samples. {reason}"
+                f"{rows} calibration samples. {shortened(reason, _MOST_TEXT)}"
             ) from error
 
     def lost_zeros(self, names: Sequence[str], form: OnnxForm) -> dict[str, str]:
@@ -173,7 +175,8 @@ def read_onnx(path: Path, content: bytes, output: str | int | None) -> tuple[Sou
     try:
         source = Source.read(path, content)
     except Exception as error:
-        raise InputError(str(error) if type(error) is ValueError else describe(error)) from error
+        reason = str(error) if type(error) is ValueError else describe(error)
+        raise InputError(shortened(reason, _MOST_TEXT)) from error
     names = [value.name for value in source.graph.graph.outputs]
     chosen = [output] if len(names) > 1 and output is not None else None
     try:
@@ -184,5 +187,5 @@ def read_onnx(path: Path, content: bytes, output: str | int | None) -> tuple[Sou
             str(error) if type(error) is ValueError else f"Reading it raised {describe(error)}."
         )
         raise InputError(
-            f"{path} must be an ONNX file that PyTorch can compute. {reason}"
+            f"{path} must be an ONNX file that PyTorch can compute. {shortened(reason, _MOST_TEXT)}"
         ) from error

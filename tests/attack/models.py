@@ -1,9 +1,9 @@
 """Hostile model files, which must be refused, or loaded as what they are.
 
 ``python tests/attack/models.py --count 400 --seed 1`` makes that many, loads each as a run does in
-a process of its own, calls and copies what was loaded, and ends with 1 where one was mishandled: it
-ran code, it neither loaded nor was refused, it was not as expected, it wrote to the terminal, or it
-took more than 10 s or 2 GB.
+a process of its own, calls and copies what was loaded, compares it with its file if that is ONNX,
+and ends with 1 where one was mishandled: it ran code, it neither loaded nor was refused, it was not
+as expected, it wrote to the terminal, or it took more than 10 s or 2 GB.
 """
 
 import copy
@@ -13,8 +13,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from attack_models import checkpoints, programs
+from attack_models import checkpoints, onnx_files, programs
 from attack_models.case import FACTORY, MARK, Case
 from harness import attack, expected, in_process, write_to
 
@@ -30,9 +31,10 @@ def cases(seed: int) -> Iterator[Case]:
     """
     yield from programs.kinds()
     yield from checkpoints.kinds()
+    yield from onnx_files.kinds()
     draw = random.Random(seed)
     while True:
-        for make in (programs.hidden, programs.damaged, checkpoints.damaged):
+        for make in (programs.hidden, programs.damaged, checkpoints.damaged, onnx_files.damaged):
             yield make(draw.getrandbits(32))
 
 
@@ -81,6 +83,7 @@ def _load(case: Case, path: Path, folder: Path) -> int:
 
     from mfac_compress.pipeline.errors import InputError
     from mfac_compress.pipeline.inputs.model_file import load_model
+    from mfac_compress.pipeline.inputs.onnx_model import OnnxModel
     from mfac_compress.pipeline.recipe.schema import ModelSection
 
     try:
@@ -94,11 +97,31 @@ def _load(case: Case, path: Path, folder: Path) -> int:
         with warnings.catch_warnings():  # as a run does
             warnings.simplefilter("ignore")
             module = copy.deepcopy(model.module)
-        module(torch.randn(3, 8))
+        if isinstance(model, OnnxModel):
+            _compare(model, module)
+        else:
+            module(torch.randn(3, 8))
     except Exception:
         # A run tries the model out on its data and refuses it then.
         return _REFUSED
     return _LOADED
+
+
+def _compare(model: Any, module: Any) -> None:
+    """Compare what was loaded with its file, as a run does, and write a copy of that."""
+    import torch
+
+    from mfac_compress.export.from_onnx import check_outputs
+
+    inputs = {}
+    for each in module.inputs:
+        shape = [3 if axis is None else axis for axis in each.shape or (3, 8)]
+        if torch.Size(shape).numel() > 10**7:
+            raise ValueError("too large for this machine")
+        inputs[each.name] = (torch.rand(shape) * 2).to(each.dtype)
+    check_outputs(model.converted, model.source, inputs)
+    state = {name: tensor * 0.5 for name, tensor in module.state_dict().items()}
+    model.write(state, Path("copy.onnx"), form=None, metadata={})
 
 
 if __name__ == "__main__":

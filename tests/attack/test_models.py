@@ -38,7 +38,16 @@ def test_checkpoints_of_every_hostile_kind_are_handled(attack, tmp_path):
     assert mishandled(attack, attack.checkpoints.kinds(), tmp_path) == []
 
 
+def test_onnx_files_of_every_hostile_kind_are_handled(attack, tmp_path):
+    assert mishandled(attack, attack.onnx_files.kinds(), tmp_path) == []
+
+
 def test_files_damaged_at_random_are_handled(attack, tmp_path):
-    makers = (attack.programs.hidden, attack.programs.damaged, attack.checkpoints.damaged)
+    makers = (
+        attack.programs.hidden,
+        attack.programs.damaged,
+        attack.checkpoints.damaged,
+        attack.onnx_files.damaged,
+    )
     cases = [make(seed) for make, seed in itertools.product(makers, range(12))]
     assert mishandled(attack, cases, tmp_path) == []

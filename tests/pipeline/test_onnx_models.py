@@ -236,7 +236,8 @@ def test_a_traced_model_and_its_file_are_pruned_alike(files):
     files.recipe["recover"] = {"epochs": 0}
     files.recipe["prune"]["include"] = ["0", "3"]
     files.recipe["model"] = {"factory": "net.py:net"}
-    assert files.run("-q").exit_code == 0
+    result = files.run("-q")
+    assert result.exit_code == 0, result.output
     traced = load_file(files.output / "model.safetensors")
     del files.recipe["model"]
     files.recipe["prune"]["include"] = ["0", "matrix"]

@@ -11,6 +11,7 @@ from mfac_compress.export.from_onnx.registry import Compute, Operator, only_inte
 from mfac_compress.export.from_onnx.values import (
     Known,
     Value,
+    are_fixed,
     as_tensors,
     check_size,
     number,
@@ -72,6 +73,8 @@ def _slice(node: Operator) -> Compute:
         else:
             fields = fixed
         starts, ends, axes, steps = (*fields, None, None)[:4]
+        if isinstance(x, Known) and not are_fixed([*starts, *ends]):
+            (x,) = as_tensors((x,), node.device())
         axes = range(len(starts)) if axes is None else axes
         steps = [1] * len(starts) if steps is None else steps
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -109,10 +112,10 @@ def _gather(node: Operator) -> Compute:
     axis = node.get("axis", 0)
 
     def compute(x: Value, index: Value) -> Value:
-        if only_integers((x, index)):
+        if only_integers((x, index)) and are_fixed(numbers(index)):
             places = index.array.astype(np.int64)
             return Known.of(np.take(x.array, places, axis), x.dtype)
-        if isinstance(index, Known) and index.array.ndim == 0:
+        if isinstance(index, Known) and index.array.ndim == 0 and are_fixed(numbers(index)):
             (x,) = as_tensors((x,), node.device())
             return x.select(axis, index.array.item())
         x, index = as_tensors((x, index), node.device())

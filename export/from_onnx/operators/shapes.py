@@ -12,6 +12,7 @@ from mfac_compress.export.from_onnx.values import (
     MOST_INTEGERS,
     Known,
     Value,
+    are_fixed,
     as_tensors,
     check_size,
     number,
@@ -42,8 +43,11 @@ def _reshape(node: Operator) -> Compute:
 
     def compute(x: Value, shape: Value = None) -> Value:
         wanted = [*fixed] if shape is None else numbers(shape)
-        if isinstance(x, Known):
-            return Known.of(x.array.reshape([*map(int, wanted)]), x.dtype)
+        if isinstance(x, Known) and are_fixed(wanted):
+            if not keep_zeros:
+                wanted = [x.array.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
+            return Known.of(x.array.reshape(wanted), x.dtype)
+        (x,) = as_tensors((x,), node.device())
         if not keep_zeros:
             wanted = [x.shape[i] if _is(size, 0) else size for i, size in enumerate(wanted)]
         return x.reshape(wanted if opened is None else opened(x, wanted))
@@ -155,8 +159,7 @@ def _unsqueeze(node: Operator) -> Compute:
 def _expand(node: Operator) -> Compute:
     def compute(x: Value, shape: Value) -> Value:
         wanted = numbers(shape)
-        known = all(isinstance(size, int) for size in wanted)
-        if isinstance(x, Known) and known and prod(wanted) <= MOST_INTEGERS:
+        if isinstance(x, Known) and are_fixed(wanted) and prod(wanted) <= MOST_INTEGERS:
             broad = np.broadcast_shapes(x.array.shape, tuple(wanted))
             return Known.of(np.broadcast_to(x.array, broad), x.dtype)
         (x,) = as_tensors((x,), node.device())
@@ -178,8 +181,7 @@ def _constant_of_shape(node: Operator) -> Compute:
 
     def compute(shape: Value) -> Value:
         sizes = numbers(shape)
-        known = all(isinstance(size, int) for size in sizes)
-        if known and not dtype.is_floating_point and prod(sizes) <= MOST_INTEGERS:
+        if are_fixed(sizes) and not dtype.is_floating_point and prod(sizes) <= MOST_INTEGERS:
             return Known.of(np.full(sizes, filler, dtype=object), dtype)
         check_size(sizes)
         return torch.full(sizes, filler, dtype=dtype, device=node.device())
@@ -193,7 +195,7 @@ def _range(node: Operator) -> Compute:
         values = (start, limit, step)
         ends = [number(value, "its range") for value in values]
         dtype = start.dtype
-        known = all(isinstance(end, int) for end in ends)
+        known = are_fixed(ends)
         if known and isinstance(start, Known) and len(range(*ends)) <= MOST_INTEGERS:
             return Known.of(np.array([*range(*ends)], dtype=object), dtype)
         check_size([len(range(*ends))] if known else [])

@@ -3,12 +3,14 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper, parser
 from torch import nn
 
 from mfac_compress.export.from_onnx import convert, named_as_module
+from mfac_compress.export.names import feeds, input_names
 from mfac_compress.mfac.layerwise import LayerGraph
 
 RNG = np.random.default_rng(0)
@@ -145,6 +147,20 @@ def test_shapes_that_are_computed_stay_open_for_the_tracer():
     torch.testing.assert_close(traced.run(found.module, x)[0], found.module(x))
 
 
+def test_a_table_of_positions_is_cut_to_any_length():
+    text = """g (float[N, T, 8] x) => (float[N, T, 8] y) {
+        s = Shape<start=1, end=2>(x) zero = Constant<value_ints=[0]>()
+        one = Constant<value_ints=[1]>() used = Slice(positions, zero, s, one)
+        p = Gather(table, used) h = MatMul(x, w) y = Add(h, p) }"""
+    model = graph(text, w=(8, 8), table=(10, 8))
+    positions = np.arange(10, dtype=np.int64).reshape(1, 10)
+    model.graph.initializer.append(numpy_helper.from_array(positions, "positions"))
+    module = converted(model).module
+    traced = LayerGraph.trace(module, torch.randn(2, 5, 8), {"": [1]})
+    x = torch.randn(3, 7, 8)
+    torch.testing.assert_close(traced.run(module, x)[0], module(x))
+
+
 def test_a_file_for_one_sample_is_run_with_several():
     text = """g (float[1, 6, 8] x) => (float[1, 6, 8] y) {
         a = Constant<value_ints=[6, 8]>() flat = Reshape(x, a) h = MatMul(flat, w)
@@ -225,3 +241,44 @@ def test_constants_do_not_grow_without_end():
     text = f"g (float[N, 4] x) => (int64[1] a400) {{ a0 = Constant<value_ints=[3]>() {squares} }}"
     found = converted(graph(text)).module(torch.ones(2, 4))
     assert found.dtype is torch.int64
+
+
+def test_inputs_are_given_by_position_or_by_name_and_of_the_files_type():
+    text = """g (float[N, 4] a_1, int32[N, 4] a_2) => (float[N, 4] y) {
+        f = Cast<to=1>(a_2) y = Add(a_1, f) }"""
+    model = graph(text)
+    for value, name in zip(model.graph.input, ("a.1", "a.2"), strict=True):
+        value.name = name
+    model.graph.node[0].input[0], model.graph.node[1].input[0] = "a.2", "a.1"
+    module = converted(model).module
+    x, i = torch.randn(3, 4), torch.ones(3, 4).int()
+    torch.testing.assert_close(module(x, i), module(**{"a.2": i, "a.1": x}))
+    assert input_names(module, (x, i), "input") == ["a.1", "a.2"]
+    assert [*feeds((x, i), ["a.1", "a.2"])] == ["a.1", "a.2"]
+    with pytest.raises(ValueError, match=r"a\.2 is int32, and got int64"):
+        module(x, i.long())
+    with pytest.raises(ValueError, match=r"takes the inputs a\.1, a\.2"):
+        module(x)
+
+
+def test_a_norm_whose_scale_two_norms_share_is_frozen():
+    text = """g (float[N, 4] x) => (float[N, 4] y) {
+        h = LayerNormalization(x, s, b) y = LayerNormalization(h, s, c) }"""
+    found = converted(graph(text, s=(4,), b=(4,), c=(4,)))
+    assert not found.stored
+    x = torch.randn(3, 4)
+    assert found.module(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("pads", [[1, 1, 1, 1], [0, 1, 1, 0]])
+def test_convolutions_are_layers_of_any_group_and_padding(group, pads):
+    text = f"""g (float[N, 4, 6, 6] x) => (float[N, 4, H, W] y) {{
+        y = Conv<group={group}, pads={pads}, strides=[2, 1], dilations=[1, 2]>(x, w, b) }}"""
+    model = graph(text, w=(4, 4 // group, 3, 3), b=(4,))
+    found = converted(model)
+    assert {*found.stored} == {"w.weight", "w.bias"}
+    x = torch.randn(2, 4, 6, 6)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (wanted,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found.module(x).detach(), wanted, rtol=1e-4, atol=1e-5)
