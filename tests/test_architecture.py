@@ -25,7 +25,7 @@ FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 ROOMS = (
     ("errors", "quoting", "digest", "files", "file_names", "terminal", "signals"),
     ("standard_streams", "supervise", "weights", "statistics"),
-    ("progress", "ranks", "cli_types"),
+    ("progress", "ranks", "cli_types", "cli_exits"),
     ("recipe", "versions"),
     ("inputs",),
     ("run",),
@@ -33,6 +33,7 @@ ROOMS = (
     ("verdict",),
     ("schedule", "outcome", "dry_run", "starter"),
     ("compression", "speed"),
+    ("cli_commands",),
     ("cli",),
     ("start", "__main__", "__init__"),
 )

@@ -18,6 +18,7 @@ from mfac_compress.pipeline.recipe.section import (
     Section,
     Seed,
     Share,
+    Steps,
     Text,
     duplicates,
 )
@@ -114,7 +115,7 @@ class PruneSection(Section):
     """Taken away from `include`."""
     overrides: Annotated[dict[Pattern, Share], Field(max_length=1000)] = Field(default_factory=dict)
     """Pattern -> sparsity of those tensors, each on its own; `sparsity` is for the others."""
-    steps: Count = 1
+    steps: Steps = 1
     """Times that gradients and inverse are computed anew on the way."""
     schedule: Schedule = ScheduleSection()
     """How sparsity grows over the steps: `geometric`, `linear` or `cubic`, or a mapping such as

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Tag, ValidationError
 
-from mfac_compress.pipeline.recipe.section import Count, Index, Section, Share
+from mfac_compress.pipeline.recipe.section import Index, Section, Share, Steps
 from mfac_compress.pipeline.recipe.source import RecipeIssue
 
 _KEYS = {"final": "sparsity", "steps": "steps", "epochs_between": "epochs_between"}
@@ -27,7 +27,7 @@ class ScheduleSection(Section):
     Default: what the interpolation gives from 0 on."""
     final: Share | None = None
     """Another place for `prune.sparsity`."""
-    steps: Count | None = None
+    steps: Steps | None = None
     """Another place for `prune.steps`."""
     epochs_between: Index | None = None
     """Another place for `prune.epochs_between`."""

@@ -34,6 +34,8 @@ Share = Annotated[float, Field(ge=0, lt=1), NoSwitch]
 Positive = Annotated[float, Field(gt=0), NoSwitch]
 NonNegative = Annotated[float, Field(ge=0), NoSwitch]
 Count = Annotated[int, Field(ge=1), NoSwitch]
+# Every step is a stage, and the whole list of stages is made before the first one runs.
+Steps = Annotated[int, Field(ge=1, le=10_000), NoSwitch]
 # Where a thread library cannot make as many as it is asked for it ends the process, and the exit
 # codes with it.
 MOST_THREADS = 1024

@@ -16,13 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mfac_compress.export import open_session, predict
-from mfac_compress.export.quantise import (
-    DynamicQuantiser,
-    StaticQuantiser,
-    Steps,
-    weights_in_8_bits,
-)
+from mfac_compress.export.quantise import StaticQuantiser
+from mfac_compress.export.quantise_dynamic import DynamicQuantiser
 from mfac_compress.export.quantised_weights import signed_weights
+from mfac_compress.export.quantiser_parts import Steps, weights_in_8_bits
 from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 from mfac_compress.pipeline.errors import InputError, StageError
 from mfac_compress.pipeline.file_names import DENSE, IN_INT8, ONNX_FILES, SPARSE

@@ -10,8 +10,10 @@ from torch import nn
 
 from mfac_compress.export import Variant, audit_zeros, export_onnx, open_session
 from mfac_compress.export.layer_inputs import layer_products
-from mfac_compress.export.quantise import DynamicQuantiser, StaticQuantiser, weights_in_8_bits
+from mfac_compress.export.quantise import StaticQuantiser
+from mfac_compress.export.quantise_dynamic import DynamicQuantiser
 from mfac_compress.export.quantised_weights import quantised_weights, signed_weights
+from mfac_compress.export.quantiser_parts import weights_in_8_bits
 
 
 def _images(n, seed=0):

@@ -8,8 +8,9 @@ import pytest
 from onnx import numpy_helper
 
 from mfac_compress.export import open_session
-from mfac_compress.export.quantise import StaticQuantiser, weights_in_8_bits
+from mfac_compress.export.quantise import StaticQuantiser
 from mfac_compress.export.quantised_weights import signed_weights
+from mfac_compress.export.quantiser_parts import weights_in_8_bits
 from mfac_compress.pipeline.stages import export, prune, quantize, recover, rounding, validate
 from mfac_compress.pipeline.stages.rounding import LayerRounding
 
