@@ -58,6 +58,8 @@ def test_it_runs_the_quickstart(installed, tmp_path):
         str(recipes / "digits.yaml"),
         str(recipes / "models" / "digits.safetensors"),
         "--json",
+        *("--set", "prune.steps=1", "--set", "recover.epochs=1", "--set", "validate.latency=null"),
+        *("--set", "quantize=off", "--set", "validate.gates={min_sparsity: 0.8}"),
         cwd=tmp_path,
         env=environment,
     )

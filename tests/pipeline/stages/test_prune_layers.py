@@ -55,7 +55,7 @@ def test_tensors_may_compete(project, allocation):
 
 
 def test_the_fisher_says_how_many_and_the_layers_which(project):
-    mfac = _run(project, "mfac", method="mfac", first_order=False)
+    mfac = _run(project, "mfac", method="mfac", first_order=False, layerwise={})
     layerwise = _run(project, "layerwise", allocation="fisher")
     assert _removed(mfac) == _removed(layerwise)
     assert any(not torch.equal(mfac[name], layerwise[name]) for name in mfac)
