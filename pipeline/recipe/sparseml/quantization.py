@@ -13,6 +13,7 @@ _LAYERS = (
     "quantize_embedding_activations"
 )
 _FOLDED = "model_fuse_fn_name model_fuse_fn_kwargs"
+_OF_WEIGHTS = "7 of the weights' 8 bits, where true; activations keep theirs"
 _OBSERVERS = "activation_qconfig_kwargs weight_qconfig_kwargs"
 
 
@@ -34,7 +35,9 @@ def translate_quantization(modifier: Modifier, translation: Translation) -> None
     translation.note_given(modifier, _FOLDED, Fate.NOT_NEEDED, text)
     translation.note_given(modifier, "strict", Fate.NOT_NEEDED, "no layer is named")
     text = "activations are unsigned, weights signed and symmetric, as processors compute fast"
-    translation.note_given(modifier, "reduce_range tensorrt", Fate.NEARLY, text)
+    translation.note_given(modifier, "tensorrt", Fate.NEARLY, text)
+    reduced = modifier.values["reduce_range"]
+    translation.put(modifier, "reduce_range", "quantize.reduce_range", reduced, _OF_WEIGHTS)
     _observers(modifier, translation)
     _scheme(modifier, translation)
 

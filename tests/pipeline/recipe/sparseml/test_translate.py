@@ -296,12 +296,13 @@ QUANTIZED = TRAINED + "  - !QuantizationModifier\n"
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ("", {"mode": "static"}),
+        ("", {"mode": "static", "reduce_range": False}),
+        ("reduce_range: true", {"mode": "static", "reduce_range": True}),
         (
             "scheme: {weights: {num_bits: 8, strategy: tensor}}",
-            {"mode": "static", "per_channel": False},
+            {"mode": "static", "reduce_range": False, "per_channel": False},
         ),
-        ("ignore: [classifier]", {"mode": "static"}),
+        ("ignore: [classifier]", {"mode": "static", "reduce_range": False}),
         ("scheme: {weights: {num_bits: 4}}", "files are in 8 bits, and not in 4"),
         ("weight_bits: 4", "files are in 8 bits, and no others"),
         ("weight_qconfig_kwargs: {a: 1}", "ranges are what quantize.ranges says"),
