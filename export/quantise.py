@@ -28,7 +28,7 @@ from mfac_compress.export.quantiser_parts import (
     as_value_error,
     is_large,
     layers_of,
-    with_shapes,
+    load_with_shapes,
     workplace,
 )
 
@@ -73,7 +73,7 @@ class StaticQuantiser:
             # Shapes are inferred by way of a file beside the model: not in the model's own folder.
             copied = folder / "model.onnx"
             onnx.save(onnx.load(path), copied, save_as_external_data=is_large(path))
-            self.model = with_shapes(copied)
+            self.model = load_with_shapes(copied)
             """The float model. Not to be changed."""
             self._ranges = _measure(copied, folder, batches, ranges)
         nodes = self.model.graph.node

@@ -16,7 +16,7 @@ from mfac_compress.export.quantiser_parts import (
     as_value_error,
     is_large,
     layers_of,
-    with_shapes,
+    load_with_shapes,
     workplace,
 )
 
@@ -43,7 +43,7 @@ class DynamicQuantiser:
             _gemms_to_matmuls(model)
             copied = folder / "model.onnx"
             onnx.save(model, copied, save_as_external_data=self._large)
-            self.model = with_shapes(copied)
+            self.model = load_with_shapes(copied)
             """The float model, each Gemm as MatMul and Add. Not to be changed."""
         found = layers_of(self.model)
         self.layers = tuple(layer for layer in found if layer.operator == "MatMul")
@@ -58,19 +58,6 @@ class DynamicQuantiser:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Write the model in 8 bits, as :meth:`StaticQuantiser.write` does."""
-        self._write(output, steps, metadata, in_float)
-
-    def write_only(self, output: Path, node: str, *, steps: Steps = NEAREST) -> None:
-        """Write the model in float but for one layer."""
-        self._write(output, steps, None, [one.node for one in self.layers if one.node != node])
-
-    def _write(
-        self,
-        output: Path,
-        steps: Steps,
-        metadata: Mapping[str, str] | None,
-        exclude: Collection[str],
-    ) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         with workplace(self._scratch) as folder, as_value_error("quantise"):
@@ -82,7 +69,7 @@ class DynamicQuantiser:
                 per_channel=self._per_channel,
                 reduce_range=self._reduce_range,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*exclude],
+                nodes_to_exclude=[*in_float],
                 use_external_data_format=self._large,
                 extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
             )
@@ -90,6 +77,11 @@ class DynamicQuantiser:
             model.graph.sort()
             replace_steps(model, steps)
             write_graph(model, output, metadata=metadata)
+
+    def write_only(self, output: Path, node: str, *, steps: Steps = NEAREST) -> None:
+        """Write the model in float but for one layer."""
+        others = [layer.node for layer in self.layers if layer.node != node]
+        self.write(output, in_float=others, steps=steps)
 
 
 def _gemms_to_matmuls(model: onnx.ModelProto) -> None:

@@ -41,6 +41,7 @@ class QuantisableLayer:
 
 
 def layers_of(model: onnx.ModelProto) -> Iterator[QuantisableLayer]:
+    """Yield the layers with a constant weight, in the graph's order."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type in LAYERS and node.input[1] in constants:
@@ -58,7 +59,12 @@ def weights_in_8_bits(path: Path) -> set[str]:
     }
 
 
-def with_shapes(path: Path) -> onnx.ModelProto:
+def load_with_shapes(path: Path) -> onnx.ModelProto:
+    """Load a file for the quantiser, which needs the shapes of all values.
+
+    Raises:
+        ValueError: If they cannot be inferred.
+    """
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
     with as_value_error("infer the shapes of"):
@@ -86,6 +92,7 @@ def workplace(scratch: Path) -> Iterator[Path]:
 
 @contextmanager
 def as_value_error(what: str) -> Iterator[None]:
+    """Turn any error of the quantiser into one; ``what`` is what it must be able to do."""
     try:
         yield
     except Exception as error:  # the quantiser raises whatever it meets

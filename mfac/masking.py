@@ -11,6 +11,22 @@ from torch.optim import Optimizer
 from mfac_compress.mfac.mask_file import load_masks
 
 
+def revived(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count the weights that masks remove and that are not zero.
+
+    Args:
+        tensors: By name, on the masks' device. Those without a mask do not count.
+        masks: True = kept. Shape of the tensor.
+
+    Returns:
+        How many there are, by the name of each tensor that has any.
+    """
+    counts = {
+        name: int(tensors[name].detach()[~mask].count_nonzero()) for name, mask in masks.items()
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
 class MaskHooks:
     """Masks gradients before, and weights and optimizer state after, each step of an optimizer.
 
@@ -118,13 +134,12 @@ class MaskHooks:
         Raises:
             RuntimeError: If one has; it names the tensor and how many.
         """
-        for name, parameter, mask in self._masked():
-            alive = int(parameter.detach()[~mask].count_nonzero())
-            if alive:
-                raise RuntimeError(
-                    f"Removed weights must stay zero. Got {alive} nonzero ones in {name}. "
-                    "Something other than the optimizer changes the model's weights."
-                )
+        masks = {name: mask for name, _, mask in self._masked()}
+        for name, count in revived(self._parameters, masks).items():
+            raise RuntimeError(
+                f"Removed weights must stay zero. Got {count} nonzero ones in {name}. "
+                "Something other than the optimizer changes the model's weights."
+            )
 
     def _masked(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Each parameter with its mask, which follows it to its device."""

@@ -20,6 +20,7 @@ from mfac_compress.pipeline.cli_exits import (
     silence_pytorch,
     with_exit_code,
 )
+from mfac_compress.pipeline.cli_types import set_option
 from mfac_compress.pipeline.errors import stage_named
 from mfac_compress.pipeline.signals import ignore_interrupts, interruptible
 from mfac_compress.pipeline.standard_streams import stdout_kept
@@ -80,13 +81,7 @@ def main() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Run directory. [runs/RECIPE's name]"
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY.PATH=VALUE",
-    help="Override a recipe key; may be given several times.",
-)
+@set_option("Override a recipe key; may be given several times.")
 @click.option("--dry-run", is_flag=True, help="Load and check everything, show the plan, stop.")
 @click.option("--trust-pickle", is_flag=True, help="Let the checkpoint run code as it is read.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors, and a failed gate in one line.")

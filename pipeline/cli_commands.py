@@ -13,7 +13,7 @@ from mfac_compress.pipeline.cli_exits import (
     print_text,
     silence_pytorch,
 )
-from mfac_compress.pipeline.cli_types import Numbers, Shape, by_input
+from mfac_compress.pipeline.cli_types import Numbers, Shape, by_input, set_option
 from mfac_compress.pipeline.signals import interruptible
 
 
@@ -24,13 +24,7 @@ from mfac_compress.pipeline.signals import interruptible
     metavar="MODULE:CALLABLE",
     help="What builds the model: package.module:callable or path/to/file.py:callable.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY.PATH=VALUE",
-    help="A key of the recipe, such as data.source; may be given several times.",
-)
+@set_option("A key of the recipe, such as data.source; may be given several times.")
 @click.option(
     "-o",
     "--output",
@@ -141,13 +135,7 @@ def recipes() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The recipe to write."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY.PATH=VALUE",
-    help="A key that OLD does not have, such as data.source; may be given several times.",
-)
+@set_option("A key that OLD does not have, such as data.source; may be given several times.")
 @click.option("--allow-dropped", is_flag=True, help="Leave out what has no counterpart.")
 @exits
 def import_command(

@@ -1,5 +1,6 @@
 """What options of the command line hold beyond text and numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -53,3 +54,10 @@ def by_input(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, tuple
     if twice:
         raise InputError(f"--shape must be given once for an input. {', '.join(twice)} has more.")
     return dict(shapes)
+
+
+def set_option(explanation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option ``--set KEY.PATH=VALUE``, as often as it is given: the argument ``overrides``."""
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help=explanation
+    )

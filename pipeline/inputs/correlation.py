@@ -38,13 +38,8 @@ def check_scores(outputs: Tree, targets: Tree) -> None:
     Raises:
         InputError: If they are not.
     """
-    check_lone("task.metric spearman", outputs, targets)
-    if outputs.ndim != 1 or targets.ndim != 1:
-        raise InputError(
-            "task.metric spearman needs outputs [n] and targets [n]. "
-            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}. For "
-            "embeddings of pairs use spearman_cosine."
-        )
+    advice = " For embeddings of pairs use spearman_cosine."
+    _check_axes("spearman", outputs, targets, "[n]", advice)
 
 
 def check_embeddings(outputs: Tree, targets: Tree) -> None:
@@ -53,11 +48,15 @@ def check_embeddings(outputs: Tree, targets: Tree) -> None:
     Raises:
         InputError: If they are not.
     """
-    check_lone("task.metric spearman_cosine", outputs, targets)
-    if outputs.ndim != 2 or targets.ndim != 1:
+    _check_axes("spearman_cosine", outputs, targets, "[n, d]")
+
+
+def _check_axes(metric: str, outputs: Tree, targets: Tree, form: str, advice: str = "") -> None:
+    check_lone(f"task.metric {metric}", outputs, targets)
+    if outputs.ndim != form.count(",") + 1 or targets.ndim != 1:
         raise InputError(
-            "task.metric spearman_cosine needs outputs [n, d] and targets [n]. "
-            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
+            f"task.metric {metric} needs outputs {form} and targets [n]. "
+            f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}.{advice}"
         )
 
 

@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mfac_compress.mfac.layout import Layout, Shapes
 from mfac_compress.mfac.mask_file import load_masks
+from mfac_compress.mfac.masking import MaskHooks, revived
 from mfac_compress.mfac.units import Units, Unstructured
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.files import check_exists
@@ -86,7 +86,7 @@ def load_given(recipe: Recipe, model: Model, *, trust_pickle: bool) -> Given | N
         return None
     masks = _masks(recipe, section.masks, model.module)
     removed = sum(int((~mask).sum()) for mask in masks.values())
-    if removed and not any(_alive(model.module, masks).values()):
+    if removed and not revived(dict(model.module.named_parameters()), masks):
         raise InputError(
             f"{where('prune.masks')}: MODEL must be the dense model, which all others are compared "
             f"with. Got one in which all {removed:,} weights that {section.masks} removes are "
@@ -94,7 +94,8 @@ def load_given(recipe: Recipe, model: Model, *, trust_pickle: bool) -> Given | N
             "prune.weights."
         )
     module = _trained(recipe, section.weights, model.copy().cpu(), trust_pickle)
-    alive = {name: count for name, count in _alive(module, masks).items() if count}
+    parameters = dict(module.named_parameters())
+    alive = revived(parameters, masks)
     if alive:
         found = listed([f"{count:,} in {name}" for name, count in alive.items()], most=len(alive))
         raise InputError(
@@ -102,7 +103,8 @@ def load_given(recipe: Recipe, model: Model, *, trust_pickle: bool) -> Given | N
             f"{section.weights} has {sum(alive.values()):,} that are not: {found}. Train with "
             "MaskHooks.load(masks, model).attach(optimizer), or take the masks it was trained with."
         )
-    return Given(_without_negative_zeros(module, masks), masks)
+    MaskHooks(parameters, masks)  # +0 of each -0 that multiplying by a mask leaves
+    return Given(module, masks)
 
 
 def given_targets(given: Given, model: Model, recipe: Recipe) -> PruneTargets:
@@ -201,19 +203,3 @@ def _read_weights(path: Path, section: ModelSection, trust_pickle: bool) -> Mapp
             return weights.weights.state_dict()
     except Exception as error:
         raise InputError(f"{path}: its state_dict() raised {describe(error)}.") from error
-
-
-def _alive(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many weights that the masks remove are not zero, by tensor."""
-    return {
-        name: int(module.get_parameter(name).detach()[~mask].count_nonzero())
-        for name, mask in masks.items()
-    }
-
-
-@torch.no_grad()
-def _without_negative_zeros(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-    """Make +0 of each -0 that multiplying by a mask leaves: they do not compress."""
-    for name, mask in masks.items():
-        module.get_parameter(name).masked_fill_(~mask, 0)
-    return module

@@ -23,7 +23,7 @@ from mfac_compress.pipeline.inputs.pooling import install_logits, install_poolin
 from mfac_compress.pipeline.quoting import listed, shown
 from mfac_compress.pipeline.recipe.schema import ModelSection
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MOST_JSON = 50_000_000
@@ -69,7 +69,7 @@ def load_folder(folder: Path, section: ModelSection) -> LoadedFolder:
             not installed or knows no such model, or the folder has no weights for the task.
     """
     _check_section(folder, section)
-    raw, values = _read_json(folder, _CONFIG)
+    raw, values = read_json(folder, CONFIG)
     _check_config(folder, values)
     library = _library()
     config = _config(library, folder, values)
@@ -100,7 +100,7 @@ def _check_section(folder: Path, section: ModelSection) -> None:
             )
     if section.kwargs:
         raise InputError(
-            f"model.kwargs must be left out: what {folder} needs stands in its {_CONFIG}. Got "
+            f"model.kwargs must be left out: what {folder} needs stands in its {CONFIG}. Got "
             f"{section.kwargs}."
         )
     if section.task is None:
@@ -110,7 +110,12 @@ def _check_section(folder: Path, section: ModelSection) -> None:
         )
 
 
-def _read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
+def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
+    """Read a file of a folder that holds an object of JSON: its bytes, and the object.
+
+    Raises:
+        InputError: If it is missing, too large, or holds none.
+    """
     path = folder / name
     try:
         size = check_regular(path, "The model")
@@ -118,7 +123,7 @@ def _read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
         values = json.loads(content)
     except FileNotFoundError as error:
         raise InputError(
-            f"The model must be a file, or a folder of transformers with {_CONFIG} and {_WEIGHTS}. "
+            f"The model must be a file, or a folder of transformers with {CONFIG} and {_WEIGHTS}. "
             f"{folder} has no {name}."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
@@ -134,12 +139,12 @@ def _read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
 def _check_config(folder: Path, values: Mapping[str, Any]) -> None:
     if not isinstance(values.get("model_type"), str):
         raise InputError(
-            f"{folder / _CONFIG} must name its model_type, such as bert. Got "
+            f"{folder / CONFIG} must name its model_type, such as bert. Got "
             f"{shown(values.get('model_type'))}. Save the model with save_pretrained."
         )
     if values.get("quantization_config") is not None:
         raise InputError(
-            f"The model of {folder} must have weights in float. Its {_CONFIG} has a "
+            f"The model of {folder} must have weights in float. Its {CONFIG} has a "
             "quantization_config. Take the model that it was made from."
         )
     if os.path.exists(folder / "adapter_config.json"):
@@ -172,14 +177,14 @@ def _config(library: Any, folder: Path, values: Mapping[str, Any]) -> Any:
     except KeyError as error:
         own = " Its own code (auto_map) is never run." if "auto_map" in values else ""
         raise InputError(
-            f"{folder / _CONFIG} must name a model_type that transformers {library.__version__} "
+            f"{folder / CONFIG} must name a model_type that transformers {library.__version__} "
             f"knows. Got {shown(kind)}.{own} Build the model in a model.factory."
         ) from error
     try:
         config = config_class.from_dict({k: v for k, v in values.items() if k not in _NOT_OURS})
     except Exception as error:
         raise InputError(
-            f"{folder / _CONFIG} must be a configuration of {kind}. It raised {describe(error)}."
+            f"{folder / CONFIG} must be a configuration of {kind}. It raised {describe(error)}."
         ) from error
     # Keys and values of earlier tokens would be further outputs.
     config.use_cache = False
@@ -206,7 +211,7 @@ def _check_pooling(folder: Path, pooling: str) -> None:
     """
     if not os.path.exists(folder / _POOLING):
         return
-    _, values = _read_json(folder, _POOLING)
+    _, values = read_json(folder, _POOLING)
     prefix = "pooling_mode_"
     names = {"cls_token": "cls", "mean_tokens": "mean"}
     of_old = [key.removeprefix(prefix) for key, on in values.items() if on is True]
@@ -230,7 +235,7 @@ def _check_depth(folder: Path, values: Mapping[str, Any], tensors: int) -> None:
         number = values.get(key)
         if isinstance(number, int) and number > tensors:
             raise InputError(
-                f"{folder / _CONFIG} must fit the weights, which are {tensors} tensors. Got "
+                f"{folder / CONFIG} must fit the weights, which are {tensors} tensors. Got "
                 f"{key}: {number}."
             )
 
@@ -259,7 +264,7 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / _WEIGHTS).exists() or not (folder / _INDEX).exists():
         _check_saved(folder)
         return [_WEIGHTS]
-    _, index = _read_json(folder, _INDEX)
+    _, index = read_json(folder, _INDEX)
     found = index.get("weight_map")
     names = sorted({str(name) for name in found.values()}) if isinstance(found, dict) else []
     for name in names:
@@ -304,8 +309,7 @@ def _built(
         )
     except Exception as error:
         raise InputError(
-            f"The weights of {folder} must fit its {_CONFIG}. transformers raised "
-            f"{describe(error)}."
+            f"The weights of {folder} must fit its {CONFIG}. transformers raised {describe(error)}."
         ) from error
     missing = sorted(map(str, found["missing_keys"]))
     if missing:

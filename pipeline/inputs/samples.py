@@ -21,8 +21,7 @@ class Samples(Dataset[tuple[Tree, Tree]]):
 
     def __init__(self, samples: TrainingSamples, device: torch.device, seed: int) -> None:
         self._split, self._device = samples.split, device
-        positions = samples.positions
-        self._positions = torch.arange(len(samples)) if positions is None else positions
+        self._positions = samples.order
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:

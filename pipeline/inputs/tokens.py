@@ -1,6 +1,5 @@
 """Texts as numbers of tokens, by the ``tokenizer.json`` of a model's folder, which is data."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ import numpy as np
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.files import check_regular
+from mfac_compress.pipeline.inputs.huggingface import CONFIG, read_json
 
 _FILE = "tokenizer.json"
-_CONFIG = "config.json"
 _AT_ONCE = 512
-_MOST_JSON = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +114,6 @@ def _refusing(must: str) -> Iterator[None]:
 def _config(folder: Path) -> dict[str, Any]:
     """The model's configuration; empty where there is none that can be read."""
     try:
-        size = check_regular(folder / _CONFIG, "The model")
-        values = json.loads((folder / _CONFIG).read_bytes()) if size <= _MOST_JSON else None
-    except (OSError, ValueError, RecursionError, InputError):
+        return read_json(folder, CONFIG)[1]
+    except InputError:
         return {}
-    return values if isinstance(values, dict) else {}

@@ -36,11 +36,11 @@ class TrainingSamples:
     def part(self, count: int, generator: torch.Generator) -> "TrainingSamples":
         """Some of the samples, drawn at random; all where there are no more."""
         drawn = torch.randperm(len(self), generator=generator)[:count]
-        return replace(self, positions=self._order[drawn])
+        return replace(self, positions=self.order[drawn])
 
     def first(self, count: int) -> Batch:
         """The first samples, as they are in the data."""
-        return next(self.split.batches(count, indices=self._order[:count]))
+        return next(self.split.batches(count, indices=self.order[:count]))
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """All samples once, in a random order and changed at random; the last batch may be smaller.
@@ -50,9 +50,10 @@ class TrainingSamples:
             generator: On the CPU. Draws the order and the changes.
         """
         return self.split.batches(
-            batch_size, indices=self._order, shuffle=True, generator=generator, augment=True
+            batch_size, indices=self.order, shuffle=True, generator=generator, augment=True
         )
 
     @property
-    def _order(self) -> Tensor:
+    def order(self) -> Tensor:
+        """Positions of the samples in the split."""
         return torch.arange(len(self.split)) if self.positions is None else self.positions

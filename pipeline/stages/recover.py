@@ -171,6 +171,8 @@ class _Recovery:
         lr, tried = self._rate(samples) if found is None else _rate_of(found)
         section = self._section.model_copy(update={"lr": lr})
         module = self._pruned()
+        # A checkpoint holds the divergence that was measured before the training.
+        measures = keeps_best and found is None
         training = Training(
             module,
             self._state.masks,
@@ -179,7 +181,7 @@ class _Recovery:
             self._objective,
             self._seed,
             self._divergence.of if keeps_best else None,
-            job.ranks.on_rank_zero(self._divergence_before) if keeps_best else nan,
+            job.ranks.on_rank_zero(self._divergence_before) if measures else nan,
         )
         save = partial(_save, job.checkpoints, lr, tried)
         losses = tuple(training.run(job.ranks, job.progress, save, found and found["training"]))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mfac_compress.mfac.masking import revived
 from mfac_compress.pipeline.errors import StageError
 from mfac_compress.pipeline.quoting import listed, shown, type_and_shape
 from mfac_compress.pipeline.run.state import State
@@ -101,8 +102,7 @@ def _moved(
 
 
 def _revived(masks: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str | None:
-    alive = {name: int(after[name][~mask].count_nonzero()) for name, mask in masks.items()}
-    found = [f"{count:,} in {shown(name)}" for name, count in alive.items() if count]
+    found = [f"{count:,} in {shown(name)}" for name, count in revived(after, masks).items()]
     if not found:
         return None
     return (
