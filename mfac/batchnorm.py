@@ -14,13 +14,16 @@ def has_batchnorm(model: nn.Module) -> bool:
     return bool(_batchnorms(model))
 
 
-def freeze_batchnorm(model: nn.Module) -> None:
-    """Put each frozen batch norm into evaluation mode, so that training keeps its statistics.
+def freeze_batchnorm(model: nn.Module, *, every: bool = False) -> None:
+    """Put batch norms into evaluation mode, so that training keeps their statistics.
 
-    A batch norm is frozen if it has a scale or shift and neither requires a gradient.
+    Args:
+        model: Changed in place.
+        every: All of them. Otherwise those alone that are frozen: that have a scale or shift of
+            which neither requires a gradient.
     """
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and _is_frozen(module):
+        if isinstance(module, _BatchNorm) and (every or _is_frozen(module)):
             module.eval()
 
 

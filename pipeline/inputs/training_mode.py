@@ -2,11 +2,16 @@
 
 from torch import nn
 
-from mfac_compress.mfac.batchnorm import freeze_batchnorm
+from mfac_compress.mfac import batchnorm
 from mfac_compress.pipeline.inputs.model_file import set_training
 
 
-def train_mode(module: nn.Module) -> None:
-    """Put a model into training mode; a batch norm that the factory froze keeps its statistics."""
+def train_mode(module: nn.Module, *, freeze_batchnorm: bool = False) -> None:
+    """Put a model into training mode.
+
+    Args:
+        module: Changed in place. A batch norm that the factory froze keeps its statistics.
+        freeze_batchnorm: So does every other one.
+    """
     set_training(module, True)
-    freeze_batchnorm(module)
+    batchnorm.freeze_batchnorm(module, every=freeze_batchnorm)

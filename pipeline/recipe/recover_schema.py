@@ -104,6 +104,10 @@ class RecoverSection(Section):
     place of the weights themselves."""
     label_smoothing: Share = 0.0
     """Of the loss `cross_entropy`."""
+    freeze_batchnorm: bool = False
+    """Batch norm uses its running statistics in training, too, as in the shipped model: scales and
+    shifts are trained, statistics are kept. Take AdamW, or a low rate: nothing normalises the
+    activations then, and SGD at 0.01 can diverge."""
     batchnorm: Literal["auto", "always", "never"] = "auto"
     """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
     `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the

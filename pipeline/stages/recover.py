@@ -83,21 +83,30 @@ def check(
     objective, device = objective_of(model, section, calibration), calibration.device
     with ranks.raise_on_every_rank():
         batchnorm = has_batchnorm(model.module)
+        uses_batch = batchnorm and not section.freeze_batchnorm
         judged = section.chooses or (section.batchnorm == "auto" and batchnorm)
         if judged and not len(calibration.draws.holdout):
             raise no_holdout(calibration, where)
         if section.batchnorm != "never" and batchnorm:
             next(augmented(calibration, augment, calibration.draws.pool[:2]))
-        if section.epochs and section.batch_size == 1 and batchnorm:
+        if section.epochs and section.batch_size == 1 and uses_batch:
             raise InputError(
                 f"{where('recover.batch_size')}: must be at least 2 for a model with batch "
                 "norm, which has no variance of one sample. Got 1."
             )
         if section.epochs:
             setting = f"{where(epochs_key)} is {section.epochs}"
-            check_training(model, samples, objective, section.batch_size, device, setting)
+            check_training(model, samples, objective, section, device, setting)
     if section.epochs:
-        check_sharing(model, samples, objective, device, ranks, where(epochs_key))
+        check_sharing(
+            model,
+            samples,
+            objective,
+            device,
+            ranks,
+            where(epochs_key),
+            freeze_batchnorm=section.freeze_batchnorm,
+        )
 
 
 def recover(

@@ -63,6 +63,8 @@ def check_sharing(
     device: torch.device,
     ranks: Ranks,
     where: str,
+    *,
+    freeze_batchnorm: bool = False,
 ) -> None:
     """Check on a small batch that shares of it give the gradient of the whole.
 
@@ -73,6 +75,7 @@ def check_sharing(
         device: The model's.
         ranks: Who share it.
         where: The key that says that the recipe trains, and where it was given.
+        freeze_batchnorm: Whether statistics of batch norm are kept.
 
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
@@ -83,7 +86,7 @@ def check_sharing(
     gradients, drawn = [], _random_state(device)
     for who in (Ranks(), ranks):
         module = model.copy()
-        train_mode(module)
+        train_mode(module, freeze_batchnorm=freeze_batchnorm)
         backward(module, batch, objective, device, who)
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():

@@ -86,6 +86,14 @@ def test_only_frozen_batch_norms_are_put_into_evaluation_mode():
     assert model[1].training
 
 
+def test_every_batch_norm_is_put_into_evaluation_mode_on_request():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.SyncBatchNorm(3)).train()
+    freeze_batchnorm(model, every=True)
+    assert not model[0].training
+    assert model[1].training
+    assert not model[2].training
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()

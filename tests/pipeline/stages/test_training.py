@@ -132,6 +132,16 @@ def test_random_numbers_do_not_depend_on_what_ran_before():
     assert torch.equal(nets[0][0].weight, nets[1][0].weight)
 
 
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_scale():
+    net, training = _training(freeze_batchnorm=True)
+    before = _bytes(net)
+    list(_run(training))
+    after = _bytes(net)
+    assert _same(after, {name: before[name] for name in ("1.running_mean", "1.running_var")})
+    assert not torch.equal(after["1.weight"], before["1.weight"])
+    assert after["seen"] == EPOCHS * 3  # all else was in training mode
+
+
 def _after(epochs, **changes):
     """The tensors after some epochs of a training of which the last is kept."""
     net, training = _training(**changes)
