@@ -95,9 +95,10 @@ def check(
             )
         if section.epochs:
             setting = f"{where(epochs_key)} is {section.epochs}"
-            check_training(model, samples, objective, section.batch_size, device, setting)
+            check_training(model, samples, objective, section, device, setting)
     if section.epochs:
-        check_sharing(model, samples, objective, device, ranks, where(epochs_key))
+        dropout = section.uses_dropout
+        check_sharing(model, samples, objective, device, ranks, where(epochs_key), dropout=dropout)
 
 
 def recover(

@@ -63,6 +63,8 @@ def check_sharing(
     device: torch.device,
     ranks: Ranks,
     where: str,
+    *,
+    dropout: bool,
 ) -> None:
     """Check on a small batch that shares of it give the gradient of the whole.
 
@@ -73,6 +75,7 @@ def check_sharing(
         device: The model's.
         ranks: Who share it.
         where: The key that says that the recipe trains, and where it was given.
+        dropout: Whether the model drops out.
 
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
@@ -83,7 +86,7 @@ def check_sharing(
     gradients, drawn = [], _random_state(device)
     for who in (Ranks(), ranks):
         module = model.copy()
-        train_mode(module)
+        train_mode(module, dropout=dropout)
         backward(module, batch, objective, device, who)
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():

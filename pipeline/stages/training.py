@@ -133,7 +133,7 @@ class Training:
     def _epoch(self, epoch: int, ranks: Ranks, progress: Progress) -> float:
         """Train on each sample once; returns the sum of their losses."""
         size, total = self._section.batch_size, 0.0
-        train_mode(self._module)
+        train_mode(self._module, dropout=self._section.uses_dropout)
         batches = self._samples.shuffled(size, self._generator)
         label = f"recover, epoch {epoch + 1}/{self._section.epochs}"
         for batch in progress.track(batches, label, self._batches):

@@ -10,6 +10,7 @@ from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.quoting import type_and_shape
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.distillation import Distillation, check_layers
 from mfac_compress.pipeline.stages.objective import Objective
 
@@ -24,7 +25,7 @@ def check_training(
     model: Model,
     samples: TrainingSamples,
     objective: Objective,
-    batch_size: int,
+    section: RecoverSection,
     device: torch.device,
     setting: str,
 ) -> None:
@@ -34,7 +35,7 @@ def check_training(
         model: The dense model.
         samples: What it is trained on.
         objective: What is made smaller.
-        batch_size: Of the training.
+        section: How it is trained.
         device: The model's.
         setting: Says that the recipe trains, for messages.
 
@@ -42,12 +43,12 @@ def check_training(
         InputError: If it fails, or returns something else than in evaluation mode (a head that
             exists in training only).
     """
-    count = min(_SAMPLES, batch_size, len(samples))
+    count = min(_SAMPLES, section.batch_size, len(samples))
     with random_state_kept(device):
         batch = samples.first(count).to(device)
         expected = run_model(model.module, batch.inputs, device)
         module = model.copy()
-        train_mode(module)
+        train_mode(module, dropout=section.uses_dropout)
         try:
             with user_code():
                 outputs = call(module, batch.inputs)
