@@ -98,7 +98,8 @@ def _compare(whole: Tensor, shared: Tensor, *, draws: bool, where: str) -> None:
     if draws:
         raise InputError(
             f"{where}: must be 0 in several processes for a model that draws random numbers while "
-            "it trains (dropout), since no two processes draw the same. Recover in one process."
+            "it trains (dropout), since no two processes draw the same. Recover in one process, or "
+            "set recover.dropout to false."
         )
     if (shared - whole).norm() > _TOLERANCE * whole.norm():
         raise InputError(
