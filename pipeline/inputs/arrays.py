@@ -80,6 +80,7 @@ class ArrayDataset:
     """
 
     alone = False
+    lengths = None
 
     def __init__(
         self,

@@ -79,7 +79,13 @@ class CalibrationData:
         return DrawnInputs(self, drawn, batch_size, generator, augment or Augment())
 
     def augmented(
-        self, augment: Augment, batch_size: int, positions: Tensor, generator: torch.Generator
+        self,
+        augment: Augment,
+        batch_size: int,
+        positions: Tensor,
+        generator: torch.Generator,
+        *,
+        shuffle: bool = False,
     ) -> Iterator[Batch]:
         """Samples changed at random as in training, on the device.
 
@@ -87,10 +93,13 @@ class CalibrationData:
             augment: The recipe's random changes.
             batch_size: Samples in a batch.
             positions: Which samples, in this order.
-            generator: Draws the changes, on the CPU.
+            generator: Draws the changes, and the order, on the CPU.
+            shuffle: Take them in a random order.
         """
         split = replace(self.split, augment=augment)
-        drawn = split.batches(batch_size, indices=positions, generator=generator, augment=True)
+        drawn = split.batches(
+            batch_size, indices=positions, shuffle=shuffle, generator=generator, augment=True
+        )
         return (batch.to(self.device) for batch in drawn)
 
     def gradient_batches(
@@ -150,8 +159,7 @@ class DrawnInputs:
         return math.ceil(len(self.positions) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tree]:
-        order = torch.randperm(len(self.positions), generator=self.generator)
         batches = self.calibration.augmented(
-            self.augment, self.batch_size, self.positions[order], self.generator
+            self.augment, self.batch_size, self.positions, self.generator, shuffle=True
         )
         return (batch.inputs for batch in batches)

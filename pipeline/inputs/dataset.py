@@ -32,12 +32,15 @@ class Dataset(Protocol):
         alone: Whether samples are hashed one by one, because a batch gives them the type or the
             length of others.
         preparation: What :meth:`prepare` does; changes with it.
+        lengths: Of each sample, where those of a batch are filled up to the longest; None where
+            they are not, or it is not known. Shape ``[n]``.
     """
 
     key: str
     kind: Literal["memory", "storage", "code"]
     alone: bool
     preparation: str
+    lengths: Tensor | None
 
     def __len__(self) -> int: ...
 

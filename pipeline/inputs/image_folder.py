@@ -44,6 +44,7 @@ class FolderDataset:
     kind: Literal["storage"] = "storage"
     alone = True
     """Most images are bytes. One with all levels of 16 bits makes its batch floats."""
+    lengths = None
 
     def __init__(self, folder: Path, section: ImageFolderData, key: str) -> None:
         self._section, self.key = section, key

@@ -11,6 +11,7 @@ from torch import Tensor
 from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.inputs.augment import random_crop_flip
 from mfac_compress.pipeline.inputs.dataset import Augmentation, Dataset, unchanged
+from mfac_compress.pipeline.inputs.lengths import grouped_by_length
 from mfac_compress.pipeline.inputs.scan import (
     Scan,
     check_unchanged,
@@ -90,7 +91,8 @@ class Split:
         Args:
             batch_size: Samples in a batch.
             indices: Positions to take, in this order. Default: all.
-            shuffle: Take them in a random order.
+            shuffle: Take them in a random order. Where the data pads, samples of similar length
+                come together, and the batches are in random order.
             generator: On the CPU. Draws the order and the random changes.
             augment: Apply the recipe's random changes.
         Yields:
@@ -105,6 +107,8 @@ class Split:
         order = torch.arange(len(self)) if indices is None else torch.as_tensor(indices)
         if shuffle:
             order = order[torch.randperm(len(order), generator=generator)]
+            if self.dataset.lengths is not None:
+                order = grouped_by_length(order, self.dataset.lengths, batch_size, generator)
         change = partial(random_crop_flip, augment=self.augment, generator=generator)
         return self._batches(order, batch_size, change if augment else unchanged)
 
@@ -113,6 +117,11 @@ class Split:
         fixed = self.dataset.kind != "code"
         for inputs, targets in read_in_order(self.raw, positions, self.workers, fixed=fixed):
             yield Batch(self.dataset.prepare(inputs, augment), targets)
+
+    def by_length(self, positions: Tensor) -> Tensor:
+        """The same positions, the shortest samples first where the data pads."""
+        lengths = self.dataset.lengths
+        return positions if lengths is None else positions[lengths[positions].argsort(stable=True)]
 
     def raw(self, positions: Sequence[int]) -> Batch:
         """Samples as they are hashed: before augmentation and preparation.

@@ -61,6 +61,7 @@ class TextDataset:
         self._samples, self._section, self._pad = samples, section, pad
         self._path, self._start = path, start
         self.key, self.preparation = key, preparation
+        self.lengths = torch.tensor([sample.tokens.shape[1] for sample in samples])
 
     def __len__(self) -> int:
         return len(self._samples)

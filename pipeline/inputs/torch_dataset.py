@@ -39,6 +39,7 @@ class ItemDataset:
 
     key = _KEY
     kind: Literal["code"] = "code"
+    lengths = None
 
     def __init__(
         self,

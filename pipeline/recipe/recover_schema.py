@@ -102,6 +102,9 @@ class RecoverSection(Section):
     ema: Annotated[float, Field(gt=0, lt=1), NoSwitch] | None = None
     """Keep an exponential moving average of the weights, with this decay after each step, in the
     place of the weights themselves."""
+    dropout: bool | None = None
+    """Drop out in training as the model says. Default: false where `distill` uses no labels, since
+    the noise hides what the dense model gives; else true."""
     label_smoothing: Share = 0.0
     """Of the loss `cross_entropy`."""
     freeze_batchnorm: bool = False
@@ -122,6 +125,11 @@ class RecoverSection(Section):
     def chooses(self) -> bool:
         """Whether something is chosen by the distance from the dense model."""
         return self.epochs > 0 and (self.keeps_best or self.lr == "auto")
+
+    @property
+    def uses_dropout(self) -> bool:
+        """Whether the model drops out while it is trained."""
+        return self.needs_labels if self.dropout is None else self.dropout
 
     @property
     def needs_labels(self) -> bool:

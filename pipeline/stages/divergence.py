@@ -113,8 +113,9 @@ class Divergence:
 
     def _pairs(self, module: nn.Module) -> Iterator[tuple[Batch, list[Tensor], list[Tensor]]]:
         """Held-out batches, the model's outputs on them, and the dense model's."""
-        held = self.calibration.draws.holdout[: self.most]
-        for number, batch in enumerate(self.calibration.batches(_BATCH, held)):
+        calibration = self.calibration
+        held = calibration.split.by_length(calibration.draws.holdout[: self.most])
+        for number, batch in enumerate(calibration.batches(_BATCH, held)):
             outputs = _floats(call(module, batch.inputs))
             yield batch, outputs, self._dense_outputs(number, batch.inputs)
 

@@ -98,15 +98,7 @@ def check(
             setting = f"{where(epochs_key)} is {section.epochs}"
             check_training(model, samples, objective, section, device, setting)
     if section.epochs:
-        check_sharing(
-            model,
-            samples,
-            objective,
-            device,
-            ranks,
-            where(epochs_key),
-            freeze_batchnorm=section.freeze_batchnorm,
-        )
+        check_sharing(model, samples, objective, section, device, ranks, where(epochs_key))
 
 
 def recover(

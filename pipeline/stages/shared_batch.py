@@ -16,6 +16,7 @@ from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.objective import Objective
 
 _TOLERANCE = 1e-3
@@ -60,11 +61,10 @@ def check_sharing(
     model: Model,
     samples: TrainingSamples,
     objective: Objective,
+    section: RecoverSection,
     device: torch.device,
     ranks: Ranks,
     where: str,
-    *,
-    freeze_batchnorm: bool = False,
 ) -> None:
     """Check on a small batch that shares of it give the gradient of the whole.
 
@@ -72,10 +72,10 @@ def check_sharing(
         model: Trained in copies.
         samples: Has the batch.
         objective: What is made smaller.
+        section: How it is trained.
         device: The model's.
         ranks: Who share it.
         where: The key that says that the recipe trains, and where it was given.
-        freeze_batchnorm: Whether statistics of batch norm are kept.
 
     Raises:
         InputError: If not: dropout, or a layer other than batch norm that mixes samples.
@@ -86,7 +86,7 @@ def check_sharing(
     gradients, drawn = [], _random_state(device)
     for who in (Ranks(), ranks):
         module = model.copy()
-        train_mode(module, freeze_batchnorm=freeze_batchnorm)
+        train_mode(module, dropout=section.uses_dropout, freeze_batchnorm=section.freeze_batchnorm)
         backward(module, batch, objective, device, who)
         gradients.append(_gradient(module))
     with ranks.raise_on_every_rank():
@@ -98,7 +98,8 @@ def _compare(whole: Tensor, shared: Tensor, *, draws: bool, where: str) -> None:
     if draws:
         raise InputError(
             f"{where}: must be 0 in several processes for a model that draws random numbers while "
-            "it trains (dropout), since no two processes draw the same. Recover in one process."
+            "it trains (dropout), since no two processes draw the same. Recover in one process, or "
+            "set recover.dropout to false."
         )
     if (shared - whole).norm() > _TOLERANCE * whole.norm():
         raise InputError(

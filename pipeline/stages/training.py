@@ -132,12 +132,14 @@ class Training:
 
     def _epoch(self, epoch: int, ranks: Ranks, progress: Progress) -> float:
         """Train on each sample once; returns the sum of their losses."""
-        size, total = self._section.batch_size, 0.0
-        train_mode(self._module, freeze_batchnorm=self._section.freeze_batchnorm)
+        section = self._section
+        size, total = section.batch_size, 0.0
+        frozen = section.freeze_batchnorm
+        train_mode(self._module, dropout=section.uses_dropout, freeze_batchnorm=frozen)
         batches = self._samples.shuffled(size, self._generator)
-        label = f"recover, epoch {epoch + 1}/{self._section.epochs}"
+        label = f"recover, epoch {epoch + 1}/{section.epochs}"
         for batch in progress.track(batches, label, self._batches):
-            if batch.size == 1 < size and not self._section.freeze_batchnorm:
+            if batch.size == 1 < size and not frozen:
                 continue  # the odd one out has no variance for batch norm
             self._optimizer.zero_grad(set_to_none=True)
             loss = backward(self._module, batch, self._objective, self._device, ranks)

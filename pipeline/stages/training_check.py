@@ -48,7 +48,7 @@ def check_training(
         batch = samples.first(count).to(device)
         expected = run_model(model.module, batch.inputs, device)
         module = model.copy()
-        train_mode(module, freeze_batchnorm=section.freeze_batchnorm)
+        train_mode(module, dropout=section.uses_dropout, freeze_batchnorm=section.freeze_batchnorm)
         try:
             with user_code():
                 outputs = call(module, batch.inputs)

@@ -9,9 +9,10 @@ import torch
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs import text_files
 from mfac_compress.pipeline.inputs.data import load_data
+from mfac_compress.pipeline.inputs.splits import open_split
 from mfac_compress.pipeline.inputs.text import open_texts
 from mfac_compress.pipeline.inputs.text_files import read_rows
-from mfac_compress.pipeline.recipe.schema import TextData
+from mfac_compress.pipeline.recipe.schema import Augment, TextData
 
 ROWS = [("the cat sat", "a dog ran", "4.5"), ('a "red tree', "the big blue sky", "0")]
 CLS, SEP = 2, 3
@@ -99,6 +100,18 @@ def test_a_batch_is_as_long_as_its_longest_text(tmp_path, tiny_bert):
     assert _batch(dataset).inputs["attention_mask"].sum(1).tolist() == [3, 8]
     cut = _open(tmp_path, tiny_bert, text=0, max_length=5)
     assert _batch(cut).inputs["input_ids"][1].tolist() == [CLS, 5, 6, 8, SEP]
+
+
+def test_a_shuffled_split_has_texts_of_similar_length_in_a_batch(tmp_path, tiny_bert):
+    lengths = [1 + i % 7 for i in range(70)]
+    _write(tmp_path / "data.tsv", [(" ".join(["cat"] * n), "", "0") for n in lengths])
+    split = open_split("calibration", _open(tmp_path, tiny_bert, text=0), Augment())
+    generator = torch.Generator().manual_seed(0)
+    masks = [x["attention_mask"] for x, _ in split.batches(10, shuffle=True, generator=generator)]
+    assert all(bool(mask.all()) for mask in masks)
+    assert sorted(int(mask.shape[1]) for mask in masks) == [3, 4, 5, 6, 7, 8, 9]
+    sorted_ = split.by_length(torch.arange(70))
+    assert [lengths[at] for at in sorted_] == sorted(lengths)
 
 
 def test_rows_are_a_part_of_a_file_and_labels_may_be_names(tmp_path, tiny_bert):

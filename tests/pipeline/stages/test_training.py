@@ -210,3 +210,20 @@ def test_what_is_judged_is_what_is_kept():
     judged[-1].pop("seen")
     assert _same(net.state_dict(), judged[-1])
     assert not torch.equal(net[3].weight, _after(EPOCHS)["3.weight"])
+
+
+def test_dropout_may_be_left_out():
+    """Another course than with it, and none of the random numbers that it draws."""
+    with_it, without = _after(EPOCHS), _after(EPOCHS, dropout=False)
+    assert not torch.equal(with_it["3.weight"], without["3.weight"])
+    net, training = _training(dropout=False)
+    net[2].p = 0.9
+    list(_run(training))
+    assert torch.equal(net[3].weight, without["3.weight"])
+
+
+def test_dropout_is_left_out_by_default_where_only_the_dense_model_teaches():
+    assert RecoverSection().uses_dropout
+    assert RecoverSection(distill={"weight": 0.5}).uses_dropout
+    assert not RecoverSection(distill={}).uses_dropout
+    assert RecoverSection(distill={}, dropout=True).uses_dropout
