@@ -1,7 +1,6 @@
 """A run goes on from masks and weights of elsewhere, judged against the dense model."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -154,16 +153,6 @@ def test_weights_that_are_not_finite_are_refused(project):
     result = project.run("--dry-run")
     assert result.exit_code == 2
     assert "NaN or Inf in 1 of trained.safetensors: 3.bias" in result.output
-
-
-@pytest.mark.parametrize("name", [*GIVEN])
-def test_a_pipe_is_not_waited_for(project, name):
-    (project.folder / GIVEN[name]).unlink()
-    os.mkfifo(project.folder / GIVEN[name])
-    result = project.run("--dry-run")
-    assert result.exit_code == 2
-    assert f"(prune.{name})" in result.output
-    assert "is a pipe" in result.output
 
 
 @pytest.mark.parametrize("name", [*GIVEN])
