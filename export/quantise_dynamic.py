@@ -111,9 +111,8 @@ def _gemms_to_matmuls(model: onnx.ModelProto) -> None:
         names = {"name": node.name}
         nodes.append(onnx.helper.make_node("MatMul", [node.input[0], weight], [product], **names))
         if biased:
-            names = {"name": f"{node.name}_bias"}
             added = [product, node.input[2]]
-            nodes.append(onnx.helper.make_node("Add", added, node.output, **names))
+            nodes.append(onnx.helper.make_node("Add", added, node.output))
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}

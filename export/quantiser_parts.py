@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -60,7 +61,7 @@ def weights_in_8_bits(path: Path) -> set[str]:
 
 
 def load_with_shapes(path: Path) -> onnx.ModelProto:
-    """Load a file for the quantiser, which needs the shapes of all values.
+    """Load a file for the quantiser, which needs the shapes of all values and a name for each node.
 
     Raises:
         ValueError: If they cannot be inferred.
@@ -68,7 +69,14 @@ def load_with_shapes(path: Path) -> onnx.ModelProto:
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
     with as_value_error("infer the shapes of"):
-        return load_model_with_shape_infer(path)
+        model = load_model_with_shape_infer(path)
+    taken = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            free = (f"{node.op_type}_{number}{'_' * more}" for more in count())
+            node.name = next(name for name in free if name not in taken)
+            taken.add(node.name)
+    return model
 
 
 def is_large(path: Path) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 _WRAPPERS = {
@@ -29,7 +29,7 @@ def load_masks(path: str | Path, parameters: Mapping[str, Tensor]) -> dict[str, 
             parameter that the model does not have, or of another shape. All of them are named.
     """
     try:
-        masks = load_file(path)
+        masks = load(Path(path).read_bytes())  # not mapped: the file may be written to later
     except Exception as error:  # for damaged files of several types, none of them documented
         raise ValueError(
             f"{path} must be a safetensors file of masks. It cannot be read "

@@ -150,7 +150,7 @@ class _Conversion:
             len(node.outputs),
             not any(value.uses() or value.is_graph_output() for value in node.outputs[1:]),
             self._batch,
-            lambda: self._module.device,
+            self._module.place,
         )
 
     def _check_operators(self) -> None:

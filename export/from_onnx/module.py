@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.export.from_onnx.registry import Compute
+from mfac_compress.export.from_onnx.registry import Compute, Place
 from mfac_compress.export.from_onnx.values import Known, Value, as_tensors
 from mfac_compress.export.names import NamesInputs
 
@@ -63,6 +63,7 @@ class OnnxModule(NamesInputs, nn.Module):
         input_names: Their names.
         outputs: Names of the outputs that it computes.
         reasons: Name of a parameter to why it cannot be pruned, where its layer does not say.
+        place: Where it is, for what computes its steps.
     """
 
     def __init__(self, inputs: Sequence[Input], outputs: Sequence[str], alone: bool) -> None:
@@ -71,6 +72,7 @@ class OnnxModule(NamesInputs, nn.Module):
         self.input_names = tuple(each.name for each in inputs)
         self.reasons: dict[str, str] = {}
         self._alone = alone
+        self.place = Place()
         self._steps: tuple[Step, ...] = ()
         self._known: dict[str, Known] = {}
         self._tensors: dict[str, str] = {}
@@ -122,6 +124,7 @@ class OnnxModule(NamesInputs, nn.Module):
         return given
 
     def _run(self, values: dict[str, Value], keep: bool = False) -> dict[str, Value]:
+        self.place.device = self.device
         values = {"": None, **self._known, **values}
         for name, holder in self._tensors.items():
             owner, _, last = holder.rpartition(".")

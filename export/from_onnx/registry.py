@@ -16,6 +16,23 @@ class UnsupportedError(ValueError):
     """An operator, or one of its settings, that cannot be converted; the message says which."""
 
 
+@dataclass(eq=False)
+class Place:
+    """Where the module is that runs now; each says so when it begins.
+
+    Copies of a module share the functions that compute its steps, and may be on another device: so
+    they share this as well.
+
+    Args:
+        device: Of its parameters.
+    """
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+    def __deepcopy__(self, _memo: object) -> "Place":
+        return self
+
+
 @dataclass(frozen=True)
 class Operator:
     """What an operator is asked to do.
@@ -28,7 +45,7 @@ class Operator:
         first_only: Whether none but the first of them is read.
         batch: Number of samples for which the file was exported; None where it takes any. The
             module takes any number all the same.
-        device: Of the model, when it runs.
+        place: Where the model is, when it runs.
     """
 
     kind: str
@@ -37,7 +54,11 @@ class Operator:
     outputs: int
     first_only: bool
     batch: int | None
-    device: Callable[[], torch.device]
+    place: Place
+
+    def device(self) -> torch.device:
+        """Where tensors are made that depend on no other."""
+        return self.place.device
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""

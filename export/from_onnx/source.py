@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,19 @@ class Source:
 
     @property
     def writable(self) -> set[str]:
-        """The float32 tensors that :meth:`write` can change, by their names."""
+        """The float32 tensors that :meth:`write` can change, by their names.
+
+        Tensors of external data that have bytes in common are none of them: one cannot change
+        without the others.
+        """
         proto = onnx.load_model_from_string(self.content)
-        initializers = {id(each) for each in proto.graph.initializer}
         beside = {
             tensor.name
-            for tensor, _, _ in _external(proto)
-            if tensor.data_type == TensorProto.FLOAT and id(tensor) in initializers
+            for tensor in proto.graph.initializer
+            if tensor.data_type == TensorProto.FLOAT
+            and tensor.data_location == TensorProto.EXTERNAL
         }
-        return embedded(proto) | beside
+        return embedded(proto) | (beside - _overlapping(proto))
 
     def write(self, path: Path, changed: Mapping[str, np.ndarray]) -> None:
         """Write a copy in which some tensors have other values.
@@ -138,6 +143,26 @@ def _external(proto: onnx.ModelProto) -> Iterator[tuple[TensorProto, str, int]]:
         if tensor.data_location == TensorProto.EXTERNAL:
             given = {entry.key: entry.value for entry in tensor.external_data}
             yield tensor, given["location"], int(given.get("offset") or 0)
+
+
+def _overlapping(proto: onnx.ModelProto) -> set[str]:
+    """Names of the tensors of external data that have bytes in common with another."""
+    spans = sorted(
+        (location, offset, offset + _bytes(tensor), tensor.name)
+        for tensor, location, offset in _external(proto)
+    )
+    found: set[str] = set()
+    reached = ("", 0, "")  # file and end of the tensor that goes furthest, and its name
+    for location, start, end, name in spans:
+        if location == reached[0] and start < reached[1]:
+            found |= {name, reached[2]}
+        reached = max(reached, (location, end, name))
+    return found
+
+
+def _bytes(tensor: TensorProto) -> int:
+    given = {entry.key: entry.value for entry in tensor.external_data}
+    return int(given.get("length") or 4 * prod(tensor.dims))
 
 
 def _digest(path: Path) -> str:

@@ -14,7 +14,7 @@ from mfac_compress.mfac.mask_file import load_masks
 from mfac_compress.mfac.masking import MaskHooks, revived
 from mfac_compress.mfac.units import Units, Unstructured
 from mfac_compress.pipeline.errors import InputError, describe
-from mfac_compress.pipeline.files import check_exists
+from mfac_compress.pipeline.files import check_exists, check_regular
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.checkpoint import read_checkpoint
 from mfac_compress.pipeline.inputs.chosen_weights import choose_weights, is_state_dict
@@ -154,6 +154,7 @@ def check_targets(given: Given, left_out: Mapping[str, str], recipe: Recipe) -> 
 def _masks(recipe: Recipe, written: str, module: nn.Module) -> dict[str, Tensor]:
     where, path = recipe.where("prune.masks"), recipe.source.resolve(written)
     check_exists(path, written, where, "file")
+    check_regular(path, where)
     try:
         masks = load_masks(path, dict(module.named_parameters()))
     except ValueError as error:

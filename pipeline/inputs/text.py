@@ -209,12 +209,13 @@ def _target(section: TextData, text: str, where: str) -> int | float:
                 f"Got {shown(text)}."
             )
         return section.classes.index(text)
-    if not (text.isascii() and text.isdecimal() and int(text[:20]) < _MOST_CLASSES):
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+    if number is None or number >= _MOST_CLASSES:
         raise InputError(
             f"{where} must have the number of a class as its label, from 0. Got {shown(text)}. "
             "Name the classes in data.classes, or set data.label_type: score."
         )
-    return int(text)
+    return number
 
 
 def _number(text: str) -> float | None:

@@ -23,11 +23,11 @@ _MOST_KEPT = 1 << 26  # elements of the dense model's outputs, beyond which they
 
 
 def is_nearer(after: float, before: float) -> bool:
-    """Whether a divergence is less than another; NaN is more than any number.
+    """Whether a divergence is less than another; one that is not finite is more than any number.
 
-    So a change that makes outputs finite again is kept, and none that leaves NaN is.
+    So a change that makes outputs finite again is kept, and none that leaves NaN or infinity is.
     """
-    return after < before or (math.isnan(before) and not math.isnan(after))
+    return math.isfinite(after) and not before <= after
 
 
 def reported(divergence: float) -> float | None:
@@ -90,7 +90,7 @@ class Divergence:
     def of(self, module: nn.Module) -> float:
         """The divergence of a model of the same outputs, in evaluation mode; 0 for the dense one.
 
-        NaN where the model's outputs are not finite.
+        NaN or infinity where the model's outputs are not finite.
         """
         set_training(module, False)
         if self.calibration.predicts_classes:

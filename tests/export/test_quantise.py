@@ -138,6 +138,32 @@ def test_one_layer_alone_in_8_bits(quantiser, pruned, tmp_path):
         assert 0 < _distance(path, pruned.path) < 0.1
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_nodes_need_no_names(mode, tmp_path):
+    """Those of files that others made have none, or those that a name given here would be."""
+    path, output = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    torch.manual_seed(0)
+    two = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Sigmoid(), nn.Linear(16, 4))
+    export_onnx(two, torch.randn(2, 16), path)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = "Gemm_0" if node.op_type == "Sigmoid" else ""
+    onnx.save(model, path)
+    batches = [{"input": np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)}]
+    if mode == "static":
+        quantiser = StaticQuantiser(path, batches, scratch=tmp_path)
+    else:
+        quantiser = DynamicQuantiser(path, scratch=tmp_path)
+    first, second = quantiser.layers
+    quantiser.write(output)
+    open_session(output)
+    assert weights_in_8_bits(output) == {first.weight, second.weight}
+    quantiser.write(output, in_float=[first.node])
+    assert weights_in_8_bits(output) == {second.weight}
+    quantiser.write_only(output, first.node)
+    assert weights_in_8_bits(output) == {first.weight}
+
+
 def test_nothing_is_printed_and_nothing_is_left(pruned, tmp_path, capfd, monkeypatch):
     elsewhere, scratch = tmp_path / "elsewhere", tmp_path / "scratch"
     for folder in (elsewhere, scratch):

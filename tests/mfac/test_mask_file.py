@@ -31,6 +31,17 @@ def test_what_was_saved_is_read(file):
     assert all(torch.equal(found[name], mask) for name, mask in MASKS.items())
 
 
+def test_masks_stay_what_they_were_when_their_file_is_written_to(file):
+    path, parameters = file(MASKS), dict(_net().named_parameters())
+    found = load_masks(path, parameters)
+    size = path.stat().st_size
+    with path.open("r+b") as stream:
+        stream.seek(size - sum(mask.numel() for mask in MASKS.values()))
+        stream.write(b"\1" * (size - stream.tell()))
+    assert all(torch.equal(found[name], mask) for name, mask in MASKS.items())
+    assert all(mask.all() for mask in load_masks(path, parameters).values())
+
+
 def test_every_mask_that_does_not_fit_is_named_and_no_weight_is_touched(file):
     net = _net()
     before = net[0].weight.detach().clone()

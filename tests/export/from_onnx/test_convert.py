@@ -1,5 +1,7 @@
 """Graphs as modules: which tensors become parameters, under which names, and what is refused."""
 
+import copy
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -66,6 +68,19 @@ def test_a_gemm_is_a_linear_layer_however_its_weight_is_turned(turned, by_transp
     x = torch.randn(5, 4)
     wanted = x.numpy() @ matrix + array(model, "fc_bias")
     np.testing.assert_allclose(found.module(x).detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_computes_on_its_own_device():
+    """What is made of numbers alone, and not of the inputs, is made there."""
+    text = """g (float[N, 4] x) => (float[N, 4] y)
+        { s = Shape(x) o = ConstantOfShape<value = float[1] {1.0}>(s) h = Add(x, o)
+          y = MatMul(h, w) }"""
+    module = converted(graph(text, w=(4, 4))).module
+    copied, x = copy.deepcopy(module), torch.randn(5, 4)
+    wanted = module(x)
+    module.to("meta")
+    assert torch.equal(copied(x), wanted)
+    assert module(x.to("meta")).is_meta
 
 
 def test_names_are_those_of_the_initializers():

@@ -130,6 +130,22 @@ def test_external_data_goes_beside_the_copy(tmp_path):
     np.testing.assert_array_equal(numpy_helper.to_array(again.graph.initializer[1]), before)
 
 
+def test_every_float_of_external_data_can_change(tmp_path):
+    names = [f"w{number}" for number in range(20)]
+    content = external(tmp_path, {"a.bin": [*names, "w"], "b.bin": ["u"]})
+    assert Source.read(tmp_path / "net.onnx", content).writable == {*names, "w", "u", "inside"}
+
+
+def test_tensors_with_bytes_in_common_cannot_change(tmp_path):
+    made = onnx.ModelProto.FromString(external(tmp_path, {"a.bin": ["u", "v", "w"]}))
+    first, second, _ = (each.external_data for each in made.graph.initializer[:3])
+    for entry in second:
+        if entry.key == "offset":
+            entry.value = next(each.value for each in first if each.key == "offset")
+    source = Source.read(tmp_path / "net.onnx", made.SerializeToString())
+    assert source.writable == {"w", "inside"}
+
+
 def test_external_data_that_changes_meanwhile_is_refused(tmp_path):
     (tmp_path / "out").mkdir()
     source = Source.read(tmp_path / "net.onnx", external(tmp_path, {"a.bin": ["w"]}))

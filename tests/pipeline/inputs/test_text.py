@@ -144,6 +144,7 @@ REFUSED = {
     "fraction": ("a\ta\t1.0\n", CLASS, "must have the number of a class"),
     "other digits": ("a\ta\t\u0663\n", CLASS, "must have the number of a class"),
     "huge": ("a\ta\t" + "9" * 5000 + "\n", CLASS, "must have the number of a class"),
+    "huge behind zeros": (f"a\ta\t{'0' * 20}{10**30}\n", CLASS, "must have the number of a class"),
     "unknown": ("a\ta\tx\n", {**CLASS, "classes": ["y"]}, "one of data.classes as its label: y"),
     "no text": ("a\t \t1\n", {}, "Row 0 .* must have text"),
     "empty": ("\n\n", {}, "must have rows"),

@@ -27,6 +27,7 @@ def test_rates_that_break_the_model_are_not_chosen():
     }
 
 
-def test_where_every_rate_breaks_the_model_the_run_ends():
+@pytest.mark.parametrize("divergence", [math.nan, math.inf])
+def test_where_every_rate_breaks_the_model_the_run_ends(divergence):
     with pytest.raises(StageError, match=r"None of 0\.001, .* did\. Give recover\.lr a lower one"):
-        try_rates(RecoverSection(lr="auto"), lambda _: math.nan, Progress())
+        try_rates(RecoverSection(lr="auto"), lambda _: divergence, Progress())
