@@ -117,7 +117,8 @@ void run_depthwise(const Call& call, const Depthwise<Pixel>& given, const Window
   all.left = window.pads[1];
   all.bottom = window.pads[2];
   all.right = window.pads[3];
-  const auto run = chosen(x, window.kernel[0] == 3 ? 0 : 1, static_cast<int>(window.strides[0]) - 1);
+  const int kernel = window.kernel[0] == 3 ? 0 : 1;
+  const auto run = chosen(x, kernel, static_cast<int>(window.strides[0]) - 1);
   const int64_t channels = images * input.channels;
   const int64_t work = channels * output.channel_stride() * window.taps();
   const int64_t tasks = std::min(channels, std::clamp<int64_t>(work / kTaskWork, 1, 16));

@@ -10,8 +10,8 @@
 
 namespace mfac {
 
-// Whether the kernels take a convolution: each output of a channel of its own, in a square window of
-// 3 or 5 pixels.
+// Whether the kernels take a convolution: each output reads a channel of its own, in a window of
+// 3x3 or 5x5 pixels, with strides of 1 or 2.
 bool is_depthwise(int64_t channels, int64_t outputs, int64_t parts, const Window& window);
 
 // Compute the channels of all images. `all` has what does not depend on the input: weights and what

@@ -1,5 +1,5 @@
-// The interface of depthwise convolutions to an instruction set: each output channel reads the input
-// channel of the same place, in a square window without dilations.
+// The interface of depthwise convolutions to an instruction set: each output channel reads one
+// input channel, in a square window without dilations.
 #pragma once
 
 #include <cstdint>

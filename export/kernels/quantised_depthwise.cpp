@@ -12,9 +12,7 @@ bool QuantisedDepthwise::fits(const NodeInfo& node) {
 QuantisedDepthwise::QuantisedDepthwise(const NodeInfo& node)
     : channels_(node.integer("group")),
       window_(read_window(node)),
-      weights_(read_quantised(node, read_format(node),
-                              {divided(node, "out_channels", channels_),
-                               divided(node, "in_channels", channels_), window_.taps(), channels_})),
+      weights_(read_quantised(node, read_format(node), {1, 1, window_.taps(), channels_})),
       taps_(static_cast<size_t>(channels_ * window_.taps())) {
   // One group of outputs a channel, whose indices are taps. In both formats the first of the four
   // values is the only one.

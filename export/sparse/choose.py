@@ -149,7 +149,8 @@ def _best(
         worst = max(time.ratio for time in trials[chain[0]].times)
         return Segment(assign_layouts(single, "none"), worst) if single else None
     sparse = {o: block for o, block in blocks.items() if _may_be_faster(o) or o.selection}
-    # First choose the layout of the sparse ones, then which of the others are worth including.
+    # First choose the layout of the sparse ones, then which of the others are worth including:
+    # depthwise ones, all.
     by_kind = [assign_layouts(sparse, kind) for kind in KINDS]
     plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
     plan, ratio = _fastest(graph, chain, plans, shapes)

@@ -38,8 +38,8 @@ def in_planes(plan: Plan) -> frozenset[str]:
 
 KINDS = ("all", "windowed", "none")
 """Which values are in planes: all that can be; only those read by windows larger than one pixel,
-for which the layout is meant (its border makes every image larger), except depthwise ones, which are
-fastest in nchw; none."""
+for which the layout is meant (its border makes every image larger), but not by depthwise ones, as
+these read nchw; none."""
 
 
 def assign_layouts(blocks: Mapping[SparseOperator, Block], kind: str) -> Plan:

@@ -1,6 +1,6 @@
-// Depthwise convolutions of rows as they lie in memory. A tap is a shifted load. Lanes of it that lie
-// outside the image are set to zero, rows outside of it are read from a row of zeros. Several output
-// rows at a time share what they read.
+// Depthwise convolutions of rows as they lie in memory. A tap is a shifted load. Its lanes outside
+// the image are set to zero, rows outside of it are read from a row of zeros. Several output rows
+// share what they read.
 
 // A channel to read. Positions outside of it are zeros.
 struct DepthwiseImage {
@@ -69,8 +69,8 @@ MFAC_INLINE int64_t first_of_vector(int64_t width, int64_t vector) {
   return width < L || (vector + 1) * L <= width ? vector * L : width - L;
 }
 
-// Add tap k of a row of pixels to those of the R sums that read it. Bit k of MASK tells whether lanes
-// of it may lie outside.
+// Add tap k of a row of pixels to those of the R sums that read it. Bit k of MASK tells whether
+// some of its lanes may lie outside.
 template <int L, int K, int S, int R, int MASK>
 MFAC_INLINE void add_tap(Floats<L> tap, int row, int k, const float* weights, const int32_t* keep,
                          Floats<L>* sum) {

@@ -1,4 +1,4 @@
-"""Convolutions of each channel with itself only, of floats and of bytes, against double precision."""
+"""Depthwise convolutions, of floats and of bytes, against double precision."""
 
 import numpy as np
 import onnx_ir as ir
