@@ -122,19 +122,20 @@ def test_nodes_without_inputs_are_skipped(rewritten, make_model, sparse_weight):
 
 
 def test_depthwise_convolutions_read_images_as_they_are(find, make_model, sparse_weight):
-    """a -> depthwise -> b -> 3x3 -> y."""
+    """a -> depthwise -> b -> 3x3 -> c -> 3x3 -> y."""
     nodes = [
         ("Conv", ["x", "w0"], ["a"]),
         ("Conv", ["a", "w1"], ["b"], {"group": 8, **PADDED}),
-        ("Conv", ["b", "w2"], ["y"], PADDED),
+        ("Conv", ["b", "w2"], ["c"], PADDED),
+        ("Conv", ["c", "w2"], ["y"], PADDED),
     ]
     shapes = ((8, 8, 1, 1), (8, 1, 3, 3), (8, 8, 3, 3))
     weights = {f"w{n}": sparse_weight(*shape) for n, shape in enumerate(shapes)}
     graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
     operators = fuse(graph, layers, shapes)
-    assert [operator.is_depthwise for operator in operators] == [False, True, False]
-    windowed = assign_layouts(dict.fromkeys(operators, Block(1)), "windowed")
-    assert in_planes(windowed) == {"b"}
+    assert [operator.is_depthwise for operator in operators] == [False, True, False, False]
+    for kind in ("all", "windowed"):
+        assert in_planes(assign_layouts(dict.fromkeys(operators, Block(1)), kind)) == {"c"}
 
 
 def test_depthwise_convolutions_between_sparse_ones_are_rewritten(rewritten, make_model):
