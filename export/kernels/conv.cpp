@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "conv_depthwise.hpp"
 #include "conv_output.hpp"
 #include "scratch.hpp"
 
@@ -30,7 +31,8 @@ Conv::Conv(const NodeInfo& node)
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(divided(node, "in_channels", parts_), window_),
                             parts_)),
-      activation_(read_activation(node)) {}
+      activation_(read_activation(node)),
+      depthwise_(depthwise_weights()) {}
 
 void Conv::run(const Call& call) const {
   const Tensor x = call.input(kX);
@@ -49,10 +51,11 @@ void Conv::run(const Call& call) const {
   if (window_.pointwise() && !input_planes_ && !output_planes_ && !residual_planes_) {
     for (Images* images : {&input, &output, &batch.residuals}) images->flatten();
   }
-  batch.plan = plans_.find(input.height, input.width,
-                           [&] { return make_plan(weights_, window_, input, output); });
   batch.x = x.floats();
   batch.y = call.output(shape);
+  if (!depthwise_.empty() && !residual) return run_depthwise(call, batch, input, output);
+  batch.plan = plans_.find(input.height, input.width,
+                           [&] { return make_plan(weights_, window_, input, output); });
   batch.residual = residual ? residual.floats() : nullptr;
   if (batch.count > 0) run_images(call, batch);
   bool finite = !batch.not_finite;
@@ -65,6 +68,29 @@ void Conv::run(const Call& call) const {
     std::fill(spare, spare + Images::kReadBeyond, 0.0f);
     if (!finite) spare[Images::kNotFinite] = 1.0f;
   }
+}
+
+std::vector<float> Conv::depthwise_weights() const {
+  std::vector<float> all;
+  if (input_planes_ || output_planes_ ||
+      !is_depthwise(channels_, parts_ * weights_.outputs, parts_, window_))
+    return all;
+  all.resize(static_cast<size_t>(parts_ * window_.taps()));
+  for (int64_t part = 0; part < parts_; ++part)
+    unpack_output(weights_, part, 0, all.data() + part * window_.taps());
+  return all;
+}
+
+void Conv::run_depthwise(const Call& call, const Batch& batch, const Images& input,
+                         const Images& output) const {
+  Depthwise<float> all{};
+  all.weights = depthwise_.data();
+  all.bias = weights_.bias.data();
+  all.step = weights_.block;
+  all.low = activation_.low;
+  all.high = activation_.high;
+  mfac::run_depthwise(call, all, window_, input, output, batch.count, batch.x, batch.y);
+  activation_.apply_gelu(batch.y, batch.count * output.image_stride());
 }
 
 void Conv::run_images(const Call& call, const Batch& batch) const {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <vector>
 
 #include "activation.hpp"
 #include "conv_plan.hpp"
@@ -38,6 +39,9 @@ class Conv {
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
+  std::vector<float> depthwise_weights() const;
+  void run_depthwise(const Call& call, const Batch& batch, const Images& input,
+                     const Images& output) const;
   bool input_is_finite(const Batch& batch) const;
   void run_dense(const Batch& batch) const;
 
@@ -47,6 +51,7 @@ class Conv {
   bool input_planes_, output_planes_, residual_planes_;
   PackedWeights weights_;
   Activation activation_;
+  std::vector<float> depthwise_;  // [channels, taps]; empty if other kernels compute it
   PlanCache<ConvPlan> plans_;
 };
 

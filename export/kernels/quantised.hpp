@@ -11,6 +11,7 @@
 #include "block_linear.hpp"
 #include "quad_conv.hpp"
 #include "quad_linear.hpp"
+#include "quantised_depthwise.hpp"
 
 namespace mfac {
 
@@ -52,9 +53,23 @@ struct LinearViaFloat : InEitherFormat<QuadLinear, BlockLinear> {
   explicit LinearViaFloat(const NodeInfo& node) : InEitherFormat(node, SumsKind::kViaFloat) {}
 };
 
-struct QuantisedConv : InEitherFormat<QuadConv, BlockConv> {
+class QuantisedConv {
+ public:
   static constexpr const char* kName = "SparseQConv";
-  explicit QuantisedConv(const NodeInfo& node) : InEitherFormat(node) {}
+  static constexpr auto kTypes = kQuantisedTypes;
+  static constexpr ort::ElementType kOutput = ort::kUint8;
+  static constexpr size_t kFirstOptional = kSumBias;
+  explicit QuantisedConv(const NodeInfo& node) {
+    if (QuantisedDepthwise::fits(node))
+      depthwise_ = std::make_unique<QuantisedDepthwise>(node);
+    else
+      others_ = std::make_unique<InEitherFormat<QuadConv, BlockConv>>(node);
+  }
+  void run(const Call& call) const { depthwise_ ? depthwise_->run(call) : others_->run(call); }
+
+ private:
+  std::unique_ptr<const QuantisedDepthwise> depthwise_;
+  std::unique_ptr<const InEitherFormat<QuadConv, BlockConv>> others_;
 };
 
 }  // namespace mfac

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "depthwise.hpp"
 #include "quads.hpp"
 #include "quantised_blocks.hpp"
 
@@ -98,6 +99,7 @@ struct SimdKernels {
   // out[i] = round(clip(values[i] / scale)) + zero point; no value is NaN.
   void (*quantise)(const float* values, int64_t count, float scale, const Requantise& how,
                    uint8_t* out);
+  DepthwiseKernels depthwise;
   QuadKernels quads;
   ByteKernels bytes;
 };

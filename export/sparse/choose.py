@@ -149,12 +149,15 @@ def _best(
         worst = max(time.ratio for time in trials[chain[0]].times)
         return Segment(assign_layouts(single, "none"), worst) if single else None
     sparse = {o: block for o, block in blocks.items() if _may_be_faster(o) or o.selection}
-    # First choose the layout of the sparse ones, then which of the others are worth including.
+    # First choose the layout of the sparse ones, then which of the others are worth including:
+    # depthwise ones, all.
     by_kind = [assign_layouts(sparse, kind) for kind in KINDS]
     plans = [plan for place, plan in enumerate(by_kind) if plan not in by_kind[:place]]
     plan, ratio = _fastest(graph, chain, plans, shapes)
     kind = KINDS[by_kind.index(plan)]
-    others = [assign_layouts(o, kind) for o in (single, blocks) if o and o != sparse]
+    joined = {o: block for o, block in blocks.items() if o in sparse or o.is_depthwise}
+    candidates = [c for c in (single, joined, blocks) if c and c != sparse]
+    others = [assign_layouts(c, kind) for i, c in enumerate(candidates) if c not in candidates[:i]]
     if others:
         plan, ratio = _fastest(graph, chain, [plan, *others], shapes)
     return Segment(plan, ratio) if ratio <= MAX_RATIO else None

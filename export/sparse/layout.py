@@ -38,12 +38,14 @@ def in_planes(plan: Plan) -> frozenset[str]:
 
 KINDS = ("all", "windowed", "none")
 """Which values are in planes: all that can be; only those read by windows larger than one pixel,
-for which the layout is meant (its border makes every image larger); none."""
+for which the layout is meant (its border makes every image larger); none. Depthwise convolutions
+read and write nchw, for which they have kernels of their own."""
 
 
 def assign_layouts(blocks: Mapping[SparseOperator, Block], kind: str) -> Plan:
     """Return the plan with these operators and blocks, and one of the ``KINDS`` of layout."""
     wanted = _could_be(blocks) if kind != "none" else frozenset()
+    wanted -= {value for o in blocks if o.is_depthwise for value in (o.x, o.y, o.residual)}
     if kind == "windowed":
         wanted &= {o.x for o in blocks if o.takes_planes and max(o.weight.shape[2:]) > 1}
     return {operator: Placement(block, operator.y in wanted) for operator, block in blocks.items()}

@@ -83,6 +83,13 @@ class SparseOperator:
         return self.window is not None and not self.is_quantised
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of images in which each output reads a channel of its own."""
+        shape = self.weight.shape
+        one_each = self.window is not None and self.window.group == shape[0] and shape[1] == 1
+        return one_each and len(shape) == 4
+
+    @property
     def sparsity(self) -> float:
         """Share of the weights that are zero."""
         return 1 - np.count_nonzero(self.weight) / self.weight.size

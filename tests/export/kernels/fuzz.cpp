@@ -363,10 +363,16 @@ void make_conv(KernelInfo& node, bool hostile) {
   auto of_axes = [line](const std::vector<int64_t>& both) {
     return line ? std::vector<int64_t>{both[1]} : both;
   };
-  const int64_t channels = pick(1, 9);
+  const bool depthwise = !line && chance(0.3);
+  if (depthwise) {
+    kernel[0] = kernel[1] = chance(0.7) ? 3 : 5;
+    strides[0] = strides[1] = pick(1, 2);
+    dilations[0] = dilations[1] = 1;
+  }
+  const int64_t channels = depthwise ? 1 : pick(1, 9);
   const int64_t taps = kernel[0] * kernel[1];
   const bool quads = node.quantised && chance(0.4);
-  const Size size{pick(1, 12), (quads ? (channels + 3) / 4 : channels) * taps, parts,
+  const Size size{depthwise ? 1 : pick(1, 12), (quads ? (channels + 3) / 4 : channels) * taps, parts,
                   quads ? 1 : node.quantised ? 4 : any_block()};
   node.ints = {{"kernel_shape", of_axes(kernel)},
                {"strides", of_axes(strides)},
@@ -383,7 +389,8 @@ void make_conv(KernelInfo& node, bool hostile) {
     add_common(node, size.block);
     return quads ? clear_beyond(node, channels, taps) : clear_beyond_outputs(node, size);
   }
-  const bool x_planes = chance(0.5), y_planes = chance(0.5), r_planes = chance(0.5);
+  const double planes = depthwise ? 0.1 : 0.5;
+  const bool x_planes = chance(planes), y_planes = chance(planes), r_planes = chance(planes);
   node.words["input_layout"] = x_planes ? "planes" : "nchw";
   node.words["output_layout"] = y_planes ? "planes" : "nchw";
   node.words["residual_layout"] = r_planes ? "planes" : "nchw";

@@ -119,3 +119,37 @@ def test_nodes_without_inputs_are_skipped(rewritten, make_model, sparse_weight):
     ]
     model = make_model(nodes, IMAGES, ["z"], w=sparse_weight(8, 8, 3, 3))
     assert rewritten(model).kinds == ["Constant", "SparseConv", "Mul"]
+
+
+def test_depthwise_convolutions_read_images_as_they_are(find, make_model, sparse_weight):
+    """a -> depthwise -> b -> 3x3 -> c -> 3x3 -> y."""
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"]),
+        ("Conv", ["a", "w1"], ["b"], {"group": 8, **PADDED}),
+        ("Conv", ["b", "w2"], ["c"], PADDED),
+        ("Conv", ["c", "w2"], ["y"], PADDED),
+    ]
+    shapes = ((8, 8, 1, 1), (8, 1, 3, 3), (8, 8, 3, 3))
+    weights = {f"w{n}": sparse_weight(*shape) for n, shape in enumerate(shapes)}
+    graph, layers, shapes = find(make_model(nodes, IMAGES, ["y"], **weights))
+    operators = fuse(graph, layers, shapes)
+    assert [operator.is_depthwise for operator in operators] == [False, True, False, False]
+    for kind in ("all", "windowed"):
+        assert in_planes(assign_layouts(dict.fromkeys(operators, Block(1)), kind)) == {"c"}
+
+
+def test_depthwise_convolutions_between_sparse_ones_are_rewritten(rewritten, make_model):
+    """Those with kernels of their own, in nchw, and others."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        ("Conv", ["x", "w0", "b"], ["a"], {"group": 8, **PADDED}),
+        ("Clip", ["a", "low", "high"], ["c"]),
+        ("Conv", ["c", "w1"], ["d"], {"group": 8, "strides": [2, 2], "pads": [2] * 4}),
+        ("Conv", ["d", "w0"], ["y"], {"group": 8, "dilations": [2, 2], "pads": [2] * 4}),
+    ]
+    weights = {"w0": rng.standard_normal((8, 1, 3, 3)), "w1": rng.standard_normal((8, 1, 5, 5))}
+    constants = {name: 0.2 * array for name, array in weights.items()}
+    constants |= {"b": rng.standard_normal(8), "low": np.array(0.0), "high": np.array(6.0)}
+    floats = {name: array.astype(np.float32) for name, array in constants.items()}
+    found = rewritten(make_model(nodes, IMAGES, ["y"], **floats))
+    assert found.kinds == ["SparseConv"] * 3

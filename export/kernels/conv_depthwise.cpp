@@ -1,0 +1,140 @@
+#include "conv_depthwise.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "conv_shares.hpp"
+#include "scratch.hpp"
+#include "simd.hpp"
+
+namespace mfac {
+namespace {
+
+DepthwiseFunction<float> chosen(const float*, int kernel, int stride) {
+  return simd_kernels().depthwise.floats[kernel][stride];
+}
+DepthwiseFunction<uint8_t> chosen(const uint8_t*, int kernel, int stride) {
+  return simd_kernels().depthwise.bytes[kernel][stride];
+}
+
+int32_t* room_for_edges(int64_t kernel, int64_t to_width) {
+  return scratch().sums.cells(static_cast<size_t>((kernel + 1) * (to_width + kDepthwiseReach)));
+}
+
+void give_room(Depthwise<float>& d) {
+  d.edges = room_for_edges(d.kernel, d.to_width);
+  const size_t row = static_cast<size_t>(d.width + 2 * kDepthwiseReach);
+  float* const zeros = scratch().inputs.floats(row);
+  std::fill_n(zeros, row, 0.0f);
+  d.zeros = zeros;
+}
+
+void give_room(Depthwise<uint8_t>& d) {
+  d.edges = room_for_edges(d.kernel, d.to_width);
+  const int64_t padded = (d.top + d.height + d.bottom) * (d.left + d.width + d.right);
+  d.staged = scratch().inputs.floats(static_cast<size_t>(padded + kDepthwiseReach));
+  std::fill_n(d.staged + padded, kDepthwiseReach, 0.0f);
+}
+
+// One task's channels [begin, end) of all images.
+template <class Pixel>
+class Channels {
+ public:
+  Channels(Depthwise<Pixel> all, DepthwiseFunction<Pixel> run, int64_t images_channels,
+        int64_t channels, const Pixel* x, Pixel* y)
+      : all_(all), run_(run), total_(images_channels), channels_(channels), x_(x), y_(y) {}
+
+  void compute(int64_t begin, int64_t end) {
+    const int64_t pixels = all_.height * all_.width;
+    all_.end = y_ + end * all_.to_height * all_.to_width;
+    // What is read around a channel of floats must belong to the tensor.
+    const int64_t margin = sizeof(Pixel) > 1 ? (kDepthwiseReach + pixels - 1) / pixels : 0;
+    const int64_t first = std::clamp(margin, begin, end);
+    const int64_t last = std::clamp(total_ - margin, first, end);
+    for (int64_t c = begin; c < first; ++c) compute_copy(c);
+    for (int64_t c = first; c < last;) {
+      const int64_t next = std::min(c - c % channels_ + channels_, last);
+      compute_channels(c, next - c, x_ + c * pixels);
+      c = next;
+    }
+    for (int64_t c = last; c < end; ++c) compute_copy(c);
+  }
+
+ private:
+  void compute_channels(int64_t first, int64_t count, const Pixel* from) {
+    Depthwise<Pixel> d = all_;
+    const int64_t channel = first % channels_;
+    const int64_t taps = d.kernel * d.kernel;
+    d.from = from;
+    d.to = y_ + first * d.to_height * d.to_width;
+    d.channels = count;
+    d.weights += channel * taps;
+    if (d.bias) d.bias += channel * d.step;
+    if (d.begin) d.begin += channel * d.step;
+    if (d.scales) d.scales += channel * d.step;
+    run_(d);
+  }
+
+  void compute_copy(int64_t channel) {
+    const int64_t pixels = all_.height * all_.width;
+    const size_t size = static_cast<size_t>(pixels + 2 * kDepthwiseReach) * sizeof(Pixel);
+    Pixel* const copy = reinterpret_cast<Pixel*>(scratch().columns.bytes(size));
+    std::fill_n(copy, kDepthwiseReach, Pixel{});
+    std::copy_n(x_ + channel * pixels, pixels, copy + kDepthwiseReach);
+    std::fill_n(copy + kDepthwiseReach + pixels, kDepthwiseReach, Pixel{});
+    compute_channels(channel, 1, copy + kDepthwiseReach);
+  }
+
+  Depthwise<Pixel> all_;
+  DepthwiseFunction<Pixel> run_;
+  int64_t total_, channels_;
+  const Pixel* x_;
+  Pixel* y_;
+};
+
+}  // namespace
+
+bool is_depthwise(int64_t channels, int64_t outputs, int64_t parts, const Window& w) {
+  bool fits = channels == parts && outputs == parts && !w.line;
+  fits = fits && (w.kernel[0] == 3 || w.kernel[0] == 5) && w.kernel[1] == w.kernel[0];
+  fits = fits && w.strides[0] <= kDepthwiseStrides && w.strides[1] == w.strides[0];
+  for (int64_t dilation : w.dilations) fits = fits && dilation == 1;
+  for (int64_t pad : w.pads) fits = fits && pad < w.kernel[0];
+  return fits;
+}
+
+template <class Pixel>
+void run_depthwise(const Call& call, const Depthwise<Pixel>& given, const Window& window,
+                   const Images& input, const Images& output, int64_t images, const Pixel* x,
+                   Pixel* y) {
+  Depthwise<Pixel> all = given;
+  all.kernel = window.kernel[0];
+  all.height = input.height;
+  all.width = input.width;
+  all.to_height = output.height;
+  all.to_width = output.width;
+  all.top = window.pads[0];
+  all.left = window.pads[1];
+  all.bottom = window.pads[2];
+  all.right = window.pads[3];
+  const int kernel = window.kernel[0] == 3 ? 0 : 1;
+  const auto run = chosen(x, kernel, static_cast<int>(window.strides[0]) - 1);
+  const int64_t channels = images * input.channels;
+  const int64_t work = channels * output.channel_stride() * window.taps();
+  const int64_t tasks = std::min(channels, std::clamp<int64_t>(work / kTaskWork, 1, 16));
+  auto task = [&](size_t index) {
+    const int64_t i = static_cast<int64_t>(index);
+    Depthwise<Pixel> mine = all;
+    give_room(mine);
+    Channels<Pixel>(mine, run, channels, input.channels, x, y)
+        .compute(channels * i / tasks, channels * (i + 1) / tasks);
+  };
+  if (channels > 0) call.parallel(static_cast<size_t>(tasks), task);
+}
+
+template void run_depthwise(const Call&, const Depthwise<float>&, const Window&, const Images&,
+                            const Images&, int64_t, const float*, float*);
+template void run_depthwise(const Call&, const Depthwise<uint8_t>&, const Window&, const Images&,
+                            const Images&, int64_t, const uint8_t*, uint8_t*);
+
+}  // namespace mfac
