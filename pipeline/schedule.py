@@ -12,7 +12,6 @@ from pathlib import Path
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.file_names import INT8, SPARSE
-from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.steps import steps_of
@@ -199,7 +198,7 @@ def _recover(
             "section": section,
             "samples": inputs.training if section.epochs else None,
             "calibration": inputs.calibration,
-            "augment": augment_of(recipe.data),
+            "augment": inputs.data.augment,
             "seed": recipe.run.seed,
         },
         after=state,
