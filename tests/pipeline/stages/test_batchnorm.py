@@ -23,7 +23,7 @@ class _Calibration:
     def augmented(self, augment, batch_size, positions, generator):
         x = torch.randn(len(positions), 5, generator=generator)
         for part in x.split(batch_size):
-            yield Batch(part * (2 if augment.flip else 1), None)
+            yield Batch(part * (2 if augment.section.flip else 1), None)
 
 
 class _Divergence:
