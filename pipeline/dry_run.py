@@ -63,7 +63,7 @@ def _facts(recipe: Recipe, inputs: Inputs) -> list[str]:
         f"sparse kernels: {_kernels(recipe)}",
     ]
     if inputs.memory is not None:
-        lines += _memory(inputs.memory)
+        lines += [f"gradients: {_gradients(recipe, inputs)}", *_memory(inputs.memory)]
     return lines
 
 
@@ -79,6 +79,18 @@ def _permuted(channels: int | None) -> list[str]:
     if channels is None:
         return []
     return [f"channels: {channels:,} put beside others that are like them (prune.permute)"]
+
+
+def _gradients(recipe: Recipe, inputs: Inputs) -> str:
+    """How many choose, in which steps."""
+    counts = [shape.num_gradients for shape in inputs.fishers]
+    changes = [step for step, count in enumerate(counts) if step and count != counts[step - 1]]
+    text = f"{counts[0]:,}"
+    text += "".join(f", {counts[step]:,} from step {step + 1} on" for step in changes)
+    for sparsity, count in recipe.calibrate.counts.items():
+        if count not in counts:
+            text += f", {count:,} at no step (no one starts from a sparsity of {sparsity:g})"
+    return f"{text}, each of {recipe.calibrate.samples_per_gradient} samples"
 
 
 def _repair(recipe: Recipe) -> str:

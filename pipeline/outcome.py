@@ -46,8 +46,9 @@ def make_report(
         kernels: Of the stages accelerate, decided, by the variant that they are for.
     """
     sizes = {name: p.numel() for name, p in inputs.model.module.named_parameters()}
-    sparsity, data = sparsity_of(recipe, inputs.targets, sizes), data_of(inputs.data)
-    code = code_of(inputs.code)
+    gradients = [fisher.num_gradients for fisher in inputs.fishers]
+    sparsity = sparsity_of(recipe, inputs.targets, sizes, gradients)
+    data, code = data_of(inputs.data), code_of(inputs.code)
     metric, judged = validation.metric, variant_of(recipe.artifact)
     unwritten = {name for name, each in kernels.items() if each.state != "used"}
     variants = {

@@ -12,9 +12,9 @@ from pathlib import Path
 from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.file_names import INT8, SPARSE
-from mfac_compress.pipeline.inputs.data import augment_of
 from mfac_compress.pipeline.inputs.load import Inputs
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.steps import steps_of
 from mfac_compress.pipeline.recipe.schema import BlocksSection, Recipe, RecoverSection
 from mfac_compress.pipeline.run.stage import Keyed, Stage
 from mfac_compress.pipeline.stages import (
@@ -56,7 +56,7 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
     if recipe.prune.uses_gradients:
         yield _calibrate(recipe, inputs, storage)
     between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
-    steps = [[]] if inputs.given else prune.steps_of(inputs.targets.units, recipe.prune)
+    steps = [[]] if inputs.given else steps_of(inputs.targets.units, recipe.prune)
     repair = recipe.reconstruct
     state: dict[str, str] = {}
     for step, shares in enumerate(steps):
@@ -84,11 +84,13 @@ def _calibrate(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Stage:
         reads={
             "model": inputs.model,
             "calibration": inputs.calibration,
-            "shape": inputs.fisher,
+            "shape": inputs.fishers[0],
             "gradients": recipe.calibrate.gradients,
             "storage": Keyed(storage, None),
         },
-        check=partial(calibrate.check, memory=inputs.memory, where=recipe.where),
+        check=partial(
+            calibrate.check, shapes=inputs.fishers, memory=inputs.memory, where=recipe.where
+        ),
         facts=calibrate.Calibrated,
     )
 
@@ -115,7 +117,7 @@ def _prune(
     reads |= {
         "step": step,
         "calibration": inputs.calibration,
-        "shape": inputs.fisher,
+        "shape": inputs.fishers[step] if inputs.fishers else None,
         "storage": Keyed(storage, None),
     }
     by_curvature = None
@@ -196,7 +198,7 @@ def _recover(
             "section": section,
             "samples": inputs.training if section.epochs else None,
             "calibration": inputs.calibration,
-            "augment": augment_of(recipe.data),
+            "augment": inputs.data.augment,
             "seed": recipe.run.seed,
         },
         after=state,

@@ -1,14 +1,48 @@
 """What is done to images: random changes in training, and bringing pixels to the model's scale."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mfac_compress.mfac.batch import Tree
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.transforms import Transforms
 from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.recipe.schema import Augment
+
+
+@dataclass(frozen=True, eq=False)
+class ImageChanges:
+    """The random changes of images that a recipe asks for.
+
+    Args:
+        section: The recipe's ``data.augment``.
+        transforms: What its ``transforms`` are; None for none.
+    """
+
+    section: Augment = field(default_factory=Augment)
+    transforms: Transforms | None = None
+
+    @property
+    def digest(self) -> str:
+        """What the recipe says. What functions consist of is in the run's code."""
+        return self.section.model_dump_json()
+
+    def __call__(self, x: Tree, generator: torch.Generator | None) -> Tree:
+        """Change a batch of raw images.
+
+        Args:
+            x: Shape ``[n, channels, height, width]``.
+            generator: On the CPU. Draws the changes.
+        Returns:
+            Images of the same shape and type.
+        Raises:
+            InputError: If ``x`` are not images, or a transform of the user's fails.
+        """
+        x = random_crop_flip(x, augment=self.section, generator=generator)
+        return x if self.transforms is None else self.transforms(x, generator)
 
 
 def random_crop_flip(x: Tree, *, augment: Augment, generator: torch.Generator | None) -> Tree:

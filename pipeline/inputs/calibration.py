@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mfac_compress.mfac.batch import Batch, Tree, call
 from mfac_compress.mfac.labels import projection_loss, random_projections, sampled_labels
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.inputs.task import Task
 from mfac_compress.pipeline.quoting import type_and_shape
-from mfac_compress.pipeline.recipe.schema import Augment
 
 _EVERYTHING = slice(None)
 
@@ -64,7 +64,7 @@ class CalibrationData:
         return (batch.to(self.device) for batch in drawn)
 
     def drawn_inputs(
-        self, purpose: str, samples: int, batch_size: int, augment: Augment | None = None
+        self, purpose: str, samples: int, batch_size: int, augment: ImageChanges | None = None
     ) -> "DrawnInputs":
         """Inputs of samples that are not held out, drawn at random, the same for one purpose.
 
@@ -76,11 +76,11 @@ class CalibrationData:
         """
         pool, generator = self.draws.pool, self.draws.generator_for(purpose)
         drawn = pool[torch.randperm(len(pool), generator=generator)[:samples]]
-        return DrawnInputs(self, drawn, batch_size, generator, augment or Augment())
+        return DrawnInputs(self, drawn, batch_size, generator, augment or ImageChanges())
 
     def augmented(
         self,
-        augment: Augment,
+        augment: ImageChanges,
         batch_size: int,
         positions: Tensor,
         generator: torch.Generator,
@@ -152,7 +152,7 @@ class DrawnInputs:
     positions: Tensor
     batch_size: int
     generator: torch.Generator
-    augment: Augment
+    augment: ImageChanges
 
     def __len__(self) -> int:
         """Number of batches."""

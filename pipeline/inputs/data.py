@@ -10,10 +10,12 @@ from pathlib import Path
 from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.arrays import open_arrays, open_digits
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.dataset import Dataset, form_of
 from mfac_compress.pipeline.inputs.splits import Split, open_split
 from mfac_compress.pipeline.inputs.text import open_texts
 from mfac_compress.pipeline.inputs.torch_dataset import open_factory
+from mfac_compress.pipeline.inputs.transforms import load_transforms
 from mfac_compress.pipeline.inputs.workers import check_workers
 from mfac_compress.pipeline.recipe.schema import (
     ArraysData,
@@ -38,12 +40,14 @@ class DataSplits:
         validation: For the gates, and nothing else.
         overlap: How many samples two splits share, for each pair that shares some; at most
             ``data.max_overlap``.
+        augment: Random changes of the images that are trained on.
     """
 
     calibration: Split
     recovery: Split | None
     validation: Split
     overlap: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    augment: ImageChanges = field(default_factory=ImageChanges)
 
     def __iter__(self) -> Iterator[Split]:
         return iter([s for s in (self.calibration, self.recovery, self.validation) if s])
@@ -98,13 +102,15 @@ def load_data(
     needed = {"calibration": labelled, "recovery": recovery_labelled, "validation": True}
     if not needs_recovery:
         del needed["recovery"]
-    augment, workers = augment_of(section), getattr(section, "workers", 0)
+    augment, workers = _changes(section, folder), getattr(section, "workers", 0)
     check_workers(workers)
     opened = {
-        name: open_split(name, dataset, augment if name == "recovery" else Augment(), workers)
+        name: open_split(name, dataset, augment if name == "recovery" else ImageChanges(), workers)
         for name, dataset in _open(section, folder, needed, target, model).items()
     }
-    splits = DataSplits(opened["calibration"], opened.get("recovery"), opened["validation"])
+    splits = DataSplits(
+        opened["calibration"], opened.get("recovery"), opened["validation"], augment=augment
+    )
     padded = isinstance(section, TextData) or getattr(section, "collate", None) is not None
     for split in splits:
         # Samples of another type would also never hash alike, and hide an overlap.
@@ -117,9 +123,14 @@ def load_data(
     return replace(splits, overlap=overlap)
 
 
-def augment_of(section: Data) -> Augment:
-    """The recipe's random changes of images; none for data that has no such key."""
-    return getattr(section, "augment", Augment())
+def _changes(section: Data, folder: Path) -> ImageChanges:
+    """The recipe's random changes of images; none for data that has no such key.
+
+    Raises:
+        InputError: If its transforms cannot be made.
+    """
+    augment = getattr(section, "augment", Augment())
+    return ImageChanges(augment, load_transforms(augment, folder=folder))
 
 
 def _open(

@@ -15,34 +15,36 @@ class Draws:
 
     Args:
         samples: Number of samples in the split.
-        num_gradients: m, the number of gradients of a step.
         samples_per_gradient: Samples whose mean loss makes one gradient.
         holdout_share: Share of the split that no gradient sees.
         seed: Of all draws.
     """
 
     samples: int
-    num_gradients: int
     samples_per_gradient: int
     holdout_share: float
     seed: int
 
-    def gradients(self, step: int) -> Tensor:
+    def gradients(self, step: int, num_gradients: int) -> Tensor:
         """Positions of each gradient's samples. Shape ``[m, samples_per_gradient]``.
+
+        Args:
+            step: Number of the pruning step.
+            num_gradients: m.
 
         Raises:
             InputError: If the split has too few of them.
         """
-        needed = self.num_gradients * self.samples_per_gradient
+        needed = num_gradients * self.samples_per_gradient
         if needed > len(self.pool):
             raise InputError(
                 "calibrate.num_gradients x calibrate.samples_per_gradient must not exceed the "
                 f"{len(self.pool)} calibration samples left beside calibrate.holdout. Got "
-                f"{self.num_gradients} x {self.samples_per_gradient} = {needed}. Lower one of "
+                f"{num_gradients} x {self.samples_per_gradient} = {needed}. Lower one of "
                 "them, or give data.splits.calibration more samples."
             )
         drawn = self.pool[torch.randperm(len(self.pool), generator=self.generator(step))[:needed]]
-        return drawn.view(self.num_gradients, self.samples_per_gradient)
+        return drawn.view(num_gradients, self.samples_per_gradient)
 
     def generator(self, step: int) -> torch.Generator:
         """Random numbers of one pruning step, on the CPU."""

@@ -17,7 +17,7 @@ from mfac_compress.pipeline.inputs.code_sources import (
     present_sources,
 )
 from mfac_compress.pipeline.inputs.coupled import couple
-from mfac_compress.pipeline.inputs.data import DataSplits, augment_of, load_data
+from mfac_compress.pipeline.inputs.data import DataSplits, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.given import (
@@ -35,11 +35,12 @@ from mfac_compress.pipeline.inputs.output import install_output
 from mfac_compress.pipeline.inputs.permuted import permute_channels
 from mfac_compress.pipeline.inputs.plain_weights import fold_weights
 from mfac_compress.pipeline.inputs.smoke_test import smoke_test
+from mfac_compress.pipeline.inputs.steps import gradients_of_steps
 from mfac_compress.pipeline.inputs.task import Task, load_task
 from mfac_compress.pipeline.inputs.training_loop import TrainingLoop, load_training_loop
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import Recipe
+from mfac_compress.pipeline.recipe.schema import Augment, Recipe
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Inputs:
         given: Masks and trained weights that the run goes on from; None where it prunes.
         loop: The user's own training; None where the recipe names none.
         layers: The model as a graph of layers, traced when it is first needed.
-        fisher: The Fisher of the targets; None where the method makes none.
-        memory: What its inverse needs, and what there is; None where there is none.
+        fishers: The Fisher of each pruning step; empty where the method makes none.
+        memory: What the largest inverse needs, and what there is; None where there is none.
         budget: The memory that the first process may take where it works alone.
         form: How the model is written as ONNX.
         device: Where the run computes.
@@ -77,7 +78,7 @@ class Inputs:
     given: Given | None
     loop: TrainingLoop | None
     layers: ModelLayers
-    fisher: FisherShape | None
+    fishers: tuple[FisherShape, ...]
     memory: MemoryPlan | None
     budget: MemoryBudget
     form: OnnxForm
@@ -142,10 +143,9 @@ def load_inputs(
     if recipe.prune.permute:
         model, permuted = permute_channels(recipe, model, layers, targets)
         layers = replace(layers, model=model)
-    fisher = memory = None
-    if recipe.prune.uses_gradients:
-        fisher = FisherShape.of(targets, recipe.calibrate.num_gradients, recipe.fisher)
-        memory = memory_plan(fisher, recipe.run.memory_budget, device, ranks)
+    fishers, memory = _fishers(recipe, targets), None
+    if fishers:
+        memory = memory_plan(fishers, recipe.run.memory_budget, device, ranks)
     return Inputs(
         model=model,
         data=data,
@@ -156,7 +156,7 @@ def load_inputs(
         given=given,
         loop=loop,
         layers=layers,
-        fisher=fisher,
+        fishers=fishers,
         memory=memory,
         budget=MemoryBudget.of(recipe.run.memory_budget, device),
         form=form,
@@ -175,7 +175,7 @@ def _training(
     if recipe.recover.split == "recovery":
         assert data.recovery is not None  # it is needed, so it was opened
         return TrainingSamples(data.recovery)
-    split = replace(data.calibration, augment=augment_of(recipe.data))
+    split = replace(data.calibration, augment=data.augment)
     return TrainingSamples(split, calibration.draws.pool)
 
 
@@ -185,12 +185,20 @@ def _calibration(
     section, split = recipe.calibrate, data.calibration
     draws = Draws(
         samples=len(split),
-        num_gradients=section.num_gradients,
         samples_per_gradient=section.samples_per_gradient,
         holdout_share=section.holdout,
         seed=recipe.run.seed if section.seed is None else section.seed,
     )
     return CalibrationData(split, draws, task, _labels(recipe), device)
+
+
+def _fishers(recipe: Recipe, targets: PruneTargets) -> tuple[FisherShape, ...]:
+    """The Fisher of each step; none for a method without gradients."""
+    if not recipe.prune.uses_gradients:
+        return ()
+    counts = gradients_of_steps(targets.units, recipe.prune, recipe.calibrate)
+    shapes = {count: FisherShape.of(targets, count, recipe.fisher) for count in {*counts}}
+    return tuple(shapes[count] for count in counts)
 
 
 def _labels(recipe: Recipe) -> Literal[True, "model"]:
@@ -238,6 +246,8 @@ def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
     named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
+    transforms = getattr(recipe.data, "augment", Augment()).transforms
+    named += [transforms] if isinstance(transforms, str) else []
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}
 

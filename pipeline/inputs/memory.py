@@ -1,5 +1,6 @@
 """How much memory there is, and whether gradients and inverse fit into it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -90,15 +91,16 @@ class MemoryPlan:
 
 
 def memory_plan(
-    fisher: FisherShape, budget: int | None, device: torch.device, ranks: Ranks
+    fishers: Iterable[FisherShape], budget: int | None, device: torch.device, ranks: Ranks
 ) -> MemoryPlan:
-    """Set the inverse's needs against the recipe's budget, or against the free memory.
+    """Set an inverse's needs against the recipe's budget, or against the free memory.
 
-    Of each process, where there are several: the one with the most columns counts, and the free
-    memory is shared by those of one machine.
+    Of several Fishers, one after the other, the one that needs most counts. Of each process, where
+    there are several: the one with the most columns counts, and the free memory is shared by those
+    of one machine.
 
     Args:
-        fisher: What is inverted.
+        fishers: What is inverted.
         budget: The recipe's ``run.memory_budget`` in bytes.
         device: Where gradients and inverse are kept.
         ranks: Who share the columns.
@@ -106,13 +108,21 @@ def memory_plan(
     Raises:
         InputError: If there are not enough blocks for all processes.
     """
-    dtype, whole = getattr(torch, fisher.window_dtype), fisher.partition
+    limit = MemoryBudget.of(budget, device, ranks.local_size)
     plans = [
-        plan_inverse(whole, fisher.num_gradients, dtype, shard.partition)
+        MemoryPlan(
+            plan_inverse(
+                fisher.partition,
+                fisher.num_gradients,
+                getattr(torch, fisher.window_dtype),
+                shard.partition,
+            ),
+            limit,
+        )
+        for fisher in {fisher.num_gradients: fisher for fisher in fishers}.values()
         for shard in fisher.shards(ranks.size)
     ]
-    inverse = max(plans, key=lambda plan: plan.total_bytes)
-    return MemoryPlan(inverse, MemoryBudget.of(budget, device, ranks.local_size))
+    return max(plans, key=lambda plan: (not plan.fits, plan.inverse.total_bytes))
 
 
 def readable_bytes(count: int) -> str:

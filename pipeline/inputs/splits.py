@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mfac_compress.mfac.batch import Batch
-from mfac_compress.pipeline.inputs.augment import random_crop_flip
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.dataset import Augmentation, Dataset, unchanged
 from mfac_compress.pipeline.inputs.lengths import grouped_by_length
 from mfac_compress.pipeline.inputs.scan import (
@@ -20,7 +20,6 @@ from mfac_compress.pipeline.inputs.scan import (
     scan,
 )
 from mfac_compress.pipeline.inputs.workers import read_in_order
-from mfac_compress.pipeline.recipe.schema import Augment
 
 _FIRST = 2
 
@@ -39,7 +38,7 @@ class Split:
 
     name: str
     dataset: Dataset
-    augment: Augment
+    augment: ImageChanges
     scan: Scan
     workers: int = 0
 
@@ -52,7 +51,7 @@ class Split:
 
         Samples of the user's code may be drawn at random, which each process does for itself.
         """
-        text = f"{self.scan.fingerprint} {self.augment.model_dump_json()}"
+        text = f"{self.scan.fingerprint} {self.augment.digest}"
         if self.workers and self.dataset.kind == "code":
             text += f" {self.workers}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -109,7 +108,7 @@ class Split:
             order = order[torch.randperm(len(order), generator=generator)]
             if self.dataset.lengths is not None:
                 order = grouped_by_length(order, self.dataset.lengths, batch_size, generator)
-        change = partial(random_crop_flip, augment=self.augment, generator=generator)
+        change = partial(self.augment, generator=generator)
         return self._batches(order, batch_size, change if augment else unchanged)
 
     def _batches(self, order: Tensor, batch_size: int, augment: Augmentation) -> Iterator[Batch]:
@@ -137,7 +136,7 @@ class Split:
         return batch
 
 
-def open_split(name: str, dataset: Dataset, augment: Augment, workers: int = 0) -> Split:
+def open_split(name: str, dataset: Dataset, augment: ImageChanges, workers: int = 0) -> Split:
     """Read a data set once, and check that it can be used.
 
     Args:

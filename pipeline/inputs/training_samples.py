@@ -42,6 +42,15 @@ class TrainingSamples:
         """The first samples, as they are in the data."""
         return next(self.split.batches(count, indices=self.order[:count]))
 
+    def try_changes(self) -> None:
+        """Change a few samples at random as in training.
+
+        Raises:
+            InputError: If they are no images, or a transform of the user's fails.
+        """
+        generator = torch.Generator().manual_seed(0)
+        next(self.split.batches(2, indices=self.order[:2], generator=generator, augment=True))
+
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """All samples once, in a random order and changed at random; the last batch may be smaller.
 

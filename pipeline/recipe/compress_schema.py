@@ -1,4 +1,4 @@
-"""The sections of a recipe that say which weights go: calibrate, fisher, prune."""
+"""The sections of a recipe that say which weights go: fisher and prune."""
 
 import re
 from collections.abc import Iterator
@@ -16,33 +16,12 @@ from mfac_compress.pipeline.recipe.section import (
     Pattern,
     Positive,
     Section,
-    Seed,
     Share,
     Steps,
     Text,
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import KeyPath, RecipeIssue, RecipeSource
-
-
-class CalibrateSection(Section):
-    """The gradients that the Fisher is made of."""
-
-    num_gradients: Count = 512
-    """m. Exactly this many, or the run ends with an error."""
-    samples_per_gradient: Count = 8
-    """Samples whose mean loss makes one gradient."""
-    labels: Literal[True, "model"] = True
-    """`true`: the data's. `model`: drawn from the model's own prediction, or random projections of
-    outputs that are no classes; the calibration data then needs no labels."""
-    gradients: Literal["loop", "vmap", "auto"] = "loop"
-    """How gradients are computed. `auto` times both on the first batches and takes the faster one.
-    They differ in rounding, so two runs with `auto` may; the resolved recipe says what it was."""
-    seed: Seed | None = None
-    """Seed of the draw. Default: `run.seed`."""
-    holdout: Share = 0.2
-    """Share of the calibration split kept out of the gradients, for choices such as
-    `recover.batchnorm: auto`."""
 
 
 class FisherSection(Section):

@@ -43,6 +43,10 @@ def _channels(mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[Recip
         )
 
 
+Transform = Text | Annotated[dict[Text, Arguments], Field(min_length=1, max_length=1)]
+"""Name of a transform of torchvision, or its name and its arguments."""
+
+
 class Augment(Section):
     """Random changes of images in recovery, and of those that batch-norm statistics are taken of;
     never of those for gradients, choices or validation."""
@@ -51,6 +55,12 @@ class Augment(Section):
     """Zero padding in pixels on each side before a random crop to the original size."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
+    transforms: CallableName | Annotated[tuple[Transform, ...], Field(min_length=1)] | None = None
+    """Further changes of each image, after these. Transforms of torchvision.transforms.v2 by name,
+    with arguments where they have any: `[{RandomErasing: {p: 0.5}}, TrivialAugmentWide]`, which
+    needs the extra `vision`. Or `package.module:callable`, or `path/to/file.py:callable`: your own
+    function without arguments that returns a transform. They are given raw images `[channels,
+    height, width]`, before `mean` and `std`, whose shape and type must stay."""
 
 
 class ArrayRows(FileRows):

@@ -11,11 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.file_names import IN_8_BITS, INT8, ONNX_FILES, SPARSE, WITH_KERNELS
-from mfac_compress.pipeline.recipe.compress_schema import (
-    CalibrateSection,
-    FisherSection,
-    PruneSection,
-)
+from mfac_compress.pipeline.recipe.calibrate_schema import CalibrateSection
+from mfac_compress.pipeline.recipe.compress_schema import FisherSection, PruneSection
 from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
 from mfac_compress.pipeline.recipe.data_schema import (
     ArrayRows,
@@ -207,6 +204,7 @@ class Recipe(Section):
             )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
+        yield from self._gradient_issues()
         yield from self._loss_issues()
         if isinstance(self.data, TextData):
             yield from self.data.issues_of_use(self.model.task, self.export.dynamic_axes)
@@ -241,6 +239,16 @@ class Recipe(Section):
                 ("validate", "latency", "batch_sizes"),
                 f"must be [{batch}] (validate.batch_size) where export.dynamic_batch is false: the "
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
+            )
+
+    def _gradient_issues(self) -> Iterator[RecipeIssue]:
+        """Whether there are steps for numbers of gradients that grow with sparsity."""
+        counts = self.calibrate.counts
+        if len(counts) > 1 and self.prune.uses_gradients and self.prune.steps == 1:
+            yield RecipeIssue(
+                ("calibrate", "num_gradients"),
+                "must be one number where prune.steps is 1: all gradients are those of the dense "
+                f"model. Got a mapping of {len(counts)}. Write {counts[0]}.",
             )
 
     def _loss_issues(self) -> Iterator[RecipeIssue]:

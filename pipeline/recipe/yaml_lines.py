@@ -1,11 +1,12 @@
 """Reading YAML into plain values with the line of every key, and writing it.
 
 Only what JSON knows too: text, numbers, true and false, null, lists, mappings with text keys. A
-whole number is a key, read as its text, where it names an axis of an input: below
-``export.dynamic_axes.INPUT``. Two
-readings differ from PyYAML's: ``1e-5`` is a number, as in YAML 1.2 and everywhere else, and
-``2024-01-31`` is text. Numbers that YAML 1.1 and 1.2 read differently (``0777``, ``1:30``) are
-refused, and so are whole numbers beyond 64 bits, which neither tensors nor JSON readers hold.
+whole number is a key, read as its text, where it names an axis of an input, below
+``export.dynamic_axes.INPUT``, and any number where it is a sparsity, below
+``calibrate.num_gradients``. Two readings differ from PyYAML's: ``1e-5`` is a number, as in YAML
+1.2 and everywhere else, and ``2024-01-31`` is text. Numbers that YAML 1.1 and 1.2 read differently
+(``0777``, ``1:30``) are refused, and so are whole numbers beyond 64 bits, which neither tensors nor
+JSON readers hold.
 """
 
 import re
@@ -27,7 +28,7 @@ MAX_DEPTH = 40
 _PREFIX = "tag:yaml.org,2002:"
 _SCALARS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null")}
 _MERGE = _PREFIX + "merge"
-_NUMBERED = ("export", "dynamic_axes")
+_BY_AXIS, _BY_SPARSITY = ("export", "dynamic_axes"), ("calibrate", "num_gradients")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)")
 _LONGEST_INTEGER = 80  # 64 bits written with `0b` and underscores; int() of far more digits fails
 
@@ -208,9 +209,11 @@ class Reader:
         return values
 
     def is_key(self, node: yaml.Node, path: KeyPath) -> bool:
-        """Whether a node is a key of the mapping at a path: text, or the number of an axis."""
+        """Whether a node is a key of the mapping at a path: text, or a number where it is one."""
         section = (*self._within, *path)
-        numbered = section[:2] == _NUMBERED and len(section) == 3
+        if section == _BY_SPARSITY and node.tag in (_PREFIX + "int", _PREFIX + "float"):
+            return True
+        numbered = section[:2] == _BY_AXIS and len(section) == 3
         number = node.tag == _PREFIX + "int" and str(node.value).isdecimal()
         return node.tag == _PREFIX + "str" or (numbered and number)
 

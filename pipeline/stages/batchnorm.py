@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mfac_compress.mfac.batch import Batch
 from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestimate_batchnorm
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
-from mfac_compress.pipeline.recipe.schema import Augment
 from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
 
 _BATCH = 256
@@ -31,7 +31,7 @@ def recalibrate_batchnorm(
     module: nn.Module,
     divergence: Divergence,
     choice: Literal["auto", "always", "never"],
-    augment: Augment,
+    augment: ImageChanges,
 ) -> Batchnorm:
     """Re-estimate batch-norm statistics if the recipe says so, or if it helps.
 
@@ -61,7 +61,9 @@ def recalibrate_batchnorm(
     return Batchnorm(better, (reported(divergence_before), reported(divergence_after)))
 
 
-def augmented(calibration: CalibrationData, augment: Augment, positions: Tensor) -> Iterator[Batch]:
+def augmented(
+    calibration: CalibrationData, augment: ImageChanges, positions: Tensor
+) -> Iterator[Batch]:
     """Batches for the statistics, changed as in training."""
     generator = calibration.draws.generator_for("batchnorm")
     return calibration.augmented(augment, _BATCH, positions, generator)

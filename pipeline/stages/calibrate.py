@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,24 +55,28 @@ def check(
     ranks: Ranks,
     *,
     calibration: CalibrationData,
-    shape: FisherShape,
+    shapes: Iterable[FisherShape],
     memory: MemoryPlan,
     where: Callable[..., str],
     **_: Any,
 ) -> None:
     """Check that there are samples for m gradients, work for all processes, and memory.
 
+    Args:
+        shapes: Of the Fishers of all steps.
+
     Raises:
         InputError: If not.
     """
     with ranks.raise_on_every_rank():
-        calibration.draws.gradients(step=0)
-        if shape.num_gradients < ranks.size:
-            raise InputError(
-                f"{where('calibrate.num_gradients')}: must be at least 1 for each of {ranks.size} "
-                f"processes. Got {shape.num_gradients}. Use fewer processes."
-            )
-        shape.shards(ranks.size)
+        for shape in {shape.num_gradients: shape for shape in shapes}.values():
+            calibration.draws.gradients(0, shape.num_gradients)
+            if shape.num_gradients < ranks.size:
+                raise InputError(
+                    f"{where('calibrate.num_gradients')}: must be at least 1 for each of "
+                    f"{ranks.size} processes. Got {shape.num_gradients}. Use fewer processes."
+                )
+            shape.shards(ranks.size)
         if not memory.fits:
             raise InputError(memory.advice)
 
@@ -177,7 +181,7 @@ class FisherSource:
             InputError: If the calibration split is too small, a sample does not fit the loss, or a
                 gradient is not finite.
         """
-        draw = self.calibration.draws.gradients(step)
+        draw = self.calibration.draws.gradients(step, self.shape.num_gradients)
         own = self.ranks.shard(len(draw))
         set_training(module, False)
         fisher = self._empty()

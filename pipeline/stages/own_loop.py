@@ -8,6 +8,7 @@ from torch import nn
 
 from mfac_compress.mfac.masking import MaskHooks
 from mfac_compress.pipeline.errors import InputError, describe
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.inputs.forward import random_state_kept, seed_random_state
@@ -17,7 +18,7 @@ from mfac_compress.pipeline.inputs.training_loop import ARGUMENTS, TrainingLoop
 from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.quoting import with_article
-from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.batchnorm import recalibrate_batchnorm
@@ -34,7 +35,7 @@ def recover_by_loop(
     section: RecoverSection,
     samples: TrainingSamples,
     calibration: CalibrationData,
-    augment: Augment,
+    augment: ImageChanges,
     seed: int,
 ) -> Recovered:
     """Let the user's loop train the pruned model; the state goes to the job's folder.

@@ -53,7 +53,11 @@ def probe_bytes(targets: PruneTargets) -> int:
 
 
 def probe(
-    model: Model, targets: PruneTargets, calibration: CalibrationData, seconds: float
+    model: Model,
+    targets: PruneTargets,
+    calibration: CalibrationData,
+    num_gradients: int,
+    seconds: float,
 ) -> list[Tried]:
     """Prune the model in one step with each setting, by the methods that a run has by default.
 
@@ -61,13 +65,14 @@ def probe(
         model: The dense model, which is not changed.
         targets: What to prune, and how much of it.
         calibration: Has the samples, their draws and the loss.
+        num_gradients: Those of the recipe, of which at most ``MOST_GRADIENTS`` are used.
         seconds: After which no other setting is begun.
 
     Returns:
         The settings that were tried and could be computed, the best one first.
     """
     start, module, layout = time.monotonic(), model.copy(), targets.layout
-    draw = calibration.draws.gradients(0)[:MOST_GRADIENTS]
+    draw = calibration.draws.gradients(0, num_gradients)[:MOST_GRADIENTS]
     source = GradientSource(module, calibration.loss, layout)
     gradients = torch.cat(list(source.rows(calibration.gradient_batches(module, draw, 0))))
     weights = layout.flatten(dict(module.named_parameters()))

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from mfac_compress.mfac import pruning
 from mfac_compress.mfac.fisher import Fisher
 from mfac_compress.mfac.layout import Layout
-from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.mfac.units import Units
 from mfac_compress.mfac.update import line_search
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.steps import units_removed
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import PruneSection, Recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.calibrate import FisherSource
@@ -67,28 +67,6 @@ class Pruned:
     damping: float | None = None
     step_size: float | None = None
     divergence: float | None = None
-
-
-def steps_of(units: Units, section: PruneSection) -> list[list[float]]:
-    """What share of its units a competition has lost after each step.
-
-    Returns:
-        For each step, the share for each sparsity that competitions have, in ascending order:
-        there may be millions of competitions, but few sparsities.
-    """
-    schedule, ways = section.schedule, []
-    for end in units.sparsity.unique().tolist():
-        first = schedule.init
-        if first is not None:
-            first *= end / section.sparsity if section.sparsity else 1.0
-        ways.append(sparsity_schedule(end, section.steps, schedule.interpolation, first))
-    return [list(shares) for shares in zip(*ways, strict=True)]
-
-
-def units_removed(units: Units, shares: Sequence[float]) -> Tensor:
-    """How many units each competition has lost, by what :func:`steps_of` says of a step."""
-    _, which = units.sparsity.unique(return_inverse=True)
-    return units.removed(torch.tensor(shares, dtype=torch.float64)[which])
 
 
 def check(
@@ -180,7 +158,8 @@ def prune(
         job.ranks,
         source.columns,
     )
-    job.progress.detail(f"step {step + 1}: sparsity {pruned.sparsity:.4f}")
+    of = f"from {shape.num_gradients:,} gradients"
+    job.progress.detail(f"step {step + 1}: sparsity {pruned.sparsity:.4f}, {of}")
     job.ranks.on_rank_zero(lambda: pruner.state().save(job.folder))
     return pruned
 

@@ -22,13 +22,14 @@ from mfac_compress.pipeline.inputs.memory import MemoryBudget, readable_bytes
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.model_file import set_training
 from mfac_compress.pipeline.inputs.model_layers import ModelLayers
+from mfac_compress.pipeline.inputs.steps import units_removed
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.stages import prune as by_curvature_stage
 from mfac_compress.pipeline.stages.calibrate import FisherSource
 from mfac_compress.pipeline.stages.invert import invert
-from mfac_compress.pipeline.stages.prune import Pruned, Pruner, pruner_of, units_removed
+from mfac_compress.pipeline.stages.prune import Pruned, Pruner, pruner_of
 from mfac_compress.pipeline.stages.reconstruct import check_samples
 
 _BATCH = 100

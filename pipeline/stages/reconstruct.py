@@ -14,6 +14,7 @@ import torch
 from mfac_compress.mfac.layerwise import bytes_of_least_squares, fit_blocks, least_squares
 from mfac_compress.mfac.numerics import PrecisionError
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData, DrawnInputs
 from mfac_compress.pipeline.inputs.memory import MemoryBudget, readable_bytes
 from mfac_compress.pipeline.inputs.model import Model
@@ -116,7 +117,7 @@ def check(
         check_samples(calibration, solve.samples, where("reconstruct.samples"))
         if blocks is not None:
             check_samples(calibration, blocks.samples, where(f"reconstruct.blocks.{samples_key}"))
-            augment = Augment(flip=blocks.flip)
+            augment = ImageChanges(Augment(flip=blocks.flip))
             next(iter(calibration.drawn_inputs("check", _TRIED, _TRIED, augment)))
         if ranks.is_rank_zero:
             _check_layers(layers, pruned, where("reconstruct.method"))
@@ -301,7 +302,7 @@ class _Repairer:
         return Repair(method, (reported(reached), reported(divergence)), kept)
 
     def _batches(
-        self, purpose: str, samples: int, batch_size: int, augment: Augment | None = None
+        self, purpose: str, samples: int, batch_size: int, augment: ImageChanges | None = None
     ) -> DrawnInputs:
         """Inputs of some samples that are not held out."""
         draw = f"{self._draw}, {purpose}"

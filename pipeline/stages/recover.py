@@ -11,11 +11,12 @@ from torch import nn
 
 from mfac_compress.mfac.batchnorm import has_batchnorm
 from mfac_compress.pipeline.errors import InputError
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
@@ -60,7 +61,7 @@ def check(
     section: RecoverSection,
     samples: TrainingSamples | None,
     calibration: CalibrationData,
-    augment: Augment,
+    augment: ImageChanges,
     where: Callable[..., str],
     epochs_key: str,
     **_: Any,
@@ -89,6 +90,8 @@ def check(
             raise no_holdout(calibration, where)
         if section.batchnorm != "never" and batchnorm:
             next(augmented(calibration, augment, calibration.draws.pool[:2]))
+        if samples is not None:
+            samples.try_changes()
         if section.epochs and section.batch_size == 1 and uses_batch:
             raise InputError(
                 f"{where('recover.batch_size')}: must be at least 2 for a model with batch "
@@ -108,7 +111,7 @@ def recover(
     section: RecoverSection,
     samples: TrainingSamples | None,
     calibration: CalibrationData,
-    augment: Augment,
+    augment: ImageChanges,
     seed: int,
 ) -> Recovered:
     """Fine-tune the pruned model; the state goes to the job's folder.
@@ -155,7 +158,7 @@ class _Recovery:
         section: RecoverSection,
         state: State,
         divergence: Divergence,
-        augment: Augment,
+        augment: ImageChanges,
         seed: int,
     ) -> None:
         self._job, self._model, self._section, self._seed = job, model, section, seed

@@ -94,7 +94,7 @@ class Memory:
             for size in sizes
         }
         return cls(
-            {size: memory_plan(each, None, device, Ranks()) for size, each in shapes.items()}
+            {size: memory_plan([each], None, device, Ranks()) for size, each in shapes.items()}
         )
 
     @property

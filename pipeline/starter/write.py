@@ -72,7 +72,7 @@ def write_starter(
     if draft.has_data:
         tried, reason = _fit_to_data(draft, model_path, trust_pickle)
     memory = choices.Memory.of(
-        targets, draft.values["calibrate"]["num_gradients"], torch.device("cpu")
+        targets, max(draft.recipe.calibrate.counts.values()), torch.device("cpu")
     )
     if not tried:
         draft.suggest("fisher", {"block_size": memory.largest})
@@ -156,11 +156,7 @@ def _fit_to_data(draft: _Draft, model_path: Path, trust_pickle: bool) -> tuple[l
     inputs = load_inputs(recipe, model_path, trust_pickle=trust_pickle)
     draft.suggest("calibrate", choices.gradients_from(inputs.calibration.draws))
     section = draft.recipe.calibrate
-    draws = replace(
-        inputs.calibration.draws,
-        num_gradients=section.num_gradients,
-        samples_per_gradient=section.samples_per_gradient,
-    )
+    draws = replace(inputs.calibration.draws, samples_per_gradient=section.samples_per_gradient)
     if draft.is_said("fisher", *_FISHER):
         return [], "it was given"
     if not recipe.prune.uses_gradients:
@@ -170,7 +166,9 @@ def _fit_to_data(draft: _Draft, model_path: Path, trust_pickle: bool) -> tuple[l
     if probe_bytes(inputs.targets) > inputs.budget.bytes:
         return [], f"its gradients do not fit into {inputs.budget}"
     calibration = replace(inputs.calibration, draws=draws)
-    tried = probe(inputs.model, inputs.targets, calibration, PROBE_SECONDS)
+    tried = probe(
+        inputs.model, inputs.targets, calibration, section.gradients_at(0.0), PROBE_SECONDS
+    )
     for best in tried[:1]:
         values = (best.damping, "mean_diagonal", best.block_size)
         draft.suggest("fisher", dict(zip(_FISHER, values, strict=True)))

@@ -1,6 +1,6 @@
 """What the report says of the model, the samples and the code that a run started from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mfac_compress.pipeline.inputs.code_sources import NOT_COVERED, CodeSources
@@ -33,6 +33,8 @@ class Sparsity:
     """Where zeros may be: `unstructured`, `blocks of 4 outputs`, or `as in masks.safetensors`."""
     left_out: dict[str, LeftOut]
     """Parameters that were not pruned, by name."""
+    gradients: tuple[int, ...] = ()
+    """Number of gradients by which each pruning step chose; empty where none were computed."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,16 @@ class Code:
     """What else code can depend on, and no run can see."""
 
 
-def sparsity_of(recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int]) -> Sparsity:
+def sparsity_of(
+    recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int], gradients: Sequence[int]
+) -> Sparsity:
     """What was asked for.
 
     Args:
         recipe: Names the pattern.
         targets: What was pruned, and why the rest was not.
         sizes: Number of values of every parameter of the model, tied ones once.
+        gradients: Number of them in each pruning step.
     """
     return Sparsity(
         target=targets.target,
@@ -79,6 +84,7 @@ def sparsity_of(recipe: Recipe, targets: PruneTargets, sizes: Mapping[str, int])
         left_out={
             name: LeftOut(reason, sizes.get(name, 0)) for name, reason in targets.left_out.items()
         },
+        gradients=tuple(gradients),
     )
 
 

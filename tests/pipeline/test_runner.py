@@ -479,6 +479,41 @@ def test_gradients_of_twice_the_memory_budget_live_on_disk(project):
         torch.testing.assert_close(weights[1][name], tensor)
 
 
+def test_gradients_grow_with_sparsity_and_the_report_says_how_many(project):
+    project.recipe["prune"] |= {"steps": 3, "schedule": "linear"}
+    project.recipe["calibrate"]["num_gradients"] = {0: 20, 0.3: 40}
+    assert "gradients: 20, 40 from step 3 on" in project.run("--dry-run").output
+
+    result = project.run("--verbose")
+
+    assert result.exit_code == 0, result.output
+    report = json.loads((project.output / "report.json").read_text())
+    assert report["sparsity"]["gradients"] == [20, 20, 40]
+    assert "from 40 gradients" in result.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_the_samples_must_suffice_for_the_step_with_most_gradients(project, arguments):
+    project.recipe["prune"]["steps"] = 2
+    project.recipe["calibrate"]["num_gradients"] = {0: 20, 0.1: 81}
+    result = project.run(*arguments)
+    assert result.exit_code == 2
+    assert "calibrate.num_gradients x" in result.output
+    assert "81 x 2 = 162" in result.output
+    assert not project.output.exists()
+
+
+def test_the_memory_must_suffice_for_the_step_with_most_gradients(project):
+    """96 weights: 10 gradients as 32-bit floats take 3.8 kB, and 40 of them 15.4 kB."""
+    project.recipe["prune"]["steps"] = 2
+    project.recipe["fisher"]["block_size"] = "full"
+    flags = ("--dry-run", "--set", "run.memory_budget=20KB", "--set")
+    fits = project.run(*flags, "calibrate.num_gradients=10").output
+    assert "on disk" not in fits
+    more = project.run(*flags, "calibrate.num_gradients={0: 10, 0.1: 40}").output
+    assert "on disk" in more
+
+
 def test_a_foreign_directory_is_refused_and_left_alone(project):
     project.output.mkdir()
     (project.output / "model.onnx").write_text("mine")

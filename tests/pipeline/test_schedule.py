@@ -71,6 +71,19 @@ def test_pruning_and_recovery_alternate_each_from_the_state_before_it(plan):
     assert {after["calibrated"] for after in pruned} == {"calibrate"}
 
 
+def test_gradients_grow_and_a_step_reads_its_own_number_only(plan):
+    steps = ("prune.sparsity=0.8", "prune.steps=3", "prune.schedule=linear")
+    growing = plan(*steps, "calibrate.num_gradients={0: 20, 0.2: 30, 0.5: 40}")
+    shapes = {stage.name: stage.given.get("shape") for stage in growing}
+    taken = [shapes[name].num_gradients for name in ("calibrate", "prune-00", "prune-01")]
+    assert [*taken, shapes["prune-02"].num_gradients] == [20, 20, 30, 40]
+
+    before = _keys(growing)
+    after = _keys(plan(*steps, "calibrate.num_gradients={0: 20, 0.2: 30, 0.5: 41}"))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"prune-02", "export"}  # the file holds the recipe's hash
+
+
 @pytest.mark.parametrize(
     ("changes", "states"),
     [

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mfac_compress.mfac.batch import Batch
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.recipe.schema import Augment
 from mfac_compress.pipeline.stages.batchnorm import Batchnorm, recalibrate_batchnorm
 
@@ -22,7 +23,7 @@ class _Calibration:
     def augmented(self, augment, batch_size, positions, generator):
         x = torch.randn(len(positions), 5, generator=generator)
         for part in x.split(batch_size):
-            yield Batch(part * (2 if augment.flip else 1), None)
+            yield Batch(part * (2 if augment.section.flip else 1), None)
 
 
 class _Divergence:
@@ -42,7 +43,9 @@ def test_batchnorm_is_reestimated_on_augmented_samples_where_that_brings_outputs
     wanted, taken
 ):
     norm = nn.BatchNorm1d(5)
-    found = recalibrate_batchnorm(norm, _Divergence(wanted), "auto", Augment(flip=True))
+    found = recalibrate_batchnorm(
+        norm, _Divergence(wanted), "auto", ImageChanges(Augment(flip=True))
+    )
 
     before, after = found.divergence
     assert found.reestimated == taken == (after < before)
@@ -53,6 +56,6 @@ def test_batchnorm_is_reestimated_alike_each_time():
     norms = [nn.BatchNorm1d(5) for _ in range(2)]
     for norm in norms:
         assert recalibrate_batchnorm(
-            norm, _Divergence(0), "always", Augment(flip=True)
+            norm, _Divergence(0), "always", ImageChanges(Augment(flip=True))
         ) == Batchnorm(reestimated=True)
     assert torch.equal(norms[0].running_var, norms[1].running_var)

@@ -30,7 +30,7 @@ class _Split:
 
 
 def _calibration(loss, x, targets=None):
-    draws = Draws(len(x), 1, 1, holdout_share=0.5, seed=0)
+    draws = Draws(len(x), 1, holdout_share=0.5, seed=0)
     task = Task(loss, "accuracy", "maximize", None, None, None)
     return CalibrationData(_Split(x, targets), draws, task, True, torch.device("cpu"))
 

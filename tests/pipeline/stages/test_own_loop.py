@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mfac_compress.pipeline.errors import InputError, StageError
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.code_sources import USER_FILE
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.inputs.training_loop import TrainingLoop
@@ -19,7 +20,7 @@ from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.file import load_recipe
-from mfac_compress.pipeline.recipe.schema import Augment, RecoverSection
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages import export, own_loop
@@ -76,7 +77,7 @@ def recover(inputs, tmp_path):
             section=RecoverSection(loop="train.py:loop", batchnorm="never"),
             samples=TrainingSamples(inputs.data.recovery),
             calibration=inputs.calibration,
-            augment=Augment(),
+            augment=ImageChanges(),
             seed=0,
         )
         return facts, State.load(tmp_path / "before"), State.load(tmp_path / "after")

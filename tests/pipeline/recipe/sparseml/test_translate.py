@@ -7,6 +7,7 @@ import pytest
 
 from mfac_compress.mfac.schedule import sparsity_schedule
 from mfac_compress.pipeline.recipe.importing import import_recipe
+from mfac_compress.pipeline.recipe.schema import CalibrateSection
 from mfac_compress.pipeline.recipe.sparseml.catalogue import CATALOGUE, WITHOUT_KEYS
 from mfac_compress.pipeline.recipe.sparseml.document import read_modifiers
 from mfac_compress.pipeline.recipe.sparseml.findings import Fate
@@ -83,7 +84,13 @@ def test_recomputations_of_one_shot_are_steps():
         ("fisher_block_size: null", "fisher", "block_size", "full"),
         ("fisher_block_size: None", "fisher", "block_size", "full"),
         ("num_grads: 32", "calibrate", "num_gradients", 32),
-        ("num_grads: {0: 16, 0.8: 32, 0.9: 64}", "calibrate", "num_gradients", 32),
+        (
+            "num_grads: {0: 16, 0.8: 32, 0.9: 64}",
+            "calibrate",
+            "num_gradients",
+            {"0": 16, "0.05": 32},
+        ),
+        ("num_grads: {0: 16, 0.7: 16}", "calibrate", "num_gradients", 16),
         ("grad_sampler_kwargs: {batch_size: 4}", "calibrate", "samples_per_gradient", 4),
         ("mask_type: block4", "prune", "pattern", {"block": 4, "axis": "inputs"}),
         ("mask_type: 4block", "prune", "pattern", {"block": 4, "axis": "inputs"}),
@@ -103,6 +110,19 @@ def test_a_key_becomes_ours(foreign, more, section, key, value):
     if more == "mask_type: 1:5":
         more = "mask_type: '1:5'"
     assert foreign.values(f"{PRUNING}    {more}\n")[section][key] == value
+
+
+def test_numbers_of_gradients_are_those_of_sparseml_at_each_step(foreign):
+    """Its 1.8 takes the first share that is not below the sparsity before a step, or the last."""
+    grads = {0.0: 64, 0.5: 128, 0.75: 256}
+    recipe = PRUNING.replace("final_sparsity: 0.8", "final_sparsity: 0.95")
+    given = foreign.values(f"{recipe}    num_grads: {grads}\n")
+    prune, section = given["prune"], CalibrateSection(**given["calibrate"])
+    before = [0.0, *sparsity_schedule(0.95, prune["steps"], "cubic", 0.05)[:-1]]
+    theirs = [next((n for key, n in grads.items() if key >= s), 256) for s in before]
+    assert theirs == [64, 128, 256, 256, 256]
+    assert [section.gradients_at(sparsity) for sparsity in before] == theirs
+    assert section.counts == {0: 64, 0.05: 128, 0.5703: 256}
 
 
 def test_a_sparsity_near_that_of_n_of_m_is_rounded(foreign):
