@@ -7,7 +7,7 @@ BIN = .venv/bin
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
 
-mam: .venv/installed  ## a marginalization model, compressed and judged by its own metrics; writes runs/mam-ising/plot.svg
+mam: .venv/installed  ## a marginalization model: trained, compressed, judged by its own metrics, plotted (docs/marginalization-models.md)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mam_ising.py runs/mam-ising --plot runs/mam-ising/plot.svg
 

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/mam_ising.py FOLDER [--plot marginalization-models.svg]
 
-Into FOLDER go the questions that the recipe reads, and a run of the recipe for each sparsity and
+Into FOLDER go the trained model, where it is not there yet, the questions that the recipe reads, and
+a run of the recipe for each sparsity and
 pattern, which has a gate on bits per dimension. Then each file is
 judged here by the other metrics as well, on the same samples and with the pipeline's intervals, and
 one marginal is timed. Prints a table and a last line of JSON. Exit code 1: a gate failed.
@@ -60,7 +61,6 @@ Row = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", type=Path, default=RECIPES / "models" / "mam_ising.safetensors")
     parser.add_argument("--plot", type=Path, help="picture to write; needs the extra `benchmarks`")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     arguments = parser.parse_args()
@@ -68,6 +68,10 @@ def main() -> int:
     path = folder / "questions.npz"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **questions(34_000, judged=ROWS))
+    model = folder / "dense.safetensors"
+    if not model.is_file():
+        script = RECIPES / "models" / "train_mam_ising.py"
+        subprocess.run([sys.executable, script, model], check=True)
     with np.load(path) as arrays:
         x = arrays["spins"][:ROWS].astype(np.float32)
         targets = {name: arrays[name][:ROWS] for name in TARGETS}
@@ -75,7 +79,7 @@ def main() -> int:
     times: dict[str, Row] = {}
     answers: dict[str, np.ndarray] = {}
     for name in arguments.runs:
-        code = compress(arguments.model, folder, name)
+        code = compress(model, folder, name)
         if code not in (0, 1):
             print(f"{name}: no verdict, exit code {code}", file=sys.stderr)
             return 3

@@ -1,17 +1,16 @@
-"""Train the model of `recipes/mam-ising.yaml`. Its weights are shipped; run this only to make them
-again:
+"""Train the model of `recipes/mam-ising.yaml`; `make mam` does so first:
 
-    python recipes/models/train_mam_ising.py
+    python recipes/models/train_mam_ising.py dense.safetensors
 
-It writes `mam_ising.safetensors` beside this file, in float16. Training needs energies alone: it
-sees no sample of the Ising model and no exact sum, only log f of what the network itself draws. The
-loss is KL(p_θ ‖ f / Z) plus a penalty on self-consistency, on persistent chains whose spins are
-drawn anew, a few at each step, from the network's conditionals.
+Training needs energies alone: it sees no sample of the Ising model and no exact sum, only log f of
+what the network itself draws. The loss is KL(p_θ ‖ f / Z) plus a penalty on self-consistency, on
+persistent chains whose spins are drawn anew, a few at each step, from the network's conditionals.
 
 References:
     Liu, Ramadge, Adams (2023), Generative marginalization models, arXiv:2310.12920, section 4.2.
 """
 
+import argparse
 import time
 from pathlib import Path
 
@@ -26,6 +25,9 @@ from mfac_compress.recipes.models.mam_ising import ising, mam
 
 def main() -> None:
     """Train and write the weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="file to write")
+    output = parser.parse_args().output
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -33,8 +35,7 @@ def main() -> None:
     start = time.process_time()
     train(model, ising(), STEPS, BATCH)
     print(f"{STEPS} steps in {time.process_time() - start:.0f} s of processor time")
-    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    save_file(weights, Path(__file__).parent / "mam_ising.safetensors")
+    save_file(model.state_dict(), output)
 
 
 def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) -> None:

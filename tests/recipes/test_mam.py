@@ -114,7 +114,7 @@ def test_the_recipe_fits_the_model_and_its_questions(tmp_path):
     save_file(mam_ising.mam(hidden=32).state_dict(), tmp_path / "dense.safetensors")
     rows = {"validation": "[0, 100]", "calibration": "[100, 300]", "recovery": "[300, 400]"}
     changes = [f"data.folder={tmp_path}", "model.kwargs.hidden=32", "calibrate.num_gradients=8"]
-    changes += ["reconstruct.samples=100", "quantize.samples=100"]
+    changes += ["reconstruct.samples=100", "quantize={mode: static, samples: 100}"]
     changes += [f"data.splits.{name}.rows={span}" for name, span in rows.items()]
     settings = [part for change in changes for part in ("--set", change)]
     arguments = [str(RECIPES / "mam-ising.yaml"), str(tmp_path / "dense.safetensors")]
