@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/mam_ising.py FOLDER [--plot marginalization-models.svg]
 
-Into FOLDER go the trained model, where it is not there yet, the questions that the recipe reads, and
-a run of the recipe for each sparsity and
-pattern, which has a gate on bits per dimension. Then each file is
-judged here by the other metrics as well, on the same samples and with the pipeline's intervals, and
-one marginal is timed. Prints a table and a last line of JSON. Exit code 1: a gate failed.
+Into FOLDER go the trained model, where it is not there yet, the questions that the recipe reads,
+and a run of the recipe for each sparsity and pattern, which has a gate on bits per dimension. Then
+each file is judged here by the other metrics as well, on the same samples and with the pipeline's
+intervals, and one marginal is timed. Prints a table and a last line of JSON. Exit code 1: a gate
+failed; 3: there is no verdict.
 """
 
 import argparse
