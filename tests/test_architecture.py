@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "mfac": {"mfac"},
     "export": {"export"},
     "pipeline": {"pipeline", "mfac", "export", "recipes"},
-    "recipes": set(),
+    "recipes": {"recipes"},
 }
 TREES = "mfac_compress.mfac.batch"
 """What flows through all of them."""

@@ -1,0 +1,62 @@
+"""A marginalization model of binary variables, and the loss that makes it one.
+
+One pass answers any marginal: of x in {-1, +1, ?}^D, ? being summed over and written as 0, the
+network returns log p(x_S) of the known values, and for each unknown one the log-odds of +1 given
+them. Both are one network of two heads here. What makes them marginals is self-consistency:
+
+    log p(x_S) + log p(x_i | x_S) = log p(x_S, x_i)   for all S, i, x,   and   log p(?, ..., ?) = 0
+
+References:
+    Liu, Ramadge, Adams (2023), Generative marginalization models, arXiv:2310.12920, section 3.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MarginalizationModel(nn.Module):
+    """A residual MLP.
+
+    Args:
+        sites: D, the number of variables.
+        hidden: Width of the residual stream.
+        inner: Width within each block.
+        blocks: Number of residual blocks.
+    """
+
+    def __init__(self, sites: int, hidden: int, inner: int, blocks: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2 * sites, hidden)
+        self.down = nn.ModuleList(nn.Linear(hidden, inner) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(inner, hidden) for _ in range(blocks))
+        self.heads = nn.Linear(hidden, 1 + sites)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answer questions.
+
+        Args:
+            x: Of -1, +1 and 0 for unknown, as floats. Shape ``[..., sites]``.
+        Returns:
+            log p(x_S), then the log-odds of +1 at each site, which mean something where it is
+            unknown. Shape ``[..., 1 + sites]``.
+        """
+        h = F.relu(self.embed(torch.cat([x, x * x], dim=-1)))
+        for down, up in zip(self.down, self.up, strict=True):
+            h = F.relu(h + up(F.relu(down(h))))
+        return self.heads(h)
+
+
+def residuals(before: Tensor, after: Tensor, site: Tensor, value: Tensor) -> Tensor:
+    """By how much self-consistency is missed.
+
+    Args:
+        before: Of the model for x_S. Shape ``[n, 1 + sites]``.
+        after: Of the model for x_S and x_i. Shape ``[n, 1 + sites]``.
+        site: i. Shape ``[n]``, integers.
+        value: x_i, -1 or +1. Shape ``[n]``.
+    Returns:
+        log p(x_S) + log p(x_i | x_S) - log p(x_S, x_i) in nats. Shape ``[n]``.
+    """
+    log_odds = before.gather(-1, 1 + site.unsqueeze(-1)).squeeze(-1)
+    return before[..., 0] + F.logsigmoid(value * log_odds) - after[..., 0]

@@ -1,0 +1,134 @@
+"""Train the model of `recipes/mam-ising.yaml`; `make mam` does so first:
+
+    python recipes/models/train_mam_ising.py dense.safetensors
+
+Training needs energies alone: it sees no sample of the Ising model and no exact sum, only log f of
+what the network itself draws. The loss is KL(p_θ ‖ f / Z) plus a penalty on self-consistency, on
+persistent chains whose spins are drawn anew, a few at each step, from the network's conditionals.
+
+References:
+    Liu, Ramadge, Adams (2023), Generative marginalization models, arXiv:2310.12920, section 4.2.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mfac_compress.recipes.models.ising import Ising
+from mfac_compress.recipes.models.mam import MarginalizationModel, residuals
+from mfac_compress.recipes.models.mam_ising import ising, mam
+
+
+def main() -> None:
+    """Train and write the weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="file to write")
+    output = parser.parse_args().output
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    model = mam()
+    start = time.process_time()
+    train(model, ising(), STEPS, BATCH)
+    print(f"{STEPS} steps in {time.process_time() - start:.0f} s of processor time")
+    save_file(model.state_dict(), output)
+
+
+def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) -> None:
+    """Fit the model by the energy, and leave it in evaluation mode.
+
+    Args:
+        model: Changed in place.
+        energy: Gives log f.
+        steps: Of the optimizer.
+        batch: Samples of a step.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    chains = 1 - 2 * torch.randint(2, (CHAINS, energy.sites)).float()
+    model.train()
+    for step in range(steps):
+        # Others each time: a few chains, which move slowly, would be learnt by heart.
+        chosen = torch.randperm(CHAINS)[:batch]
+        x = chains[chosen] = resample(model, chains[chosen], SITES_PER_STEP)
+        log_weights = torch.from_numpy(energy.log_weights(x.numpy())).float()
+        optimizer.zero_grad()
+        loss = energy_loss(model, x, log_weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            print(f"step {step}: loss {loss:.4f}", flush=True)
+    model.eval()
+
+
+def energy_loss(model: MarginalizationModel, x: Tensor, log_weights: Tensor) -> Tensor:
+    """A loss with the gradient of KL(p_θ ‖ f / Z), plus the penalty on self-consistency.
+
+    By the score-function estimator the gradient of KL is E[(r - E r) ∇ log p_θ(x)] with
+    r = log p_θ(x) - log f(x), that of half the variance of r. log p(?, ..., ?) is held at 0, which
+    fixes Z.
+
+    Args:
+        model: In training mode.
+        x: Drawn from the model. Shape ``[n, sites]``.
+        log_weights: log f(x). Shape ``[n]``.
+    Returns:
+        A scalar.
+    """
+    asked, site = growing_sets(x, TERMS)
+    outputs = model(torch.cat([x, asked.flatten(0, 1), torch.zeros_like(x[:1])]))
+    whole, answers, (nothing,) = outputs.split([len(x), len(x) * (TERMS + 1), 1])
+    answers = answers.unflatten(0, (len(x), TERMS + 1))
+    missed = residuals(answers[:, :-1], answers[:, 1:], site, x.gather(1, site))
+    gap = whole[:, 0] - log_weights
+    return gap.var() / 2 + PENALTY * (missed.square().mean() + nothing[0].square())
+
+
+def growing_sets(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Hide spins in a random order, up to a random place in it and to the places behind that.
+
+    Args:
+        x: Spins. Shape ``[n, sites]``.
+        terms: How many spins to make known, one by one.
+    Returns:
+        The spins with more and more of them known, shape ``[n, terms + 1, sites]``, and which one
+        is the next, shape ``[n, terms]``.
+    """
+    order = torch.rand_like(x).argsort(1)
+    place = order.argsort(1)[:, None]  # of each site, in the order
+    first = torch.randint(x.shape[1] - terms + 1, (len(x), 1))
+    known = first + torch.arange(terms + 1)
+    return x[:, None] * (place < known[..., None]), order.gather(1, known[:, :-1])
+
+
+@torch.no_grad()
+def resample(model: MarginalizationModel, x: Tensor, sites: int) -> Tensor:
+    """Draw random sites anew, given the others: block Gibbs sampling.
+
+    Args:
+        model: Gives the conditionals.
+        x: Spins. Shape ``[n, sites]``.
+        sites: How many, the same for each sample.
+    """
+    chosen = torch.rand_like(x).argsort(1)[:, :sites]
+    x = x.scatter(1, chosen, 0.0)
+    for site in chosen.T[..., None]:
+        log_odds = model(x).gather(1, 1 + site)
+        x = x.scatter(1, site, 2 * torch.bernoulli(log_odds.sigmoid()) - 1)
+    return x
+
+
+STEPS, BATCH, TERMS = 3000, 64, 4
+LEARNING_RATE = 1e-3
+CHAINS = 4096
+SITES_PER_STEP = 3
+PENALTY = 4.0
+
+if __name__ == "__main__":
+    main()
