@@ -272,15 +272,15 @@ class _Repairer:
     def train_blocks(self, section: BlocksSection) -> Repair:
         """Adam on all blocks, each to its own target."""
 
+        changes = ImageChanges(Augment(flip=section.flip))
+
         def fit() -> None:
             fit_blocks(
                 self._module,
                 self._dense,
                 self._graph,
                 self._masks,
-                self._batches(
-                    "blocks", section.samples, section.batch_size, Augment(flip=section.flip)
-                ),
+                self._batches("blocks", section.samples, section.batch_size, changes),
                 epochs=section.epochs,
                 lr=section.lr,
                 scores_axis=1 if self._calibration.predicts_classes else None,

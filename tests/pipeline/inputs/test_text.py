@@ -8,11 +8,12 @@ import torch
 
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs import text_files
+from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.data import load_data
 from mfac_compress.pipeline.inputs.splits import open_split
 from mfac_compress.pipeline.inputs.text import open_texts
 from mfac_compress.pipeline.inputs.text_files import read_rows
-from mfac_compress.pipeline.recipe.schema import Augment, TextData
+from mfac_compress.pipeline.recipe.schema import TextData
 
 ROWS = [("the cat sat", "a dog ran", "4.5"), ('a "red tree', "the big blue sky", "0")]
 CLS, SEP = 2, 3
@@ -105,7 +106,7 @@ def test_a_batch_is_as_long_as_its_longest_text(tmp_path, tiny_bert):
 def test_a_shuffled_split_has_texts_of_similar_length_in_a_batch(tmp_path, tiny_bert):
     lengths = [1 + i % 7 for i in range(70)]
     _write(tmp_path / "data.tsv", [(" ".join(["cat"] * n), "", "0") for n in lengths])
-    split = open_split("calibration", _open(tmp_path, tiny_bert, text=0), Augment())
+    split = open_split("calibration", _open(tmp_path, tiny_bert, text=0), ImageChanges())
     generator = torch.Generator().manual_seed(0)
     masks = [x["attention_mask"] for x, _ in split.batches(10, shuffle=True, generator=generator)]
     assert all(bool(mask.all()) for mask in masks)
