@@ -179,7 +179,7 @@ def _limited(seconds: int) -> Any:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    signal.alarm(6 * seconds)  # by the clock: other programs may have the cores
     try:
         yield
     finally:
@@ -194,13 +194,13 @@ def attack(project: Project, seed: int) -> str | None:
     damage = DAMAGES[seed // 2 % len(DAMAGES)]
     file = rng.choice([path for path in files if path.stat().st_size])
     damage(file, rng)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         with _limited(SECONDS):
             found = project.run()
     except TimeoutError:
         found = ("timeout",)
-    if found == project.expected and time.monotonic() - start < SECONDS:
+    if found == project.expected and time.process_time() - start < SECONDS:
         return None
     return f"seed {seed}, {damage.__name__} of {file.relative_to(project.folder)}: {found[:2]}"
 

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from recipes import DIGITS, RECIPES, cell, chosen, model_of, rows_of, speed_up
+from recipes import DIGITS, cell, chosen, model_of, rows_of, speed_up
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+# The model of mam-ising is trained by `make mam`, which also runs the recipe.
+WITH_MODEL = [path for path in chosen(None) if path.stem != "mam-ising"]
+
+
+@pytest.mark.parametrize("recipe", WITH_MODEL, ids=lambda path: path.stem)
 def test_every_recipe_has_a_model(recipe, tmp_path):
     model = model_of(recipe, tmp_path)
     named = [word for word in recipe.read_text().split() if word.endswith(".safetensors")]
