@@ -8,7 +8,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from recipes import DIGITS, cell, chosen, model_of, rows_of, speed_up
 
-
 # The model of mam-ising is trained by `make mam`, which also runs the recipe.
 WITH_MODEL = [path for path in chosen(None) if path.stem != "mam-ising"]
 
