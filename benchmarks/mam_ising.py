@@ -49,7 +49,7 @@ MAX_DROP = {
     "inconsistency": 0.05,  # nats
     "log_partition_error": 0.05,  # nats
     "rank_correlation": 0.005,
-    "rank_correlation_same_size": 0.01,
+    "rank_correlation_same_size": 0.02,
 }
 """Most that a metric may get worse from dense to sparse: the worse end of the 95% interval."""
 MIN_DENSE_CORRELATION = 0.99
@@ -240,7 +240,8 @@ def draw_losses(axis: Any, rows: list[Row]) -> None:
     axis.axhline(1, color="black", linestyle="--", linewidth=0.8)
     axis.axhline(0, color="black", linewidth=0.8)
     names = [name.replace("_", "\n") for name in METRICS]
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="worse than dense / allowed")
+    axis.set(xticks=range(len(names)), ylabel="worse than dense / allowed")
+    axis.set_xticklabels(names, fontsize=7)
     axis.legend(fontsize=7)
 
 
@@ -254,9 +255,9 @@ def draw_times(axis: Any, times: dict[str, Row]) -> None:
         for name, one in timed.items()
         if name in WITH_KERNELS.values()
     }
-    axis.barh(list(shown), list(shown.values()))
+    axis.plot(list(shown.values()), list(shown), "o")
     for place, ms in enumerate(shown.values()):
-        axis.text(ms, place, f" {1000 * ms:.0f} µs", va="center", fontsize=8)
+        axis.text(ms, place, f"  {1000 * ms:.0f} µs", va="center", fontsize=8)
     axis.set(xscale="log", xlabel="one marginal, milliseconds of processor time")
     axis.set_xlim(right=3 * max(shown.values()))
     axis.invert_yaxis()
