@@ -123,13 +123,18 @@ def load_data(
     return replace(splits, overlap=overlap)
 
 
+def augment_of(section: Data) -> Augment:
+    """The recipe's section on random changes of images; an empty one for data without that key."""
+    return getattr(section, "augment", Augment())
+
+
 def _changes(section: Data, folder: Path) -> ImageChanges:
-    """The recipe's random changes of images; none for data that has no such key.
+    """Make the random changes of images.
 
     Raises:
         InputError: If its transforms cannot be made.
     """
-    augment = getattr(section, "augment", Augment())
+    augment = augment_of(section)
     return ImageChanges(augment, load_transforms(augment, folder=folder))
 
 

@@ -17,7 +17,7 @@ from mfac_compress.pipeline.inputs.code_sources import (
     present_sources,
 )
 from mfac_compress.pipeline.inputs.coupled import couple
-from mfac_compress.pipeline.inputs.data import DataSplits, load_data
+from mfac_compress.pipeline.inputs.data import DataSplits, augment_of, load_data
 from mfac_compress.pipeline.inputs.draw import Draws
 from mfac_compress.pipeline.inputs.fisher_shape import FisherShape
 from mfac_compress.pipeline.inputs.given import (
@@ -40,7 +40,7 @@ from mfac_compress.pipeline.inputs.task import Task, load_task
 from mfac_compress.pipeline.inputs.training_loop import TrainingLoop, load_training_loop
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
-from mfac_compress.pipeline.recipe.schema import Augment, Recipe
+from mfac_compress.pipeline.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
     named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
-    transforms = getattr(recipe.data, "augment", Augment()).transforms
+    transforms = augment_of(recipe.data).transforms
     named += [transforms] if isinstance(transforms, str) else []
     modules = {module_name(spec) for spec in named if spec}
     return {name for name in modules if name} | {type(part).__module__ for part in module.modules()}
