@@ -19,6 +19,7 @@ from torch import Tensor
 from mfac_compress.mfac.batch import Tree
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.callables import check_takes, resolve_callable, user_code
+from mfac_compress.pipeline.inputs.forward import random_state_kept
 from mfac_compress.pipeline.quoting import shortened, type_and_shape
 from mfac_compress.pipeline.recipe.keys import nearest
 from mfac_compress.pipeline.recipe.schema import Augment
@@ -177,13 +178,8 @@ def _public_transforms() -> dict[str, Callable[..., Any]]:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Random numbers of all three kinds from a seed, on the CPU, and those of before afterwards."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
+    with random_state_kept(torch.device("cpu")):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # a GPU's generator is left alone
         yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(pytorch)
