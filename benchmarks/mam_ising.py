@@ -130,8 +130,8 @@ def judge(outputs: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> Ite
                 within(name, one.drop_interval) for name, one in metrics.items()
             )
         kept = ("value", "interval", "drop", "drop_interval")
-        told = {name: {key: getattr(one, key) for key in kept} for name, one in metrics.items()}
-        yield {"file": file, "passed": bool(passed), "metrics": told}
+        judged = {name: {key: getattr(one, key) for key in kept} for name, one in metrics.items()}
+        yield {"file": file, "passed": bool(passed), "metrics": judged}
 
 
 def within(metric: str, drop: tuple[float, float] | None) -> bool:
@@ -184,8 +184,8 @@ def print_table(rows: list[Row], times: dict[str, Row]) -> None:
     for run, timed in times.items():
         for name, one in timed.items():
             middle, *ends = one["speed_up"]
-            told = f"{middle:.2f} times as fast as dense {between(ends)}"
-            print(f"one marginal, {run} {name}: {one['ms']:.4f} ms, {told}")
+            speed = f"{middle:.2f} times as fast as dense {between(ends)}"
+            print(f"one marginal, {run} {name}: {one['ms']:.4f} ms, {speed}")
 
 
 def between(ends: list[float] | tuple[float, float] | None) -> str:
