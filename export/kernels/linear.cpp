@@ -4,22 +4,18 @@
 
 #include "row_tiles.hpp"
 #include "scratch.hpp"
+#include "tiling.hpp"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kRowsOneByOne = 3;       // up to so many rows a strip would be mostly empty
-// Of activations processed at a time: single weights want them in the L1 cache; blocks use each of
-// them several times, and every range costs a load and a store of each sum.
-constexpr int64_t kRangeBytes = 32 << 10;
-constexpr int64_t kBlocksRangeBytes = 64 << 10;
-constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
 constexpr int64_t kTaskWork = 100000;      // multiply-adds that justify a thread
 
 // Vectors of rows that a weight serves, each with a sum for every output of a block.
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;
-  return std::min(block == 1 ? 4 : 2, wide.longest[block_class(block)]);
+  return std::min(block == 1 ? 4 : tiling().block_vectors, wide.longest[block_class(block)]);
 }
 
 }  // namespace
@@ -43,7 +39,9 @@ Linear::Linear(const NodeInfo& node)
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;
   vectors_[1] = strip_vectors(weights_.block);
-  const int64_t bytes = weights_.block == 1 ? kRangeBytes : kBlocksRangeBytes;
+  // Single weights want their activations in the first cache; blocks use each of them several times,
+  // and every range costs a load and a store of each sum.
+  const int64_t bytes = weights_.block == 1 ? tiling().singles_range : tiling().blocks_range;
   for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], bytes);
 }
 
@@ -130,7 +128,7 @@ void Linear::run_tile(const Rows& rows, const float* columns, const RowTile& til
   const RangedWeights& w = tiled_[tile.size];
   const int64_t height = int64_t{simd.wide.lanes} * vectors_[tile.size];
   const StripFunction run = simd.wide.run[block_class(weights_.block)][tile.vectors];
-  const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4 * weights_.block), 1);
+  const int64_t step = std::max<int64_t>(tiling().sums / (height * 4 * weights_.block), 1);
   float* sums = scratch().sums.floats(static_cast<size_t>(step * weights_.block * height));
   const int64_t last = std::min(tile.first + int64_t{simd.wide.lanes} * tile.vectors, rows.count);
   for (int64_t group = group_begin; group < group_end; group += step) {
