@@ -1,6 +1,7 @@
 #include "linear.hpp"
 
 #include <algorithm>
+#include <atomic>
 
 #include "row_tiles.hpp"
 #include "scratch.hpp"
@@ -25,6 +26,8 @@ struct Linear::Rows {
   float* y;
   const float* residual;
   int64_t count;
+  // Whether x has a NaN or an infinity. Threads only set it, never clear it.
+  mutable std::atomic<bool> not_finite{false};
 };
 
 struct Linear::RowTile {
@@ -57,16 +60,17 @@ void Linear::run(const Call& call) const {
           ". Got ", residual.shape);
   const int64_t values = element_count(x.shape);
   const Rows rows{x.floats(), call.output(shape), residual ? residual.floats() : nullptr,
-                  values / weights_.inputs};
+                  values / weights_.inputs, {}};
   if (element_count(shape) == 0) return;
   if (rows.count <= kRowsOneByOne)
     run_rows(call, rows);
   else
     run_tiles(call, rows);
-  if (!simd_kernels().all_finite(rows.x, values)) run_dense(rows);
+  if (rows.not_finite) run_dense(rows);
 }
 
 void Linear::run_rows(const Call& call, const Rows& rows) const {
+  rows.not_finite = !simd_kernels().all_finite(rows.x, rows.count * weights_.inputs);
   const int64_t work = static_cast<int64_t>(weights_.values.size());
   const int64_t chunks =
       std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 16));
@@ -112,8 +116,9 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
     for (int64_t first = 0; first < int64_t{lanes} * tile.vectors; first += lanes) {
       const int64_t row = tile.first + first;
       const int64_t count = std::min<int64_t>(rows.count - row, lanes);
-      simd.to_columns(rows.x + row * weights_.inputs, weights_.inputs, count, weights_.inputs,
-                      columns + first, height);
+      if (!simd.to_columns(rows.x + row * weights_.inputs, weights_.inputs, count, weights_.inputs,
+                           columns + first, height))
+        rows.not_finite.store(true, std::memory_order_relaxed);
     }
   };
   share_tiles<float>(call, {tiles, weights_.inputs * height, weights_.groups, work / kTaskWork},
