@@ -34,7 +34,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 kernels-fuzz: .venv/installed  ## hostile sparse operators under the sanitizers, a minute each
-	MFAC_FUZZ_SECONDS=60 $(BIN)/pytest -s tests/export/kernels/test_fuzz.py
+	MFAC_FUZZ_SECONDS=60 $(BIN)/pytest -s -m long tests/export/kernels/test_fuzz.py
 
 kernels-matrix: .venv/installed  ## the sparse kernels in the oldest, a middle and the newest ONNX Runtime
 	tests/export/kernels/matrix.sh $(BIN)/python 1.22.0 1.24.1 latest

@@ -135,6 +135,11 @@ with open_ranks() as ranks:
 """
 
 
+def _long(value: object):
+    """What the others find, too: all exchanges between processes wait in the same way."""
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 def _go_through(recipe: Path, ranks: Ranks) -> Path:
     """The stages that processes share; returns the folder of their artefacts."""
     loaded, inputs = load(recipe, recipe.with_suffix(".safetensors"), (), False, ranks)
@@ -274,7 +279,7 @@ def test_a_failed_gate_gives_one_report_and_the_exit_code_of_gates(project):
     assert json.loads((project.output / "manifest.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("dies", ["1 calibrate", "0 prune", "1 recover"])
+@pytest.mark.parametrize("dies", ["0 prune", _long("1 calibrate"), _long("1 recover")])
 def test_a_process_that_is_killed_ends_the_run_without_results(project, dies):
     (project.folder / "loss.py").write_text(LOSS)
     project.recipe["task"] = {"loss": "loss.py:deadly"}
@@ -307,7 +312,7 @@ def test_a_process_that_hangs_ends_the_run_and_is_named(project):
     assert not {path.name for path in project.output.glob("*")} & set(RESULTS)
 
 
-@pytest.mark.parametrize("stops", [0, 1])
+@pytest.mark.parametrize("stops", [_long(0), 1])
 def test_a_process_that_is_stopped_in_the_midst_of_exchanges_is_named(stops):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

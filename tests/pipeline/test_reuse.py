@@ -329,15 +329,12 @@ ENDS = {
 @pytest.mark.parametrize(
     ("where", "end"),
     [
-        *(
-            (where, "exit")
-            for where in ("import", "factory", "loss", "metric", "forward", "dataset")
-        ),
+        *((where, "exit") for where in PLACES),
         *(("metric", end) for end in ENDS if end != "exit"),
     ],
 )
 def test_code_that_ends_programs_is_an_input_error(quick, where, end):
-    lines = dict.fromkeys(("import", "factory", "loss", "metric", "forward", "dataset"), "pass")
+    lines = dict.fromkeys(PLACES, "pass")
     lines[where] = ENDS[end]
     source = f"""
         import numpy as np, torch
@@ -390,7 +387,11 @@ def test_code_that_ends_programs_is_an_input_error(quick, where, end):
 
 
 @pytest.mark.parametrize(
-    ("where", "end"), [("factory", "os._exit(0)"), ("metric", "os.kill(os.getpid(), 9)")]
+    ("where", "end"),
+    [
+        ("factory", "os._exit(0)"),  # the first of the user's code that runs
+        pytest.param("metric", "os.kill(os.getpid(), 9)", marks=pytest.mark.long),
+    ],
 )
 def test_earlier_results_do_not_survive_a_process_that_dies(quick, where, end):
     (quick.output / ".cache").mkdir(parents=True)

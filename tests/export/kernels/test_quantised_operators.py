@@ -141,12 +141,14 @@ class _Conv:
 
 @pytest.mark.parametrize("operator", [_Linear, _Conv], ids=["linear", "conv"])
 @pytest.mark.parametrize("seed", range(BATCHES // 2))
-def test_it_equals_whole_numbers(sessions, operator, seed):
+def test_it_equals_whole_numbers(sessions_by_set, operator, seed):
     random = np.random.default_rng(seed)
     drawn = [operator(random, f"o{i}") for i in range(OPERATORS)]
     arrays = {name: array for one in drawn for name, array in one.arrays.items()}
     expected = {name: array for one in drawn for name, array in one.expected.items()}
     nodes = [node for one in drawn for node in one.nodes]
-    session = sessions.open(nodes, list(expected), threads=1 + seed % 4, kind=TensorProto.UINT8)
-    for name, y in zip(expected, session.run(None, arrays), strict=True):
-        np.testing.assert_array_equal(y, expected[name], err_msg=name)
+    names, threads = list(expected), 1 + seed % 4
+    for instruction_set, sessions in sessions_by_set.items():
+        session = sessions.open(nodes, names, threads=threads, kind=TensorProto.UINT8)
+        for name, y in zip(names, session.run(None, arrays), strict=True):
+            np.testing.assert_array_equal(y, expected[name], err_msg=f"{name}, {instruction_set}")

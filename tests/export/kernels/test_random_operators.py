@@ -163,12 +163,14 @@ class _Conv:
 
 @pytest.mark.parametrize("operator", [_Linear, _Conv], ids=["linear", "conv"])
 @pytest.mark.parametrize("seed", range(BATCHES // 2))
-def test_it_equals_double_precision(sessions, operator, seed):
+def test_it_equals_double_precision(sessions_by_set, operator, seed):
     random = np.random.default_rng(seed)
     drawn = [operator(random, f"o{i}") for i in range(OPERATORS)]
     arrays = {name: array for one in drawn for name, array in one.arrays.items()}
     expected = {name: array for one in drawn for name, array in one.expected.items()}
     nodes = [node for one in drawn for node in one.nodes]
-    session = sessions.open(nodes, list(expected), threads=1 + seed % 4)
-    for name, y in zip(expected, session.run(None, arrays), strict=True):
-        np.testing.assert_allclose(y, expected[name], rtol=1e-5, atol=2e-5, err_msg=name)
+    for instruction_set, sessions in sessions_by_set.items():
+        session = sessions.open(nodes, list(expected), threads=1 + seed % 4)
+        for name, y in zip(expected, session.run(None, arrays), strict=True):
+            where = f"{name}, {instruction_set}"
+            np.testing.assert_allclose(y, expected[name], rtol=1e-5, atol=2e-5, err_msg=where)
