@@ -14,7 +14,7 @@ mam: .venv/installed  ## a marginalization model: trained, compressed, judged by
 test: .venv/installed  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
+test-long: .venv/installed  ## simulations, attacks, sanitizers and a wheel in their long form
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
 
 attack: .venv/installed  ## some 3,300 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour

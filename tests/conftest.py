@@ -60,8 +60,13 @@ def _freeze() -> None:
     gc.freeze()
 
 
+def pytest_collection() -> None:
+    gc.disable()  # what is imported from here on stays
+
+
 def pytest_collection_finish() -> None:
     _freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
@@ -76,8 +81,8 @@ def fast_exporter() -> Iterator[None]:
     """Let PyTorch's exporter make its tables of operators once, and not anew for every export.
 
     It parses the sources of a thousand functions for the one, and asks each operator whether it may
-    be decomposed for the other: more than half the time of a run of these tests. The operators are
-    the same in every export, as no test registers its own.
+    be decomposed for the other: half the time of a run of these tests. The operators are always the
+    same, as no test registers its own.
     """
     try:
         from torch.export import decomp_utils, exported_program

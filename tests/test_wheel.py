@@ -1,7 +1,7 @@
 """The wheel holds everything, makes nothing else importable, and runs end to end.
 
-The kernels take a minute to compile, and were compiled when the package was installed: the same
-library goes into the wheel in the place of one that is built anew, except in the long form.
+The kernels take long to compile, and were compiled when the package was installed: that library
+goes into the wheel in the place of one that is built anew, except in the long form.
 """
 
 import json
