@@ -32,8 +32,8 @@ def test_what_anything_prints_goes_to_stderr_while_stdout_is_kept():
     ("command", "closed", "code"),
     [
         ("schema", ">&-", 0),
+        ("schema", "<&-", 0),
         ("schema", "<&- >&- 2>&-", 0),
-        ("none.yaml none.pt", "<&-", 2),
         ("none.yaml none.pt", "2>&-", 2),
         ("none.yaml none.pt", "<&- >&- 2>&-", 2),
     ],
