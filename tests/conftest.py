@@ -1,28 +1,29 @@
 """Devices: a simulated one for every machine, and CUDA where PyTorch finds it; a fast exporter."""
 
-import copy
 import gc
 import importlib.util
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-_SOURCE = Path(__file__).with_name("simulated_device.py")
+
+def _beside(name: str) -> ModuleType:
+    """Load a module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _simulated_device() -> ModuleType | None:
     """Register the device. It must be known before the first backward pass of the process."""
-    spec = importlib.util.spec_from_file_location(_SOURCE.stem, _SOURCE)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return _beside("simulated_device")
     except ImportError:  # an older PyTorch
         return None
-    return module
 
 
 _MODULE = _simulated_device()
@@ -78,30 +79,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(scope="session")
 def fast_exporter() -> Iterator[None]:
-    """Let PyTorch's exporter make its tables of operators once, and not anew for every export.
-
-    It parses the sources of a thousand functions for the one, and asks each operator whether it may
-    be decomposed for the other: half the time of a run of these tests. The operators are always the
-    same, as no test registers its own.
-    """
-    try:
-        from torch.export import decomp_utils, exported_program
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        made = cache(ONNXRegistry.from_torchlib)
-    except (ImportError, AttributeError):  # another PyTorch: its exporter takes its time
-        yield
-        return
-
-    def from_torchlib(*arguments: object, **options: object) -> ONNXRegistry:
-        registry = copy.copy(made(*arguments, **options))
-        registry.functions = {name: [*found] for name, found in registry.functions.items()}
-        return registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
-        for module in (decomp_utils, exported_program):
-            found = getattr(module, "_collect_all_valid_cia_ops", None)
-            if found is not None:
-                patch.setattr(module, "_collect_all_valid_cia_ops", cache(found))
+    """See the file of that name."""
+    with _beside("fast_exporter").fast_exporter():
         yield
