@@ -27,9 +27,6 @@ import numpy as np
 import yaml
 from safetensors.numpy import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from fast_exporter import fast_exporter
-
 RECIPE = {
     "run": {"threads": 1},
     "model": {"factory": "net.py:net"},
@@ -293,11 +290,6 @@ def run(kills: int, seed: int) -> int:
     # Loaded before the forks; the command line would load them after its own.
     from mfac_compress.pipeline import compression, dry_run  # noqa: F401
 
-    with fast_exporter():
-        return _killed(kills, seed)
-
-
-def _killed(kills: int, seed: int) -> int:
     killed: Counter = Counter()
     faults, runs = [], 0
     with tempfile.TemporaryDirectory() as temporary:
