@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "conv_ranges.hpp"
+#include "tiling.hpp"
 
 namespace mfac {
 namespace {
@@ -14,9 +15,12 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const Images& output = plan.output;
   const Runs& runs = plan.runs;
   const SimdKernels& simd = simd_kernels();
-  const StripTable& table = runs.unshifted ? simd.wide : simd.narrow;
+  // A bounded run must hold a whole vector.
+  const bool holds_wide = !runs.bounded || runs.length >= simd.wide.lanes;
+  const bool wide = runs.unshifted || (kind > 0 && tiling().wide_shifted && holds_wide);
+  const StripTable& table = wide ? simd.wide : simd.narrow;
   // With many channels and long tiles too few channels would fit in the L1 cache.
-  const int64_t fitting = std::max(kRangeBytes / 4 / plan.input.channels, kUnshiftedFloats);
+  const int64_t fitting = std::max(tiling().conv_range / 4 / plan.input.channels, kUnshiftedFloats);
   const int64_t longest = runs.unshifted
                               ? std::min<int64_t>(table.longest[kind], fitting / table.lanes)
                               : table.longest[kind];

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "quads.hpp"
+#include "tiling.hpp"
 
 namespace mfac {
 
@@ -15,7 +16,7 @@ int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& wind
   const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
   const int64_t values =
       (std::min(tile_length, runs.length) + reach) * static_cast<int64_t>(phases);
-  const int64_t fitting = std::max<int64_t>(kRangeBytes / (4 * values), 1);
+  const int64_t fitting = std::max<int64_t>(tiling().conv_range / (4 * values), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);

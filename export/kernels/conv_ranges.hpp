@@ -9,8 +9,6 @@
 
 namespace mfac {
 
-constexpr int64_t kRangeBytes = 24 << 10;  // of activations in the L1 cache
-
 // Number of channels whose activations under one tile fill the L1 cache, but enough of them to
 // amortise loading and storing each sum.
 template <class Value>

@@ -1,25 +1,22 @@
 #include "linear.hpp"
 
 #include <algorithm>
+#include <atomic>
 
 #include "row_tiles.hpp"
 #include "scratch.hpp"
+#include "tiling.hpp"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kRowsOneByOne = 3;       // up to so many rows a strip would be mostly empty
-// Of activations processed at a time: single weights want them in the L1 cache; blocks use each of
-// them several times, and every range costs a load and a store of each sum.
-constexpr int64_t kRangeBytes = 32 << 10;
-constexpr int64_t kBlocksRangeBytes = 64 << 10;
-constexpr int64_t kSumsBytes = 64 << 10;   // of outputs between two transpositions
 constexpr int64_t kTaskWork = 100000;      // multiply-adds that justify a thread
 
 // Vectors of rows that a weight serves, each with a sum for every output of a block.
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;
-  return std::min(block == 1 ? 4 : 2, wide.longest[block_class(block)]);
+  return std::min(block == 1 ? 4 : tiling().block_vectors, wide.longest[block_class(block)]);
 }
 
 }  // namespace
@@ -29,6 +26,8 @@ struct Linear::Rows {
   float* y;
   const float* residual;
   int64_t count;
+  // Whether x has a NaN or an infinity. Threads only set it, never clear it.
+  mutable std::atomic<bool> not_finite{false};
 };
 
 struct Linear::RowTile {
@@ -43,7 +42,9 @@ Linear::Linear(const NodeInfo& node)
   const int lanes = simd_kernels().wide.lanes;
   vectors_[0] = 1;
   vectors_[1] = strip_vectors(weights_.block);
-  const int64_t bytes = weights_.block == 1 ? kRangeBytes : kBlocksRangeBytes;
+  // Single weights want their activations in the first cache; blocks use each of them several times,
+  // and every range costs a load and a store of each sum.
+  const int64_t bytes = weights_.block == 1 ? tiling().singles_range : tiling().blocks_range;
   for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], bytes);
 }
 
@@ -59,16 +60,17 @@ void Linear::run(const Call& call) const {
           ". Got ", residual.shape);
   const int64_t values = element_count(x.shape);
   const Rows rows{x.floats(), call.output(shape), residual ? residual.floats() : nullptr,
-                  values / weights_.inputs};
+                  values / weights_.inputs, {}};
   if (element_count(shape) == 0) return;
   if (rows.count <= kRowsOneByOne)
     run_rows(call, rows);
   else
     run_tiles(call, rows);
-  if (!simd_kernels().all_finite(rows.x, values)) run_dense(rows);
+  if (rows.not_finite) run_dense(rows);
 }
 
 void Linear::run_rows(const Call& call, const Rows& rows) const {
+  rows.not_finite = !simd_kernels().all_finite(rows.x, rows.count * weights_.inputs);
   const int64_t work = static_cast<int64_t>(weights_.values.size());
   const int64_t chunks =
       std::clamp<int64_t>(work / kTaskWork, 1, std::min<int64_t>(weights_.groups, 16));
@@ -114,8 +116,9 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
     for (int64_t first = 0; first < int64_t{lanes} * tile.vectors; first += lanes) {
       const int64_t row = tile.first + first;
       const int64_t count = std::min<int64_t>(rows.count - row, lanes);
-      simd.to_columns(rows.x + row * weights_.inputs, weights_.inputs, count, weights_.inputs,
-                      columns + first, height);
+      if (!simd.to_columns(rows.x + row * weights_.inputs, weights_.inputs, count, weights_.inputs,
+                           columns + first, height))
+        rows.not_finite.store(true, std::memory_order_relaxed);
     }
   };
   share_tiles<float>(call, {tiles, weights_.inputs * height, weights_.groups, work / kTaskWork},
@@ -130,7 +133,7 @@ void Linear::run_tile(const Rows& rows, const float* columns, const RowTile& til
   const RangedWeights& w = tiled_[tile.size];
   const int64_t height = int64_t{simd.wide.lanes} * vectors_[tile.size];
   const StripFunction run = simd.wide.run[block_class(weights_.block)][tile.vectors];
-  const int64_t step = std::max<int64_t>(kSumsBytes / (height * 4 * weights_.block), 1);
+  const int64_t step = std::max<int64_t>(tiling().sums / (height * 4 * weights_.block), 1);
   float* sums = scratch().sums.floats(static_cast<size_t>(step * weights_.block * height));
   const int64_t last = std::min(tile.first + int64_t{simd.wide.lanes} * tile.vectors, rows.count);
   for (int64_t group = group_begin; group < group_end; group += step) {

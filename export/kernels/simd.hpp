@@ -80,7 +80,8 @@ struct SimdKernels {
   StripTable
       rows[3];  // as narrow, for whole rows of 8, 16, 32 floats with kBetweenRows between them
   // columns[k][r] = rows[r][k], r < lanes (zero from `count`), row_stride and column_stride floats.
-  void (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
+  // Returns whether all are finite.
+  bool (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
                      float* columns, int64_t column_stride);
   // rows[r][k] = clip(columns[k][r] + residual[r][k]), r < count.
   void (*to_rows)(const float* columns, int64_t column_stride, int64_t count, int64_t width,

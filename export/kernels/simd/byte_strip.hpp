@@ -1,5 +1,7 @@
 // Steps of four inputs and four outputs times a strip of four vectors of positions.
 
+constexpr int kStepsAhead = 32;
+
 // The sums of vectors FIRST to FIRST + COUNT - 1 of four outputs.
 template <int L, int FIRST, int COUNT>
 MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4]) {
@@ -11,6 +13,7 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
   }
   const ByteStep* const end = s.steps + s.starts[group + 1];
   for (const ByteStep* step = s.steps + s.starts[group]; step < end; ++step) {
+    __builtin_prefetch(step + kStepsAhead);  // from beyond the second cache
     const auto a = load_bytes<L>(s.base + step->offsets[0]);
     const auto b = load_bytes<L>(s.base + step->offsets[1]);
     const auto c = load_bytes<L>(s.base + step->offsets[2]);

@@ -45,6 +45,8 @@ MFAC_INLINE void end_rows(float* out) {
   }
 }
 
+constexpr int kAhead = 256;  // offsets, and floats
+
 template <int L, int V, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
                             Floats<L>* zeros) {
@@ -72,6 +74,9 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const float* values = s.values + part;
   const int64_t back = s.back;
   for (; i + CHAINS <= end; i += CHAINS) {
+    // Weights come from beyond the second cache: each is read once a tile.
+    __builtin_prefetch(s.offsets + i + kAhead);
+    __builtin_prefetch(values + int64_t{i + kAhead / (PART > 1 ? 4 : 1)} * block);
     MFAC_UNROLL
     for (int c = 0; c < CHAINS; ++c) {
       const char* from = s.base + s.offsets[i + c];

@@ -104,8 +104,9 @@ MFAC_INLINE void store_some(float* to, Floats<L> value, int64_t count) {
 }
 
 template <int L>
-void to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* columns,
+bool to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* columns,
                 int64_t column_stride) {
+  Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t k = 0; k < width; k += L) {
     const int64_t some = width - k < L ? width - k : L;
     Floats<L> square[L];
@@ -116,9 +117,12 @@ void to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t wi
       for (int r = 0; r < L; ++r)
         square[r] = r < count ? load_some<L>(rows + r * row_stride + k, some) : Floats<L>{};
     }
+    MFAC_UNROLL
+    for (int r = 0; r < L; ++r) zeros[r % 2] += square[r] * 0.0f;
     transpose<L>(square);
     for (int i = 0; i < some; ++i) store<L>(columns + (k + i) * column_stride, square[i]);
   }
+  return all_zero<L>(zeros[0] + zeros[1]);
 }
 
 template <int L>

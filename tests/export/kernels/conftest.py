@@ -15,6 +15,10 @@ from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, s
 FLOATS = TensorProto.FLOAT
 
 
+L1D = {"avx512vnni": "48", "avx512": "32", "avx2": "48", "portable": "32"}
+"""KiB of the first data cache, by which tiles are chosen: each size once with 512 bits."""
+
+
 def _instruction_sets():
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["portable"]
@@ -71,13 +75,14 @@ class Sessions:
 
 @pytest.fixture(scope="session")
 def sessions_by_set(tmp_path_factory):
-    """Copies of the library, each of which has chosen another instruction set."""
+    """Copies of the library, each of which has chosen another instruction set and other tiles."""
     opened = {}
     with pytest.MonkeyPatch.context() as patch:
         for name in _instruction_sets():
             copy = tmp_path_factory.mktemp("kernels") / f"{name}.so"
             shutil.copy(kernel_library(), copy)
             patch.setenv("MFAC_SPARSE_ISA", name)
+            patch.setenv("MFAC_SPARSE_L1D", L1D[name])
             opened[name] = Sessions(copy)
             weight = pack(np.ones((1, 1), np.float32))
             opened[name].open([sparse_node("l", ir.Value(name="x"), "y", weight)])

@@ -1,0 +1,24 @@
+// Sizes of tiles, by the processor's first data cache.
+//
+// Processors with 32 KiB of it (AMD Zen 2 to 4) compute 512 bits in two halves; those with 48 KiB
+// (Intel since Ice Lake, AMD Zen 5) in one, and have a larger second cache for each core. There
+// loads are what is short: a weight serves more vectors, and a vector may cross cache lines.
+#pragma once
+
+#include <cstdint>
+
+namespace mfac {
+
+struct Tiling {
+  int block_vectors;       // of rows, that a weight of a block serves in a linear layer
+  int64_t singles_range;   // bytes of activations that a linear layer with single weights reads
+  int64_t blocks_range;    // at a time, and one with blocks
+  int64_t sums;            // bytes of outputs between two transpositions
+  int64_t conv_range;      // bytes of activations that a convolution reads at a time
+  bool wide_shifted;       // blocks read shifted runs in vectors of the full width
+};
+
+// The environment variable MFAC_SPARSE_L1D (KiB), read once, stands for another processor, in tests.
+const Tiling& tiling();
+
+}  // namespace mfac
