@@ -14,7 +14,7 @@ mam: .venv/installed  ## a marginalization model: trained, compressed, judged by
 test: .venv/installed  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-long: .venv/installed  ## simulations and attacks in their long form, about half an hour
+test-long: .venv/installed  ## simulations, attacks, sanitizers and a wheel in their long form
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m long -n auto --maxprocesses 4 --dist worksteal
 
 attack: .venv/installed  ## some 3,300 hostile models, data sets, recipes, ONNX files and caches, in a quarter of an hour
@@ -34,7 +34,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 kernels-fuzz: .venv/installed  ## hostile sparse operators under the sanitizers, a minute each
-	MFAC_FUZZ_SECONDS=60 $(BIN)/pytest -s tests/export/kernels/test_fuzz.py
+	MFAC_FUZZ_SECONDS=60 $(BIN)/pytest -s -m long tests/export/kernels/test_fuzz.py
 
 kernels-matrix: .venv/installed  ## the sparse kernels in the oldest, a middle and the newest ONNX Runtime
 	tests/export/kernels/matrix.sh $(BIN)/python 1.22.0 1.24.1 latest

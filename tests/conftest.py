@@ -1,27 +1,29 @@
 """Devices: a simulated one for every machine, and CUDA where PyTorch finds it; a fast exporter."""
 
-import copy
+import gc
 import importlib.util
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-_SOURCE = Path(__file__).with_name("simulated_device.py")
+
+def _beside(name: str) -> ModuleType:
+    """Load a module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _simulated_device() -> ModuleType | None:
     """Register the device. It must be known before the first backward pass of the process."""
-    spec = importlib.util.spec_from_file_location(_SOURCE.stem, _SOURCE)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return _beside("simulated_device")
     except ImportError:  # an older PyTorch
         return None
-    return module
 
 
 _MODULE = _simulated_device()
@@ -50,26 +52,33 @@ def accelerator(request: pytest.FixtureRequest) -> torch.device:
     return request.getfixturevalue(request.param)
 
 
+def _freeze() -> None:
+    """Keep the garbage collector from going through what stays, again and again.
+
+    PyTorch, its exporter and the tests are half a million objects: a quarter of a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection() -> None:
+    gc.disable()  # what is imported from here on stays
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the fixtures of a module are gone."""
+    if nextitem is not None and nextitem.path != item.path:
+        _freeze()
+
+
 @pytest.fixture(scope="session")
 def fast_exporter() -> Iterator[None]:
-    """Let PyTorch's exporter make its table of operators once, and not anew for every export.
-
-    It parses the sources of a thousand functions for it: half the time of a run of these tests.
-    Each export has a copy of its own.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        made = cache(ONNXRegistry.from_torchlib)
-    except (ImportError, AttributeError):  # another PyTorch: its exporter takes its time
-        yield
-        return
-
-    def from_torchlib(*arguments: object, **options: object) -> ONNXRegistry:
-        registry = copy.copy(made(*arguments, **options))
-        registry.functions = {name: [*found] for name, found in registry.functions.items()}
-        return registry
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+    """See the file of that name."""
+    with _beside("fast_exporter").fast_exporter():
         yield

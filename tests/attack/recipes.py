@@ -286,23 +286,24 @@ def _limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _attack() -> int:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--count", type=int, default=600)
-    options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--step", type=int, default=1, help="take every STEP-th case")
-    asked = options.parse_args()
+def run(count: int, seed: int, step: int = 1) -> int:
+    """Attack that many times, in a working directory of its own; returns how many went wrong."""
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        drawn = list(islice(cases(asked.seed), 0, asked.count * asked.step, asked.step))
+        drawn = list(islice(cases(seed), 0, count * step, step))
         for case in drawn:
             if text := fault(case, Path(folder)):
                 faults += 1
                 print(f"{case.name}: {text}", flush=True)
     print(f"{len(drawn)} recipes, {faults} mishandled")
-    return 1 if faults else 0
+    return faults
 
 
 if __name__ == "__main__":
-    sys.exit(_attack())
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--count", type=int, default=600)
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--step", type=int, default=1, help="take every STEP-th case")
+    asked = options.parse_args()
+    sys.exit(1 if run(asked.count, asked.seed, asked.step) else 0)

@@ -3,10 +3,10 @@
 import pytest
 
 
-def test_a_part_of_the_damages(attack):
-    attack("caches.py", "--count", "10")
+def test_a_part_of_the_damages(load_script):
+    assert load_script("caches.py").run(count=10, seed=0) == 0
 
 
 @pytest.mark.long
-def test_many_damages(attack):
-    attack("caches.py", "--count", "200")
+def test_many_damages(load_script):
+    assert load_script("caches.py").run(count=200, seed=0) == 0

@@ -42,12 +42,13 @@ def test_onnx_files_of_every_hostile_kind_are_handled(attack, tmp_path):
     assert mishandled(attack, attack.onnx_files.kinds(), tmp_path) == []
 
 
-def test_files_damaged_at_random_are_handled(attack, tmp_path):
+@pytest.mark.parametrize("count", [5, pytest.param(50, marks=pytest.mark.long)])
+def test_files_damaged_at_random_are_handled(attack, tmp_path, count):
     makers = (
         attack.programs.hidden,
         attack.programs.damaged,
         attack.checkpoints.damaged,
         attack.onnx_files.damaged,
     )
-    cases = [make(seed) for make, seed in itertools.product(makers, range(12))]
+    cases = [make(seed) for make, seed in itertools.product(makers, range(count))]
     assert mishandled(attack, cases, tmp_path) == []

@@ -266,27 +266,30 @@ def test_what_only_the_checks_import_is_in_the_keys(quick, fresh):
 
 
 def test_a_notebooks_functions_are_noticed(quick):
-    """Functions of ``__main__`` without a file, as a notebook's cells define them."""
+    """Functions of ``__main__`` without a file, as a notebook's cells define them, and again."""
     quick.recipe["task"] = {"metric": "__main__:score"}
     quick.recipe["validate"]["gates"] = {"min_sparsity": 0.4}
     recipe = quick.write_recipe()
     cells = textwrap.dedent(
         f"""
         from mfac_compress.pipeline import compress
-        factor = FACTOR
         def scaled(x): return factor * x
         def score(outputs, targets): return scaled((outputs.argmax(1) == targets).float())
+        for factor in (1.0, 0.0):
+            report = compress({str(recipe)!r}, {str(quick.model)!r}, {str(quick.output)!r})
+            print(report.variants["dense"].metric.value)
+        def score(outputs, targets): return 0.5 * (outputs.argmax(1) == targets).float()
         report = compress({str(recipe)!r}, {str(quick.model)!r}, {str(quick.output)!r})
         print(report.variants["dense"].metric.value)
         """
     )
-
-    def run(factor):
-        command = [sys.executable, "-c", cells.replace("FACTOR", factor)]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    assert run("1.0") > 0.9
-    assert run("0.0") == 0
+    ended = subprocess.run(
+        [sys.executable, "-c", cells], capture_output=True, text=True, check=True
+    )
+    right, none, half = map(float, ended.stdout.split())
+    assert right > 0.9
+    assert none == 0
+    assert half == pytest.approx(right / 2)
 
 
 def test_an_edited_module_that_stays_loaded_is_refused(quick, monkeypatch):
@@ -329,15 +332,12 @@ ENDS = {
 @pytest.mark.parametrize(
     ("where", "end"),
     [
-        *(
-            (where, "exit")
-            for where in ("import", "factory", "loss", "metric", "forward", "dataset")
-        ),
+        *((where, "exit") for where in PLACES),
         *(("metric", end) for end in ENDS if end != "exit"),
     ],
 )
 def test_code_that_ends_programs_is_an_input_error(quick, where, end):
-    lines = dict.fromkeys(("import", "factory", "loss", "metric", "forward", "dataset"), "pass")
+    lines = dict.fromkeys(PLACES, "pass")
     lines[where] = ENDS[end]
     source = f"""
         import numpy as np, torch
@@ -390,7 +390,11 @@ def test_code_that_ends_programs_is_an_input_error(quick, where, end):
 
 
 @pytest.mark.parametrize(
-    ("where", "end"), [("factory", "os._exit(0)"), ("metric", "os.kill(os.getpid(), 9)")]
+    ("where", "end"),
+    [
+        ("factory", "os._exit(0)"),  # the first of the user's code that runs
+        pytest.param("metric", "os.kill(os.getpid(), 9)", marks=pytest.mark.long),
+    ],
 )
 def test_earlier_results_do_not_survive_a_process_that_dies(quick, where, end):
     (quick.output / ".cache").mkdir(parents=True)

@@ -69,12 +69,14 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\n", "")
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.long)])
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_run_interrupted_at_any_moment_says_so_in_one_line(project, number):
+def test_a_run_interrupted_at_any_moment_says_so_in_one_line(project, number, times):
+    """Once here: tests/faults sends these signals at any moment, too."""
     command = [sys.executable, "-m", "mfac_compress.pipeline", str(project.write_recipe())]
     command += [str(project.model), "-o", str(project.output)]
     draw = random.Random(int(number))
-    for _ in range(3):
+    for _ in range(times):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         time.sleep(0.3 + draw.uniform(0, 3))
         process.send_signal(number)
@@ -110,7 +112,9 @@ def test_a_python_program_keeps_its_own_handlers():
     assert {number: signal.getsignal(number) for number in ENDINGS} == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)]
+)
 def test_a_signal_after_the_report_is_written_does_not_change_the_exit_code(project, number):
     project.recipe["prune"] = {"method": "magnitude", "sparsity": 0.5}
     project.recipe["recover"] = {"epochs": 0}

@@ -41,6 +41,8 @@ def test_the_quickstart_prunes_whole_blocks_by_magnitude(tmp_path):
         "prune.sparsity": 0.6,
         "prune.steps": 1,
         "recover.epochs": 2,
+        "quantize": "off",
+        "export.sparse_kernels": "off",
         "validate.latency": "null",
         "validate.gates": "{max_metric_drop: 0.02, min_sparsity: 0.6, max_parity_error: 0.001}",
     }

@@ -111,19 +111,22 @@ def _run(sessions, drawn, threads, kind=TensorProto.FLOAT):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_it_equals_double_precision(sessions, seed):
+def test_it_equals_double_precision(sessions_by_set, seed):
     random = np.random.default_rng(seed)
     drawn = [_floats(random, f"o{i}") for i in range(OPERATORS)]
-    for name, (_, _, expected), y in _run(sessions, drawn, 1 + seed % 3):
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+    for instruction_set, sessions in sessions_by_set.items():
+        for name, (_, _, expected), y in _run(sessions, drawn, 1 + seed % 3):
+            where = f"{name}, {instruction_set}"
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5, err_msg=where)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_bytes_equal_whole_numbers(sessions, seed):
+def test_bytes_equal_whole_numbers(sessions_by_set, seed):
     random = np.random.default_rng(seed)
     drawn = [_bytes(random, f"o{i}") for i in range(OPERATORS)]
-    for name, (_, _, expected), y in _run(sessions, drawn, 1 + seed % 3, TensorProto.UINT8):
-        np.testing.assert_array_equal(y, expected, err_msg=name)
+    for instruction_set, sessions in sessions_by_set.items():
+        for name, (_, _, expected), y in _run(sessions, drawn, 1 + seed % 3, TensorProto.UINT8):
+            np.testing.assert_array_equal(y, expected, err_msg=f"{name}, {instruction_set}")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
