@@ -10,6 +10,11 @@
 namespace mfac {
 namespace {
 
+constexpr int64_t kStagedTogether = 16 << 10;
+// What the last vector of a channel reads beyond it, at most: 63 positions of a stride of 2, and two
+// quads.
+constexpr int64_t kBeyondStaged = 192;
+
 DepthwiseFunction<float> chosen(const float*, int kernel, int stride) {
   return simd_kernels().depthwise.floats[kernel][stride];
 }
@@ -21,7 +26,7 @@ int32_t* room_for_edges(int64_t kernel, int64_t to_width) {
   return scratch().sums.cells(static_cast<size_t>((kernel + 1) * (to_width + kDepthwiseReach)));
 }
 
-void give_room(Depthwise<float>& d) {
+void give_room(Depthwise<float>& d, int64_t) {
   d.edges = room_for_edges(d.kernel, d.to_width);
   const size_t row = static_cast<size_t>(d.width + 2 * kDepthwiseReach);
   float* const zeros = scratch().inputs.floats(row);
@@ -29,7 +34,25 @@ void give_room(Depthwise<float>& d) {
   d.zeros = zeros;
 }
 
-void give_room(Depthwise<uint8_t>& d) {
+// Rows of the same phase follow each other, so that strides of 2 read every other row.
+void give_bytes(Depthwise<uint8_t>& d, int64_t stride) {
+  StagedBytes& b = d.bytes;
+  const int64_t rows = (d.top + d.height + d.bottom + stride - 1) / stride;
+  b.row = (d.left + d.width + d.right + stride - 1) / stride * stride;
+  b.phase = rows * b.row;
+  b.channel = stride * b.phase;
+  const int64_t sums = (d.to_height - 1) * (b.row / stride) + d.to_width;
+  b.run = (sums + kDepthwiseBytes - 1) / kDepthwiseBytes * kDepthwiseBytes;
+  // So many that the first one's bytes have left the store buffer before they are read.
+  b.together = std::max<int64_t>(kStagedTogether / b.channel, 1);
+  const int64_t staged = b.together * b.channel + kBeyondStaged;
+  b.staged = scratch().inputs.bytes(static_cast<size_t>(staged));
+  b.out = scratch().outputs.bytes(static_cast<size_t>(b.together * b.run));
+  std::fill_n(b.staged, staged, static_cast<uint8_t>(d.around));
+}
+
+void give_room(Depthwise<uint8_t>& d, int64_t stride) {
+  if (simd_kernels().depthwise.stages_bytes) return give_bytes(d, stride);
   d.edges = room_for_edges(d.kernel, d.to_width);
   const int64_t padded = (d.top + d.height + d.bottom) * (d.left + d.width + d.right);
   d.staged = scratch().inputs.floats(static_cast<size_t>(padded + kDepthwiseReach));
@@ -70,6 +93,7 @@ class Channels {
     d.channels = count;
     d.weights += channel * taps;
     if (d.bias) d.bias += channel * d.step;
+    if (d.cells) d.cells += channel * d.kernel * quads_of(d.kernel);
     if (d.begin) d.begin += channel * d.step;
     if (d.scales) d.scales += channel * d.step;
     run_(d);
@@ -125,7 +149,7 @@ void run_depthwise(const Call& call, const Depthwise<Pixel>& given, const Window
   auto task = [&](size_t index) {
     const int64_t i = static_cast<int64_t>(index);
     Depthwise<Pixel> mine = all;
-    give_room(mine);
+    give_room(mine, window.strides[0]);
     Channels<Pixel>(mine, run, channels, input.channels, x, y)
         .compute(channels * i / tasks, channels * (i + 1) / tasks);
   };
