@@ -16,6 +16,17 @@ MFAC_INLINE void store_positions(uint8_t* to, __m512i bytes) {
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 
+// Rows of bytes, 64 at a time, without branches on their length.
+MFAC_INLINE void copy_masked_rows(const uint8_t* from, int64_t from_stride, int64_t rows,
+                                  int64_t width, uint8_t* to, int64_t to_stride) {
+  const int64_t whole = (width - 1) / 64 * 64;
+  const __mmask64 rest = ~uint64_t{0} >> (64 - (width - whole));
+  for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
+    for (int64_t i = 0; i < whole; i += 64) __builtin_memcpy(to + i, from + i, 64);
+    _mm512_mask_storeu_epi8(to + whole, rest, _mm512_maskz_loadu_epi8(rest, from + whole));
+  }
+}
+
 // All sums of a staged channel, 64 at a time.
 template <int K, int S, bool BOUNDED>
 MFAC_INLINE void depthwise_run(const Depthwise<uint8_t>& d, int64_t channel, const uint8_t* staged,
@@ -55,18 +66,19 @@ MFAC_INLINE void depthwise_channels(const Depthwise<uint8_t>& d) {
     const int64_t rest = d.channels - first;
     const int64_t count = rest < b.together ? rest : b.together;
     for (int64_t c = 0; c < count; ++c) {
-      const uint8_t* from = d.from + (first + c) * d.height * d.width;
+      const uint8_t* const from = d.from + (first + c) * d.height * d.width;
       uint8_t* const to = b.staged + c * b.channel + d.left;
-      for (int64_t y = 0; y < d.height; ++y, from += d.width) {
+      for (int64_t y = 0; y < S && y < d.height; ++y) {  // rows of the same phase
         const int64_t row = d.top + y;
-        copy_many(from, d.width, to + row % S * b.phase + row / S * b.row);
+        copy_masked_rows(from + y * d.width, S * d.width, (d.height - y + S - 1) / S, d.width,
+                         to + row % S * b.phase + row / S * b.row, b.row);
       }
     }
     for (int64_t c = 0; c < count; ++c)
       depthwise_run<K, S, BOUNDED>(d, first + c, b.staged + c * b.channel, b.out + c * b.run);
     for (int64_t c = 0; c < count; ++c)
-      gather_bytes(b.out + c * b.run, b.row / S, d.to_height, d.to_width,
-                   d.to + (first + c) * d.to_height * d.to_width, d.to_width);
+      copy_masked_rows(b.out + c * b.run, b.row / S, d.to_height, d.to_width,
+                       d.to + (first + c) * d.to_height * d.to_width, d.to_width);
   }
 }
 
