@@ -8,7 +8,7 @@ namespace mfac {
 namespace {
 
 constexpr size_t kDepthwiseWeights = 5, kDepthwiseBias = 6;
-constexpr int64_t kChunkBytes = 512 << 10;  // of the images between the convolutions
+constexpr int64_t kChunkBytes = 256 << 10;  // of the images between the convolutions
 
 // Room for some channels, and for what is read around them.
 float* room_between(int64_t floats) {

@@ -16,6 +16,15 @@ void avx512vnni_depthwise(DepthwiseKernels& table);
 
 namespace {
 
+#if defined(__x86_64__)
+// Zen 4 multiplies 512 bits in two steps, which does not pay for loads that cross cache lines.
+SimdKernels avx512_on_this() {
+  SimdKernels kernels = avx512_kernels();
+  kernels.wide_shifts = __builtin_cpu_is("intel");
+  return kernels;
+}
+#endif
+
 SimdKernels choose() {
   const char* wanted = std::getenv("MFAC_SPARSE_ISA");
   const bool any = wanted == nullptr || *wanted == 0;
@@ -27,14 +36,14 @@ SimdKernels choose() {
                       __builtin_cpu_supports("avx512dq");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (vnni && (any || std::strcmp(wanted, "avx512vnni") == 0)) {
-    SimdKernels kernels = avx512_kernels();
+    SimdKernels kernels = avx512_on_this();
     kernels.name = "avx512vnni";
     kernels.quads = avx512vnni_quads();
     kernels.bytes = avx512vnni_bytes();
     avx512vnni_depthwise(kernels.depthwise);
     return kernels;
   }
-  if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();
+  if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_on_this();
   if (avx2 && (any || std::strcmp(wanted, "portable") != 0)) return avx2_kernels();
 #else
   (void)any;

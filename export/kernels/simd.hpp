@@ -77,6 +77,7 @@ struct SimdKernels {
   const char* name;
   StripTable wide;    // for aligned rows
   StripTable narrow;  // for shifted runs, where a wide load crosses cache lines
+  bool wide_shifts;   // whether wide ones are faster all the same
   StripTable
       rows[3];  // as narrow, for whole rows of 8, 16, 32 floats with kBetweenRows between them
   // columns[k][r] = rows[r][k], r < lanes (zero from `count`), row_stride and column_stride floats.
