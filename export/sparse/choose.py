@@ -180,7 +180,9 @@ def _with_depthwise(graph: Graph, plan: Plan, shapes: Mapping[Workload, Shapes])
         together = apart | {operator: plan[operator]._replace(depthwise=depthwise)}
         ratios = []
         for workload in shapes:
-            two, one = _time_plans(graph, list(apart), [apart, together], workload, shapes[workload])
+            two, one = _time_plans(
+                graph, list(apart), [apart, together], workload, shapes[workload]
+            )
             ratios.append(median_ratio(one, two))
         if max(ratios) <= MAX_RATIO:
             joined |= together
