@@ -21,13 +21,13 @@ bool is_planes(const NodeInfo& node, const char* name) {
 
 }  // namespace
 
-Conv::Conv(const NodeInfo& node)
+Conv::Conv(const NodeInfo& node, bool in_nchw)
     : channels_(node.integer("in_channels")),
       parts_(node.integer("group")),
       window_(read_window(node)),
-      input_planes_(is_planes(node, "input_layout")),
-      output_planes_(is_planes(node, "output_layout")),
-      residual_planes_(is_planes(node, "residual_layout")),
+      input_planes_(!in_nchw && is_planes(node, "input_layout")),
+      output_planes_(!in_nchw && is_planes(node, "output_layout")),
+      residual_planes_(!in_nchw && is_planes(node, "residual_layout")),
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(divided(node, "in_channels", parts_), window_),
                             parts_)),
@@ -95,27 +95,29 @@ void Conv::run_depthwise(const Call& call, const Batch& batch, const Images& inp
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
-  const Images& input = plan.input;
-  const Runs& runs = plan.runs;
-  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
-                                            Images::kReadBeyond + window_.pads[1]);
-  auto pixels = [&](int64_t image, Buffer& buffer) -> const float* {
-    if (runs.in_place) {
-      const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
-      return batch.x + input.offset(image, 0) - back;
-    }
-    float* to = buffer.floats(staged);
-    for (int64_t c = 0; c < input.channels; ++c)
-      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
-    const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
-    std::memset(to + end, 0, (staged - end) * sizeof(float));
-    return to;
-  };
+  auto pixels = [&](int64_t image, Buffer& buffer) { return stage(batch, image, buffer); };
   const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
-                        static_cast<int64_t>(weights_.values.size()) * runs.length};
+                        static_cast<int64_t>(weights_.values.size()) * plan.runs.length};
   parallel_for(call, sharing, pixels, [&](const float* there, int64_t image, const Share& share) {
     run_share(batch, there, image, share);
   });
+}
+
+// An image's pixels as the tiles read them: where they lie, or copied into a buffer.
+const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer) const {
+  const Images& input = batch.plan->input;
+  const Runs& runs = batch.plan->runs;
+  if (runs.in_place) {
+    const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
+    return batch.x + input.offset(image, 0) - back;
+  }
+  const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
+  const size_t all = end + Images::kReadBeyond + static_cast<size_t>(window_.pads[1]);
+  float* to = buffer.floats(all);
+  for (int64_t c = 0; c < input.channels; ++c)
+    stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+  std::memset(to + end, 0, (all - end) * sizeof(float));
+  return to;
 }
 
 void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
@@ -155,7 +157,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     const int64_t end = std::min(group + step, group_end);
     const int64_t first_output = group * weights_.block;
     const int64_t channel = part * weights_.outputs + first_output;
-    const int64_t at = output.offset(image, channel) + tile.first;
+    const int64_t at = output.offset(image, channel) + tile.first - batch.before;
     Strip strip{};
     strip.values = w.values.data();
     strip.offsets = w.indices.data();
@@ -187,7 +189,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
       const float* add =
           batch.residual ? batch.residual + residuals.offset(image, channel) : nullptr;
       not_finite |= !scatter(sums, strip.outputs, tile, plan,
-                             batch.y + output.offset(image, channel),
+                             batch.y + (output.offset(image, channel) - batch.before),
                              {add, residuals.row_stride(), residuals.channel_stride()}, activation_);
     }
     if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);

@@ -11,6 +11,7 @@
 #include "ort.hpp"
 #include "packed_weights.hpp"
 #include "plan_cache.hpp"
+#include "scratch.hpp"
 
 namespace mfac {
 
@@ -20,15 +21,18 @@ class Conv {
   static constexpr auto kTypes = kFloatTypes;
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
-  explicit Conv(const NodeInfo& node);
+  // in_nchw: all images are, and the node has no attributes that say so.
+  explicit Conv(const NodeInfo& node, bool in_nchw = false);
   void run(const Call& call) const;
 
  private:
+  friend class ConvDepthwise;
   // The images of one call.
   struct Batch {
     std::shared_ptr<const ConvPlan> plan;
     const float* x = nullptr;
     float* y = nullptr;
+    int64_t before = 0;  // floats of the output that come before y, which are not written
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
@@ -36,6 +40,7 @@ class Conv {
     mutable std::atomic<bool> not_finite{false};
   };
   void run_images(const Call& call, const Batch& batch) const;
+  const float* stage(const Batch& batch, int64_t image, Buffer& buffer) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;

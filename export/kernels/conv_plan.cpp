@@ -17,7 +17,7 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const SimdKernels& simd = simd_kernels();
   // A bounded run must hold a whole vector.
   const bool holds_wide = !runs.bounded || runs.length >= simd.wide.lanes;
-  const bool wide = runs.unshifted || (kind > 0 && tiling().wide_shifted && holds_wide);
+  const bool wide = runs.unshifted || (tiling().wide_shifted && holds_wide);
   const StripTable& table = wide ? simd.wide : simd.narrow;
   // With many channels and long tiles too few channels would fit in the L1 cache.
   const int64_t fitting = std::max(tiling().conv_range / 4 / plan.input.channels, kUnshiftedFloats);

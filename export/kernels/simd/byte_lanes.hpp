@@ -151,16 +151,20 @@ MFAC_INLINE __m512i scaled_ints(Ints<16> sums, float scale, float high) {
   return _mm512_cvtps_epi32(scaled);
 }
 template <bool BOUNDED>
-MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
-                              const Requantise& how) {
+MFAC_INLINE __m512i packed(const Ints<16>* sums, float scale, const Requantise& how) {
   const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
   const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(how.zero_point));
   const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(at(0), at(1)), zero);
   const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(at(2), at(3)), zero);
   const ByteBounds bounds(how);
-  const __m512i bytes =
-      _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
-                      _mm512_set1_epi8(bounds.low));
+  return _mm512_max_epu8(
+      _mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
+      _mm512_set1_epi8(bounds.low));
+}
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
+                              const Requantise& how) {
+  const __m512i bytes = packed<BOUNDED>(sums, scale, how);
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 #endif
