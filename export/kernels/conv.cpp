@@ -59,7 +59,7 @@ void Conv::run(const Call& call) const {
   batch.residual = residual ? residual.floats() : nullptr;
   if (batch.count > 0) run_images(call, batch);
   bool finite = !batch.not_finite;
-  if (!input_is_finite(batch)) {
+  if (!input_is_finite(call, batch)) {
     run_dense(batch);
     finite = simd_kernels().all_finite(batch.y, batch.count * output.image_stride());
   }
@@ -95,16 +95,22 @@ void Conv::run_depthwise(const Call& call, const Batch& batch, const Images& inp
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
-  auto pixels = [&](int64_t image, Buffer& buffer) { return stage(batch, image, buffer); };
   const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
                         static_cast<int64_t>(weights_.values.size()) * plan.runs.length};
-  parallel_for(call, sharing, pixels, [&](const float* there, int64_t image, const Share& share) {
-    run_share(batch, there, image, share);
-  });
+  parallel_for(
+      call, sharing,
+      [&](int64_t image, Buffer& buffer) {
+        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      },
+      [&](const float* pixels, int64_t image, const Share& share) {
+        run_share(batch, pixels, image, share);
+      });
 }
 
-// An image's pixels as the tiles read them: where they lie, or copied into a buffer.
-const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer) const {
+// An image's pixels as the tiles read them: where they lie, or copied into a buffer, in parallel if
+// a call is given.
+const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer,
+                         const Call* call) const {
   const Images& input = batch.plan->input;
   const Runs& runs = batch.plan->runs;
   if (runs.in_place) {
@@ -114,8 +120,10 @@ const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer) cons
   const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
   const size_t all = end + Images::kReadBeyond + static_cast<size_t>(window_.pads[1]);
   float* to = buffer.floats(all);
-  for (int64_t c = 0; c < input.channels; ++c)
-    stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+  in_parts(call, input.channels, 4 * static_cast<int64_t>(end), [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+  });
   std::memset(to + end, 0, (all - end) * sizeof(float));
   return to;
 }

@@ -40,14 +40,14 @@ class Conv {
     mutable std::atomic<bool> not_finite{false};
   };
   void run_images(const Call& call, const Batch& batch) const;
-  const float* stage(const Batch& batch, int64_t image, Buffer& buffer) const;
+  const float* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
   std::vector<float> depthwise_weights() const;
   void run_depthwise(const Call& call, const Batch& batch, const Images& input,
                      const Images& output) const;
-  bool input_is_finite(const Batch& batch) const;
+  bool input_is_finite(const Call& call, const Batch& batch) const;
   void run_dense(const Batch& batch) const;
 
   int64_t channels_;

@@ -13,11 +13,16 @@ float clipped(float y, const Activation& activation) {
 }  // namespace
 
 // Planes record whether any pixel is not finite, set by the convolution that wrote them.
-bool Conv::input_is_finite(const Batch& batch) const {
+bool Conv::input_is_finite(const Call& call, const Batch& batch) const {
   const Images& input = batch.plan->input;
   const int64_t floats = batch.count * input.image_stride();
   if (input.planes) return batch.x[floats + Images::kNotFinite] == 0.0f;
-  return simd_kernels().all_finite(batch.x, floats);
+  std::atomic<bool> finite{true};
+  in_parts(&call, floats, 4 * floats, [&](int64_t first, int64_t end) {
+    if (!simd_kernels().all_finite(batch.x + first, end - first))
+      finite.store(false, std::memory_order_relaxed);
+  });
+  return finite;
 }
 
 // Images with a NaN or an infinity: 0 * NaN is NaN, so weights that are not stored count as well.

@@ -69,7 +69,7 @@ void ConvDepthwise::run(const Call& call) const {
 
 void ConvDepthwise::run_image(const Call& call, const Conv::Batch& batch, const Sizes& sizes,
                               float* y) const {
-  if (!conv_.input_is_finite(batch)) return run_dense(batch, sizes, y);
+  if (!conv_.input_is_finite(call, batch)) return run_dense(batch, sizes, y);
   const int64_t groups = conv_.weights_.groups;
   const int64_t floats = sizes.between.image_stride();
   const int64_t work =
@@ -78,7 +78,7 @@ void ConvDepthwise::run_image(const Call& call, const Conv::Batch& batch, const 
   const int64_t fitting = (floats * 4 + kChunkBytes - 1) / kChunkBytes;
   const int64_t tasks = std::min(std::clamp<int64_t>(work / kTaskWork, 1, 16), groups);
   const int64_t chunks = std::min(std::max(fitting, tasks), groups);
-  const float* pixels = conv_.stage(batch, 0, scratch().inputs);
+  const float* pixels = conv_.stage(batch, 0, scratch().inputs, &call);
   auto task = [&](size_t index) {
     const int64_t i = static_cast<int64_t>(index);
     const int64_t end = chunks * (i + 1) / tasks;
