@@ -57,9 +57,12 @@ void Conv::run(const Call& call) const {
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_plan(weights_, window_, input, output); });
   batch.residual = residual ? residual.floats() : nullptr;
+  // Planes record it, set by the convolution that wrote them.
+  if (input.planes)
+    batch.bad_input = batch.x[batch.count * input.image_stride() + Images::kNotFinite] != 0.0f;
   if (batch.count > 0) run_images(call, batch);
-  bool finite = !batch.not_finite;
-  if (!input_is_finite(call, batch)) {
+  bool finite = !batch.bad_output;
+  if (batch.bad_input) {
     run_dense(batch);
     finite = simd_kernels().all_finite(batch.y, batch.count * output.image_stride());
   }
@@ -123,6 +126,9 @@ const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer,
   in_parts(call, input.channels, 4 * static_cast<int64_t>(end), [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c)
       stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+    const int64_t count = (last - first) * runs.channel_stride;
+    if (!input.planes && !simd_kernels().all_finite(to + first * runs.channel_stride, count))
+      batch.bad_input.store(true, std::memory_order_relaxed);
   });
   std::memset(to + end, 0, (all - end) * sizeof(float));
   return to;
@@ -135,6 +141,7 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
   const int64_t begin = weights_.groups * share.chunk / share.chunks;
   const int64_t end = weights_.groups * (share.chunk + 1) / share.chunks;
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
+  const bool checks = plan.runs.in_place && !plan.input.planes && share.chunk == 0;
   for (int64_t part = 0; part < parts_; ++part) {
     if (output.planes) {
       const int64_t first = begin * weights_.block;
@@ -142,8 +149,10 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
       clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + first),
                     last - first, share.tile_begin == 0, share.tile_end == tiles);
     }
-    for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
+    for (int64_t t = share.tile_begin; t < share.tile_end; ++t) {
+      if (checks && part == 0) check_tile(batch, pixels, plan.tiles[t]);
       run_tile(batch, pixels, image, plan.tiles[t], part, begin, end);
+    }
   }
 }
 
@@ -200,7 +209,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
                              batch.y + (output.offset(image, channel) - batch.before),
                              {add, residuals.row_stride(), residuals.channel_stride()}, activation_);
     }
-    if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
+    if (not_finite) batch.bad_output.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
       activation_.apply_gelu(batch.y + at + o * output.channel_stride(), tile.length);
   }

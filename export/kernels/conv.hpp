@@ -36,8 +36,8 @@ class Conv {
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
-    // Whether any output is NaN or infinite. Threads only set it, never clear it.
-    mutable std::atomic<bool> not_finite{false};
+    // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
+    mutable std::atomic<bool> bad_input{false}, bad_output{false};
   };
   void run_images(const Call& call, const Batch& batch) const;
   const float* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
@@ -47,7 +47,7 @@ class Conv {
   std::vector<float> depthwise_weights() const;
   void run_depthwise(const Call& call, const Batch& batch, const Images& input,
                      const Images& output) const;
-  bool input_is_finite(const Call& call, const Batch& batch) const;
+  void check_tile(const Batch& batch, const float* pixels, const Tile& tile) const;
   void run_dense(const Batch& batch) const;
 
   int64_t channels_;

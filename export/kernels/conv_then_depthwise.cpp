@@ -63,13 +63,13 @@ void ConvDepthwise::run(const Call& call) const {
   float* y = call.output(shape);
   for (int64_t image = 0; image < images; ++image) {
     batch.x = x.floats() + image * sizes.input.image_stride();
+    batch.bad_input = false;
     run_image(call, batch, sizes, y + image * sizes.output.image_stride());
   }
 }
 
 void ConvDepthwise::run_image(const Call& call, const Conv::Batch& batch, const Sizes& sizes,
                               float* y) const {
-  if (!conv_.input_is_finite(call, batch)) return run_dense(batch, sizes, y);
   const int64_t groups = conv_.weights_.groups;
   const int64_t floats = sizes.between.image_stride();
   const int64_t work =
@@ -87,6 +87,7 @@ void ConvDepthwise::run_image(const Call& call, const Conv::Batch& batch, const 
       run_chunk(batch, pixels, sizes, {0, tiles, chunk, chunks}, y);
   };
   call.parallel(static_cast<size_t>(tasks), task);
+  if (batch.bad_input) run_dense(batch, sizes, y);
 }
 
 void ConvDepthwise::run_chunk(const Conv::Batch& batch, const float* pixels, const Sizes& sizes,
@@ -104,6 +105,7 @@ void ConvDepthwise::run_chunk(const Conv::Batch& batch, const float* pixels, con
   chunk.y = between;
   chunk.before = first * stride;
   conv_.run_share(chunk, pixels, 0, share);
+  if (chunk.bad_input) batch.bad_input.store(true, std::memory_order_relaxed);
   run_depthwise(sizes, first, count, between, y);
 }
 
