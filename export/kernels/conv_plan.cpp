@@ -14,7 +14,8 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const Images& output = plan.output;
   const Runs& runs = plan.runs;
   const SimdKernels& simd = simd_kernels();
-  const StripTable& table = runs.unshifted || simd.wide_shifts ? simd.wide : simd.narrow;
+  const bool wide = runs.unshifted || (simd.wide_shifts && runs.length >= simd.wide.lanes);
+  const StripTable& table = wide ? simd.wide : simd.narrow;
   // With many channels and long tiles too few channels would fit in the L1 cache.
   const int64_t fitting = std::max(kRangeBytes / 4 / plan.input.channels, kUnshiftedFloats);
   const int64_t longest = runs.unshifted
