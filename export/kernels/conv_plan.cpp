@@ -79,6 +79,14 @@ bool has_aligned_rows(const Images& output, const Runs& runs) {
   return planes.aligned() && runs.row_stride == planes.row_stride();
 }
 
+// A copy for each column of the window, as many as the window has: no position is left out, and the
+// results go where they belong at once. Worth it if few channels are copied and many computed.
+bool stages_columns(const Images& input, const Images& output, const Window& window) {
+  constexpr int64_t kFew = 4;
+  return !input.planes && !output.planes && window.kernel[1] > 1 &&
+         input.channels * kFew <= output.channels;
+}
+
 }  // namespace
 
 ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
@@ -86,7 +94,7 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   ConvPlan plan;
   plan.input = input;
   plan.output = output;
-  plan.runs = plan_runs(input, output, window, false);
+  plan.runs = plan_runs(input, output, window, stages_columns(input, output, window));
   const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
   plan.tiles = tiles(plan, block_class(weights.block));
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
