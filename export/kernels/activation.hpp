@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "ort.hpp"
 #include "simd.hpp"
@@ -17,6 +18,7 @@ struct Activation {
   }
 };
 
-Activation read_activation(const NodeInfo& node);
+// From the attributes activation, min and max, whose names begin with a prefix.
+Activation read_activation(const NodeInfo& node, const std::string& prefix = "");
 
 }  // namespace mfac

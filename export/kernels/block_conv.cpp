@@ -9,7 +9,6 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kOutputBytes = 16 << 10;
-constexpr int64_t kTaskBytes = 64 << 10;  // to copy that justify a thread
 constexpr int64_t kReadBeyond = 64;       // the widest strip
 
 }  // namespace
@@ -70,20 +69,10 @@ const uint8_t* BlockConv::stage(const Batch& batch, int64_t image, Buffer& buffe
   if (runs.in_place) return from;
   const int64_t all = channels * runs.channel_stride;
   uint8_t* staged = buffer.bytes(static_cast<size_t>(all + kReadBeyond));
-  const int64_t chunks =
-      call == nullptr ? 1
-                      : std::clamp<int64_t>(all / kTaskBytes, 1, std::min<int64_t>(channels, 16));
-  auto task = [&](size_t index) {
-    const int64_t chunk = static_cast<int64_t>(index);
-    const int64_t first = channels * chunk / chunks;
-    stage_channels(batch, channels * (chunk + 1) / chunks - first,
-                   from + first * plan.input.channel_stride(),
+  in_parts(call, channels, all, [&](int64_t first, int64_t end) {
+    stage_channels(batch, end - first, from + first * plan.input.channel_stride(),
                    staged + first * runs.channel_stride);
-  };
-  if (chunks == 1)
-    task(0);
-  else
-    call->parallel(static_cast<size_t>(chunks), task);
+  });
   std::memset(staged + all, 0, kReadBeyond);
   return staged;
 }

@@ -21,13 +21,13 @@ bool is_planes(const NodeInfo& node, const char* name) {
 
 }  // namespace
 
-Conv::Conv(const NodeInfo& node)
+Conv::Conv(const NodeInfo& node, bool in_nchw)
     : channels_(node.integer("in_channels")),
       parts_(node.integer("group")),
       window_(read_window(node)),
-      input_planes_(is_planes(node, "input_layout")),
-      output_planes_(is_planes(node, "output_layout")),
-      residual_planes_(is_planes(node, "residual_layout")),
+      input_planes_(!in_nchw && is_planes(node, "input_layout")),
+      output_planes_(!in_nchw && is_planes(node, "output_layout")),
+      residual_planes_(!in_nchw && is_planes(node, "residual_layout")),
       weights_(read_weights(node, divided(node, "out_channels", parts_),
                             inputs_of_output(divided(node, "in_channels", parts_), window_),
                             parts_)),
@@ -57,9 +57,12 @@ void Conv::run(const Call& call) const {
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_plan(weights_, window_, input, output); });
   batch.residual = residual ? residual.floats() : nullptr;
+  // Planes record it, set by the convolution that wrote them.
+  if (input.planes)
+    batch.bad_input = batch.x[batch.count * input.image_stride() + Images::kNotFinite] != 0.0f;
   if (batch.count > 0) run_images(call, batch);
-  bool finite = !batch.not_finite;
-  if (!input_is_finite(batch)) {
+  bool finite = !batch.bad_output;
+  if (batch.bad_input) {
     run_dense(batch);
     finite = simd_kernels().all_finite(batch.y, batch.count * output.image_stride());
   }
@@ -95,27 +98,40 @@ void Conv::run_depthwise(const Call& call, const Batch& batch, const Images& inp
 
 void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
-  const Images& input = plan.input;
-  const Runs& runs = plan.runs;
-  const size_t staged = static_cast<size_t>(input.channels * runs.channel_stride +
-                                            Images::kReadBeyond + window_.pads[1]);
-  auto pixels = [&](int64_t image, Buffer& buffer) -> const float* {
-    if (runs.in_place) {
-      const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
-      return batch.x + input.offset(image, 0) - back;
-    }
-    float* to = buffer.floats(staged);
-    for (int64_t c = 0; c < input.channels; ++c)
-      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
-    const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
-    std::memset(to + end, 0, (staged - end) * sizeof(float));
-    return to;
-  };
   const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
-                        static_cast<int64_t>(weights_.values.size()) * runs.length};
-  parallel_for(call, sharing, pixels, [&](const float* there, int64_t image, const Share& share) {
-    run_share(batch, there, image, share);
+                        static_cast<int64_t>(weights_.values.size()) * plan.runs.length};
+  parallel_for(
+      call, sharing,
+      [&](int64_t image, Buffer& buffer) {
+        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      },
+      [&](const float* pixels, int64_t image, const Share& share) {
+        run_share(batch, pixels, image, share);
+      });
+}
+
+// An image's pixels as the tiles read them: where they lie, or copied into a buffer, in parallel if
+// a call is given.
+const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer,
+                         const Call* call) const {
+  const Images& input = batch.plan->input;
+  const Runs& runs = batch.plan->runs;
+  if (runs.in_place) {
+    const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
+    return batch.x + input.offset(image, 0) - back;
+  }
+  const size_t end = static_cast<size_t>(input.channels * runs.channel_stride);
+  const size_t all = end + Images::kReadBeyond + static_cast<size_t>(window_.pads[1]);
+  float* to = buffer.floats(all);
+  in_parts(call, input.channels, 4 * static_cast<int64_t>(end), [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+    const int64_t count = (last - first) * runs.channel_stride;
+    if (!input.planes && !simd_kernels().all_finite(to + first * runs.channel_stride, count))
+      batch.bad_input.store(true, std::memory_order_relaxed);
   });
+  std::memset(to + end, 0, (all - end) * sizeof(float));
+  return to;
 }
 
 void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
@@ -125,6 +141,7 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
   const int64_t begin = weights_.groups * share.chunk / share.chunks;
   const int64_t end = weights_.groups * (share.chunk + 1) / share.chunks;
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
+  const bool checks = plan.runs.in_place && !plan.input.planes && share.chunk == 0;
   for (int64_t part = 0; part < parts_; ++part) {
     if (output.planes) {
       const int64_t first = begin * weights_.block;
@@ -132,8 +149,10 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
       clear_borders(output, batch.y + output.offset(image, part * weights_.outputs + first),
                     last - first, share.tile_begin == 0, share.tile_end == tiles);
     }
-    for (int64_t t = share.tile_begin; t < share.tile_end; ++t)
+    for (int64_t t = share.tile_begin; t < share.tile_end; ++t) {
+      if (checks && part == 0) check_tile(batch, pixels, plan.tiles[t]);
       run_tile(batch, pixels, image, plan.tiles[t], part, begin, end);
+    }
   }
 }
 
@@ -155,7 +174,7 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     const int64_t end = std::min(group + step, group_end);
     const int64_t first_output = group * weights_.block;
     const int64_t channel = part * weights_.outputs + first_output;
-    const int64_t at = output.offset(image, channel) + tile.first;
+    const int64_t at = output.offset(image, channel) + tile.first - batch.before;
     Strip strip{};
     strip.values = w.values.data();
     strip.offsets = w.indices.data();
@@ -187,10 +206,10 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
       const float* add =
           batch.residual ? batch.residual + residuals.offset(image, channel) : nullptr;
       not_finite |= !scatter(sums, strip.outputs, tile, plan,
-                             batch.y + output.offset(image, channel),
+                             batch.y + (output.offset(image, channel) - batch.before),
                              {add, residuals.row_stride(), residuals.channel_stride()}, activation_);
     }
-    if (not_finite) batch.not_finite.store(true, std::memory_order_relaxed);
+    if (not_finite) batch.bad_output.store(true, std::memory_order_relaxed);
     for (int64_t o = 0; o < strip.outputs && direct && activation_.gelu; ++o)
       activation_.apply_gelu(batch.y + at + o * output.channel_stride(), tile.length);
   }

@@ -11,6 +11,7 @@
 #include "ort.hpp"
 #include "packed_weights.hpp"
 #include "plan_cache.hpp"
+#include "scratch.hpp"
 
 namespace mfac {
 
@@ -20,29 +21,33 @@ class Conv {
   static constexpr auto kTypes = kFloatTypes;
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
-  explicit Conv(const NodeInfo& node);
+  // in_nchw: all images are, and the node has no attributes that say so.
+  explicit Conv(const NodeInfo& node, bool in_nchw = false);
   void run(const Call& call) const;
 
  private:
+  friend class ConvDepthwise;
   // The images of one call.
   struct Batch {
     std::shared_ptr<const ConvPlan> plan;
     const float* x = nullptr;
     float* y = nullptr;
+    int64_t before = 0;  // floats of the output that come before y, which are not written
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
-    // Whether any output is NaN or infinite. Threads only set it, never clear it.
-    mutable std::atomic<bool> not_finite{false};
+    // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
+    mutable std::atomic<bool> bad_input{false}, bad_output{false};
   };
   void run_images(const Call& call, const Batch& batch) const;
+  const float* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
   std::vector<float> depthwise_weights() const;
   void run_depthwise(const Call& call, const Batch& batch, const Images& input,
                      const Images& output) const;
-  bool input_is_finite(const Batch& batch) const;
+  void check_tile(const Batch& batch, const float* pixels, const Tile& tile) const;
   void run_dense(const Batch& batch) const;
 
   int64_t channels_;

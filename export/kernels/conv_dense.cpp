@@ -1,4 +1,6 @@
 // Convolutions of inputs that are NaN or infinite.
+#include <algorithm>
+
 #include "conv.hpp"
 #include "scratch.hpp"
 
@@ -12,12 +14,12 @@ float clipped(float y, const Activation& activation) {
 
 }  // namespace
 
-// Planes record whether any pixel is not finite, set by the convolution that wrote them.
-bool Conv::input_is_finite(const Batch& batch) const {
-  const Images& input = batch.plan->input;
-  const int64_t floats = batch.count * input.image_stride();
-  if (input.planes) return batch.x[floats + Images::kNotFinite] == 0.0f;
-  return simd_kernels().all_finite(batch.x, floats);
+// Pixels that are read in place are checked tile by tile: those of a tile are about to be read.
+void Conv::check_tile(const Batch& batch, const float* pixels, const Tile& tile) const {
+  const Runs& runs = batch.plan->runs;
+  const int64_t count = std::min(tile.length, runs.length - tile.first);
+  if (!simd_kernels().rows_finite(pixels + tile.first, runs.channel_stride, channels_, count))
+    batch.bad_input.store(true, std::memory_order_relaxed);
 }
 
 // Images with a NaN or an infinity: 0 * NaN is NaN, so weights that are not stored count as well.

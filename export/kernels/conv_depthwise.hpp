@@ -14,6 +14,12 @@ namespace mfac {
 // 3x3 or 5x5 pixels, with strides of 1 or 2.
 bool is_depthwise(int64_t channels, int64_t outputs, int64_t parts, const Window& window);
 
+// Compute channels [first, first + count) of an image, which lie in a buffer with kDepthwiseReach
+// floats around them. y: the whole image's output.
+void run_depthwise_channels(const Depthwise<float>& all, const Window& window, const Images& input,
+                            const Images& output, int64_t first, int64_t count, const float* from,
+                            float* y);
+
 // Compute the channels of all images. `all` has what does not depend on the input: weights and what
 // belongs to each channel.
 template <class Pixel>

@@ -119,6 +119,13 @@ Window read_window(const NodeInfo& node) {
   return w;
 }
 
+Window read_depthwise_window(const NodeInfo& node, int64_t height, int64_t width) {
+  Window w{false, {height, width}, {}, {1, 1}, {}};
+  copy_integers(node, "depthwise_strides", 1, false, 1, w.strides);
+  copy_integers(node, "depthwise_pads", 0, false, 0, w.pads);
+  return w;
+}
+
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
   const int64_t value = node.integer(name);
   require(parts >= 1 && value >= 1 && value % parts == 0, name,

@@ -15,9 +15,8 @@ std::vector<Tile> cut(const ConvPlan& plan, int kind) {
   const Images& output = plan.output;
   const Runs& runs = plan.runs;
   const SimdKernels& simd = simd_kernels();
-  // A bounded run must hold a whole vector.
-  const bool holds_wide = !runs.bounded || runs.length >= simd.wide.lanes;
-  const bool wide = runs.unshifted || (kind > 0 && tiling().wide_shifted && holds_wide);
+  // Of a short run most of a wide vector would be wasted.
+  const bool wide = runs.unshifted || (tiling().wide_shifted && runs.length >= simd.wide.lanes);
   const StripTable& table = wide ? simd.wide : simd.narrow;
   // With many channels and long tiles too few channels would fit in the L1 cache.
   const int64_t fitting = std::max(tiling().conv_range / 4 / plan.input.channels, kUnshiftedFloats);
@@ -82,6 +81,14 @@ bool has_aligned_rows(const Images& output, const Runs& runs) {
   return planes.aligned() && runs.row_stride == planes.row_stride();
 }
 
+// A copy for each column of the window, as many as the window has: no position is left out, and the
+// results go where they belong at once. Worth it if few channels are copied and many computed.
+bool stages_columns(const Images& input, const Images& output, const Window& window) {
+  constexpr int64_t kFew = 4;
+  return !input.planes && !output.planes && window.kernel[1] > 1 &&
+         input.channels * kFew <= output.channels;
+}
+
 }  // namespace
 
 ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Images& input,
@@ -89,7 +96,7 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   ConvPlan plan;
   plan.input = input;
   plan.output = output;
-  plan.runs = plan_runs(input, output, window, false);
+  plan.runs = plan_runs(input, output, window, stages_columns(input, output, window));
   const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
   plan.tiles = tiles(plan, block_class(weights.block));
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);

@@ -9,7 +9,8 @@
 
 namespace mfac {
 
-constexpr int64_t kTaskWork = 400000;  // multiplications that justify waking a thread
+constexpr int64_t kTaskWork = 400000;    // multiplications that justify waking a thread
+constexpr int64_t kTaskBytes = 64 << 10;  // to copy or to check that do
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
@@ -24,6 +25,21 @@ struct Sharing {
 
 // Whether several tasks work on one image, so that its pixels are prepared outside of the tasks.
 inline bool is_shared(const Sharing& all) { return all.images < 8; }
+
+// Run work(first, end) on parts of `count` items of `bytes` in all: in parallel if a call is given.
+template <class Work>
+void in_parts(const Call* call, int64_t count, int64_t bytes, const Work& work) {
+  const int64_t most = std::min<int64_t>(count, 16);
+  const int64_t parts = call == nullptr ? 1 : std::clamp<int64_t>(bytes / kTaskBytes, 1, most);
+  auto task = [&](size_t index) {
+    const int64_t part = static_cast<int64_t>(index);
+    work(count * part / parts, count * (part + 1) / parts);
+  };
+  if (parts == 1)
+    task(0);
+  else
+    call->parallel(static_cast<size_t>(parts), task);
+}
 
 // pixels(image, buffer) returns an image's pixels, which it may copy into the buffer;
 // work_on(pixels, image, share) computes one share of the image.

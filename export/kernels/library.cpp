@@ -2,6 +2,7 @@
 #include <initializer_list>
 
 #include "conv.hpp"
+#include "conv_then_depthwise.hpp"
 #include "linear.hpp"
 #include "ort.hpp"
 #include "quantised.hpp"
@@ -80,12 +81,14 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   // Created once: sessions refer to the domain for their lifetime, so it is never released.
   static const ort::CustomOp linear = describe<Linear>();
   static const ort::CustomOp conv = describe<Conv>();
+  static const ort::CustomOp conv_depthwise = describe<ConvDepthwise>();
   static const ort::CustomOp quantised_linear = describe<QuantisedLinear>();
   static const ort::CustomOp quantised_conv = describe<QuantisedConv>();
   static const ort::CustomOp to_float = describe<LinearToFloat>();
   static const ort::CustomOp via_float = describe<LinearViaFloat>();
   static ort::CustomOpDomain* const domain =
-      make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float});
+      make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float,
+                         &conv_depthwise});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

@@ -9,7 +9,6 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kSumsBytes = 16 << 10;
-constexpr int64_t kTaskCells = 32 << 10;  // cells to pack that justify a thread
 
 }  // namespace
 
@@ -70,21 +69,15 @@ const Cell* QuadConv::stage(const Batch& batch, int64_t image, Buffer& buffer,
   const int64_t beyond = Images::kReadBeyond + window_.pads[1];
   Cell* staged = buffer.cells(static_cast<size_t>(all + beyond));
   const uint8_t around = weights_.x_zero_point;
-  const int64_t chunks =
-      call == nullptr ? 1 : std::clamp<int64_t>(all / kTaskCells, 1, std::min<int64_t>(quads, 16));
-  auto task = [&](size_t index) {
-    const int64_t chunk = static_cast<int64_t>(index);
-    for (int64_t q = quads * chunk / chunks; q < quads * (chunk + 1) / chunks; ++q) {
+  const int64_t bytes = all * static_cast<int64_t>(sizeof(Cell));
+  in_parts(call, quads, bytes, [&](int64_t first, int64_t end) {
+    for (int64_t q = first; q < end; ++q) {
       const int64_t channel = q % quads_ * kQuad;
       const uint8_t* pixels = batch.x + batch.input.offset(image, q / quads_ * channels_ + channel);
       stage_quad(pixels, batch.input, std::min(kQuad, channels_ - channel), around, runs,
                  staged + q * runs.channel_stride);
     }
-  };
-  if (chunks == 1)
-    task(0);
-  else
-    call->parallel(static_cast<size_t>(chunks), task);
+  });
   std::memset(staged + all, around, static_cast<size_t>(beyond) * sizeof(Cell));
   return staged;
 }

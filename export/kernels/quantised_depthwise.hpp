@@ -21,6 +21,7 @@ class QuantisedDepthwise {
   Window window_;
   QuantisedWeights weights_;
   std::vector<float> taps_;  // [channels, taps]
+  std::vector<Cell> cells_;  // [channels, kernel height, quads of its width]
 };
 
 }  // namespace mfac

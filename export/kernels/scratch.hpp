@@ -41,6 +41,7 @@ struct Scratch {
   Buffer columns;  // the same, of one task
   Buffer sums;     // of one task
   Buffer outputs;  // the same, quantised
+  Buffer between;  // what one part of an operator makes and the next one reads
 };
 
 inline Scratch& scratch() {

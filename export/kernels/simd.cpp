@@ -11,6 +11,7 @@ SimdKernels avx2_kernels();
 SimdKernels avx512_kernels();
 QuadKernels avx512vnni_quads();
 ByteKernels avx512vnni_bytes();
+void avx512vnni_depthwise(DepthwiseKernels& table);
 #endif
 
 namespace {
@@ -30,6 +31,7 @@ SimdKernels choose() {
     kernels.name = "avx512vnni";
     kernels.quads = avx512vnni_quads();
     kernels.bytes = avx512vnni_bytes();
+    avx512vnni_depthwise(kernels.depthwise);
     return kernels;
   }
   if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();

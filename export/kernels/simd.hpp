@@ -93,6 +93,7 @@ struct SimdKernels {
   void (*gelu_erf)(float* values, int64_t count);
   void (*gelu_tanh)(float* values, int64_t count);
   bool (*all_finite)(const float* values, int64_t count);
+  bool (*rows_finite)(const float* from, int64_t stride, int64_t rows, int64_t count);
   // out[i] = sums[i] * scale + bias, in place as well.
   void (*scale_sums)(const int32_t* sums, int64_t count, float scale, float bias, float* out);
   void (*scale_row)(const int32_t* sums, const float* scales, const float* bias, int64_t count,

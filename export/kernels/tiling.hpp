@@ -15,7 +15,7 @@ struct Tiling {
   int64_t blocks_range;    // at a time, and one with blocks
   int64_t sums;            // bytes of outputs between two transpositions
   int64_t conv_range;      // bytes of activations that a convolution reads at a time
-  bool wide_shifted;       // blocks read shifted runs in vectors of the full width
+  bool wide_shifted;       // convolutions read shifted runs in vectors of the full width
 };
 
 // The environment variable MFAC_SPARSE_L1D (KiB), read once, stands for another processor, in tests.

@@ -12,7 +12,14 @@ from statistics import fmean
 from mfac_compress.export.sparse.compose import extract_subgraph
 from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import Graph
-from mfac_compress.export.sparse.layout import KINDS, Placement, Plan, assign_layouts, chains
+from mfac_compress.export.sparse.layout import (
+    KINDS,
+    Placement,
+    Plan,
+    assign_layouts,
+    chains,
+    with_depthwise,
+)
 from mfac_compress.export.sparse.measure import (
     WorkloadTime,
     median_ratio,
@@ -160,7 +167,26 @@ def _best(
     others = [assign_layouts(c, kind) for i, c in enumerate(candidates) if c not in candidates[:i]]
     if others:
         plan, ratio = _fastest(graph, chain, [plan, *others], shapes)
-    return Segment(plan, ratio) if ratio <= MAX_RATIO else None
+    if ratio > MAX_RATIO:
+        return None
+    return Segment(_with_depthwise(graph, plan, shapes), ratio)
+
+
+def _with_depthwise(graph: Graph, plan: Plan, shapes: Mapping[Workload, Shapes]) -> Plan:
+    """Compute convolutions in one node with the depthwise one after them, where that is faster."""
+    joined = dict(plan)
+    for operator, depthwise in with_depthwise(plan):
+        apart = {each: plan[each] for each in (operator, depthwise)}
+        together = apart | {operator: plan[operator]._replace(depthwise=depthwise)}
+        ratios = []
+        for workload in shapes:
+            two, one = _time_plans(
+                graph, list(apart), [apart, together], workload, shapes[workload]
+            )
+            ratios.append(median_ratio(one, two))
+        if max(ratios) <= MAX_RATIO:
+            joined |= together
+    return joined
 
 
 def _fastest(

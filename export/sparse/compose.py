@@ -108,16 +108,22 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
     taken = _value_names(model)
     stored: dict[tuple, ir.Value] = {}
     ends = {operator.nodes[-1].name: operator for operator in plan}
+    before = {place.depthwise: operator for operator, place in plan.items() if place.depthwise}
     for last in list(graph):
         operator = ends.get(last.name)
-        if operator is None:
+        if operator is None or plan[operator].depthwise:
             continue
-        built = operator.build(plan[operator].block, values, planes)
+        first, together = operator, (operator.nodes, None)
+        if operator in before:  # one node for both
+            first = before[operator]
+            together = (*first.nodes, *operator.nodes), operator
+        replaced, depthwise = together
+        built = first.build(plan[first].block, values, planes, depthwise)
         _add_constants(graph, built, stored, taken)
         (new,), old = built.outputs, values[operator.y.name]
         new.meta.update(old.meta)
         ir.convenience.replace_nodes_and_values(
-            graph, last, [nodes[node.name] for node in operator.nodes], [built], [old], [new]
+            graph, last, [nodes[node.name] for node in replaced], [built], [old], [new]
         )
         values[new.name] = new
         if new.name in planes:

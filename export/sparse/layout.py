@@ -4,7 +4,7 @@ A value can if a sparse convolution makes it and only sparse convolutions read i
 as their residual.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -20,10 +20,12 @@ class Placement(NamedTuple):
     Attributes:
         block: How the weight is stored.
         planes: Whether its output stays in planes if that is possible.
+        depthwise: The depthwise convolution that reads its output, if one node computes both.
     """
 
     block: Block
     planes: bool = True
+    depthwise: SparseOperator | None = None
 
 
 Plan = Mapping[SparseOperator, Placement]
@@ -49,6 +51,20 @@ def assign_layouts(blocks: Mapping[SparseOperator, Block], kind: str) -> Plan:
     if kind == "windowed":
         wanted &= {o.x for o in blocks if o.takes_planes and max(o.weight.shape[2:]) > 1}
     return {operator: Placement(block, operator.y in wanted) for operator, block in blocks.items()}
+
+
+def with_depthwise(plan: Plan) -> Iterator[tuple[SparseOperator, SparseOperator]]:
+    """Yield the convolutions that a node could compute with the depthwise one after them, and that
+    one: nothing else reads what is between them, and all their images are in nchw."""
+    planes = in_planes(plan)
+    after = {operator.x: operator for operator in plan if operator.has_depthwise_kernel}
+    for operator in plan:
+        follows = after.get(operator.y)
+        if follows is None or not operator.takes_depthwise or operator.y.is_graph_output():
+            continue
+        names = {operator.x.name, operator.y.name, follows.y.name}
+        if users(operator.y) <= set(follows.nodes) and not names & planes:
+            yield operator, follows
 
 
 def _could_be(operators: Collection[SparseOperator]) -> frozenset[ir.Value]:

@@ -55,6 +55,25 @@ NO_ACTIVATION = Activation()
 
 
 @dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution of what a convolution makes, computed in the same node.
+
+    Attributes:
+        name: Name of its layer.
+        weight: float32, ``[outputs, 1, k, k]``, k = 3 or 5; not packed.
+        window: Strides of 1 or 2, pads smaller than k, no dilations.
+        bias: ``[outputs]``, float32.
+        activation: What follows it.
+    """
+
+    name: str
+    weight: np.ndarray
+    window: Window
+    bias: np.ndarray | None = None
+    activation: Activation = NO_ACTIVATION
+
+
+@dataclass(frozen=True)
 class Rounding:
     """Epilogue of a quantised operator: y = clip(round((sum + bias) · scale) + zero point), uint8.
 
@@ -109,6 +128,7 @@ def sparse_node(
     residual: ir.Value | None = None,
     epilogue: Epilogue = NO_ACTIVATION,
     planes: Collection[str] = (),
+    depthwise: Depthwise | None = None,
 ) -> ir.Node:
     """Build ``y = epilogue(x ∘ W + bias + residual)``, ∘ a matrix product or a convolution.
 
@@ -124,11 +144,17 @@ def sparse_node(
         residual: float32 tensor of y's shape. None if y is uint8.
         epilogue: What follows the sums; its type decides whether the operator is quantised.
         planes: Names of the values in the layout planes. The others are in nchw.
+        depthwise: The depthwise convolution that follows; y is then its result. All images are in
+            nchw.
     Returns:
         A node with one output. The inputs that belong to no graph are its constants.
     Raises:
         ValueError: If weight, window, bias or epilogue do not fit.
     """
+    if depthwise is not None:
+        return _with_depthwise(
+            name, x, y, weight, window=window, bias=bias, epilogue=epilogue, depthwise=depthwise
+        )
     kind = _kind(epilogue, window, residual)
     whole = isinstance(epilogue, Rounding)
     _check_outputs("bias", bias, np.int32 if whole else np.float32, weight)
@@ -149,6 +175,41 @@ def sparse_node(
     return ir.node(
         kind,
         [x, *_constants(name, arrays), *([residual] if adds_residual else [])],
+        dict(sorted(attributes.items())),
+        domain=DOMAIN,
+        name=name,
+        outputs=[ir.Value(name=y)],
+    )
+
+
+def _with_depthwise(
+    name: str,
+    x: ir.Value,
+    y: str,
+    weight: Packed,
+    *,
+    window: Window | None,
+    bias: np.ndarray | None,
+    epilogue: Epilogue,
+    depthwise: Depthwise,
+) -> ir.Node:
+    """Build ``y = activation(depthwise(epilogue(conv(x, W) + bias)) + bias)``."""
+    if window is None or len(window.strides) != 2 or not isinstance(epilogue, Activation):
+        raise ValueError("only a convolution of images of floats takes a depthwise one with it.")
+    _check_outputs("bias", bias, np.float32, weight)
+    _check_outputs("the depthwise bias", depthwise.bias, np.float32, weight)
+    attributes = _convolution(weight, window) | _epilogue_attributes(epilogue)
+    after = _epilogue_attributes(depthwise.activation)
+    after |= {"name": depthwise.name}
+    after |= {"strides": list(depthwise.window.strides), "pads": list(depthwise.window.pads)}
+    attributes |= {"block": weight.block.size} | {f"depthwise_{k}": v for k, v in after.items()}
+    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
+    arrays |= {"bias": bias, "depthwise_weights": depthwise.weight}
+    if depthwise.bias is not None:
+        arrays |= {"depthwise_bias": depthwise.bias}
+    return ir.node(
+        "SparseConvDepthwise",
+        [x, *_constants(name, arrays)],
         dict(sorted(attributes.items())),
         domain=DOMAIN,
         name=name,

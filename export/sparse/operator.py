@@ -10,6 +10,7 @@ from mfac_compress.export.sparse.format import Block, Packed, pack_as, possible_
 from mfac_compress.export.sparse.nodes import (
     NO_ACTIVATION,
     Activation,
+    Depthwise,
     Epilogue,
     Scaling,
     Window,
@@ -90,6 +91,22 @@ class SparseOperator:
         return one_each and len(shape) == 4
 
     @property
+    def has_depthwise_kernel(self) -> bool:
+        """Whether it is a depthwise convolution of floats that the kernels compute as such."""
+        if not self.is_depthwise or self.is_quantised or self.residual is not None:
+            return False
+        *_, height, width = self.weight.shape
+        window = self.window
+        usual = height == width and height in (3, 5) and max(window.pads) < height
+        return usual and window.strides in ((1, 1), (2, 2)) and window.dilations == (1, 1)
+
+    @property
+    def takes_depthwise(self) -> bool:
+        """Whether one node can compute it and a depthwise convolution that reads its result."""
+        images = self.takes_planes and len(self.weight.shape) == 4
+        return images and self.window.group == 1 and self.residual is None and not self.selection
+
+    @property
     def sparsity(self) -> float:
         """Share of the weights that are zero."""
         return 1 - np.count_nonzero(self.weight) / self.weight.size
@@ -121,7 +138,11 @@ class SparseOperator:
         return pack_as(self.weight, block, self.window.group if self.window else 1)
 
     def build(
-        self, block: Block, values: Mapping[str, ir.Value], planes: Collection[str] = ()
+        self,
+        block: Block,
+        values: Mapping[str, ir.Value],
+        planes: Collection[str] = (),
+        depthwise: "SparseOperator | None" = None,
     ) -> ir.Node:
         """Build the node that computes it, as :func:`sparse_node` does.
 
@@ -129,18 +150,23 @@ class SparseOperator:
             block: How the weight is stored.
             values: The values that it may read, by name.
             planes: Names of the values in this layout.
+            depthwise: The depthwise convolution that reads y, to be computed in the same node.
         """
         return sparse_node(
             self.name,
             values[self.x.name],
-            self.y.name,
+            (depthwise or self).y.name,
             self._pack(block),
             window=self.window,
             bias=self.bias,
             residual=values[self.residual.name] if self.residual else None,
             epilogue=self.epilogue,
             planes=planes,
+            depthwise=depthwise._as_depthwise() if depthwise else None,
         )
+
+    def _as_depthwise(self) -> Depthwise:
+        return Depthwise(self.name, self.weight, self.window, self.bias, self.epilogue)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 """Their second input is the weight. Operators that only copy values have none."""
 _SPARSE = (
     "SparseLinear", "SparseConv", "SparseQLinear", "SparseQLinearToFloat", "SparseQLinearViaFloat",
-    "SparseQConv",
+    "SparseQConv", "SparseConvDepthwise",
 )  # fmt: skip
 
 
@@ -32,11 +32,19 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
     for node in model.graph:
         if node.domain != DOMAIN or node.op_type not in _SPARSE:
             continue
-        weight, layer = _unpacked(node), layers.get(node.name)
-        if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
-            yield node.name, weight
-        else:
-            yield _weight_name(layer.inputs[1]), weight.T if _is_transposed(layer) else weight
+        for name, weight in _weights(node):
+            layer = layers.get(name)
+            if layer is None or layer.op_type not in _LAYERS or layer.inputs[1] is None:
+                yield name, weight
+            else:
+                yield _weight_name(layer.inputs[1]), weight.T if _is_transposed(layer) else weight
+
+
+def _weights(node: ir.Node) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the weights of a node, each with the name of its layer."""
+    yield node.name, _unpacked(node)
+    if node.op_type == "SparseConvDepthwise":
+        yield node.attributes["depthwise_name"].value, node.inputs[5].const_value.numpy()
 
 
 def _weight_name(weight: ir.Value) -> str:

@@ -73,6 +73,21 @@ MFAC_INLINE void store_in_order(int32_t* to, const Ints<L>* sums) {
   for (int t = 0; t < 4; ++t)
     store_lanes(reinterpret_cast<uint8_t*>(to + 4 * t), 64, (ByteVector<L>)sums[t]);
 }
+#if defined(__AVX512BW__)
+// In whole vectors: the lanes of four are transposed first.
+template <>
+MFAC_INLINE void store_in_order<16>(int32_t* to, const Ints<16>* sums) {
+  const __m512i a = (__m512i)sums[0], b = (__m512i)sums[1];
+  const __m512i c = (__m512i)sums[2], d = (__m512i)sums[3];
+  const __m512i low_ab = _mm512_shuffle_i32x4(a, b, 0x44), low_cd = _mm512_shuffle_i32x4(c, d, 0x44);
+  const __m512i high_ab = _mm512_shuffle_i32x4(a, b, 0xee);
+  const __m512i high_cd = _mm512_shuffle_i32x4(c, d, 0xee);
+  _mm512_storeu_si512(to, _mm512_shuffle_i32x4(low_ab, low_cd, 0x88));
+  _mm512_storeu_si512(to + 16, _mm512_shuffle_i32x4(low_ab, low_cd, 0xdd));
+  _mm512_storeu_si512(to + 32, _mm512_shuffle_i32x4(high_ab, high_cd, 0x88));
+  _mm512_storeu_si512(to + 48, _mm512_shuffle_i32x4(high_ab, high_cd, 0xdd));
+}
+#endif
 
 // Four vectors of sums, in the order in which the bytes of positions were interleaved, as unsigned
 // bytes in the order of positions. With BOUNDED no product leaves the integers of 32 bits upwards;
@@ -136,16 +151,20 @@ MFAC_INLINE __m512i scaled_ints(Ints<16> sums, float scale, float high) {
   return _mm512_cvtps_epi32(scaled);
 }
 template <bool BOUNDED>
-MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
-                              const Requantise& how) {
+MFAC_INLINE __m512i packed(const Ints<16>* sums, float scale, const Requantise& how) {
   const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
   const __m512i zero = _mm512_set1_epi16(static_cast<int16_t>(how.zero_point));
   const __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(at(0), at(1)), zero);
   const __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(at(2), at(3)), zero);
   const ByteBounds bounds(how);
-  const __m512i bytes =
-      _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
-                      _mm512_set1_epi8(bounds.low));
+  return _mm512_max_epu8(
+      _mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
+      _mm512_set1_epi8(bounds.low));
+}
+template <bool BOUNDED>
+MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
+                              const Requantise& how) {
+  const __m512i bytes = packed<BOUNDED>(sums, scale, how);
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 #endif

@@ -69,12 +69,21 @@ MFAC_INLINE int64_t first_of_vector(int64_t width, int64_t vector) {
   return width < L || (vector + 1) * L <= width ? vector * L : width - L;
 }
 
+// Keep a vector in a register: GCC would load it again for each sum that reads it, and most loads
+// cross a cache line.
+#if defined(__x86_64__)
+#define MFAC_IN_REGISTER(value) asm("" : "+v"(value))
+#else
+#define MFAC_IN_REGISTER(value) asm("" : "+w"(value))
+#endif
+
 // Add tap k of a row of pixels to those of the R sums that read it. Bit k of MASK tells whether
 // some of its lanes may lie outside.
 template <int L, int K, int S, int R, int MASK>
 MFAC_INLINE void add_tap(Floats<L> tap, int row, int k, const float* weights, const int32_t* keep,
                          Floats<L>* sum) {
   if (MASK >> k & 1) tap = masked<L>(tap, (Ints<L>)load<L>(keep + k * L));
+  MFAC_IN_REGISTER(tap);
   MFAC_UNROLL
   for (int r = 0; r < R; ++r) {
     const int y = row - r * S;

@@ -76,6 +76,21 @@ bool all_finite(const float* values, int64_t count) {
   return all_zero<L>(sum);
 }
 
+// In rows of at least L the last vector ends with the row, and overlaps the one before.
+template <int L>
+bool rows_finite(const float* from, int64_t stride, int64_t rows, int64_t count) {
+  Floats<L> zeros[2] = {};
+  for (int64_t r = 0; r < rows; ++r, from += stride) {
+    if (count < L) {
+      zeros[0] += load_some<L>(from, count) * 0.0f;
+      continue;
+    }
+    for (int64_t i = 0; i < count; i += L)
+      zeros[i / L % 2] += load<L>(from + (i + L <= count ? i : count - L)) * 0.0f;
+  }
+  return all_zero<L>(zeros[0] + zeros[1]);
+}
+
 // Rows of at least L: the last vector of each ends with the row, and overlaps the one before.
 template <int L>
 MFAC_INLINE bool clip_rows_of(const RowClip& c) {

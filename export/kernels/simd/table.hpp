@@ -38,6 +38,7 @@ SimdKernels make_table(const char* name) {
   table.scale_row = scale_row<MFAC_WIDE>;
   table.quantise = quantise_all<MFAC_WIDE>;
   table.all_finite = all_finite<MFAC_WIDE>;
+  table.rows_finite = rows_finite<MFAC_WIDE>;
   table.depthwise = make_depthwise_table();
   table.quads = make_quad_table();
   table.bytes = make_byte_table();

@@ -37,6 +37,7 @@ struct KernelInfo {
   bool quantised = false;
   bool floats = false;    // after the sums of a quantised node
   bool to_float = false;  // and in its output
+  bool joined = false;    // a convolution with a depthwise one after it
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -283,6 +284,14 @@ void clear_beyond_outputs(KernelInfo& node, const Size& size) {
         if (group % groups * 4 + o >= size.outputs) values[i * 4 + o] = 0;
 }
 
+void add_activation(KernelInfo& node, const std::string& prefix) {
+  std::string& name = node.words[prefix + "activation"];
+  name = std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
+  if (name != "clip") return;
+  node.ints[prefix + "min"] = {-1};
+  node.ints[prefix + "max"] = {1};
+}
+
 void add_common(KernelInfo& node, int64_t block) {
   if (node.quantised) {
     if (block == 4) node.ints["block"] = {block};
@@ -297,11 +306,7 @@ void add_common(KernelInfo& node, int64_t block) {
   } else {
     node.ints["block"] = {block};
   }
-  node.words["activation"] =
-      std::vector<std::string>{"none", "relu", "clip", "gelu", "gelu_tanh"}[pick(0, 4)];
-  if (node.words["activation"] != "clip") return;
-  node.ints["min"] = {-1};
-  node.ints["max"] = {1};
+  add_activation(node, "");
 }
 
 // Take one attribute away; one of another type looks the same to whoever asks for it. (A quantised
@@ -346,6 +351,21 @@ std::vector<int64_t> image_shape(bool planes, const std::vector<int64_t>& s, boo
   return {all, s[2] + 2, row};
 }
 
+// The depthwise convolution after a convolution of images in nchw.
+void join_depthwise(KernelInfo& node, int64_t channels, bool hostile) {
+  const int64_t size = chance(0.7) ? 3 : 5;
+  const int64_t stride = pick(1, 2);
+  std::vector<int64_t> shape{channels, 1, size, size};
+  if (hostile && chance(0.1)) shape[pick(0, 3)] = pick(0, 6);
+  if (hostile && chance(0.05)) shape.pop_back();
+  node.inputs.push_back(tensor(kFloat, shape));
+  if (chance(0.5))
+    node.inputs.push_back(tensor(kFloat, {channels + (hostile && chance(0.1) ? pick(-1, 1) : 0)}));
+  node.ints["depthwise_strides"] = {stride, stride};
+  node.ints["depthwise_pads"] = {pick(0, 2), pick(0, 2), pick(0, 2), pick(0, 2)};
+  add_activation(node, "depthwise_");
+}
+
 void make_conv(KernelInfo& node, bool hostile) {
   const int64_t parts = chance(0.7) ? 1 : pick(2, 4);
   const bool usual = chance(0.6);  // a 3x3 window with a border of 1, or a 1x1 window
@@ -388,6 +408,14 @@ void make_conv(KernelInfo& node, bool hostile) {
     add_weights(node, size, hostile);
     add_common(node, size.block);
     return quads ? clear_beyond(node, channels, taps) : clear_beyond_outputs(node, size);
+  }
+  node.joined = parts == 1 && !line && !depthwise && chance(0.4);
+  if (node.joined) {
+    node.inputs.push_back(
+        tensor(kFloat, {pick(0, 3), channels, pick(1, 20), chance(0.2) ? pick(40, 70) : pick(1, 20)}));
+    add_weights(node, size, hostile);
+    add_common(node, size.block);
+    return join_depthwise(node, size.outputs, hostile);
   }
   const double planes = depthwise ? 0.1 : 0.5;
   const bool x_planes = chance(planes), y_planes = chance(planes), r_planes = chance(planes);
@@ -455,7 +483,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 6) return 2;
+  if (ops.size() != 7) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -483,7 +511,8 @@ int main(int argc, char** argv) {
     bool good = false;
     std::thread([&] {
       const int floats = node.to_float ? 4 : 5;
-      const int op = node.floats ? floats : (linear ? 0 : 1) + (node.quantised ? 2 : 0);
+      const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
+      const int op = node.joined ? 6 : node.floats ? floats : plain;
       good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {

@@ -76,6 +76,24 @@ def test_conv_chain(sessions, layout, batch, bad, activation, width):
     _assert_same(found.run(None, {"x": x})[0], expected)
 
 
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", [(0, 0), (3, 2), (23, 23)])
+@pytest.mark.parametrize("size", [(24, 24), (5, 3)])
+def test_a_pointwise_convolution_that_reads_its_input_in_place(sessions, size, where, bad):
+    random = np.random.default_rng(0)
+    weight = _sparse(random, 8, 6, 1, 1)
+    weight[:, 2] = 0  # so that no stored weight reads what is not finite
+    x = random.standard_normal((2, 6, *size)).astype(np.float32)
+    x[1, 2, min(where[0], size[0] - 1), min(where[1], size[1] - 1)] = bad
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
+    expected = _dense(sessions, nodes, {"w": weight}, {"x": x})
+    assert np.isnan(expected).any()
+    for threads in (1, 2):
+        node = sparse_node("a", ir.Value(name="x"), "y", pack(weight), window=Window())
+        found = sessions.open([node], threads=threads)
+        _assert_same(found.run(None, {"x": x})[0], expected)
+
+
 def test_an_overflow_between_two_convolutions_is_seen(sessions):
     first = np.full((4, 4, 1, 1), 1e20, dtype=np.float32)
     second = np.zeros((4, 4, 3, 3), dtype=np.float32)

@@ -364,6 +364,32 @@ def test_a_chain_may_take_its_depthwise_layers_without_other_dense_ones(
     assert [layer.block for layer in found.layers] == [None, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("alone", "kinds"),
+    [(0.4, ["SparseConvDepthwise", "SparseConv"]), (0.6, ["SparseConv"] * 3)],
+    ids=["faster", "slower"],
+)
+def test_one_node_for_a_convolution_and_a_depthwise_one_is_timed(
+    make_model, sparse_weight, tmp_path, times, alone, kinds
+):
+    nodes = [
+        ("Conv", ["x", "w0"], ["a"]),
+        ("Conv", ["a", "w1"], ["b"], {"group": 8, "pads": [1, 1, 1, 1]}),
+        ("Conv", ["b", "w2"], ["y"]),
+    ]
+    weights = {
+        "w0": sparse_weight(8, 3, 1, 1),
+        "w1": sparse_weight(8, 1, 3, 3, kept=1.0),
+        "w2": sparse_weight(8, 8, 1, 1),
+    }
+    model = make_model(nodes, {"x": ["n", 3, 6, 6]}, ["y"], **weights)
+    write_model(to_ir(model), tmp_path / "model.onnx")
+    times(lambda blocks, batch: [1.0, alone, 0.5, 0.3][len(blocks)])
+    found = measure_speed(tmp_path / "model.onnx", _ones(3, 6, 6), WORKLOADS)
+    assert [node.op_type for node in found.model.graph] == kinds
+    assert all(layer.block for layer in found.layers)
+
+
 def test_a_file_without_layers_has_nothing_to_replace(make_model, tmp_path, kernels):
     onnx.save(make_model([("Relu", ["x"], ["y"])], {"x": ["n", 12]}, ["y"]), tmp_path / "m.onnx")
     found = measure_speed(tmp_path / "m.onnx", _feeds_of, WORKLOADS)
