@@ -120,6 +120,9 @@ class RecoverSection(Section):
     """Of the forward and backward pass. `bfloat16`: PyTorch's automatic mixed precision; weights,
     optimizer, loss and the choice of the best epoch stay in float32. Faster where the processor
     multiplies bfloat16 matrices: a GPU, or a CPU with AMX or AVX512-BF16."""
+    channels_last: bool = False
+    """Images have their channels side by side in memory, as convolutions are fastest. Not for a
+    model that takes the `view` of activations; `reshape` and `flatten` are fine."""
     freeze_batchnorm: bool = False
     """Batch norm uses its running statistics in training, too, as in the shipped model: scales and
     shifts are trained, statistics are kept. Take AdamW, or a low rate: nothing normalises the

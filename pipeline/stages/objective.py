@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mfac_compress.mfac.batch import Tree, call, map_tensors, named_tensors
+from mfac_compress.mfac.batch import Tree, call, channels_last, map_tensors, named_tensors
 
 Loss = Callable[[Any, Tree], Tensor]
 """Of outputs and targets: the mean over a batch."""
@@ -51,18 +51,24 @@ class Supervised:
 
 
 @dataclass(frozen=True)
-class MixedPrecision:
-    """The same, computed in bfloat16 where PyTorch deems that safe; the loss is taken in float32.
+class Accelerated:
+    """An objective that is computed faster; its loss is taken in float32.
 
     Args:
         objective: What is made smaller.
+        bfloat16: Compute in bfloat16 where PyTorch deems that safe.
+        channels_last: Images have their channels side by side in memory.
     """
 
     objective: Objective
+    bfloat16: bool = False
+    channels_last: bool = False
 
     def compute(self, module: nn.Module, inputs: Tree) -> Any:
+        if self.channels_last:
+            inputs = map_tensors(channels_last, inputs)
         device = next(tensor.device.type for _, tensor in named_tensors(inputs))
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
             return map_tensors(_widened, self.objective.compute(module, inputs))
 
     def loss(self, computed: Any, targets: Tree) -> Tensor:

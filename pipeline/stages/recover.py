@@ -23,7 +23,7 @@ from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.batchnorm import Batchnorm, augmented, recalibrate_batchnorm
 from mfac_compress.pipeline.stages.distillation import Distillation
 from mfac_compress.pipeline.stages.divergence import Divergence, reported
-from mfac_compress.pipeline.stages.objective import MixedPrecision, Objective, Supervised
+from mfac_compress.pipeline.stages.objective import Accelerated, Objective, Supervised
 from mfac_compress.pipeline.stages.prune import no_holdout
 from mfac_compress.pipeline.stages.range_test import STEPS, Tried, try_rates
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
@@ -272,7 +272,10 @@ def objective_of(model: Model, section: RecoverSection, calibration: Calibration
         calibration: Has the task's loss.
     """
     objective = _in_float32(model, section, calibration)
-    return MixedPrecision(objective) if section.precision == "bfloat16" else objective
+    bfloat16, channels_last = section.precision == "bfloat16", section.channels_last
+    if not (bfloat16 or channels_last):
+        return objective
+    return Accelerated(objective, bfloat16, channels_last)
 
 
 def _in_float32(model: Model, section: RecoverSection, calibration: CalibrationData) -> Objective:

@@ -162,6 +162,7 @@ def test_masks_and_weights_come_together_and_only_by_their_method():
         {"mixup": 1.0},
         {"cutmix": 1.0},
         {"precision": "bfloat16"},
+        {"channels_last": True},
     ],
     ids=lambda useless: next(iter(useless)),
 )
@@ -441,7 +442,7 @@ def test_sound_sections_pass(sections):
         ),
         (
             {"recover": {"mixup": 0.2}},
-            "recover.mixup must be left out unless recover.distill is given, with weight 1",
+            "mixup must be left out unless recover.distill is given, with weight 1",
         ),
         (
             {"recover": {"cutmix": 1, "distill": {"weight": 0.9}}},
