@@ -135,3 +135,19 @@ def test_a_run_trains_on_mixtures_the_same_each_time(project):
         assert result.exit_code == 0, result.output
         states.append((project.output / "model.safetensors").read_bytes())
     assert states[0] != states[1] == states[2]
+
+
+def test_a_dry_run_says_what_is_mixed_and_in_what_precision(project):
+    taught = {"epochs": 1, "distill": {}, "mixup": 0.5, "precision": "bfloat16"}
+    project.recipe["recover"] = taught
+    result = project.run("--dry-run")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "on mixed samples (mixup 0.5), in bfloat16" in text
+
+
+def test_a_dry_run_refuses_inputs_that_cannot_be_mixed(project):
+    project.recipe["recover"] = {"epochs": 1, "distill": {}, "cutmix": 1.0}
+    result = project.run("--dry-run")
+    assert result.exit_code == 2
+    assert "recover.cutmix needs batches of images" in result.output
