@@ -37,6 +37,7 @@ def shared_batchnorm(model: nn.Module, all_reduce: AllReduce) -> Iterator[None]:
 def _forward(norm: _BatchNorm, all_reduce: AllReduce, x: Tensor) -> Tensor:
     if not norm.training and norm.running_mean is not None:
         return type(norm).forward(norm, x)
+    kind, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 counts to 256
     over = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     count = all_reduce(x.new_tensor([x.numel() / x.shape[1]])).item()
@@ -48,7 +49,7 @@ def _forward(norm: _BatchNorm, all_reduce: AllReduce, x: Tensor) -> Tensor:
     result = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         result = result * norm.weight.view(shape) + norm.bias.view(shape)
-    return result
+    return result.to(kind)
 
 
 @torch.no_grad()

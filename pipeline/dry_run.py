@@ -121,6 +121,11 @@ def _recovery(recipe: Recipe, inputs: Inputs) -> str:
     if section.distill is not None:
         distance = section.distill.distance(inputs.task.loss_name)
         text += f", taught by the dense model ({distance}, weight {section.distill.weight:g})"
+    mixed = [f"{key} {alpha:g}" for key in ("mixup", "cutmix") if (alpha := getattr(section, key))]
+    if mixed:
+        text += f", on mixed samples ({', '.join(mixed)})"
+    if section.precision != "float32":
+        text += f", in {section.precision}"
     kept = "nearest to the dense model on held-out calibration samples"
     return f"{text}; kept is the {f'epoch {kept}' if section.keeps_best else 'last epoch'}"
 

@@ -20,6 +20,7 @@ from mfac_compress.mfac.batch import (
     FlatModel,
     Tree,
     call,
+    channels_last,
     concatenate,
     evaluating,
     map_tensors,
@@ -74,7 +75,7 @@ class Program:
                 "Inputs must have the form that the model was traced with, of "
                 f"{len(self.inputs)} tensors. Got {len(given)}."
             )
-        return {**self.constants, **dict(zip(self.inputs, map(_channels_last, given), strict=True))}
+        return {**self.constants, **dict(zip(self.inputs, map(channels_last, given), strict=True))}
 
     def value(self, node: Node, tensors: Mapping[str, Tensor], values: Mapping[Node, Any]) -> Any:
         """Run one operator.
@@ -178,12 +179,6 @@ def _silence() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """Images with their channels side by side, as convolutions are fastest: the same values."""
-    is_image = tensor.ndim == 4 and tensor.is_floating_point()
-    return tensor.contiguous(memory_format=torch.channels_last) if is_image else tensor
 
 
 def _names(model: nn.Module) -> dict[str, str]:

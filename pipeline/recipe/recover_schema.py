@@ -107,6 +107,22 @@ class RecoverSection(Section):
     the noise hides what the dense model gives; else true."""
     label_smoothing: Share = 0.0
     """Of the loss `cross_entropy`."""
+    mixup: Positive | None = None
+    """α of mixup, usually 0.2 to 1: each sample of a batch is mixed with another one, at a share
+    from Beta(α, α). The dense and the pruned model get the same mixtures, on which the dense one
+    says more than on the samples that it was trained on. Needs `distill` with weight 1, since
+    mixtures have no labels. Default: no mixup."""
+    cutmix: Positive | None = None
+    """α of CutMix, usually 1: a box of each image is replaced by that of another one; the share of
+    the area that stays is from Beta(α, α). With `mixup`, too, each batch is mixed by one of the
+    two, drawn at random. Needs `distill` with weight 1. Default: no CutMix."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass. `bfloat16`: PyTorch's automatic mixed precision; weights,
+    optimizer, loss and the choice of the best epoch stay in float32. Faster where the processor
+    multiplies bfloat16 matrices: a GPU, or a CPU with AMX or AVX512-BF16."""
+    channels_last: bool = False
+    """Images have their channels side by side in memory, as convolutions are fastest. Not for a
+    model that takes the `view` of activations; `reshape` and `flatten` are fine."""
     freeze_batchnorm: bool = False
     """Batch norm uses its running statistics in training, too, as in the shipped model: scales and
     shifts are trained, statistics are kept. Take AdamW, or a low rate: nothing normalises the
@@ -152,6 +168,13 @@ class RecoverSection(Section):
                 "must be 0 where recover.distill.weight is 1, which uses no labels. "
                 f"Got {self.label_smoothing}.",
             )
+        for key in ("mixup", "cutmix"):
+            if getattr(self, key) is not None and self.needs_labels:
+                yield RecipeIssue(
+                    (key,),
+                    "must be left out unless recover.distill is given, with weight 1: mixed "
+                    f"samples have no labels. Got {getattr(self, key):g}.",
+                )
 
     def _unread_by_a_loop(self) -> Iterator[RecipeIssue]:
         for key, field in type(self).model_fields.items():

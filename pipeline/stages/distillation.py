@@ -79,6 +79,10 @@ class Distillation:
         labelled = self.task_loss(computed["outputs"], targets)
         return self.weight * distance + (1 - self.weight) * labelled
 
+    def check(self, module: nn.Module, inputs: Tree) -> None:
+        """Check the layers."""
+        check_layers(self, module, inputs)
+
     def _of_outputs(self, outputs: list[Tensor], wanted: list[Tensor], targets: Tree) -> Tensor:
         pairs = list(zip(outputs, wanted, strict=True))
         if self.distance == "kl":

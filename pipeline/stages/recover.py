@@ -23,7 +23,7 @@ from mfac_compress.pipeline.run.state import State
 from mfac_compress.pipeline.stages.batchnorm import Batchnorm, augmented, recalibrate_batchnorm
 from mfac_compress.pipeline.stages.distillation import Distillation
 from mfac_compress.pipeline.stages.divergence import Divergence, reported
-from mfac_compress.pipeline.stages.objective import Objective, Supervised
+from mfac_compress.pipeline.stages.objective import Accelerated, Objective, Supervised
 from mfac_compress.pipeline.stages.prune import no_holdout
 from mfac_compress.pipeline.stages.range_test import STEPS, Tried, try_rates
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
@@ -101,7 +101,9 @@ def check(
             setting = f"{where(epochs_key)} is {section.epochs}"
             check_training(model, samples, objective, section, device, setting)
     if section.epochs:
-        check_sharing(model, samples, objective, section, device, ranks, where(epochs_key))
+        # In float32: roundings to bfloat16 would hide what the comparison looks for.
+        exact = _in_float32(model, section, calibration)
+        check_sharing(model, samples, exact, section, device, ranks, where(epochs_key))
 
 
 def recover(
@@ -269,6 +271,14 @@ def objective_of(model: Model, section: RecoverSection, calibration: Calibration
         section: How to train.
         calibration: Has the task's loss.
     """
+    objective = _in_float32(model, section, calibration)
+    bfloat16, channels_last = section.precision == "bfloat16", section.channels_last
+    if not (bfloat16 or channels_last):
+        return objective
+    return Accelerated(objective, bfloat16, channels_last)
+
+
+def _in_float32(model: Model, section: RecoverSection, calibration: CalibrationData) -> Objective:
     task = calibration.task
     loss = partial(task.loss, label_smoothing=section.label_smoothing)
     if section.distill is None:

@@ -24,6 +24,7 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.stages.best_epoch import BestEpoch, copy_into
+from mfac_compress.pipeline.stages.mixing import Mixing
 from mfac_compress.pipeline.stages.objective import Objective
 from mfac_compress.pipeline.stages.optimizers import lr_curve, optimizer_of
 from mfac_compress.pipeline.stages.shared_batch import backward
@@ -73,6 +74,7 @@ class Training:
         curve = lr_curve(section, section.epochs * self._batches)
         self._scheduler = LambdaLR(self._optimizer, curve)
         self._generator = torch.Generator().manual_seed(seed)
+        self._mix = Mixing(section.mixup, section.cutmix)
         self._seed = seed
         self._divergence_of = divergence_of
         self._average = section.ema and WeightAverage(self._tensors(), section.ema)
@@ -142,7 +144,8 @@ class Training:
             if batch.size == 1 < size and not frozen:
                 continue  # the odd one out has no variance for batch norm
             self._optimizer.zero_grad(set_to_none=True)
-            loss = backward(self._module, batch, self._objective, self._device, ranks)
+            mixed = self._mix(batch, self._generator)
+            loss = backward(self._module, mixed, self._objective, self._device, ranks)
             total += loss * batch.size
             self._optimizer.step()
             self._scheduler.step()

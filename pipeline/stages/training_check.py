@@ -11,7 +11,7 @@ from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.quoting import type_and_shape
 from mfac_compress.pipeline.recipe.schema import RecoverSection
-from mfac_compress.pipeline.stages.distillation import Distillation, check_layers
+from mfac_compress.pipeline.stages.mixing import Mixing
 from mfac_compress.pipeline.stages.objective import Objective
 
 _SAMPLES = 8
@@ -41,11 +41,12 @@ def check_training(
 
     Raises:
         InputError: If it fails, or returns something else than in evaluation mode (a head that
-            exists in training only).
+            exists in training only), or its inputs cannot be mixed as the recipe says.
     """
     count = min(_SAMPLES, section.batch_size, len(samples))
     with random_state_kept(device):
-        batch = samples.first(count).to(device)
+        mix = Mixing(section.mixup, section.cutmix)
+        batch = mix(samples.first(count), torch.Generator().manual_seed(0)).to(device)
         expected = run_model(model.module, batch.inputs, device)
         module = model.copy()
         train_mode(module, dropout=section.uses_dropout, freeze_batchnorm=section.freeze_batchnorm)
@@ -60,8 +61,7 @@ def check_training(
         _check_same_form(outputs, expected, setting)
         try:
             with user_code():
-                if isinstance(objective, Distillation):
-                    check_layers(objective, module, batch.inputs)
+                objective.check(module, batch.inputs)
                 computed = objective.compute(module, batch.inputs)
                 objective.loss(computed, batch.targets).backward()
         except InputError:

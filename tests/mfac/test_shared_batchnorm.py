@@ -49,3 +49,16 @@ def test_evaluation_mode_and_the_restored_forward_are_unchanged():
     with shared_batchnorm(norm, lambda total: total.mul_(COPIES)):
         assert norm(x).equal(expected)
     assert norm.train().forward.__func__ is nn.BatchNorm2d.forward
+
+
+def test_statistics_of_bfloat16_inputs_are_taken_in_float32():
+    torch.manual_seed(0)
+    norm, alone = _norm(), _norm()
+    alone.load_state_dict(norm.state_dict())
+    x = (5 + torch.randn(300, 4, 2, 3)).bfloat16()
+    with shared_batchnorm(norm, lambda total: total.mul_(COPIES)):
+        y = norm(x)
+    alone(torch.cat([x.float()] * COPIES))
+    assert y.dtype == torch.bfloat16
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(norm.get_buffer(name), alone.get_buffer(name))

@@ -159,6 +159,10 @@ def test_masks_and_weights_come_together_and_only_by_their_method():
         {"keep": "best"},
         {"patience": 2},
         {"ema": 0.9},
+        {"mixup": 1.0},
+        {"cutmix": 1.0},
+        {"precision": "bfloat16"},
+        {"channels_last": True},
     ],
     ids=lambda useless: next(iter(useless)),
 )
@@ -435,6 +439,14 @@ def test_sound_sections_pass(sections):
         (
             {"recover": {"epochs": 1, "label_smoothing": 0.1, "distill": {"weight": 1}}},
             "label_smoothing must be 0 where recover.distill.weight is 1",
+        ),
+        (
+            {"recover": {"mixup": 0.2}},
+            "mixup must be left out unless recover.distill is given, with weight 1",
+        ),
+        (
+            {"recover": {"cutmix": 1, "distill": {"weight": 0.9}}},
+            "cutmix must be left out unless recover.distill is given, with weight 1: mixed samples",
         ),
         (
             {"recover": {"patience": 2}},
