@@ -122,8 +122,8 @@ def layer_costs(
         Two inputs that are nearly equal. The first removal costs little, the second does not:
 
         >>> H = torch.tensor([[[1.0, 0.99], [0.99, 1.0]]])
-        >>> layer_costs(torch.ones(1, 1, 2), H, torch.arange(2).view(1, 1, 2))
-        tensor([0.0199, 3.9601], dtype=torch.float64)
+        >>> layer_costs(torch.tensor([[[1.0, 1.1]]]), H, torch.arange(2).view(1, 1, 2))
+        tensor([0.0199, 4.3681], dtype=torch.float64)
     """
     _check(weights, H, unit, keep, ridge)
     blocks = RowBlocks.of(unit)
