@@ -11,6 +11,7 @@ References:
 """
 
 import argparse
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,7 @@ def anneal(model: Ising, chains: int, steps: int, rng: np.random.Generator) -> E
     spins = rng.choice([-1.0, 1.0], (chains, *model.fields.shape))
     log_weights = np.zeros(chains)
     betas = np.linspace(0, 1, steps + 1)
-    for before, after in zip(betas[:-1], betas[1:], strict=True):
+    for before, after in itertools.pairwise(betas):
         log_weights += (after - before) * model.log_weights(spins)
         gibbs_sweep(model, spins, after, rng)
     largest = log_weights.max()
