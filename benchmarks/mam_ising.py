@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/mam_ising.py FOLDER [--plot marginalization-models.svg]
 
-Into FOLDER go the trained model, where it is not there yet, the questions that the recipe reads,
-and a run of the recipe for each sparsity and pattern, which has a gate on bits per dimension. Then
-each file is judged here by the other metrics as well, on the same samples and with the pipeline's
-intervals, and one marginal is timed. Prints a table and a last line of JSON. Exit code 1: a gate
-failed; 3: there is no verdict.
+Into FOLDER go the trained model, unless the one there was trained by the same sources, the
+questions that the recipe reads, and a run of the recipe for each sparsity and pattern, which has a
+gate on bits per dimension. Then each file is judged here by the other metrics as well, on the same
+samples and with the pipeline's intervals, and one marginal is timed. Prints a table and a last line
+of JSON. Exit code 1: a gate failed; 3: there is no verdict.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from mfac_compress.pipeline.inputs.task import load_task
 from mfac_compress.pipeline.recipe.schema import TaskSection
 from mfac_compress.pipeline.stages.metric import MetricDrop, compare_metric
 from mfac_compress.recipes.models.mam_ising import questions
+from mfac_compress.recipes.models.train_mam_ising import is_current
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 UNSTRUCTURED = "prune.pattern=unstructured"
@@ -69,7 +70,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **questions(34_000, judged=ROWS))
     model = folder / "dense.safetensors"
-    if not model.is_file():
+    if not is_current(model):
         script = RECIPES / "models" / "train_mam_ising.py"
         subprocess.run([sys.executable, script, model], check=True)
     with np.load(path) as arrays:

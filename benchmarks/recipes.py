@@ -28,7 +28,7 @@ from mfac_compress.export import machine_load
 Row = dict[str, Any]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-DIGITS = RECIPES / "models" / "digits.safetensors"
+SHIPPED = RECIPES / "models"
 CHECKPOINTS = {
     "resnet20": "resnet20_cifar10_akamaster.safetensors",
     "resnet8": "resnet8_cifar10_mlperftiny.safetensors",
@@ -65,7 +65,7 @@ def main() -> None:
         if model is None:
             print(f"{recipe.stem}: left out, its checkpoint is not in --weights", flush=True)
             continue
-        own_data = model == DIGITS
+        own_data = model.parent == SHIPPED
         data = [] if own_data or arguments.data is None else [f"data.folder={arguments.data}"]
         folder = arguments.output / recipe.stem
         rows += run(recipe, model, folder, [*arguments.overrides, *data])
@@ -86,8 +86,9 @@ def chosen(names: list[str] | None) -> list[Path]:
 
 def model_of(recipe: Path, weights: Path | None) -> Path | None:
     """The checkpoint that a recipe is for; None where it is not at hand."""
-    if recipe.stem == "digits":
-        return DIGITS
+    shipped = SHIPPED / f"{recipe.stem}.safetensors"
+    if shipped.exists():
+        return shipped
     name = CHECKPOINTS.get(recipe.stem.split("-")[0])
     path = weights / name if weights and name else None
     return path if path and path.exists() else None

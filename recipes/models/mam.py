@@ -60,3 +60,37 @@ def residuals(before: Tensor, after: Tensor, site: Tensor, value: Tensor) -> Ten
     """
     log_odds = before.gather(-1, 1 + site.unsqueeze(-1)).squeeze(-1)
     return before[..., 0] + F.logsigmoid(value * log_odds) - after[..., 0]
+
+
+def growing_sets(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """Hide values in a random order, up to a random place in it and to the places behind that.
+
+    Args:
+        x: Of -1 and +1. Shape ``[n, sites]``.
+        terms: How many values to make known, one by one.
+    Returns:
+        The values with more and more of them known, shape ``[n, terms + 1, sites]``, and which one
+        is the next, shape ``[n, terms]``.
+    """
+    order = torch.rand_like(x).argsort(1)
+    place = order.argsort(1)[:, None]  # of each site, in the order
+    first = torch.randint(x.shape[1] - terms + 1, (len(x), 1))
+    known = first + torch.arange(terms + 1)
+    return x[:, None] * (place < known[..., None]), order.gather(1, known[:, :-1])
+
+
+@torch.no_grad()
+def resample(model: MarginalizationModel, x: Tensor, sites: int) -> Tensor:
+    """Draw random sites anew, given the others: block Gibbs sampling.
+
+    Args:
+        model: Gives the conditionals.
+        x: Of -1 and +1. Shape ``[n, sites]``.
+        sites: How many, the same for each sample.
+    """
+    chosen = torch.rand_like(x).argsort(1)[:, :sites]
+    x = x.scatter(1, chosen, 0.0)
+    for site in chosen.T[..., None]:
+        log_odds = model(x).gather(1, 1 + site)
+        x = x.scatter(1, site, 2 * torch.bernoulli(log_odds.sigmoid()) - 1)
+    return x

@@ -11,15 +11,22 @@ References:
 """
 
 import argparse
+import hashlib
 import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mfac_compress.recipes.models.ising import Ising
-from mfac_compress.recipes.models.mam import MarginalizationModel, residuals
+from mfac_compress.recipes.models.mam import (
+    MarginalizationModel,
+    growing_sets,
+    resample,
+    residuals,
+)
 from mfac_compress.recipes.models.mam_ising import ising, mam
 
 
@@ -31,11 +38,26 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    model = mam()
+    model, trained_by = mam(), sources()
     start = time.process_time()
     train(model, ising(), STEPS, BATCH)
     print(f"{STEPS} steps in {time.process_time() - start:.0f} s of processor time")
-    save_file(model.state_dict(), output)
+    save_file(model.state_dict(), output, metadata={"sources": trained_by})
+
+
+def sources() -> str:
+    """Digest of the files that say what is trained and how."""
+    names = ("ising.py", "mam.py", "mam_ising.py", "train_mam_ising.py")
+    texts = (Path(__file__).with_name(name).read_bytes() for name in names)
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+def is_current(weights: Path) -> bool:
+    """Whether a file is there and was trained by these sources."""
+    if not weights.is_file():
+        return False
+    with safe_open(weights, framework="pt") as file:
+        return (file.metadata() or {}).get("sources") == sources()
 
 
 def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) -> None:
@@ -88,40 +110,6 @@ def energy_loss(model: MarginalizationModel, x: Tensor, log_weights: Tensor) -> 
     missed = residuals(answers[:, :-1], answers[:, 1:], site, x.gather(1, site))
     gap = whole[:, 0] - log_weights
     return gap.var() / 2 + PENALTY * (missed.square().mean() + nothing[0].square())
-
-
-def growing_sets(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
-    """Hide spins in a random order, up to a random place in it and to the places behind that.
-
-    Args:
-        x: Spins. Shape ``[n, sites]``.
-        terms: How many spins to make known, one by one.
-    Returns:
-        The spins with more and more of them known, shape ``[n, terms + 1, sites]``, and which one
-        is the next, shape ``[n, terms]``.
-    """
-    order = torch.rand_like(x).argsort(1)
-    place = order.argsort(1)[:, None]  # of each site, in the order
-    first = torch.randint(x.shape[1] - terms + 1, (len(x), 1))
-    known = first + torch.arange(terms + 1)
-    return x[:, None] * (place < known[..., None]), order.gather(1, known[:, :-1])
-
-
-@torch.no_grad()
-def resample(model: MarginalizationModel, x: Tensor, sites: int) -> Tensor:
-    """Draw random sites anew, given the others: block Gibbs sampling.
-
-    Args:
-        model: Gives the conditionals.
-        x: Spins. Shape ``[n, sites]``.
-        sites: How many, the same for each sample.
-    """
-    chosen = torch.rand_like(x).argsort(1)[:, :sites]
-    x = x.scatter(1, chosen, 0.0)
-    for site in chosen.T[..., None]:
-        log_odds = model(x).gather(1, 1 + site)
-        x = x.scatter(1, site, 2 * torch.bernoulli(log_odds.sigmoid()) - 1)
-    return x
 
 
 STEPS, BATCH, TERMS = 3000, 64, 4

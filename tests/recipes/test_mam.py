@@ -12,7 +12,7 @@ from torch import nn
 from mfac_compress.pipeline.cli import main
 from mfac_compress.recipes.models import mam_ising, train_mam_ising
 from mfac_compress.recipes.models.ising import Ising
-from mfac_compress.recipes.models.mam import residuals
+from mfac_compress.recipes.models.mam import growing_sets, residuals
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -63,7 +63,7 @@ def test_a_residual_is_what_the_chain_rule_misses():
 
 def test_sets_grow_by_the_site_that_is_named():
     x = 1 - 2 * torch.randint(2, (50, 9)).float()
-    sets, site = train_mam_ising.growing_sets(x, 4)
+    sets, site = growing_sets(x, 4)
     before, after = sets[:, :-1], sets[:, 1:]
     changed = before != after
     assert changed.sum(2).eq(1).all()
@@ -107,6 +107,36 @@ def test_samples_that_are_trained_on_have_no_exact_answers():
     assert (arrays["log_p"][:100, 0] < 0).all()
     assert not arrays["log_p"][100:].any()
     assert len(np.unique(arrays["spins"], axis=0)) == 500
+
+
+def test_weights_are_current_until_what_trained_them_changes(tmp_path, monkeypatch):
+    weights = tmp_path / "dense.safetensors"
+    assert not train_mam_ising.is_current(weights)
+    save_file({"weight": torch.zeros(1)}, weights)
+    assert not train_mam_ising.is_current(weights)
+    save_file({"weight": torch.zeros(1)}, weights, metadata={"sources": train_mam_ising.sources()})
+    assert train_mam_ising.is_current(weights)
+
+    folder = Path(train_mam_ising.__file__).parent
+    for source in folder.glob("*.py"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(train_mam_ising, "__file__", str(tmp_path / "train_mam_ising.py"))
+    assert train_mam_ising.is_current(weights)
+    with (tmp_path / "train_mam_ising.py").open("a") as script:
+        script.write("STEPS = 4000\n")
+    assert not train_mam_ising.is_current(weights)
+
+
+def test_training_writes_what_it_was_trained_by(tmp_path, monkeypatch):
+    weights = tmp_path / "dense.safetensors"
+    monkeypatch.setattr(train_mam_ising, "mam", lambda: mam_ising.mam(hidden=8))
+    monkeypatch.setattr(train_mam_ising, "STEPS", 10)
+    monkeypatch.setattr("sys.argv", ["train_mam_ising.py", str(weights)])
+    try:
+        train_mam_ising.main()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert train_mam_ising.is_current(weights)
 
 
 def test_the_recipe_fits_the_model_and_its_questions(tmp_path):
