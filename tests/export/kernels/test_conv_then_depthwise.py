@@ -156,6 +156,19 @@ def _constant(node, place, shape):
     node.replace_input_with(place, ir.Value(name=name, const_value=ir.tensor(array, name=name)))
 
 
+def test_a_depthwise_bias_must_be_constant(any_sessions):
+    weight, wide = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 1, 3, 3), np.float32)
+    none, bias = _activation("none"), np.ones(2, np.float32)
+    node = _node(
+        "c", weight, wide, window=Window(), after=Window(), biases=(None, bias),
+        activations=(none, none),
+    )  # fmt: skip
+    node.replace_input_with(6, ir.Value(name="b"))
+    session = any_sessions.open([node])
+    with pytest.raises(Exception, match="depthwise_bias must be a constant"):
+        session.run(None, {"c.x": np.ones((1, 2, 4, 9), np.float32), "b": bias})
+
+
 def test_an_image_smaller_than_the_second_window_is_refused(any_sessions):
     weight, wide = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 1, 5, 5), np.float32)
     none = _activation("none")
