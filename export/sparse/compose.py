@@ -120,9 +120,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
         _add_constants(graph, built, stored, taken)
         (new,), old = built.outputs, values[operator.y.name]
         new.meta.update(old.meta)
-        ir.convenience.replace_nodes_and_values(
-            graph, last, replaced, [built], [old], [new]
-        )
+        ir.convenience.replace_nodes_and_values(graph, last, replaced, [built], [old], [new])
         values[new.name] = new
         if new.name in planes:
             new.shape = None  # the recorded one is no longer true
