@@ -150,6 +150,15 @@ def test_what_does_not_fit_is_refused(any_sessions, change, message):
         any_sessions.open([one])
 
 
+def test_a_residual_is_refused():
+    weight, wide = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 1, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="SparseConvDepthwise has no residual"):
+        sparse_node(
+            "c", ir.Value(name="x"), "y", pack(weight), window=Window(),
+            residual=ir.Value(name="r"), depthwise=Depthwise("d", wide, Window()),
+        )  # fmt: skip
+
+
 def _constant(node, place, shape):
     name = f"other{place}"
     array = np.zeros(shape, np.float32)
