@@ -82,11 +82,13 @@ bool has_aligned_rows(const Images& output, const Runs& runs) {
 }
 
 // A copy for each column of the window, as many as the window has: no position is left out, and the
-// results go where they belong at once. Worth it if few channels are copied and many computed.
+// results go where they belong at once. Worth it if few channels are copied and many computed; the
+// copies of a wide window (a network's that reads sound has hundreds of columns) could be far larger
+// than the results.
 bool stages_columns(const Images& input, const Images& output, const Window& window) {
   constexpr int64_t kFew = 4;
   return !input.planes && !output.planes && window.kernel[1] > 1 &&
-         input.channels * kFew <= output.channels;
+         input.channels * std::max(kFew, window.kernel[1]) <= output.channels;
 }
 
 }  // namespace

@@ -34,7 +34,8 @@ ConvDepthwise::ConvDepthwise(const NodeInfo& node)
   weights_.assign(weights.floats(), weights.floats() + element_count(shape));
   bias_.assign(static_cast<size_t>(channels), 0.0f);
   const Tensor bias = node.constant(kDepthwiseBias, "depthwise_bias", ort::kFloat, true);
-  if (!bias) return;
+  has_bias_ = static_cast<bool>(bias);
+  if (!has_bias_) return;
   require(bias.shape.rank == 1 && bias.shape.dims[0] == channels,
           "depthwise_bias must have one number an output. Got ", bias.shape);
   bias_.assign(bias.floats(), bias.floats() + channels);
@@ -44,6 +45,8 @@ void ConvDepthwise::run(const Call& call) const {
   const Tensor x = call.input(kX);
   require(static_cast<bool>(x), "X must be there");
   require(conv_.weights_.has_bias || !call.input(kBias), "bias must be a constant initializer");
+  require(has_bias_ || !call.input(kDepthwiseBias),
+          "depthwise_bias must be a constant initializer");
   int64_t images = 0;
   Sizes sizes;
   sizes.input = read_images(x.shape, conv_.channels_, conv_.window_, false, &images);

@@ -36,7 +36,8 @@ class ConvDepthwise {
   Conv conv_;
   Window window_{};             // of the depthwise convolution
   std::vector<float> weights_;  // [channels, taps]
-  std::vector<float> bias_;     // [channels]
+  std::vector<float> bias_;     // [channels]; zeros if none is given
+  bool has_bias_ = false;
   Activation activation_;
 };
 

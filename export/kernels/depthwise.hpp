@@ -23,7 +23,7 @@ struct StagedBytes {
   int64_t channel;   // bytes from channel to channel
   int64_t run;       // sums of a channel, with those left out and up to a whole vector
   int64_t together;  // channels that are staged before the first one is computed
-  uint8_t* staged;   // [together, channel] and kDepthwiseBytes
+  uint8_t* staged;   // [together, channel], and room for what the last vector reads beyond
   uint8_t* out;      // [together, run]
 };
 

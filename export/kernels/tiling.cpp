@@ -11,10 +11,10 @@ constexpr int64_t kKib = 1 << 10;
 constexpr Tiling kSmall = {2, 32 * kKib, 64 * kKib, 64 * kKib, 24 * kKib, false};
 constexpr Tiling kLarge = {4, 64 * kKib, 192 * kKib, 256 * kKib, 36 * kKib, true};
 
-int64_t first_cache() {
-  if (const char* given = std::getenv("MFAC_SPARSE_L1D")) return std::atoll(given) * kKib;
+int64_t first_cache_kib() {
+  if (const char* given = std::getenv("MFAC_SPARSE_L1D")) return std::atoll(given);
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
-  return sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  return sysconf(_SC_LEVEL1_DCACHE_SIZE) / kKib;
 #else
   return 0;
 #endif
@@ -23,7 +23,7 @@ int64_t first_cache() {
 }  // namespace
 
 const Tiling& tiling() {
-  static const Tiling& chosen = first_cache() >= 48 * kKib ? kLarge : kSmall;
+  static const Tiling& chosen = first_cache_kib() >= 48 ? kLarge : kSmall;
   return chosen;
 }
 

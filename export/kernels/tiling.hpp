@@ -1,7 +1,7 @@
 // Sizes of tiles, by the processor's first data cache.
 //
-// Processors with 32 KiB of it (AMD Zen 2 to 4) compute 512 bits in two halves; those with 48 KiB
-// (Intel since Ice Lake, AMD Zen 5) in one, and have a larger second cache for each core. There
+// Processors with 32 KiB of it (AMD Zen 2 to 4) compute 512 bits in two halves, if at all; those with
+// 48 KiB (Intel since Ice Lake, AMD Zen 5) in one, and have a larger second cache for each core. There
 // loads are what is short: a weight serves more vectors, and a vector may cross cache lines.
 #pragma once
 

@@ -113,18 +113,14 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
         operator = ends.get(last.name)
         if operator is None or plan[operator].depthwise:
             continue
-        first, together = operator, (operator.nodes, None)
-        if operator in before:  # one node for both
-            first = before[operator]
-            together = (*first.nodes, *operator.nodes), operator
-        replaced, depthwise = together
-        built = first.build(plan[first].block, values, planes, depthwise)
+        # One node computes both an operator and the depthwise one after it.
+        first, *depthwise = [before[operator], operator] if operator in before else [operator]
+        built = first.build(plan[first].block, values, planes, *depthwise)
+        replaced = [nodes[node.name] for each in (first, *depthwise) for node in each.nodes]
         _add_constants(graph, built, stored, taken)
         (new,), old = built.outputs, values[operator.y.name]
         new.meta.update(old.meta)
-        ir.convenience.replace_nodes_and_values(
-            graph, last, [nodes[node.name] for node in replaced], [built], [old], [new]
-        )
+        ir.convenience.replace_nodes_and_values(graph, last, replaced, [built], [old], [new])
         values[new.name] = new
         if new.name in planes:
             new.shape = None  # the recorded one is no longer true

@@ -151,11 +151,7 @@ def sparse_node(
     Raises:
         ValueError: If weight, window, bias or epilogue do not fit.
     """
-    if depthwise is not None:
-        return _with_depthwise(
-            name, x, y, weight, window=window, bias=bias, epilogue=epilogue, depthwise=depthwise
-        )
-    kind = _kind(epilogue, window, residual)
+    kind = _kind(epilogue, window, residual, depthwise)
     whole = isinstance(epilogue, Rounding)
     _check_outputs("bias", bias, np.int32 if whole else np.float32, weight)
     arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
@@ -170,8 +166,13 @@ def sparse_node(
         ends = {"input": x.name, "output": y, "residual": residual.name if residual else y}
         attributes |= {f"{end}_layout": _layout(value, planes) for end, value in ends.items()}
     adds_residual = kind in _WITH_RESIDUAL
-    if bias is not None or adds_residual:
+    if bias is not None or adds_residual or depthwise is not None:
         arrays |= {"bias": bias}
+    if depthwise is not None:
+        _check_outputs("the depthwise bias", depthwise.bias, np.float32, weight)
+        arrays |= {"depthwise_weights": depthwise.weight}
+        arrays |= {} if depthwise.bias is None else {"depthwise_bias": depthwise.bias}
+        attributes |= _depthwise_attributes(depthwise)
     return ir.node(
         kind,
         [x, *_constants(name, arrays), *([residual] if adds_residual else [])],
@@ -182,42 +183,12 @@ def sparse_node(
     )
 
 
-def _with_depthwise(
-    name: str,
-    x: ir.Value,
-    y: str,
-    weight: Packed,
-    *,
-    window: Window | None,
-    bias: np.ndarray | None,
+def _kind(
     epilogue: Epilogue,
-    depthwise: Depthwise,
-) -> ir.Node:
-    """Build ``y = activation(depthwise(epilogue(conv(x, W) + bias)) + bias)``."""
-    if window is None or len(window.strides) != 2 or not isinstance(epilogue, Activation):
-        raise ValueError("only a convolution of images of floats takes a depthwise one with it.")
-    _check_outputs("bias", bias, np.float32, weight)
-    _check_outputs("the depthwise bias", depthwise.bias, np.float32, weight)
-    attributes = _convolution(weight, window) | _epilogue_attributes(epilogue)
-    after = _epilogue_attributes(depthwise.activation)
-    after |= {"name": depthwise.name}
-    after |= {"strides": list(depthwise.window.strides), "pads": list(depthwise.window.pads)}
-    attributes |= {"block": weight.block.size} | {f"depthwise_{k}": v for k, v in after.items()}
-    arrays = {"values": weight.values, "indices": weight.indices, "starts": weight.starts}
-    arrays |= {"bias": bias, "depthwise_weights": depthwise.weight}
-    if depthwise.bias is not None:
-        arrays |= {"depthwise_bias": depthwise.bias}
-    return ir.node(
-        "SparseConvDepthwise",
-        [x, *_constants(name, arrays)],
-        dict(sorted(attributes.items())),
-        domain=DOMAIN,
-        name=name,
-        outputs=[ir.Value(name=y)],
-    )
-
-
-def _kind(epilogue: Epilogue, window: Window | None, residual: ir.Value | None) -> str:
+    window: Window | None,
+    residual: ir.Value | None,
+    depthwise: Depthwise | None,
+) -> str:
     """Return the operator's name."""
     if isinstance(epilogue, Activation):
         kind = "SparseLinear" if window is None else "SparseConv"
@@ -227,6 +198,12 @@ def _kind(epilogue: Epilogue, window: Window | None, residual: ir.Value | None) 
         raise ValueError("a quantised convolution cannot go on in floats: its epilogue is Rounding")
     else:
         kind = f"SparseQLinear{'ViaFloat' if epilogue.output else 'ToFloat'}"
+    if depthwise is not None:
+        if kind != "SparseConv" or len(window.strides) != 2:
+            raise ValueError(
+                f"only a SparseConv of two axes takes a depthwise one with it. Got {kind}."
+            )
+        kind = "SparseConvDepthwise"
     if residual is not None and kind not in _WITH_RESIDUAL:
         raise ValueError(f"{kind} has no residual. Got {residual.name!r}.")
     return kind
@@ -250,6 +227,13 @@ def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
     if epilogue.clip is not None:
         given |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
     return given
+
+
+def _depthwise_attributes(depthwise: Depthwise) -> dict[str, Any]:
+    window = depthwise.window
+    given = _epilogue_attributes(depthwise.activation) | {"name": depthwise.name}
+    given |= {"strides": list(window.strides), "pads": list(window.pads)}
+    return {f"depthwise_{key}": value for key, value in given.items()}
 
 
 def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[int, ...]:

@@ -104,7 +104,9 @@ class SparseOperator:
     def takes_depthwise(self) -> bool:
         """Whether one node can compute it and a depthwise convolution that reads its result."""
         images = self.takes_planes and len(self.weight.shape) == 4
-        return images and self.window.group == 1 and self.residual is None and not self.selection
+        # One of a single channel is depthwise, too, and could be the second of a pair.
+        fits = images and self.window.group == 1 and not self.is_depthwise
+        return fits and self.residual is None and not self.selection
 
     @property
     def sparsity(self) -> float:

@@ -48,6 +48,11 @@ class Mixing:
         kinds = [kind for kind in (self.mixup, self.cutmix) if kind is not None]
         if not kinds:
             return batch
+        # Both, whichever is drawn: else a run could fail in the middle.
+        if self.mixup is not None:
+            _check_floats(batch.inputs)
+        if self.cutmix is not None:
+            _check_images(batch.inputs)
         # Of NumPy, since PyTorch draws no Beta numbers from a generator that it is given.
         numbers = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
         partners = torch.randperm(batch.size, generator=generator)
@@ -59,12 +64,23 @@ class Mixing:
         return Batch(_blended(batch.inputs, partners, share), ())
 
 
-def _blended(inputs: Tree, partners: Tensor, share: float) -> Tree:
-    """Mixup: the share of each sample, and the rest of its partner."""
+def _check_floats(inputs: Tree) -> None:
     if not all(tensor.is_floating_point() for _, tensor in named_tensors(inputs)):
         raise InputError(
             f"recover.mixup needs inputs of floats. Got {type_and_shape(inputs)}. Leave it out."
         )
+
+
+def _check_images(inputs: Tree) -> None:
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
+        raise InputError(
+            "recover.cutmix needs batches of images, [n, channels, height, width]. "
+            f"Got {type_and_shape(inputs)}. Leave it out, or take recover.mixup."
+        )
+
+
+def _blended(inputs: Tree, partners: Tensor, share: float) -> Tree:
+    """Mixup: the share of each sample, and the rest of its partner."""
     return map_tensors(lambda x: torch.lerp(x[partners], x, share), inputs)
 
 
@@ -73,11 +89,6 @@ def _pasted(inputs: Tree, partners: Tensor, share: float, numbers: np.random.Gen
 
     The box's centre is anywhere in the image, which may cut the box off.
     """
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
-        raise InputError(
-            "recover.cutmix needs batches of images, [n, channels, height, width]. "
-            f"Got {type_and_shape(inputs)}. Leave it out, or take recover.mixup."
-        )
     rows, columns = (_span(size, share, numbers) for size in inputs.shape[2:])
     mixed = inputs.clone()
     mixed[:, :, rows, columns] = inputs[partners][:, :, rows, columns]

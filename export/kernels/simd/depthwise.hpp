@@ -70,11 +70,13 @@ MFAC_INLINE int64_t first_of_vector(int64_t width, int64_t vector) {
 }
 
 // Keep a vector in a register: GCC would load it again for each sum that reads it, and most loads
-// cross a cache line.
+// cross a cache line. Other processors' registers have other letters.
 #if defined(__x86_64__)
 #define MFAC_IN_REGISTER(value) asm("" : "+v"(value))
-#else
+#elif defined(__aarch64__)
 #define MFAC_IN_REGISTER(value) asm("" : "+w"(value))
+#else
+#define MFAC_IN_REGISTER(value)
 #endif
 
 // Add tap k of a row of pixels to those of the R sums that read it. Bit k of MASK tells whether

@@ -150,10 +150,32 @@ def test_what_does_not_fit_is_refused(any_sessions, change, message):
         any_sessions.open([one])
 
 
+def test_a_residual_is_refused():
+    weight, wide = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 1, 3, 3), np.float32)
+    with pytest.raises(ValueError, match="SparseConvDepthwise has no residual"):
+        sparse_node(
+            "c", ir.Value(name="x"), "y", pack(weight), window=Window(),
+            residual=ir.Value(name="r"), depthwise=Depthwise("d", wide, Window()),
+        )  # fmt: skip
+
+
 def _constant(node, place, shape):
     name = f"other{place}"
     array = np.zeros(shape, np.float32)
     node.replace_input_with(place, ir.Value(name=name, const_value=ir.tensor(array, name=name)))
+
+
+def test_a_depthwise_bias_must_be_constant(any_sessions):
+    weight, wide = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 1, 3, 3), np.float32)
+    none, bias = _activation("none"), np.ones(2, np.float32)
+    node = _node(
+        "c", weight, wide, window=Window(), after=Window(), biases=(None, bias),
+        activations=(none, none),
+    )  # fmt: skip
+    node.replace_input_with(6, ir.Value(name="b"))
+    session = any_sessions.open([node])
+    with pytest.raises(Exception, match="depthwise_bias must be a constant"):
+        session.run(None, {"c.x": np.ones((1, 2, 4, 9), np.float32), "b": bias})
 
 
 def test_an_image_smaller_than_the_second_window_is_refused(any_sessions):

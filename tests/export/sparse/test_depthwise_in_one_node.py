@@ -110,6 +110,18 @@ def test_others_stay_two(find, make_model, sparse_weight, changed):
     assert not list(with_depthwise(plan))
 
 
+def test_one_of_a_single_channel_is_not_the_first_of_one_pair_and_the_second_of_another(
+    find, make_model, sparse_weight
+):
+    around = {"pads": [1, 1, 1, 1]}
+    nodes = [("Conv", [a, w], [b], around) for a, w, b in ("xuc", "cve", "ewy")]
+    weights = {name: sparse_weight(1, 1, 3, 3, kept=0.9) for name in "uvw"}
+    model = make_model(nodes, {"x": ["n", 1, 9, 11]}, ["y"], **weights)
+    *_, plan = _plan(find, model)
+    assert len(plan) == 3
+    assert not list(with_depthwise(plan))
+
+
 def test_images_in_planes_stay_two(find, make_model, sparse_weight):
     *_, plan = _plan(find, _model(make_model, sparse_weight), planes=True)
     assert not list(with_depthwise(plan))

@@ -101,6 +101,9 @@ def test_inputs_that_cannot_be_mixed_are_refused():
         Mixing(mixup=1.0)(Batch(tokens, ()), _generator())
     with pytest.raises(InputError, match=r"recover\.cutmix needs batches of images"):
         Mixing(cutmix=1.0)(Batch(torch.ones(4, 5), ()), _generator())
+    for seed in range(8):  # whichever of the two is drawn
+        with pytest.raises(InputError, match=r"recover\.cutmix needs batches of images"):
+            Mixing(1.0, 1.0)(Batch(torch.ones(4, 5), ()), _generator(seed))
 
 
 class _Samples:

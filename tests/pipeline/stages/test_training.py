@@ -13,7 +13,8 @@ from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
-from mfac_compress.pipeline.stages.objective import Supervised
+from mfac_compress.pipeline.stages.distillation import Distillation
+from mfac_compress.pipeline.stages.objective import Accelerated, Supervised
 from mfac_compress.pipeline.stages.training import Training
 
 EPOCHS = 4
@@ -53,6 +54,10 @@ def _training(optimizer="sgd", divergences=(), **changes):
     given = {"optimizer": optimizer, "window": {"num_gradients": 5, "damping": 0.1}}
     section = RecoverSection(epochs=EPOCHS, batch_size=8, lr=0.05, **given | changes)
     net, objective = _net(), Supervised(nn.functional.cross_entropy)
+    if section.distill:
+        dense = _net().eval().requires_grad_(False)
+        taught = Distillation.of(section.distill, dense, "cross_entropy", None)
+        objective = Accelerated(taught, bfloat16=section.precision == "bfloat16")
     start, *later = divergences or [math.nan]
     later = iter(later)
 
@@ -81,8 +86,14 @@ def _same(one, other):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": "sgd"}, {"optimizer": "adamw"}, {"optimizer": "mfac"}, {"ema": 0.9}],
-    ids=["sgd", "adamw", "mfac", "average"],
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adamw"},
+        {"optimizer": "mfac"},
+        {"ema": 0.9},
+        {"distill": {}, "mixup": 0.5, "precision": "bfloat16"},
+    ],
+    ids=["sgd", "adamw", "mfac", "average", "mixed"],
 )
 @pytest.mark.parametrize("divergences", [(), (5, 3, 1, 2, 4)], ids=["last", "best"])
 def test_killed_after_each_epoch_it_ends_in_the_bytes_of_an_undisturbed_one(
