@@ -108,8 +108,8 @@ def recipe_of(name: str, architecture: Architecture) -> dict[str, Any]:
         "data": {"factory": f"{_ZOO}:splits", "kwargs": {"name": name}},
         "task": own if architecture.targets == "none" else {},
         "calibrate": {"labels": "model", "num_gradients": 8, "samples_per_gradient": 1},
-        "fisher": {"block_size": 32},
-        "prune": {"sparsity": 0.5, "steps": 1},
+        "fisher": {"block_size": 8},  # not more than gradients: all blocks are inverted at once
+        "prune": {"sparsity": 0.5, "steps": 1, "selection": "independent", "update": "single"},
         "recover": {"epochs": 0},
         "export": {"sparse_kernels": "off"},
         "validate": {"latency": None, "gates": {"min_sparsity": 0.49}},
