@@ -36,6 +36,11 @@ class Sparsity:
     gradients: tuple[int, ...] = ()
     """Number of gradients by which each pruning step chose; empty where none were computed."""
 
+    @property
+    def share(self) -> float:
+        """Matched weights as a share of all parameters: what pruning can reach."""
+        return self.weights / self.parameters
+
 
 @dataclass(frozen=True)
 class Data:

@@ -17,6 +17,7 @@ from mfac_compress.pipeline.verdict.inputs import Code
 from mfac_compress.pipeline.verdict.recovery_text import EPOCH_HEAD, epoch_rows, recovery_line
 from mfac_compress.pipeline.verdict.report import Report
 from mfac_compress.pipeline.verdict.tables import Row
+from mfac_compress.pipeline.verdict.warnings import LITTLE
 
 _NAME_WIDTH, _COLUMN_WIDTH = 24, 18
 
@@ -139,12 +140,16 @@ def _headline(report: Report) -> str:
 
 
 def _zeros(report: Report) -> str:
-    shipped = report.shipped
+    """The zeros of the file that ships, and of how little they are a share, if it is little."""
+    shipped, sparsity = report.shipped, report.sparsity
     if shipped.sparsity is None or shipped.model_sparsity is None:
         return f"not found in {shipped.file}"
+    matched = "matched"
+    if sparsity.share < LITTLE:
+        matched += f" (only {sparsity.share:.1%} of the model)"
     return (
-        f"{shipped.sparsity:.1%} of matched, {shipped.model_sparsity:.1%} of all "
-        f"{report.sparsity.parameters:,} parameters"
+        f"{shipped.sparsity:.1%} of {matched}, {shipped.model_sparsity:.1%} of all "
+        f"{sparsity.parameters:,} parameters"
     )
 
 

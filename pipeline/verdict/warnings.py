@@ -82,10 +82,10 @@ def _of_intervals(recipe: Recipe, metric: Metric, drop: MetricDrop) -> Iterator[
 
 
 def _of_sparsity(sparsity: Sparsity) -> Iterator[str]:
-    if sparsity.weights < LITTLE * sparsity.parameters:
+    if sparsity.share < LITTLE:
         yield (
             f"Only {sparsity.weights:,} of all {sparsity.parameters:,} parameters "
-            f"({sparsity.weights / sparsity.parameters:.1%}) were matched for pruning; sparsity is "
+            f"({sparsity.share:.1%}) were matched for pruning; sparsity is "
             "of these. See sparsity.left_out for the others."
         )
 

@@ -89,11 +89,17 @@ def test_the_verdict_says_of_what_the_zeros_are(finished):
     }
     measured = {"sparsity": 0.49, "model_sparsity": 0.0043}
     report = _with_variant(_report(finished, sparsity=sparsity), "sparse", **measured)
-    says = "zeros: 49.0% of matched, 0.4% of all 14,530 parameters"
-    assert says in _shown(report, width=80).splitlines()[-1]
+    says = "zeros: 49.0% of matched (only 0.9% of the model), 0.4% of all 14,530 parameters"
+    assert says in " ".join(_shown(report, width=80).split())
     text = markdown(report, {})
     assert says in text.splitlines()[0]
     assert "| lstm.weight_hh_l0 | 9,216 | not a linear weight |" in text
+
+
+def test_the_verdict_does_not_name_the_share_that_is_matched_where_it_is_large(finished):
+    for weights, is_named in ((2_905, True), (2_906, False)):  # 20% are 2,906 of 14,530
+        sparsity = {"weights": weights, "parameters": 14_530}
+        assert ("of the model)" in _shown(_report(finished, sparsity=sparsity))) == is_named
 
 
 def test_warnings_are_shown_and_written(finished):
