@@ -10,6 +10,8 @@ References:
     Liu, Ramadge, Adams (2023), Generative marginalization models, arXiv:2310.12920, section 3.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,8 +60,21 @@ def residuals(before: Tensor, after: Tensor, site: Tensor, value: Tensor) -> Ten
     Returns:
         log p(x_S) + log p(x_i | x_S) - log p(x_S, x_i) in nats. Shape ``[n]``.
     """
+    return before[..., 0] + log_conditionals(before, site, value) - after[..., 0]
+
+
+def log_conditionals(before: Tensor, site: Tensor, value: Tensor) -> Tensor:
+    """log p(x_i | x_S).
+
+    Args:
+        before: Of the model for x_S. Shape ``[..., 1 + sites]``.
+        site: i. Shape ``[...]``, integers.
+        value: x_i, -1 or +1. Shape ``[...]``.
+    Returns:
+        In nats. Shape ``[...]``.
+    """
     log_odds = before.gather(-1, 1 + site.unsqueeze(-1)).squeeze(-1)
-    return before[..., 0] + F.logsigmoid(value * log_odds) - after[..., 0]
+    return F.logsigmoid(value * log_odds)
 
 
 def growing_sets(x: Tensor, terms: int) -> tuple[Tensor, Tensor]:
@@ -94,3 +109,44 @@ def resample(model: MarginalizationModel, x: Tensor, sites: int) -> Tensor:
         log_odds = model(x).gather(1, 1 + site)
         x = x.scatter(1, site, 2 * torch.bernoulli(log_odds.sigmoid()) - 1)
     return x
+
+
+def train_on_chains(
+    model: MarginalizationModel,
+    optimizer: torch.optim.Optimizer,
+    chains: Tensor,
+    steps: int,
+    *,
+    batch: int,
+    sites: int,
+    loss: Callable[[Tensor], Tensor],
+) -> None:
+    """Fit a model with the help of samples of its own, and leave it in evaluation mode.
+
+    Args:
+        model: Changed in place.
+        optimizer: Its learning rate is the highest one.
+        chains: Where the samples start from; each goes on whenever it is drawn. Shape
+            ``[chains, sites]``, changed in place.
+        steps: Of the optimizer.
+        batch: Chains of a step. Others each time: a few, which move slowly, would be learnt by
+            heart.
+        sites: That a chain draws anew in a step.
+        loss: Of the model's samples, shape ``[batch, sites]``.
+    """
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, optimizer.defaults["lr"], total_steps=steps
+    )
+    model.train()
+    for step in range(steps):
+        chosen = torch.randperm(len(chains))[:batch]
+        own = chains[chosen] = resample(model, chains[chosen], sites)
+        optimizer.zero_grad()
+        value = loss(own)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 0:
+            print(f"step {step}: loss {value:.4f}", flush=True)
+    model.eval()

@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mfac_compress.recipes.models.mam import MarginalizationModel, growing_sets, residuals
+from mfac_compress.recipes.models.mam import (
+    MarginalizationModel,
+    growing_sets,
+    log_conditionals,
+    residuals,
+)
 
 DIGITS = Path(__file__).parents[2] / "pipeline" / "inputs" / "digits.npz"
 TRAIN_ROWS = 1200
@@ -93,20 +97,6 @@ def bits_by_marginals(outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
 def inconsistency(outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
     """Mean of |log p(x_S) + log p(x_i | x_S) - log p(x_S, x_i)| along the order, in nats."""
     return _missed(outputs, targets).abs().mean(1).clamp(max=WORST_NATS)
-
-
-def log_conditionals(before: Tensor, site: Tensor, value: Tensor) -> Tensor:
-    """log p(x_i | x_S).
-
-    Args:
-        before: Of the network for x_S. Shape ``[n, sets, 1 + pixels]``.
-        site: i. Shape ``[n, sets]``.
-        value: x_i. Shape ``[n, sets]``.
-    Returns:
-        Shape ``[n, sets]``.
-    """
-    log_odds = before.gather(-1, 1 + site.unsqueeze(-1)).squeeze(-1)
-    return F.logsigmoid(value * log_odds)
 
 
 def _missed(outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:

@@ -19,14 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mfac_compress.recipes.models.mam import MarginalizationModel, growing_sets, resample
+from mfac_compress.recipes.models.mam import (
+    MarginalizationModel,
+    growing_sets,
+    log_conditionals,
+    train_on_chains,
+)
 from mfac_compress.recipes.models.mam_digits import (
     PENALTY,
     bits_by_marginals,
     bits_per_dimension,
     digits,
     inconsistency,
-    log_conditionals,
     mam,
     samples,
 )
@@ -62,21 +66,12 @@ def train(model: MarginalizationModel, images: Tensor, steps: int, batch: int) -
         batch: Images of a step, and as many samples of the network's own.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     chains = images[torch.randint(len(images), (CHAINS,))]
-    model.train()
-    for step in range(steps):
-        chosen = torch.randperm(CHAINS)[:batch]
-        own = chains[chosen] = resample(model, chains[chosen], PIXELS_PER_STEP)
-        optimizer.zero_grad()
-        loss = likelihood_loss(model, images[torch.randint(len(images), (batch,))], own)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0:
-            print(f"step {step}: loss {loss:.4f}", flush=True)
-    model.eval()
+
+    def loss(own: Tensor) -> Tensor:
+        return likelihood_loss(model, images[torch.randint(len(images), (batch,))], own)
+
+    train_on_chains(model, optimizer, chains, steps, batch=batch, sites=PIXELS_PER_STEP, loss=loss)
 
 
 def likelihood_loss(model: MarginalizationModel, images: Tensor, own: Tensor) -> Tensor:

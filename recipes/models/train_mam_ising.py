@@ -24,8 +24,8 @@ from mfac_compress.recipes.models.ising import Ising
 from mfac_compress.recipes.models.mam import (
     MarginalizationModel,
     growing_sets,
-    resample,
     residuals,
+    train_on_chains,
 )
 from mfac_compress.recipes.models.mam_ising import ising, mam
 
@@ -70,23 +70,12 @@ def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) ->
         batch: Samples of a step.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
     chains = 1 - 2 * torch.randint(2, (CHAINS, energy.sites)).float()
-    model.train()
-    for step in range(steps):
-        # Others each time: a few chains, which move slowly, would be learnt by heart.
-        chosen = torch.randperm(CHAINS)[:batch]
-        x = chains[chosen] = resample(model, chains[chosen], SITES_PER_STEP)
-        log_weights = torch.from_numpy(energy.log_weights(x.numpy())).float()
-        optimizer.zero_grad()
-        loss = energy_loss(model, x, log_weights)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0:
-            print(f"step {step}: loss {loss:.4f}", flush=True)
-    model.eval()
+
+    def loss(x: Tensor) -> Tensor:
+        return energy_loss(model, x, torch.from_numpy(energy.log_weights(x.numpy())).float())
+
+    train_on_chains(model, optimizer, chains, steps, batch=batch, sites=SITES_PER_STEP, loss=loss)
 
 
 def energy_loss(model: MarginalizationModel, x: Tensor, log_weights: Tensor) -> Tensor:
