@@ -80,8 +80,39 @@ class Distillation:
         return self.weight * distance + (1 - self.weight) * labelled
 
     def check(self, module: nn.Module, inputs: Tree) -> None:
-        """Check the layers."""
-        check_layers(self, module, inputs)
+        """Check that the layers are there, and what they return can be compared.
+
+        Args:
+            module: A copy of the dense model in training mode, as it is trained.
+            inputs: Of a few samples, on the model's device.
+
+        Raises:
+            InputError: If not; it names the layer.
+        """
+        known = dict(self.dense.named_modules())
+        for name in self.layers:
+            if name not in known:
+                raise InputError(
+                    f"{_KEY}.layers must name modules of the model. Got {name!r}. Its modules are "
+                    f"called such as {', '.join(list(known)[1:4])}."
+                )
+        computed = self.compute(module, inputs)
+        rows = len(next(named_tensors(inputs))[1])
+        for name in self.layers:
+            found, wanted = computed["hidden"][name], computed["wanted_hidden"][name]
+            forms = type_and_shape(tuple(found)), type_and_shape(tuple(wanted))
+            if not found or any(len(tensor) != rows for tensor in found):
+                raise InputError(
+                    f"{_KEY}.layers must name modules that are called and return tensors of "
+                    f"floats [n, ...]. For {rows} samples {name} returned "
+                    f"{forms[0] if found else 'none'}. Leave it out."
+                )
+            if forms[0] != forms[1]:
+                raise InputError(
+                    f"{_KEY}.layers must name modules that return tensors of the same shapes in "
+                    f"both models. {name} returned {forms[0]} in training and {forms[1]} in the "
+                    "dense model. Leave it out."
+                )
 
     def _of_outputs(self, outputs: list[Tensor], wanted: list[Tensor], targets: Tree) -> Tensor:
         pairs = list(zip(outputs, wanted, strict=True))
@@ -124,43 +155,6 @@ def softened_divergence(
     if isinstance(targets, Tensor) and targets.shape == terms.shape:
         terms = terms[targets != IGNORED]
     return temperature**2 * terms.sum() / max(terms.numel(), 1)
-
-
-def check_layers(distillation: Distillation, module: nn.Module, inputs: Tree) -> None:
-    """Check that the layers are there, and what they return can be compared.
-
-    Args:
-        distillation: Has the layers.
-        module: A copy of the dense model in training mode, as it is trained.
-        inputs: Of a few samples, on the model's device.
-
-    Raises:
-        InputError: If not; it names the layer.
-    """
-    known = dict(distillation.dense.named_modules())
-    for name in distillation.layers:
-        if name not in known:
-            raise InputError(
-                f"{_KEY}.layers must name modules of the model. Got {name!r}. Its modules are "
-                f"called such as {', '.join(list(known)[1:4])}."
-            )
-    computed = distillation.compute(module, inputs)
-    rows = len(next(named_tensors(inputs))[1])
-    for name in distillation.layers:
-        found, wanted = computed["hidden"][name], computed["wanted_hidden"][name]
-        forms = type_and_shape(tuple(found)), type_and_shape(tuple(wanted))
-        if not found or any(len(tensor) != rows for tensor in found):
-            raise InputError(
-                f"{_KEY}.layers must name modules that are called and return tensors of floats "
-                f"[n, ...]. For {rows} samples {name} returned {forms[0] if found else 'none'}. "
-                "Leave it out."
-            )
-        if forms[0] != forms[1]:
-            raise InputError(
-                f"{_KEY}.layers must name modules that return tensors of the same shapes in both "
-                f"models. {name} returned {forms[0]} in training and {forms[1]} in the dense "
-                "model. Leave it out."
-            )
 
 
 def _check_outputs(outputs: list[Tensor], fits: bool, needs: str, axes: int) -> None:

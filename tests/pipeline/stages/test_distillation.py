@@ -8,7 +8,6 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.recipe.schema import DistillSection
 from mfac_compress.pipeline.stages.distillation import (
     Distillation,
-    check_layers,
     softened_divergence,
 )
 
@@ -173,11 +172,11 @@ def test_the_teacher_stays_as_it_is():
 def test_layers_that_cannot_be_compared_are_refused(layer, message):
     dense, pruned = _pair()
     with pytest.raises(InputError, match=message):
-        check_layers(_distillation(dense, layers=(layer,)), pruned, torch.randn(6, 3).double())
+        _distillation(dense, layers=(layer,)).check(pruned, torch.randn(6, 3).double())
 
 
 def test_a_layer_that_returns_another_shape_in_training_is_refused():
     dense, pruned = _pair()
     pruned.norm = nn.Sequential(pruned.norm, nn.Unflatten(1, (3, 1)))
     with pytest.raises(InputError, match=r"of the same shapes in both models\. norm returned"):
-        check_layers(_distillation(dense, layers=("norm",)), pruned, torch.randn(6, 3).double())
+        _distillation(dense, layers=("norm",)).check(pruned, torch.randn(6, 3).double())
