@@ -51,8 +51,8 @@ void BlockConv::run(const Call& call) const {
                         steps * kStepInputs * batch.plan->runs.length};
   parallel_for(
       call, sharing,
-      [&](int64_t image, Buffer& buffer) {
-        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      [&](int64_t image, Buffer& buffer, const Call* shared) {
+        return stage(batch, image, buffer, shared);
       },
       [&](const uint8_t* pixels, int64_t image, const Share& share) {
         run_share(batch, pixels, image, share);

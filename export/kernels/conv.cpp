@@ -102,8 +102,8 @@ void Conv::run_images(const Call& call, const Batch& batch) const {
                         static_cast<int64_t>(weights_.values.size()) * plan.runs.length};
   parallel_for(
       call, sharing,
-      [&](int64_t image, Buffer& buffer) {
-        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      [&](int64_t image, Buffer& buffer, const Call* shared) {
+        return stage(batch, image, buffer, shared);
       },
       [&](const float* pixels, int64_t image, const Share& share) {
         run_share(batch, pixels, image, share);

@@ -10,7 +10,7 @@
 namespace mfac {
 
 constexpr int64_t kTaskWork = 400000;    // multiplications that justify waking a thread
-constexpr int64_t kTaskBytes = 64 << 10;  // to copy or to check that do
+constexpr int64_t kTaskBytes = 64 << 10;  // to copy that do
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
@@ -23,32 +23,30 @@ struct Sharing {
   int64_t work;    // an image's multiplications of values, or of quads, with positions
 };
 
-// Whether several tasks work on one image, so that its pixels are prepared outside of the tasks.
-inline bool is_shared(const Sharing& all) { return all.images < 8; }
+constexpr int64_t kImages = 8;  // of which each is a task; with fewer, tasks share one image
 
 // Run work(first, end) on parts of `count` items of `bytes` in all: in parallel if a call is given.
 template <class Work>
 void in_parts(const Call* call, int64_t count, int64_t bytes, const Work& work) {
+  if (call == nullptr) return work(0, count);
   const int64_t most = std::min<int64_t>(count, 16);
-  const int64_t parts = call == nullptr ? 1 : std::clamp<int64_t>(bytes / kTaskBytes, 1, most);
+  const int64_t parts = std::clamp<int64_t>(bytes / kTaskBytes, 1, most);
   auto task = [&](size_t index) {
     const int64_t part = static_cast<int64_t>(index);
     work(count * part / parts, count * (part + 1) / parts);
   };
-  if (parts == 1)
-    task(0);
-  else
-    call->parallel(static_cast<size_t>(parts), task);
+  call->parallel(static_cast<size_t>(parts), task);
 }
 
-// pixels(image, buffer) returns an image's pixels, which it may copy into the buffer;
+// pixels(image, buffer, call) returns an image's pixels, which it may copy into the buffer, in parallel
+// if a call is given: where several tasks work on one image it is prepared outside of them;
 // work_on(pixels, image, share) computes one share of the image.
 template <class Pixels, class Work>
 void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
-  if (!is_shared(all)) {  // a task works on a whole image
+  if (all.images >= kImages) {  // a task works on a whole image
     auto task = [&](size_t index) {
       const int64_t image = static_cast<int64_t>(index);
-      work_on(pixels(image, scratch().columns), image, Share{0, all.tiles, 0, 1});
+      work_on(pixels(image, scratch().columns, nullptr), image, Share{0, all.tiles, 0, 1});
     };
     call.parallel(static_cast<size_t>(all.images), task);
     return;
@@ -57,7 +55,7 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
   const int64_t by_tiles = std::min(all.tiles, wanted);
   const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, all.groups);
   for (int64_t image = 0; image < all.images; ++image) {
-    const auto there = pixels(image, scratch().inputs);
+    const auto there = pixels(image, scratch().inputs, &call);
     auto task = [&](size_t index) {
       const int64_t by_tile = static_cast<int64_t>(index) / chunks;
       work_on(there, image,

@@ -71,7 +71,7 @@ void ConvDepthwise::run(const Call& call) const {
   }
 }
 
-void ConvDepthwise::run_image(const Call& call, const Conv::Batch& batch, const Sizes& sizes,
+void ConvDepthwise::run_image(const Call& call, Conv::Batch& batch, const Sizes& sizes,
                               float* y) const {
   const int64_t groups = conv_.weights_.groups;
   const int64_t floats = sizes.between.image_stride();
@@ -113,15 +113,10 @@ void ConvDepthwise::run_chunk(const Conv::Batch& batch, const float* pixels, con
 }
 
 // An image with a NaN or an infinity.
-void ConvDepthwise::run_dense(const Conv::Batch& batch, const Sizes& sizes, float* y) const {
-  float* between = room_between(sizes.between.image_stride());
-  Conv::Batch whole;
-  whole.plan = batch.plan;
-  whole.x = batch.x;
-  whole.count = 1;
-  whole.y = between;
-  conv_.run_dense(whole);
-  run_depthwise(sizes, 0, sizes.between.channels, between, y);
+void ConvDepthwise::run_dense(Conv::Batch& batch, const Sizes& sizes, float* y) const {
+  batch.y = room_between(sizes.between.image_stride());
+  conv_.run_dense(batch);
+  run_depthwise(sizes, 0, sizes.between.channels, batch.y, y);
 }
 
 void ConvDepthwise::run_depthwise(const Sizes& sizes, int64_t first, int64_t count,

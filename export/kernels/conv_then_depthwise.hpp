@@ -26,10 +26,10 @@ class ConvDepthwise {
   struct Sizes {
     Images input, between, output;
   };
-  void run_image(const Call& call, const Conv::Batch& batch, const Sizes& sizes, float* y) const;
+  void run_image(const Call& call, Conv::Batch& batch, const Sizes& sizes, float* y) const;
   void run_chunk(const Conv::Batch& batch, const float* pixels, const Sizes& sizes,
                  const Share& share, float* y) const;
-  void run_dense(const Conv::Batch& batch, const Sizes& sizes, float* y) const;
+  void run_dense(Conv::Batch& batch, const Sizes& sizes, float* y) const;
   void run_depthwise(const Sizes& sizes, int64_t first, int64_t count, const float* from,
                      float* y) const;
 

@@ -52,8 +52,8 @@ void QuadConv::run(const Call& call) const {
       static_cast<int64_t>(weights_.blocks.values.size()) * batch.plan->runs.length};
   parallel_for(
       call, sharing,
-      [&](int64_t image, Buffer& buffer) {
-        return stage(batch, image, buffer, is_shared(sharing) ? &call : nullptr);
+      [&](int64_t image, Buffer& buffer, const Call* shared) {
+        return stage(batch, image, buffer, shared);
       },
       [&](const Cell* pixels, int64_t image, const Share& share) {
         run_share(batch, pixels, image, share);

@@ -62,33 +62,33 @@ void each(float* values, int64_t count) {
     store_some<L>(values + i, FUNCTION(load_some<L>(values + i, count - i)), count - i);
 }
 
-// x * 0 is 0 for every finite x and NaN for the others.
+// Add 0 for each finite value, and NaN for the others: x * 0. Of at least L values the last vector
+// ends with them, and overlaps the one before.
 template <int L>
-bool all_finite(const float* values, int64_t count) {
-  Floats<L> sums[4] = {};
+MFAC_INLINE void add_zeros(const float* values, int64_t count, Floats<L>* sums) {
+  if (count > 0 && count < L) {
+    sums[0] += load_some<L>(values, count) * 0.0f;
+    return;
+  }
   int64_t i = 0;
   for (; i + 4 * L <= count; i += 4 * L) {
     MFAC_UNROLL
     for (int c = 0; c < 4; ++c) sums[c] += load<L>(values + i + c * L) * 0.0f;
   }
-  Floats<L> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  for (; i < count; i += L) sum += load_some<L>(values + i, count - i < L ? count - i : L) * 0.0f;
-  return all_zero<L>(sum);
+  for (; i < count; i += L)
+    sums[0] += load<L>(values + (i + L <= count ? i : count - L)) * 0.0f;
 }
 
-// In rows of at least L the last vector ends with the row, and overlaps the one before.
 template <int L>
 bool rows_finite(const float* from, int64_t stride, int64_t rows, int64_t count) {
-  Floats<L> zeros[2] = {};
-  for (int64_t r = 0; r < rows; ++r, from += stride) {
-    if (count < L) {
-      zeros[0] += load_some<L>(from, count) * 0.0f;
-      continue;
-    }
-    for (int64_t i = 0; i < count; i += L)
-      zeros[i / L % 2] += load<L>(from + (i + L <= count ? i : count - L)) * 0.0f;
-  }
-  return all_zero<L>(zeros[0] + zeros[1]);
+  Floats<L> sums[4] = {};
+  for (int64_t r = 0; r < rows; ++r) add_zeros<L>(from + r * stride, count, sums);
+  return all_zero<L>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <int L>
+bool all_finite(const float* values, int64_t count) {
+  return rows_finite<L>(values, count, 1, count);
 }
 
 // Rows of at least L: the last vector of each ends with the row, and overlaps the one before.

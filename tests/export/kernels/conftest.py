@@ -19,6 +19,12 @@ L1D = {"avx512vnni": "48", "avx512": "32", "avx2": "48", "portable": "32"}
 """KiB of the first data cache, by which tiles are chosen: each size once with 512 bits."""
 
 
+@pytest.fixture(scope="session")
+def first_caches():
+    """The size of the first data cache that goes with each instruction set."""
+    return L1D
+
+
 def _instruction_sets():
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["portable"]
