@@ -93,9 +93,9 @@ class RecoverSection(Section):
     """Samples of one step."""
     keep: Literal["best", "last"] | None = None
     """The epoch whose weights are kept. `best`: that whose outputs are nearest to the dense model's
-    on the held-out calibration samples; also none of them, where the training brings it no
-    nearer. Default: `best` with `distill`, else `last`, since labels may ask for other outputs than
-    the dense model's."""
+    on the held-out calibration samples (classes at `distill.temperature`); also none of them, where
+    the training brings it no nearer. Default: `best` with `distill`, else `last`, since labels may
+    ask for other outputs than the dense model's."""
     patience: Count | None = None
     """Epochs without a better one after which the training ends. Default: all epochs are trained.
     """
@@ -131,6 +131,11 @@ class RecoverSection(Section):
     """Re-estimate batch-norm statistics after pruning, on calibration samples that are changed as
     `data.augment` says. `auto`: where that brings the outputs nearer to the dense model's on the
     held-out ones."""
+
+    def temperature(self, task_loss: str) -> float:
+        """The one at which outputs are compared with the dense model's, for a task's loss."""
+        softens = self.distill is not None and self.distill.distance(task_loss) == "kl"
+        return self.distill.temperature if softens else 1.0
 
     @property
     def keeps_best(self) -> bool:

@@ -78,11 +78,15 @@ class Divergence:
         dense: The dense model.
         calibration: Has the samples.
         most: Number of them beyond which the others are left out; None for all.
+        temperature: By which logits are divided before the Kullback-Leibler divergence. A dense
+            model that was trained on the held-out samples is nearly certain of their classes: at 1
+            the divergence then measures little but how certain the other model is.
     """
 
     dense: nn.Module
     calibration: CalibrationData
     most: int | None = None
+    temperature: float = 1.0
     _kept: list[list[Tensor]] = field(default_factory=list, init=False, repr=False)
     _room: int = field(default=_MOST_KEPT, init=False, repr=False)
 
@@ -105,7 +109,8 @@ class Divergence:
     def _kullback_leibler(self, module: nn.Module) -> float:
         total, count = 0.0, 0
         for batch, (logits,), (wanted,) in self._pairs(module):
-            terms = kl_divergence(wanted.double(), logits.double(), axis=1)
+            softened = (tensor.double() / self.temperature for tensor in (wanted, logits))
+            terms = kl_divergence(*softened, axis=1)
             if isinstance(batch.targets, Tensor) and batch.targets.shape == terms.shape:
                 terms = terms[batch.targets != IGNORED]  # padding
             total, count = total + terms.sum().item(), count + terms.numel()

@@ -133,7 +133,7 @@ def recover(
         model,
         section,
         job.ranks.on_rank_zero(lambda: State.load(folder)),
-        Divergence(model.module, calibration),
+        divergence_of(model, section, calibration),
         augment,
         seed,
     )
@@ -276,6 +276,15 @@ def objective_of(model: Model, section: RecoverSection, calibration: Calibration
     if not (bfloat16 or channels_last):
         return objective
     return Accelerated(objective, bfloat16, channels_last)
+
+
+def divergence_of(
+    model: Model, section: RecoverSection, calibration: CalibrationData
+) -> Divergence:
+    """What epochs and learning rates are chosen by: where the dense model is the teacher, at the
+    temperature at which it teaches."""
+    temperature = section.temperature(calibration.task.loss_name)
+    return Divergence(model.module, calibration, temperature=temperature)
 
 
 def _in_float32(model: Model, section: RecoverSection, calibration: CalibrationData) -> Objective:

@@ -45,15 +45,16 @@ def _linear(seed, outputs=3):
     return nn.Linear(4, outputs).eval()
 
 
-@pytest.mark.parametrize("batch", [3, 256])
-def test_classes_are_compared_by_kullback_leibler(x, monkeypatch, batch):
+@pytest.mark.parametrize(("batch", "temperature"), [(3, 1.0), (256, 4.0)])
+def test_classes_are_compared_by_kullback_leibler(x, monkeypatch, batch, temperature):
     monkeypatch.setattr(stage, "_BATCH", batch)
     dense, other, calibration = _linear(0), _linear(1), _calibration("cross_entropy", x)
     held = x[calibration.draws.holdout]
-    p, q = (net(held).detach().double().softmax(dim=1) for net in (dense, other))
+    logits = (net(held).detach().double() / temperature for net in (dense, other))
+    p, q = (each.softmax(dim=1) for each in logits)
     expected = float((p * (p / q).log()).sum(dim=1).mean())
 
-    divergence = Divergence(dense, calibration)
+    divergence = Divergence(dense, calibration, temperature=temperature)
 
     assert divergence.of(other) == pytest.approx(expected)
     assert divergence.of(dense) == pytest.approx(0, abs=1e-12)

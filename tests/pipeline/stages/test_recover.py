@@ -1,6 +1,7 @@
 """A recovery in a run: what it is trained on, and where it goes on after a kill."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from mfac_compress.pipeline.inputs.load import load_inputs
 from mfac_compress.pipeline.inputs.splits import Split
 from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.stages import recover
 from mfac_compress.pipeline.stages.training import Training
@@ -120,6 +122,23 @@ def test_of_the_epochs_the_nearest_to_the_dense_model_is_kept_and_said(project):
     project.recipe["recover"]["keep"] = "last"
     recovery = json.loads(project.run("--json").stdout)["recovery"]
     assert (recovery["kept_epoch"], recovery["divergence"]) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("distill", "task", "temperature"),
+    [
+        ({}, "cross_entropy", 4.0),
+        ({"temperature": 2.0, "weight": 0.5}, "cross_entropy", 2.0),
+        ({"loss": "mse"}, "cross_entropy", 1.0),
+        ({}, "none", 1.0),
+        (None, "cross_entropy", 1.0),
+    ],
+)
+def test_epochs_are_chosen_at_the_temperature_of_the_training(distill, task, temperature):
+    section = RecoverSection(distill=distill)
+    calibration = SimpleNamespace(task=SimpleNamespace(loss_name=task))
+    divergence = recover.divergence_of(SimpleNamespace(module=None), section, calibration)
+    assert divergence.temperature == temperature
 
 
 def test_no_choice_of_a_training_looks_at_validation(project, monkeypatch):
