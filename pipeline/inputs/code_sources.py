@@ -32,7 +32,10 @@ NOT_COVERED = (
 """What else the user's code could depend on, in words for the report."""
 
 _OWN = str(Path(__file__).parents[2])
-_OWN_FOLDERS = tuple(f"{_OWN}{os.sep}{name}{os.sep}" for name in ("export", "mfac", "pipeline"))
+# The last one is in a checkout that is installed as editable. PyTorch reads the entry points of every
+# package once in a process, be it while the user's code runs.
+_OWN_NAMES = ("export", "mfac", "pipeline", "mfac_compress.egg-info")
+_OWN_FOLDERS = tuple(f"{_OWN}{os.sep}{name}{os.sep}" for name in _OWN_NAMES)
 _NOT_FILES = ("/dev/", "/proc/", "/sys/")
 
 CHANGED = "changed during the run"

@@ -3,6 +3,8 @@
 The collections are optional extras: networks of a few weights stand for theirs here.
 """
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,67 +14,38 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import architectures
 import zoo
-from architectures import Ended, failure, recipe_of, run_apart, sweep
+from architectures import Ended, Result, failure, recipe_of, run_apart
 from zoo import ARCHITECTURES, Architecture
 
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 
-class _Small(nn.Module):
-    """A classifier of 30 weights, 10 biases and 200 scales."""
-
-    def __init__(self):
-        super().__init__()
-        self.scales = nn.Parameter(torch.ones(200))
-        self.head = nn.Linear(3, zoo.CLASSES)
-
-    def forward(self, images):
-        return self.head(images.mean((2, 3))) * self.scales.mean()
-
-
-class _Branching(_Small):
-    def forward(self, images):
-        outputs = super().forward(images)
-        return outputs if outputs.sum() > 0 else -outputs
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What becomes of the models of own_architectures.py, by name."""
+    script = Path(__file__).with_name("own_architectures.py")
+    command = [sys.executable, str(script), str(tmp_path_factory.mktemp("sweep"))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = (Result(**row) for row in json.loads(ended.stdout.splitlines()[-1]))
+    return {result.name: result for result in found}
 
 
-def _unknown():
-    raise ValueError("no such model")
-
-
-@pytest.fixture
-def result_of(tmp_path, monkeypatch):
-    """What becomes of a model that a function makes."""
-    own = tmp_path / "own.py"
-    own.write_text("from zoo import build, splits")  # of the module that is patched here
-    monkeypatch.setattr(architectures, "_ZOO", own)
-    monkeypatch.setitem(ARCHITECTURES, "own", Architecture("timm", "own", (3, 8, 8)))
-    monkeypatch.setattr(zoo, "_declare_operators", lambda: None)
-
-    def result(make):
-        monkeypatch.setitem(zoo._BUILDERS, "timm", lambda _: make())
-        (found,) = sweep(["own"], timeout=300)
-        return found
-
-    return result
-
-
-def test_a_model_of_which_little_can_be_pruned_passes_since_its_verdict_says_so(result_of):
-    result = result_of(_Small)
+def test_a_model_of_which_little_can_be_pruned_passes_since_its_verdict_says_so(results):
+    result = results["small"]
     assert (result.outcome, result.parameters, result.prunable) == ("passed", 240, 0.125)
     assert "(only 12.5% of the model)" in result.said
 
 
-def test_a_model_that_cannot_be_exported_is_refused_with_the_reason(result_of):
-    result = result_of(_Branching)
+def test_a_model_that_cannot_be_exported_is_refused_with_the_reason(results):
+    result = results["branching"]
     assert result.outcome == "refused"
     assert result.said.startswith("error: export: The model must be exportable to ONNX")
 
 
-def test_a_model_that_its_collection_cannot_make_says_nothing_of_the_command(result_of):
-    result = result_of(_unknown)
+def test_a_model_that_its_collection_cannot_make_says_nothing_of_the_command(results):
+    result = results["unknown"]
     assert (result.outcome, result.said) == ("not built", "ValueError: no such model")
 
 

@@ -110,6 +110,18 @@ def test_a_stage_is_keyed_by_the_content_before_it(quick, monkeypatch):
     assert "reused" not in next(line for line in result.output.splitlines() if "validate " in line)
 
 
+@pytest.mark.parametrize("key", ["precision=bfloat16", "channels_last=true", "mixup=0.5"])
+def test_another_way_to_train_does_not_reuse_what_was_trained(quick, key):
+    quick.recipe["recover"] = {"epochs": 1, "lr": 1e-3, "distill": {}}
+    assert quick.run().exit_code == 0
+
+    result = quick.run("-v", "--set", f"recover.{key}")
+
+    lines = result.output.splitlines()
+    assert "reused" in next(line for line in lines if "prune-00 " in line)
+    assert "reused" not in next(line for line in lines if "recover " in line)
+
+
 def _process(project, *arguments):
     """A run in a process of its own."""
     command = [sys.executable, "-m", "mfac_compress.pipeline", str(project.write_recipe())]
