@@ -107,7 +107,7 @@ def accuracy(recipe: Recipe, inputs: Inputs, pruned: torch.nn.Module) -> float:
     recalibrate_batchnorm(module, divergence, "auto", augment_of(recipe.data))
     parts = [(module(x.to(inputs.device)).cpu(), y) for x, y in inputs.data.validation.batches(250)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return float(np.mean(inputs.task.evaluate(outputs, targets)))
+    return float(np.mean(inputs.task.metric.evaluate(outputs, targets)))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def metric(recipe: Recipe, inputs: Inputs, session: onnxruntime.InferenceSession
     for x, y in inputs.data.validation.batches(recipe.validate_.batch_size):
         outputs.append(predict(session, x.numpy(), len(x)))
         targets.append(y.numpy())
-    return float(np.mean(inputs.task.evaluate(np.concatenate(outputs), np.concatenate(targets))))
+    whole = np.concatenate(outputs), np.concatenate(targets)
+    return float(np.mean(inputs.task.metric.evaluate(*whole)))
 
 
 def add_times(recipe: Recipe, inputs: Inputs, rows: list[Row]) -> None:

@@ -153,7 +153,7 @@ def accuracy(loaded: Loaded, module: nn.Module) -> float:
     set_training(judged, False)
     parts = [(judged(x.to(inputs.device)).cpu(), y) for x, y in inputs.data.validation.batches(250)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return round(100 * float(np.mean(inputs.task.evaluate(outputs, targets))), 2)
+    return round(100 * float(np.mean(inputs.task.metric.evaluate(outputs, targets))), 2)
 
 
 def draw(start: float, results: list[dict], path: Path) -> None:

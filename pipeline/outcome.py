@@ -19,7 +19,7 @@ from mfac_compress.pipeline.stages.validate import Validation
 from mfac_compress.pipeline.verdict.gates import judge_all, verdict_of
 from mfac_compress.pipeline.verdict.inputs import code_of, data_of, sparsity_of
 from mfac_compress.pipeline.verdict.report import Report
-from mfac_compress.pipeline.verdict.warnings import warnings_of
+from mfac_compress.pipeline.verdict.warnings import warnings_of, warnings_of_metric
 from mfac_compress.pipeline.versions import library_versions, recipe_hash, tool_version
 
 
@@ -49,7 +49,8 @@ def make_report(
     gradients = [fisher.num_gradients for fisher in inputs.fishers]
     sparsity = sparsity_of(recipe, inputs.targets, sizes, gradients)
     data, code = data_of(inputs.data), code_of(inputs.code)
-    metric, judged = validation.metric, variant_of(recipe.artifact)
+    metric, further = validation.metric, validation.further_metrics
+    judged = variant_of(recipe.artifact)
     unwritten = {name for name, each in kernels.items() if each.state != "used"}
     variants = {
         name: replace(
@@ -63,22 +64,27 @@ def make_report(
     shipped = {
         name: each for name, each in variants.items() if each.written and name not in REFERENCES
     }
-    gates = judge_all(recipe.validate_.gates, judged, metric, shipped, sparsity.parameters)
+    gates = judge_all(recipe.validate_.gates, judged, metric, further, shipped, sparsity.parameters)
+    dense, own = variants[DENSE], shipped[judged]
+    of_run = warnings_of(recipe, metric, dense.metric, own.metric, sparsity, quantised, data, code)
+    of_further = (
+        warning
+        for name, each in further.items()
+        for warning in warnings_of_metric(
+            recipe,
+            f"task.further_metrics.{name}",
+            each,
+            dense.further_metrics[name],
+            own.further_metrics[name],
+        )
+    )
     return Report(
         verdict=verdict_of(gates),
         gates=gates,
-        warnings=warnings_of(
-            recipe,
-            metric,
-            variants[DENSE].metric,
-            shipped[judged].metric,
-            sparsity,
-            quantised,
-            data,
-            code,
-        ),
+        warnings=(*of_run, *of_further),
         judged=judged,
         metric=metric,
+        further_metrics=further,
         variants=variants,
         kernels=dict(kernels),
         sparsity=sparsity,

@@ -73,7 +73,7 @@ def recipe_hash(recipe: Recipe) -> str:
     how = {
         "run": run,
         "data": {"splits": {"validation"}, "max_overlap": True},
-        "task": {"metric", "direction", "range"},
+        "task": {"metric", "direction", "range", "further_metrics"},
         "export": {"sparse_kernels"},
         "quantize": True,
         "validate_": True,

@@ -45,6 +45,12 @@ def test_the_example_of_pruning_without_labels_is_valid():
     Recipe.model_validate(DATA | yaml.safe_load(text))
 
 
+def test_the_example_of_several_metrics_is_valid():
+    (text,) = [block for block in _blocks("yaml") if block.startswith("# several metrics")]
+    recipe = Recipe.model_validate(DATA | {"prune": {"sparsity": 0.5}} | yaml.safe_load(text))
+    assert [*recipe.task.further_metrics] == [*recipe.validate_.gates.further_metrics]
+
+
 def test_every_command_line_is_one_the_tool_takes(tmp_path, monkeypatch):
     """Options are parsed by the real command; the files are stand-ins, so it ends with 2."""
     monkeypatch.chdir(tmp_path)

@@ -52,7 +52,7 @@ class Inputs:
         data: All splits.
         calibration: The calibration split, as gradients and choices use it.
         training: What recovery trains on; None where it does not.
-        task: Loss and metric.
+        task: Loss and metrics.
         targets: What is pruned. Tensors that take no part in the loss, or whose zeros the ONNX file
             would not hold, are among those that are left out.
         given: Masks and trained weights that the run goes on from; None where it prunes.
@@ -244,7 +244,9 @@ def _prunable(
 
 def _modules_of(recipe: Recipe, module: nn.Module) -> set[str]:
     """Modules that the recipe names, and those that define the model's layers."""
-    named = [recipe.model.factory, recipe.task.loss, recipe.task.metric, recipe.recover.loop]
+    task = recipe.task
+    named = [recipe.model.factory, task.loss, recipe.recover.loop]
+    named += [each.metric for each in (task, *task.further_metrics.values())]
     named += [getattr(recipe.data, key, None) for key in ("factory", "collate")]
     transforms = augment_of(recipe.data).transforms
     named += [transforms] if isinstance(transforms, str) else []

@@ -12,7 +12,7 @@ from mfac_compress.pipeline.inputs.callables import user_code
 _NUMBERS = "biuf"
 """NumPy's kinds of bool, int, unsigned int and float."""
 _ROUNDING = 1e-6
-"""How far a value may lie outside of ``task.range``, in its widths: metrics compute in float32."""
+"""How far a value may lie outside of its range, in its widths: metrics compute in float32."""
 
 
 class UndefinedMetricError(InputError):
@@ -20,13 +20,14 @@ class UndefinedMetricError(InputError):
 
 
 def metric_values(
-    value: Any, count: int, *, name: str, range_: tuple[float, float] | None
+    value: Any, count: int, *, section: str, name: str, range_: tuple[float, float] | None
 ) -> np.ndarray | float:
     """Check what the user's metric returned.
 
     Args:
         value: What it returned.
         count: n, the number of samples.
+        section: Key of the metric's section in the recipe, for messages.
         name: The metric's.
         range_: Least and greatest value that the recipe allows; None for any.
     Returns:
@@ -35,10 +36,10 @@ def metric_values(
         UndefinedMetricError: If a value, or the mean of all, is NaN or infinite.
         InputError: If it is no number or not one per sample, or is outside of the range.
     """
-    values = _as_floats(value, name)
+    values = _as_floats(value, section, name)
     if values.shape not in ((), (count,)):
         raise InputError(
-            f"task.metric must return one value per sample, shape [{count}], or one number. "
+            f"{section}.metric must return one value per sample, shape [{count}], or one number. "
             f"{name!r} returned shape {list(values.shape)}. Reduce or squeeze it to shape "
             f"[{count}]."
         )
@@ -47,36 +48,36 @@ def metric_values(
     if not np.isfinite(values).all():
         bad = values[~np.isfinite(values)][0]
         raise UndefinedMetricError(
-            f"task.metric must return finite values. {name!r} returned {bad}."
+            f"{section}.metric must return finite values. {name!r} returned {bad}."
         )
     if not np.isfinite(mean):
         raise UndefinedMetricError(
-            f"task.metric must return values whose sum is finite. {name!r} returned values up to "
-            f"{np.abs(values).max():.3g}. Return them in a larger unit."
+            f"{section}.metric must return values whose sum is finite. {name!r} returned values up "
+            f"to {np.abs(values).max():.3g}. Return them in a larger unit."
         )
     if range_ is not None:
-        values = _within(values, range_, name)
+        values = _within(values, range_, section, name)
     return float(values) if values.ndim == 0 else values
 
 
-def _as_floats(value: Any, name: str) -> np.ndarray:
+def _as_floats(value: Any, section: str, name: str) -> np.ndarray:
     try:
         with user_code():  # a class of the user's own may convert itself
             array = _as_array(value)
     except OverflowError as error:
         raise UndefinedMetricError(
-            f"task.metric must return numbers that a float can hold. {name!r} returned a larger "
-            "one."
+            f"{section}.metric must return numbers that a float can hold. {name!r} returned a "
+            "larger one."
         ) from error
     except Exception as error:
         raise InputError(
-            f"task.metric must return numbers. {name!r} returned a {type(value).__name__}, which "
-            f"is not readable as such: {describe(error)}."
+            f"{section}.metric must return numbers. {name!r} returned a {type(value).__name__}, "
+            f"which is not readable as such: {describe(error)}."
         ) from error
     if array is None:
         raise InputError(
-            f"task.metric must return real numbers: a float, or a tensor, array or list of them. "
-            f"{name!r} returned {_what(value)}."
+            f"{section}.metric must return real numbers: a float, or a tensor, array or list of "
+            f"them. {name!r} returned {_what(value)}."
         )
     return array
 
@@ -93,14 +94,15 @@ def _as_array(value: Any) -> np.ndarray | None:
     return array.astype(np.float64) if array.dtype.kind in _NUMBERS else None
 
 
-def _within(values: np.ndarray, range_: tuple[float, float], name: str) -> np.ndarray:
+def _within(values: np.ndarray, range_: tuple[float, float], section: str, name: str) -> np.ndarray:
     low, high = range_
     slack = _ROUNDING * (high - low)
     outside = values[(values < low - slack) | (values > high + slack)]
     if outside.size:
         raise InputError(
-            f"task.range must hold every value of the metric. Got [{low:g}, {high:g}], and "
-            f"{name!r} returned {outside[0]:.6g}. Widen task.range, or clip the metric's values."
+            f"{section}.range must hold every value of the metric. Got [{low:g}, {high:g}], and "
+            f"{name!r} returned {outside[0]:.6g}. Widen {section}.range, or clip the metric's "
+            "values."
         )
     return values.clip(low, high)
 

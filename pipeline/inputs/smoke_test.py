@@ -1,4 +1,4 @@
-"""Model, loss and metric on a few samples: what does not fit is refused before the work."""
+"""Model, loss and metrics on a few samples: what does not fit is refused before the work."""
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from mfac_compress.pipeline.inputs.independence import check_independence
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.output import join_batches
 from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.inputs.task_metric import TaskMetric
 from mfac_compress.pipeline.recipe.schema import Recipe
 
 
@@ -26,10 +27,10 @@ def smoke_test(
     data: DataSplits,
     calibration: CalibrationData,
 ) -> dict[str, str]:
-    """Run the model, the loss and a built-in metric as the stages will, on a few samples.
+    """Run the model, the loss and built-in metrics as the stages will, on a few samples.
 
     In evaluation mode forward and backward, and one copy of the module. Random numbers, weights
-    and running statistics are as before afterwards. The user's own metric is left out: one of the
+    and running statistics are as before afterwards. The user's own metrics are left out: one of the
     whole set, such as a rank correlation, may have no value for a few samples. So are labels where
     none are needed.
 
@@ -54,7 +55,8 @@ def smoke_test(
         labelled.add("calibration")
     if recipe.trains and recipe.recover.needs_labels:
         labelled.add(recipe.recover.split)
-    _check_interval(task, data.validation)
+    for metric in task.metrics:
+        _check_interval(metric, data.validation)
     with random_state_kept(device):
         for split in data:
             _check_fits(model.module, split, task if split.name in labelled else None, device)
@@ -63,15 +65,15 @@ def smoke_test(
         return find_unused(recipe, model.module, layout, calibration)
 
 
-def _check_interval(task: Task, validation: Split) -> None:
+def _check_interval(metric: TaskMetric, validation: Split) -> None:
     """Differences of 0/1 scores have an interval from one sample on, others from two."""
-    if task.metric_name != "accuracy" and len(validation) < 2:
+    if metric.name != "accuracy" and len(validation) < 2:
         raise InputError(
-            f"data must have 2 validation samples or more for the interval of task.metric "
-            f"{task.metric_name!r}. Got {len(validation)}. Add some."
+            f"data must have 2 validation samples or more for the interval of {metric.key} "
+            f"{metric.name!r}. Got {len(validation)}. Add some."
         )
-    if task.metric_name == "spearman_cosine":
-        check_count(len(validation))
+    if metric.name == "spearman_cosine":
+        check_count(metric.key, len(validation))
 
 
 def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torch.device) -> None:
@@ -84,7 +86,8 @@ def _check_fits(module: nn.Module, split: Split, task: Task | None, device: torc
     if task.has_loss:
         task.loss(outputs, targets)
     if split.name == "validation":
-        task.check_metric(outputs, targets)
+        for metric in task.metrics:
+            metric.check(outputs, targets)
         if split.dataset.kind != "storage" and split.dataset.alone:
             _check_joined(module, split, device)
 

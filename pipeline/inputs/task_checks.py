@@ -138,32 +138,40 @@ def check_mse(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-def check_finite(outputs: Tree) -> None:
-    """Check the outputs that a metric is taken of. Shapes ``[n, ...]``."""
+def check_finite(key: str, outputs: Tree) -> None:
+    """Check the outputs that the metric of a recipe key is taken of. Shapes ``[n, ...]``."""
     for name, tensor in named_tensors(outputs):
         finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
         if not bool(finite.all()):
             bad = torch.nonzero(~finite).flatten().tolist()
             place = f" in {name}" if name else ""
             raise InputError(
-                f"task.metric needs finite outputs of the model. {len(bad)} of {len(finite)} "
+                f"{key} needs finite outputs of the model. {len(bad)} of {len(finite)} "
                 f"samples have NaN or Inf{place}, the first at positions {bad[:5]}. Look at those "
                 "samples, or at the weights: a lower prune.sparsity or a larger fisher.damping "
                 "changes them less."
             )
 
 
-def check_accuracy(outputs: Tensor, targets: Tensor) -> None:
-    """Check outputs ``[n, classes, ...]`` and class numbers ``[n, ...]``."""
+def check_accuracy(key: str, outputs: Tree, targets: Tree) -> None:
+    """Check outputs ``[n, classes, ...]`` and class numbers ``[n, ...]``.
+
+    Args:
+        key: The recipe key of the metric.
+        outputs: Of the model.
+        targets: Of the data.
+    """
+    what = f"{key} accuracy"
+    check_lone(what, outputs, targets)
     shapes = f"Got outputs {type_and_shape(outputs)} and targets {type_and_shape(targets)}."
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise InputError(
-            f"task.metric accuracy needs outputs [n, classes, ...] of two classes or more. {shapes}"
-            " Give task.metric your own module:callable."
+            f"{what} needs outputs [n, classes, ...] of two classes or more. {shapes} Give {key} "
+            "your own module:callable."
         )
     if targets.shape != (outputs.shape[0], *outputs.shape[2:]) or targets.is_floating_point():
         raise InputError(
-            f"task.metric accuracy needs integer targets [n, ...], one class number for each output"
-            f" [n, classes, ...]. {shapes}{_classes_last(outputs, targets)}"
+            f"{what} needs integer targets [n, ...], one class number for each output "
+            f"[n, classes, ...]. {shapes}{_classes_last(outputs, targets)}"
         )
-    _check_classes(targets, outputs.shape[1], "task.metric accuracy")
+    _check_classes(targets, outputs.shape[1], what)

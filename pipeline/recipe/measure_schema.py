@@ -22,6 +22,7 @@ from mfac_compress.pipeline.recipe.section import (
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
+from mfac_compress.pipeline.recipe.task_schema import MetricName
 
 _SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name not in REFERENCES)
 
@@ -105,21 +106,34 @@ class LatencySection(Section):
                 yield replace(issue, key=("lengths", *issue.key))
 
 
-class GatesSection(Section):
-    """What the release must meet. A gate that is not set is not applied."""
+class MetricGates(Section):
+    """What a metric of the release must meet. A gate that is not set is not applied."""
 
     max_metric_drop: Number | None = None
     """Most that the metric may get worse from dense to sparse, in the metric's own unit (0.01 of
     accuracy is one point)."""
-    confidence: Annotated[float, Field(ge=0.5, le=0.999999), NoSwitch] | Literal["none"] = 0.95
-    """Of the intervals of the metric and its drop: their worse ends must pass at this level (0.95,
-    not 0.05); `none` compares the point estimates."""
     min_metric: Number | None = None
     """Least that the sparse file's metric may be, where more is better: the lower end of its own
     interval must pass."""
     max_metric: Number | None = None
     """Most that the sparse file's metric may be, where less is better: the upper end of its own
     interval must pass."""
+
+    @property
+    def judge_a_metric(self) -> bool:
+        """Whether one of them is set."""
+        return any(getattr(self, name) is not None for name in MetricGates.model_fields)
+
+
+class GatesSection(MetricGates):
+    """What the release must meet. A gate that is not set is not applied."""
+
+    confidence: Annotated[float, Field(ge=0.5, le=0.999999), NoSwitch] | Literal["none"] = 0.95
+    """Of the intervals of the metric and its drop: their worse ends must pass at this level (0.95,
+    not 0.05); `none` compares the point estimates."""
+    further_metrics: dict[MetricName, MetricGates] = Field(default_factory=dict)
+    """The same gates on metrics of `task.further_metrics`, by their names: `{error:
+    {max_metric_drop: 0.05}}`. Each interval has the confidence for itself, not all together."""
     min_sparsity: Share | None = None
     """Of the matched weights, counted in the ONNX file."""
     min_model_sparsity: Share | None = None
@@ -133,6 +147,11 @@ class GatesSection(Section):
     max_parity_error: Positive | None = None
     """Largest absolute difference between the outputs of PyTorch and ONNX Runtime. Not of files in
     8 bits, which round: they are judged by the metric."""
+
+    @property
+    def judge_metrics(self) -> bool:
+        """Whether a gate is on any metric."""
+        return any(each.judge_a_metric for each in (self, *self.further_metrics.values()))
 
 
 class ValidateSection(Section):

@@ -6,6 +6,7 @@ Reading a file (YAML, overrides, lines) is :mod:`mfac_compress.pipeline.recipe.f
 
 from collections.abc import Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
@@ -31,6 +32,7 @@ from mfac_compress.pipeline.recipe.measure_schema import (
     ExportSection,
     GatesSection,
     LatencySection,
+    MetricGates,
     ValidateSection,
 )
 from mfac_compress.pipeline.recipe.pattern_schema import BlockPattern, NMPattern
@@ -49,11 +51,12 @@ from mfac_compress.pipeline.recipe.section import (
     Threads,
 )
 from mfac_compress.pipeline.recipe.source import (
+    KeyPath,
     RecipeIssue,
     RecipeSource,
     key_name,
 )
-from mfac_compress.pipeline.recipe.task_schema import RANGES, TaskSection
+from mfac_compress.pipeline.recipe.task_schema import RANGES, MetricSection, TaskSection
 from mfac_compress.pipeline.recipe.text_schema import TextData, TextSplits, with_open_lengths
 
 __all__ = [
@@ -79,6 +82,8 @@ __all__ = [
     "GatesSection",
     "ImageFolderData",
     "LatencySection",
+    "MetricGates",
+    "MetricSection",
     "ModelSection",
     "NMPattern",
     "PruneSection",
@@ -225,20 +230,31 @@ class Recipe(Section):
                 f"must be a multiple of prune.pattern.block ({pattern.block}), so that each block "
                 f"of the Fisher holds whole blocks of weights. Got {side}.",
             )
-        useless = "max_metric" if self.task.direction == "maximize" else "min_metric"
-        if getattr(self.validate_.gates, useless) is not None:
-            other = "min_metric" if useless == "max_metric" else "max_metric"
-            yield RecipeIssue(
-                ("validate", "gates", useless),
-                f"must be left out where task.direction is {self.task.direction}: it would stop "
-                f"good models. Got {getattr(self.validate_.gates, useless):g}. Set {other}.",
-            )
+        yield from self._gate_issues()
         latency, batch = self.validate_.latency, self.validate_.batch_size
         if not self.export.dynamic_batch and latency and set(latency.batch_sizes) != {batch}:
             yield RecipeIssue(
                 ("validate", "latency", "batch_sizes"),
                 f"must be [{batch}] (validate.batch_size) where export.dynamic_batch is false: the "
                 f"file takes no other. Got {list(latency.batch_sizes)}.",
+            )
+
+    def _gate_issues(self) -> Iterator[RecipeIssue]:
+        """Whether gates are on metrics that the task has, and on the side where files are bad."""
+        task, gates = self.task, self.validate_.gates
+        yield from _wrong_side(task, "task", gates, ("validate", "gates"))
+        for name, own in gates.further_metrics.items():
+            key = ("validate", "gates", "further_metrics", name)
+            metric = task.further_metrics.get(name)
+            if metric is not None:
+                yield from _wrong_side(metric, f"task.further_metrics.{name}", own, key)
+                continue
+            near = get_close_matches(name, task.further_metrics, n=1)
+            yield RecipeIssue(
+                key,
+                "must be the name of a metric of task.further_metrics: "
+                f"{', '.join(task.further_metrics) or 'none is there'}. Got {name!r}."
+                + (f" Did you mean {near[0]}?" if near else ""),
             )
 
     def _gradient_issues(self) -> Iterator[RecipeIssue]:
@@ -331,3 +347,26 @@ class Recipe(Section):
         if isinstance(info.context, RecipeSource):
             self._source = info.context
         return self
+
+
+def _wrong_side(
+    metric: MetricSection, section: str, gates: MetricGates, key: KeyPath
+) -> Iterator[RecipeIssue]:
+    """Whether a gate bounds a metric on the side where files are good.
+
+    Args:
+        metric: Has a direction.
+        section: Where it stands.
+        gates: Those on it.
+        key: Where they stand.
+    """
+    useless, other = "max_metric", "min_metric"
+    if metric.direction == "minimize":
+        useless, other = other, useless
+    value = getattr(gates, useless)
+    if value is not None:
+        yield RecipeIssue(
+            (*key, useless),
+            f"must be left out where {section}.direction is {metric.direction}: it would stop good "
+            f"models. Got {value:g}. Set {other}.",
+        )

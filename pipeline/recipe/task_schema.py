@@ -1,30 +1,43 @@
-"""The recipe's ``task`` section: the loss and the metric."""
+"""The recipe's ``task`` section: the loss and the metrics."""
 
+import re
 from collections.abc import Iterator
 from math import inf
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from mfac_compress.pipeline.recipe.section import CallableName, Number, Section, Text
+from pydantic import BeforeValidator, Field
+
+from mfac_compress.pipeline.recipe.section import (
+    CallableName,
+    Number,
+    Section,
+    SectionError,
+    Text,
+)
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
 
 RANGES = {"accuracy": (0.0, 1.0), "spearman": (-1.0, 1.0), "spearman_cosine": (-1.0, 1.0)}
 """Least and greatest value of each built-in metric, of all of which more is better."""
 
+MetricFunction = Literal["accuracy", "spearman", "spearman_cosine"] | CallableName
 
-class TaskSection(Section):
-    """What the model is trained for and judged by."""
 
-    loss: Literal["cross_entropy", "mse", "none"] | CallableName = "cross_entropy"
-    """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
-    targets) -> mean loss. `none`: for embeddings, which are calibrated without labels."""
-    metric: Literal["accuracy", "spearman", "spearman_cosine"] | CallableName = "accuracy"
-    """`accuracy`, `spearman`, `spearman_cosine`, or `module:callable` of (outputs, targets) -> one
-    value per sample `[n]`, or one number for the whole set. Where a sample has several targets, its
-    accuracy is the share of them that is right, those of -100 left out. `spearman`: rank
-    correlation of scores `[n]` with the targets; `spearman_cosine`: of the cosines of embeddings
-    `[n, d]` of pairs, samples 0 and 1, 2 and 3, ..."""
-    target: Text = "labels"
-    """Name of the target where an item of the data is one dict."""
+def _metric_name(name: Any) -> str:
+    """Check a name that stands in tables and, between dots, in the names of gates."""
+    if isinstance(name, str) and re.fullmatch(r"[^\W\d]\w{,39}", name):
+        return name
+    text = f"must be a name of letters, digits and _, at most 40 of them. Got {name!r}."
+    raise SectionError((RecipeIssue((), text),))
+
+
+MetricName = Annotated[str, BeforeValidator(_metric_name)]
+
+
+class MetricSection(Section):
+    """A metric that files are judged by."""
+
+    metric: MetricFunction
+    """As `task.metric`."""
     direction: Literal["maximize", "minimize"] = "maximize"
     """Whether more of the metric is better."""
     range: tuple[Number, Number] | None = None
@@ -37,7 +50,7 @@ class TaskSection(Section):
         if own and self.direction == "minimize":
             yield RecipeIssue(
                 ("direction",),
-                f"must be maximize where task.metric is {self.metric}. Got minimize.",
+                f"must be maximize where the metric is {self.metric}. Got minimize.",
             )
         if self.range is None:
             return
@@ -45,7 +58,7 @@ class TaskSection(Section):
         if own:
             yield RecipeIssue(
                 ("range",),
-                f"must be left out where task.metric is {self.metric}, whose range is "
+                f"must be left out where the metric is {self.metric}, whose range is "
                 f"[{own[0]:g}, {own[1]:g}]. Got [{low:g}, {high:g}].",
             )
         elif not 0 < high - low < inf:
@@ -54,3 +67,23 @@ class TaskSection(Section):
                 "must be [low, high] with low below high, and a finite distance. "
                 f"Got [{low:g}, {high:g}].",
             )
+
+
+class TaskSection(MetricSection):
+    """What the model is trained for and judged by."""
+
+    loss: Literal["cross_entropy", "mse", "none"] | CallableName = "cross_entropy"
+    """`cross_entropy` (targets of -100 are ignored), `mse`, or `module:callable` of (outputs,
+    targets) -> mean loss. `none`: for embeddings, which are calibrated without labels."""
+    metric: MetricFunction = "accuracy"
+    """`accuracy`, `spearman`, `spearman_cosine`, or `module:callable` of (outputs, targets) -> one
+    value per sample `[n]`, or one number for the whole set. Where a sample has several targets, its
+    accuracy is the share of them that is right, those of -100 left out. `spearman`: rank
+    correlation of scores `[n]` with the targets; `spearman_cosine`: of the cosines of embeddings
+    `[n, d]` of pairs, samples 0 and 1, 2 and 3, ..."""
+    target: Text = "labels"
+    """Name of the target where an item of the data is one dict."""
+    further_metrics: dict[MetricName, MetricSection] = Field(default_factory=dict)
+    """More metrics of the same outputs, by names of your choice: `{error: {metric:
+    metrics.py:error, direction: minimize}}`. All are reported, and those that
+    `validate.gates.further_metrics` names have gates."""

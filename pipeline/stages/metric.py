@@ -1,6 +1,6 @@
-"""The metric of files' outputs, the intervals of it and of its drop, and what chance gives."""
+"""Metrics of files' outputs, the intervals of them and of their drops, and what chance gives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,8 +10,8 @@ import numpy as np
 from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
-from mfac_compress.pipeline.inputs.task import METRICS, Task
 from mfac_compress.pipeline.inputs.task_checks import IGNORED
+from mfac_compress.pipeline.inputs.task_metric import TaskMetric
 from mfac_compress.pipeline.statistics.per_sample import (
     MetricIntervals,
     per_sample_intervals,
@@ -74,53 +74,106 @@ class MetricDrop:
     """Of 2,000, on which a metric of the whole set had no value."""
 
 
-def compare_metric(
-    task: Task,
+Found = tuple[Metric, dict[str, MetricDrop]]
+"""What a metric is, and what it is for each file."""
+
+
+def compare_metrics(
+    metrics: Sequence[TaskMetric],
     confidence: float | Literal["none"],
     outputs: Mapping[str, Tree],
     targets: Tree,
-) -> tuple[Metric, dict[str, MetricDrop]]:
-    """Judge files by the metric on the same samples.
+) -> list[Found]:
+    """Judge files by several metrics of the same outputs.
 
     Args:
-        task: Has the metric.
+        metrics: What they are judged by.
+        confidence: Of each interval; ``"none"`` for that of a report without gates on them.
+        outputs: Of each file by its name, the dense one first. Trees of arrays ``[n, ...]``.
+        targets: Tree of arrays ``[n, ...]``.
+    Returns:
+        What :func:`compare_metric` returns for each of them.
+    Raises:
+        InputError: If one of them has no finite value on these outputs, or depends on what another
+            of them has seen last.
+    """
+    found = [compare_metric(metric, confidence, outputs, targets) for metric in metrics]
+    own = [metric for metric in metrics if metric.is_own]
+    if len(own) > 1:
+        _check_apart(own, outputs, targets)
+    return found
+
+
+def _check_apart(metrics: Sequence[TaskMetric], outputs: Mapping[str, Tree], targets: Tree) -> None:
+    """Check that no metric returns what another one has kept, which may be of any file.
+
+    Each is the same for a file where all are asked of it in turn, and where one is asked of all.
+    """
+    cases = {
+        (metric, name): metric.cases(each, targets)
+        for metric in metrics
+        for name, each in outputs.items()
+    }
+    in_turn = {
+        (metric, name): metric.evaluate(*cases[metric, name])
+        for name in outputs
+        for metric in metrics
+    }
+    for (metric, name), case in cases.items():
+        again = metric.evaluate(*case)
+        if not _are_same(again, in_turn[metric, name]):
+            raise _changed(metric, in_turn[metric, name], again)
+
+
+def compare_metric(
+    metric: TaskMetric,
+    confidence: float | Literal["none"],
+    outputs: Mapping[str, Tree],
+    targets: Tree,
+) -> Found:
+    """Judge files by a metric on the same samples.
+
+    Args:
+        metric: What they are judged by.
         confidence: Of the intervals; ``"none"`` for that of a report without gates on them.
         outputs: Of each file by its name, the dense one first. Trees of arrays ``[n, ...]``.
         targets: Tree of arrays ``[n, ...]``.
     Returns:
-        The metric, and what it is for each file.
+        What the metric is, and what it is for each file.
     Raises:
         InputError: If the metric has no finite value on these outputs.
     """
-    cases = {name: task.cases(each, targets) for name, each in outputs.items()}
+    cases = {name: metric.cases(each, targets) for name, each in outputs.items()}
     outputs = {name: each for name, (each, _) in cases.items()}
     targets = next(of for _, of in cases.values())
-    values = _evaluate(task, outputs, targets)
+    values = _evaluate(metric, outputs, targets)
     level = _REPORT_CONFIDENCE if confidence == "none" else confidence
-    intervals = _intervals(task, values, outputs, targets, level)
+    intervals = _intervals(metric, values, outputs, targets, level)
     dense, before = next(iter(values.items()))
     drops = {
-        name: _metric_drop(task, before, after, intervals[name]) for name, after in values.items()
+        name: _metric_drop(metric, before, after, intervals[name]) for name, after in values.items()
     }
     drops[dense] = replace(drops[dense], drop_interval=None)
-    chance, is_better = _chance(task, outputs[dense], targets, drops[dense])
-    metric = Metric(
-        name=task.metric_name,
-        direction=task.direction,
-        range=task.range,
-        samples=size(targets),
-        confidence=level,
-        chance=chance,
-        better_than_chance=is_better,
+    chance, is_better = _chance(metric, outputs[dense], targets, drops[dense])
+    return (
+        Metric(
+            name=metric.name,
+            direction=metric.direction,
+            range=metric.range,
+            samples=size(targets),
+            confidence=level,
+            chance=chance,
+            better_than_chance=is_better,
+        ),
+        drops,
     )
-    return metric, drops
 
 
 def _metric_drop(
-    task: Task, before: Values, after: Values, intervals: MetricIntervals
+    metric: TaskMetric, before: Values, after: Values, intervals: MetricIntervals
 ) -> MetricDrop:
     with np.errstate(all="ignore"):
-        drop = _sign(task) * float(np.mean(before - after))
+        drop = metric.sign * float(np.mean(before - after))
     found = MetricDrop(
         value=float(np.mean(after)),
         interval=intervals.own,
@@ -135,28 +188,24 @@ def _metric_drop(
     numbers = (drop, *(found.interval or ()), *(found.drop_interval or ()), found.reach or 0.0)
     if not np.isfinite(numbers).all():
         raise InputError(
-            "task.metric must return values of which differences and sums are finite. "
-            f"{task.metric_name!r} has {np.mean(before):.3g} for the dense file and "
+            f"{metric.key} must return values of which differences and sums are finite. "
+            f"{metric.name!r} has {np.mean(before):.3g} for the dense file and "
             f"{np.mean(after):.3g} for the sparse one. Return them in a larger unit."
         )
     return found
 
 
-def _sign(task: Task) -> int:
-    return 1 if task.direction == "maximize" else -1
-
-
-def _check_shapes(task: Task, values: Mapping[str, Values]) -> None:
+def _check_shapes(metric: TaskMetric, values: Mapping[str, Values]) -> None:
     shapes = {name: list(np.shape(each)) for name, each in values.items()}
     if any(shape != next(iter(shapes.values())) for shape in shapes.values()):
         returned = ", ".join(f"shape {shape} for {name}" for name, shape in shapes.items())
         raise InputError(
-            "task.metric must return one value per sample for all files, or one number for all. "
-            f"{task.metric_name!r} returned {returned}."
+            f"{metric.key} must return one value per sample for all files, or one number for all. "
+            f"{metric.name!r} returned {returned}."
         )
 
 
-def _evaluate(task: Task, outputs: Mapping[str, Tree], targets: Tree) -> dict[str, Values]:
+def _evaluate(metric: TaskMetric, outputs: Mapping[str, Tree], targets: Tree) -> dict[str, Values]:
     """The metric of each file, which must be the same again, whatever was asked in between.
 
     A metric that sums up over its calls, as metric objects of libraries do, gives the second file a
@@ -168,25 +217,30 @@ def _evaluate(task: Task, outputs: Mapping[str, Tree], targets: Tree) -> dict[st
     Raises:
         InputError: If the metric returns something else for a file the second time.
     """
-    values = {name: task.evaluate(outputs[name], targets) for name in reversed(outputs)}
+    values = {name: metric.evaluate(outputs[name], targets) for name in reversed(outputs)}
     ordered = {name: values[name] for name in outputs}
-    _check_shapes(task, ordered)
-    if task.metric_name in METRICS:
+    _check_shapes(metric, ordered)
+    if not metric.is_own:
         return ordered
     shuffled = shuffle(targets)
     for _ in range(2):
         with suppress(InputError):  # it may have no value, or fit the targets' order only
-            task.evaluate(next(iter(outputs.values())), shuffled)
+            metric.evaluate(next(iter(outputs.values())), shuffled)
     for name, before in ordered.items():
-        again = task.evaluate(outputs[name], targets)
+        again = metric.evaluate(outputs[name], targets)
         if not _are_same(again, before):
-            raise InputError(
-                "task.metric must return the same each time for the same outputs and targets. "
-                f"{task.metric_name!r} returned {np.mean(before):.6g}, and then "
-                f"{np.mean(again):.6g}. Let it keep nothing between calls (a metric object is made "
-                "anew or reset in each), and draw no random numbers, or with a seed of its own."
-            )
+            raise _changed(metric, before, again)
     return ordered
+
+
+def _changed(metric: TaskMetric, before: Values, again: Values) -> InputError:
+    """Return the error for a metric that is not the same again."""
+    return InputError(
+        f"{metric.key} must return the same each time for the same outputs and targets. "
+        f"{metric.name!r} returned {np.mean(before):.6g}, and then {np.mean(again):.6g}. Let it "
+        "keep nothing between calls (a metric object is made anew or reset in each), share nothing "
+        "with other metrics, and draw no random numbers, or with a seed of its own."
+    )
 
 
 def _are_same(again: Values, values: Values) -> bool:
@@ -197,14 +251,14 @@ def _are_same(again: Values, values: Values) -> bool:
 
 
 def _intervals(
-    task: Task,
+    metric: TaskMetric,
     values: Mapping[str, Values],
     outputs: Mapping[str, Tree],
     targets: Tree,
     confidence: float,
 ) -> dict[str, MetricIntervals]:
     """Those of each file against the first."""
-    sign, range_ = _sign(task), task.range
+    sign, range_ = metric.sign, metric.range
     first = next(iter(values.values()))
     with np.errstate(all="ignore"):
         if isinstance(first, np.ndarray):
@@ -215,7 +269,7 @@ def _intervals(
 
         def measure(part: Tree, of: Tree) -> float | None:
             try:
-                return float(np.mean(task.evaluate_rows(part, of)))
+                return float(np.mean(metric.evaluate_rows(part, of)))
             except UndefinedMetricError:
                 return None
 
@@ -226,24 +280,24 @@ def _intervals(
 
 
 def _chance(
-    task: Task, outputs: Tree, targets: Tree, dense: MetricDrop
+    metric: TaskMetric, outputs: Tree, targets: Tree, dense: MetricDrop
 ) -> tuple[float | None, bool | None]:
     """What a model that knows nothing would reach, and whether the dense file is shown to beat it.
 
     For accuracy: always the most frequent class, or drawing one; the interval's lower end must be
     above. For other metrics: the best of 19 shuffles of the targets, which must be worse.
     """
-    if task.metric_name == "accuracy":
+    if metric.name == "accuracy":
         labels = targets[targets != IGNORED]
         shares = np.unique(labels, return_counts=True)[1] / max(1, labels.size)
         chance = max(shares.max(initial=0.0), 1 / outputs.shape[1])
         return float(chance), dense.interval is not None and bool(dense.interval[0] > chance)
-    sign, rng, n = _sign(task), np.random.default_rng(0), size(targets)
+    sign, rng, n = metric.sign, np.random.default_rng(0), size(targets)
     shuffled: list[float] = []
     try:
         for _ in range(_SHUFFLES):
             given = map_tensors(np.copy, outputs), rows_of(targets, rng.permutation(n))
-            shuffled.append(float(np.mean(task.evaluate_rows(*given))))
+            shuffled.append(float(np.mean(metric.evaluate_rows(*given))))
     except InputError:  # a metric that fits the targets' order only
         return None, None
     best = max(shuffled, key=lambda value: sign * value)

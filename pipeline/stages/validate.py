@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
@@ -31,13 +31,14 @@ from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.model import Model
 from mfac_compress.pipeline.inputs.output import join_batches
 from mfac_compress.pipeline.inputs.splits import Split
-from mfac_compress.pipeline.inputs.task import METRICS, Task
+from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.inputs.task_metric import TaskMetric
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.run.stage import Job
 from mfac_compress.pipeline.run.state import State
-from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metric
+from mfac_compress.pipeline.stages.metric import Metric, MetricDrop, compare_metrics
 from mfac_compress.pipeline.stages.variants import variants_of
 from mfac_compress.pipeline.statistics.resampling import shuffle
 
@@ -80,6 +81,8 @@ class Measured:
     """The same against ``dense-int8``, of the pruned model's files in 8 bits. Empty for others."""
     written: bool = True
     """Whether the file is in the run directory. Not where ``kernels`` says that it is no faster."""
+    further_metrics: dict[str, MetricDrop] = field(default_factory=dict)
+    """The same as ``metric`` of each of ``task.further_metrics``, by its name."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Validation:
     """What is measured on all files. Latency is not among it, being the machine's of that hour."""
 
     metric: Metric
+    further_metrics: dict[str, Metric]
+    """By the names of ``task.further_metrics``."""
     variants: dict[str, Measured]
     """By the variant's name, the dense file first."""
 
@@ -107,27 +112,29 @@ def check(
 
     Raises:
         InputError: If most validation samples repeat the input of another, so that intervals of the
-            metric would count the same few samples many times; or if the dense model's metric on
-            some samples is outside of ``task.range``.
+            metrics would count the same few samples many times; or if a metric of the dense model
+            on some samples is outside of its declared range.
     """
     with ranks.raise_on_every_rank():
-        judged = (gates.max_metric_drop, gates.min_metric, gates.max_metric) != (None, None, None)
         total = len(samples)
-        if judged and gates.confidence != "none" and repeats > _MAX_REPEATED * total:
+        if gates.judge_metrics and gates.confidence != "none" and repeats > _MAX_REPEATED * total:
             raise InputError(
                 f"{where('data.splits.validation')}: at least half of the inputs must "
                 "be distinct, since intervals count samples as independent. Got "
                 f"{total - repeats:,} distinct ones of {total:,}. Remove the repeats, or set "
                 "validate.gates.confidence: none."
             )
-        if ranks.is_rank_zero and task.range is not None and task.metric_name not in METRICS:
-            _check_range(model, samples, task, batch_size)
+        declared = [each for each in task.metrics if each.is_own and each.range is not None]
+        if ranks.is_rank_zero and declared:
+            _check_ranges(model, samples, declared, batch_size)
 
 
-def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> None:
-    """Take the user's metric of some samples, which refuses values outside of ``task.range``.
+def _check_ranges(
+    model: Model, samples: Split, metrics: Sequence[TaskMetric], batch_size: int
+) -> None:
+    """Take the user's metrics of some samples, which refuses values outside of their ranges.
 
-    It may have no value for so few, as a rank correlation: then nothing is known before validate.
+    One may have no value for so few, as a rank correlation: then nothing is known before validate.
     The targets are shuffled: a metric that keeps the best so far must not know the dense model's
     before it is asked for the sparse one's.
     """
@@ -142,8 +149,10 @@ def _check_range(model: Model, samples: Split, task: Task, batch_size: int) -> N
         targets = join_batches(
             [map_tensors(lambda tensor: tensor.numpy(), y) for _, y in batches], "targets"
         )
-        with suppress(UndefinedMetricError):
-            task.evaluate(join_batches(outputs, "outputs"), shuffle(targets))
+        whole = join_batches(outputs, "outputs"), shuffle(targets)
+        for metric in metrics:
+            with suppress(UndefinedMetricError):
+                metric.evaluate(*whole)
 
 
 def validate(
@@ -156,14 +165,14 @@ def validate(
     batch_size: int,
     confidence: float | Literal["none"],
 ) -> Validation:
-    """Measure metric, parity, sizes and zeros.
+    """Measure metrics, parity, sizes and zeros.
 
     Args:
         job: After the last state and the files made of it.
         model: The dense model.
         pruned: Names of the pruned tensors, in the model's order.
         samples: The validation samples.
-        task: Has the metric.
+        task: Has the metrics.
         batch_size: Samples of one call.
         confidence: Of the intervals.
     """
@@ -174,12 +183,15 @@ def validate(
     masks = {name: state.masks[name] for name in pruned}
     sizes, parameters = compare_size(dense, variants), sum(p.numel() for p in module.parameters())
     run = _run_files(files, module, model.outputs, samples, batch_size, job.progress)
-    metric, drops = compare_metric(task, confidence, run.outputs, run.targets)
+    first, *others = compare_metrics(task.metrics, confidence, run.outputs, run.targets)
+    metric, drops = first
+    further = dict(zip(task.further_metrics, others, strict=True))
     kept = job.before["export"].facts.kept
     pruned_files = [each for each in variants if each.name not in REFERENCES]
     audits = dict.fromkeys(REFERENCES, ()) | audit_zeros(pruned_files, masks, kept, model.stored)
     return Validation(
         metric,
+        {name: each for name, (each, _) in further.items()},
         {
             file.name: Measured(
                 file=file.path.name,
@@ -190,6 +202,7 @@ def validate(
                 model_sparsity=_share(audits[file.name], parameters),
                 parity_error=run.parity.get(file.name),
                 audit=audits[file.name],
+                further_metrics={name: each[file.name] for name, (_, each) in further.items()},
             )
             for file in files
         },

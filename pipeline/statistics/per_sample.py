@@ -2,7 +2,7 @@
 
 A small validation set must not pass a gate by luck, so every interval admits what n samples cannot
 exclude: that a share of about 3.7/n of all cases behaves otherwise and was not met. How far those
-cases can move the metric is given by the metric's range, which is declared (``task.range``) or
+cases can move the metric is given by the metric's range, which is declared or
 taken from the values. All intervals scale exactly with the metric's unit.
 """
 
@@ -71,7 +71,7 @@ def per_sample_intervals(
             None,
             None,
             "none: every value is 0, so that nothing shows how far the metric can move. Declare "
-            "task.range",
+            "its range",
         )
     drops = sign * (before - after) / width
     two_valued = declared is not None and all(np.isin(v, declared).all() for v in (before, after))
@@ -81,7 +81,9 @@ def per_sample_intervals(
         method = "Tango's score interval"
     else:
         drop = _mean_interval(drops, -1.0, 1.0, confidence)
-        assumed = "task.range" if declared else "the values met and 0 as range (no task.range)"
+        assumed = (
+            "the declared range" if declared else "the values met and 0 as range (none declared)"
+        )
         method = f"Gaffke's bound with {assumed}"
     own = _mean_interval((after - low) / width, 0.0, 1.0, confidence)
     return MetricIntervals(

@@ -104,14 +104,14 @@ def intervals_of_resamples(
     left_out = int((~defined).sum())
     if left_out > _MOST_LEFT_OUT * len(values):
         method = (
-            f"none: task.metric has no value on {left_out:,} of {len(values):,} resamples of the "
+            f"none: the metric has no value on {left_out:,} of {len(values):,} resamples of the "
             "validation samples. Add samples, above all of the rare class"
         )
         return MetricIntervals(None, None, method, resamples_left_out=left_out)
     if reach == 0:
         method = (
             "none: no exchange of outputs changes the metric, so that nothing shows how far it can "
-            "move. Declare task.range"
+            "move. Declare the metric's range"
         )
         return MetricIntervals(None, None, method, resamples_left_out=left_out)
     values = values[defined]

@@ -1,13 +1,13 @@
 """The gates of a release: each compares one measurement with one threshold of the recipe."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
 from mfac_compress.export import LatencyComparison
 from mfac_compress.pipeline.file_names import IN_8_BITS
-from mfac_compress.pipeline.recipe.schema import GatesSection
+from mfac_compress.pipeline.recipe.schema import GatesSection, MetricGates
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.validate import Measured
 from mfac_compress.pipeline.statistics.per_sample import samples_needed
@@ -18,7 +18,8 @@ class Gate:
     """One gate of the recipe, and what came of it."""
 
     name: str
-    """The gate's key in ``validate.gates``."""
+    """The gate's key in ``validate.gates``: ``max_metric_drop``, or of a further metric
+    ``further_metrics.NAME.max_metric_drop``."""
     variant: str
     """Name of the variant that it judges."""
     threshold: float
@@ -47,7 +48,12 @@ class _Comparison:
 
 
 def judge(
-    gates: GatesSection, variant: str, metric: Metric, measured: Measured, parameters: int
+    gates: GatesSection,
+    variant: str,
+    metric: Metric,
+    further: Mapping[str, Metric],
+    measured: Measured,
+    parameters: int,
 ) -> tuple[Gate, ...]:
     """Apply the gates that the recipe sets to one variant.
 
@@ -55,7 +61,8 @@ def judge(
         gates: Their thresholds.
         variant: Name of the variant.
         metric: What the metric is.
-        measured: Of the variant. The metric and its drop count by point or by the worse end of
+        further: What the further metrics are.
+        measured: Of the variant. Metrics and their drops count by point or by the worse end of
             their intervals; of the latencies the worst upper end, and the gate fails where one of
             them is too noisy to judge.
         parameters: Number of all parameters of the model.
@@ -64,12 +71,15 @@ def judge(
         One result for each gate that is set. A gate whose measurement is missing or not finite
         fails.
     """
-    drop = measured.metric
     by_point = gates.confidence == "none"
+    of_metrics = [*_judge_metric(gates, variant, metric, measured.metric, by_point)]
+    for name, own in gates.further_metrics.items():
+        drop = measured.further_metrics[name]
+        of_metrics += [
+            replace(gate, name=f"further_metrics.{name}.{gate.name}")
+            for gate in _judge_metric(own, variant, further[name], drop, by_point)
+        ]
     compared = {
-        "max_metric_drop": _metric_drop(metric, drop, by_point),
-        "min_metric": _metric_itself("lower", metric, drop, by_point),
-        "max_metric": _metric_itself("upper", metric, drop, by_point),
         "min_sparsity": _Comparison("sparsity in the ONNX file", measured.sparsity),
         "min_model_sparsity": _Comparison(
             f"share of all {parameters:,} parameters that is removed", measured.model_sparsity
@@ -81,33 +91,21 @@ def judge(
         ),
         "max_parity_error": _Comparison("parity error", measured.parity_error),
     }
-    results = {
-        name: _judge(name, variant, threshold, comparison)
-        for name, comparison in compared.items()
-        if (threshold := getattr(gates, name)) is not None
-    }
-    if "max_metric_drop" in results and not by_point:
-        results["max_metric_drop"] = _with_samples(results["max_metric_drop"], metric, drop)
+    results = _judge_all(gates, variant, compared)
     if "max_latency_ratio" in results:
         results["max_latency_ratio"] = _unless_noisy(results["max_latency_ratio"], measured.latency)
-    return tuple(results.values())
+    return (*of_metrics, *results.values())
 
 
-# What must hold of whatever somebody may deploy; the others say what the judged file is good for.
-_OF_EVERY_FILE = (
-    "max_metric_drop",
-    "min_metric",
-    "max_metric",
-    "min_sparsity",
-    "min_model_sparsity",
-    "max_parity_error",
-)
+# They say what the judged file is good for; the others must hold of whatever somebody may deploy.
+_OF_THE_JUDGED_FILE = ("max_size_ratio", "max_latency_ratio")
 
 
 def judge_all(
     gates: GatesSection,
     judged: str,
     metric: Metric,
+    further: Mapping[str, Metric],
     shipped: Mapping[str, Measured],
     parameters: int,
 ) -> tuple[Gate, ...]:
@@ -117,6 +115,7 @@ def judge_all(
         gates: Their thresholds.
         judged: Name of the variant to which all of them apply.
         metric: What the metric is.
+        further: What the further metrics are.
         shipped: All files of the pruned model that are written, by the variant's name.
         parameters: Number of all parameters of the model.
 
@@ -124,13 +123,13 @@ def judge_all(
         Results of the judged variant, then of the others in their order. Files in 8 bits, which
         round, have no gate on parity; the plain file in float always has it.
     """
-    own = judge(gates, judged, metric, shipped[judged], parameters)
+    own = judge(gates, judged, metric, further, shipped[judged], parameters)
     of_others = [
         gate
         for name, measured in shipped.items()
         if name != judged
-        for gate in judge(gates, name, metric, measured, parameters)
-        if gate.name in _OF_EVERY_FILE
+        for gate in judge(gates, name, metric, further, measured, parameters)
+        if gate.name not in _OF_THE_JUDGED_FILE
     ]
     return tuple(
         gate
@@ -146,6 +145,38 @@ def verdict_of(gates: Sequence[Gate]) -> Literal["pass", "fail", "none"]:
     return "pass" if all(gate.passed for gate in gates) else "fail"
 
 
+def _judge_metric(
+    gates: MetricGates, variant: str, metric: Metric, drop: MetricDrop, by_point: bool
+) -> Iterator[Gate]:
+    """The gates on one metric of a variant."""
+    compared = {
+        "max_metric_drop": _metric_drop(metric, drop, by_point),
+        "min_metric": _metric_itself("lower", metric, drop, by_point),
+        "max_metric": _metric_itself("upper", metric, drop, by_point),
+    }
+    for name, gate in _judge_all(gates, variant, compared).items():
+        if name == "max_metric_drop" and not by_point:
+            yield _with_samples(gate, metric, drop)
+        else:
+            yield gate
+
+
+def _judge_all(
+    gates: MetricGates, variant: str, compared: Mapping[str, _Comparison]
+) -> dict[str, Gate]:
+    """Results of the gates that are set, by their names."""
+    return {
+        name: _judge(name, variant, threshold, comparison)
+        for name, comparison in compared.items()
+        if (threshold := getattr(gates, name)) is not None
+    }
+
+
+def is_upper_bound(name: str) -> bool:
+    """Whether a gate is on the most, and not on the least, that something may be."""
+    return name.rpartition(".")[2].startswith("max_")
+
+
 def _judge(name: str, variant: str, threshold: float, comparison: _Comparison) -> Gate:
     """Compare; a gate's name says which side passes."""
     what, measured = comparison.what, comparison.measured
@@ -153,7 +184,7 @@ def _judge(name: str, variant: str, threshold: float, comparison: _Comparison) -
         why = f" ({comparison.missing})" if comparison.missing else ""
         reason = f"{what} was not measured or not finite, so the gate fails{why}"
         return Gate(name, variant, threshold, None, False, reason)
-    is_most = name.startswith("max_")
+    is_most = is_upper_bound(name)
     passed = measured <= threshold if is_most else measured >= threshold
     bound = "at most" if is_most else "at least"
     reason = f"{what} is {measured:.4g}, must be {bound} {threshold:g}"

@@ -38,6 +38,8 @@ class Report(BaseModel):
     every other file of the pruned model as well."""
     metric: Metric
     """What the files are judged by."""
+    further_metrics: dict[str, Metric] = {}
+    """What else they are judged by, by the names of ``task.further_metrics``."""
     variants: dict[str, Measured]
     """What was measured on each file, by the variant's name: ``dense``, with which the others are
     compared, ``sparse``, and ``sparse+kernels`` where there was a candidate; with ``quantize`` also

@@ -12,7 +12,7 @@ from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.stages.rounding import Rounding
 from mfac_compress.pipeline.terminal import add_row, plain_table
 from mfac_compress.pipeline.verdict import tables
-from mfac_compress.pipeline.verdict.gates import Gate
+from mfac_compress.pipeline.verdict.gates import Gate, is_upper_bound
 from mfac_compress.pipeline.verdict.inputs import Code
 from mfac_compress.pipeline.verdict.recovery_text import EPOCH_HEAD, epoch_rows, recovery_line
 from mfac_compress.pipeline.verdict.report import Report
@@ -71,14 +71,15 @@ def print_verdict(report: Report, console: Console) -> None:
         *_precision(report),
     ):
         console.print(Text(line))
+    width = max([20, *(len(_short(gate)) + 2 for gate in report.gates)])
     for gate in report.gates:
         result = Text("pass" if gate.passed else "FAIL", "green" if gate.passed else "bold red")
         of = "" if gate.variant == report.judged else f" ({gate.variant})"
-        console.print(Text.assemble(" ", result, f"  {gate.name:<20}{_compared(gate)}{of}"))
+        console.print(Text.assemble(" ", result, f"  {_short(gate):<{width}}{_compared(gate)}{of}"))
     for gate in report.gates:
         if not gate.passed:
             of = "" if gate.variant == report.judged else f" of {gate.variant}"
-            console.print(Text(f"{gate.name}{of}: {gate.reason}."), soft_wrap=False)
+            console.print(Text(f"{_short(gate)}{of}: {gate.reason}."), soft_wrap=False)
     for warning in report.warnings:
         console.print(Text(f"warning: {warning}", "yellow"))
     color = {"pass": "green", "none": "yellow", "fail": "red"}[report.verdict]
@@ -119,8 +120,13 @@ def _titles(report: Report) -> list[str]:
     ]
 
 
+def _short(gate: Gate) -> str:
+    """A gate's name, in few columns."""
+    return gate.name.removeprefix("further_metrics.")
+
+
 def _compared(gate: Gate) -> str:
-    bound = "at most" if gate.name.startswith("max_") else "at least"
+    bound = "at most" if is_upper_bound(gate.name) else "at least"
     measured = "not measured" if gate.measured is None else f"{gate.measured:.4g}"
     return f"{measured}, must be {bound} {gate.threshold:g}"
 

@@ -32,6 +32,8 @@ def measured_rows(report: Report) -> Iterator[Row]:
     yield interval, *(_ends(one.metric.interval) for one in variants)
     yield "  drop", *_of_others(report, lambda one: f"{one.metric.drop:.4g}")
     yield f"  {interval}", *_of_others(report, lambda one: _ends(one.metric.drop_interval))
+    for name in report.further_metrics:
+        yield from _further_rows(report, name)
     yield "zeros of matched", *_of_pruned(report, lambda one: _share(one.sparsity))
     yield "zeros of the model", *_of_pruned(report, lambda one: _share(one.model_sparsity))
     yield "tensors intact", *_of_pruned(report, _intact)
@@ -43,6 +45,16 @@ def measured_rows(report: Report) -> Iterator[Row]:
         yield "  library beside it", *(readable_bytes(size) if size else "" for size in libraries)
     yield "parity error", *(_parity(name, one) for name, one in report.variants.items())
     yield "MACs in theory", *(_flops(report, name) for name in report.variants)
+
+
+def _further_rows(report: Report, name: str) -> Iterator[Row]:
+    """A further metric, and the interval that its gate compares."""
+    found = {variant: one.further_metrics[name] for variant, one in report.variants.items()}
+    yield name, *(f"{one.value:.4g}" for one in found.values())
+    yield (
+        f"  {report.metric.confidence:.0%} interval of drop",
+        *("" if variant == DENSE else _ends(one.drop_interval) for variant, one in found.items()),
+    )
 
 
 def latency_rows(report: Report) -> Iterator[Row]:

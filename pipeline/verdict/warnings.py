@@ -1,6 +1,7 @@
 """What whoever trusts a verdict should know, although no gate asks for it."""
 
 from collections.abc import Iterator
+from math import isclose
 
 from mfac_compress.pipeline.file_names import DENSE, INT8, ONNX_FILES
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
@@ -41,8 +42,7 @@ def warnings_of(
         One sentence or more for each finding.
     """
     return (
-        *_of_chance(metric, dense),
-        *_of_intervals(recipe, metric, judged),
+        *warnings_of_metric(recipe, "task", metric, dense, judged),
         *_of_sparsity(sparsity),
         *(() if quantised is None else _of_precision(quantised)),
         *_of_data(data),
@@ -51,28 +51,48 @@ def warnings_of(
     )
 
 
-def _of_chance(metric: Metric, dense: MetricDrop) -> Iterator[str]:
-    if metric.better_than_chance is False:
-        by = (
-            "by always answering the most frequent class, or drawing one"
-            if metric.name == "accuracy"
-            else "with the targets shuffled"
-        )
-        yield (
-            f"{ONNX_FILES[DENSE]} is not shown to be better than chance: {metric.name} is "
-            f"{dense.value:.4g}, and up to {metric.chance:.4g} {by}. A model that knows nothing "
-            "has nothing to lose: check the labels and the preparation of the validation data, and "
-            "task.direction; validate.gates.min_metric (or max_metric) stops such a model."
-        )
+def warnings_of_metric(
+    recipe: Recipe, section: str, metric: Metric, dense: MetricDrop, judged: MetricDrop
+) -> Iterator[str]:
+    """Look for what makes gates on one metric mean less than they seem.
+
+    Args:
+        recipe: What was asked for.
+        section: Key of the metric's section in the recipe: ``task``, or of a further one.
+        metric: What the metric is.
+        dense: That of the dense file.
+        judged: That of the file to which the gates apply.
+    """
+    yield from _of_chance(section, metric, dense)
+    yield from _of_intervals(recipe, section, metric, judged)
 
 
-def _of_intervals(recipe: Recipe, metric: Metric, drop: MetricDrop) -> Iterator[str]:
+def _of_chance(section: str, metric: Metric, dense: MetricDrop) -> Iterator[str]:
+    if metric.better_than_chance is not False:
+        return
+    if section != "task" and metric.chance is not None and isclose(metric.chance, dense.value):
+        return  # it takes outputs and targets as a whole, so that shuffling says nothing
+    by = (
+        "by always answering the most frequent class, or drawing one"
+        if metric.name == "accuracy"
+        else "with the targets shuffled"
+    )
+    gates = section.replace("task", "validate.gates", 1)
+    yield (
+        f"{ONNX_FILES[DENSE]} is not shown to be better than chance: {metric.name} is "
+        f"{dense.value:.4g}, and up to {metric.chance:.4g} {by}. A model that knows nothing "
+        "has nothing to lose: check the labels and the preparation of the validation data, and "
+        f"{section}.direction; {gates}.min_metric (or max_metric) stops such a model."
+    )
+
+
+def _of_intervals(recipe: Recipe, section: str, metric: Metric, drop: MetricDrop) -> Iterator[str]:
     if drop.assumed_range is not None and recipe.validate_.gates.confidence != "none":
         low, high = drop.assumed_range
         yield (
-            "task.range is not declared, so the intervals take no sample's value to be outside of "
-            f"{low:.4g} to {high:.4g}, as far as the validation samples went. Rare samples that "
-            "lose more would not be noticed: declare task.range."
+            f"{section}.range is not declared, so the intervals take no sample's value to be "
+            f"outside of {low:.4g} to {high:.4g}, as far as the validation samples went. Rare "
+            f"samples that lose more would not be noticed: declare {section}.range."
         )
     if drop.resamples_left_out:
         yield (

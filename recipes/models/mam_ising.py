@@ -14,6 +14,7 @@ from mfac_compress.recipes.models.ising import Ising
 from mfac_compress.recipes.models.mam import MarginalizationModel, residuals
 
 SIDE = 5
+"""Of the square of spins, where nothing else is said."""
 WHOLE, BEFORE, AFTER = 0, 1, 2
 """The three questions: x, x_S, and x_S with x_i."""
 WORST_BITS, WORST_NATS = 4.0, 10.0
@@ -22,29 +23,30 @@ PENALTY = 4.0
 """Of self-consistency in the loss."""
 
 
-def ising() -> Ising:
-    """Return the Ising model: 25 spins, J = 0.3, random fields."""
-    return Ising.random(SIDE, SIDE)
+def ising(side: int = SIDE) -> Ising:
+    """Return the Ising model on a square: J = 0.3, random fields."""
+    return Ising.random(side, side)
 
 
-def mam(hidden: int = 672) -> MarginalizationModel:
-    """Build the network, untrained; 956,282 parameters."""
-    return MarginalizationModel(SIDE * SIDE, hidden, hidden, blocks=1)
+def mam(hidden: int = 672, side: int = SIDE) -> MarginalizationModel:
+    """Build the network, untrained; 956,282 parameters for 5 x 5 spins."""
+    return MarginalizationModel(side * side, hidden, hidden, blocks=1)
 
 
-def questions(count: int, judged: int, seed: int = 0) -> dict[str, np.ndarray]:
+def questions(count: int, judged: int, seed: int = 0, side: int = SIDE) -> dict[str, np.ndarray]:
     """Draw samples from the Ising model, exactly.
 
     Args:
         count: n. No two of them are the same.
         judged: How many of them, the first, get exact answers.
         seed: Of all draws.
+        side: Of the square.
     Returns:
         ``spins`` of the three questions, shape ``[n, 3, sites]``, int8; ``site`` i and ``value``
         x_i, shapes ``[n]``; ``known``, the size of S, shape ``[n]``; ``log_p``, the exact answers,
         shape ``[n, 3]``, 0 where there are none, so that nothing can learn from them.
     """
-    rng, model = np.random.default_rng(seed), ising()
+    rng, model = np.random.default_rng(seed), ising(side)
     whole = model.sample(count + count // 50, rng)
     place = rng.random(whole.shape).argsort(1).argsort(1)  # of each site, in a random order
     known = rng.integers(0, model.sites, (len(whole), 1))

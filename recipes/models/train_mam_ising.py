@@ -1,6 +1,6 @@
 """Train the model of `recipes/mam-ising.yaml`; `make mam` does so first:
 
-    python recipes/models/train_mam_ising.py dense.safetensors
+    python recipes/models/train_mam_ising.py dense.safetensors [--side 10]
 
 Training needs energies alone: it sees no sample of the Ising model and no exact sum, only log f of
 what the network itself draws. The loss is KL(p_θ ‖ f / Z) plus a penalty on self-consistency, on
@@ -27,37 +27,40 @@ from mfac_compress.recipes.models.mam import (
     residuals,
     train_on_chains,
 )
-from mfac_compress.recipes.models.mam_ising import ising, mam
+from mfac_compress.recipes.models.mam_ising import SIDE, ising, mam
 
 
 def main() -> None:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="file to write")
-    output = parser.parse_args().output
+    parser.add_argument("--side", type=int, default=SIDE, help="of the square of spins")
+    arguments = parser.parse_args()
+    side = arguments.side
+    steps, trained_by = STEPS_PER_SITE * side * side, sources(side)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    model, trained_by = mam(), sources()
+    model = mam(side=side)
     start = time.process_time()
-    train(model, ising(), STEPS, BATCH)
-    print(f"{STEPS} steps in {time.process_time() - start:.0f} s of processor time")
-    save_file(model.state_dict(), output, metadata={"sources": trained_by})
+    train(model, ising(side), steps, BATCH)
+    print(f"{steps} steps in {time.process_time() - start:.0f} s of processor time")
+    save_file(model.state_dict(), arguments.output, metadata={"sources": trained_by})
 
 
-def sources() -> str:
-    """Digest of the files that say what is trained and how."""
+def sources(side: int = SIDE) -> str:
+    """Digest of what is trained and of the files that say how."""
     names = ("ising.py", "mam.py", "mam_ising.py", "train_mam_ising.py")
     texts = (Path(__file__).with_name(name).read_bytes() for name in names)
-    return hashlib.sha256(b"".join(texts)).hexdigest()
+    return hashlib.sha256(b"".join([*texts, str(side).encode()])).hexdigest()
 
 
-def is_current(weights: Path) -> bool:
+def is_current(weights: Path, side: int = SIDE) -> bool:
     """Whether a file is there and was trained by these sources."""
     if not weights.is_file():
         return False
     with safe_open(weights, framework="pt") as file:
-        return (file.metadata() or {}).get("sources") == sources()
+        return (file.metadata() or {}).get("sources") == sources(side)
 
 
 def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) -> None:
@@ -75,7 +78,8 @@ def train(model: MarginalizationModel, energy: Ising, steps: int, batch: int) ->
     def loss(x: Tensor) -> Tensor:
         return energy_loss(model, x, torch.from_numpy(energy.log_weights(x.numpy())).float())
 
-    train_on_chains(model, optimizer, chains, steps, batch=batch, sites=SITES_PER_STEP, loss=loss)
+    sites = energy.sites // REDRAWN
+    train_on_chains(model, optimizer, chains, steps, batch=batch, sites=sites, loss=loss)
 
 
 def energy_loss(model: MarginalizationModel, x: Tensor, log_weights: Tensor) -> Tensor:
@@ -101,10 +105,11 @@ def energy_loss(model: MarginalizationModel, x: Tensor, log_weights: Tensor) -> 
     return gap.var() / 2 + PENALTY * (missed.square().mean() + nothing[0].square())
 
 
-STEPS, BATCH, TERMS = 3000, 64, 4
+STEPS_PER_SITE, BATCH, TERMS = 120, 64, 4
 LEARNING_RATE = 1e-3
 CHAINS = 4096
-SITES_PER_STEP = 3
+REDRAWN = 8
+"""One of how many sites a chain draws anew in a step."""
 PENALTY = 4.0
 
 if __name__ == "__main__":

@@ -277,9 +277,20 @@ def test_what_only_the_checks_import_is_in_the_keys(quick, fresh):
     assert not any(json.loads(path.read_text())["code"] for path in manifests)
 
 
-def test_a_notebooks_functions_are_noticed(quick):
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [
+        ({"metric": "__main__:score"}, "metric.value"),
+        (
+            {"further_metrics": {"own": {"metric": "__main__:score"}}},
+            "further_metrics['own'].value",
+        ),
+    ],
+    ids=["metric", "further metric"],
+)
+def test_a_notebooks_functions_are_noticed(quick, task, value):
     """Functions of ``__main__`` without a file, as a notebook's cells define them, and again."""
-    quick.recipe["task"] = {"metric": "__main__:score"}
+    quick.recipe["task"] = task
     quick.recipe["validate"]["gates"] = {"min_sparsity": 0.4}
     recipe = quick.write_recipe()
     cells = textwrap.dedent(
@@ -289,10 +300,10 @@ def test_a_notebooks_functions_are_noticed(quick):
         def score(outputs, targets): return scaled((outputs.argmax(1) == targets).float())
         for factor in (1.0, 0.0):
             report = compress({str(recipe)!r}, {str(quick.model)!r}, {str(quick.output)!r})
-            print(report.variants["dense"].metric.value)
+            print(report.variants["dense"].{value})
         def score(outputs, targets): return 0.5 * (outputs.argmax(1) == targets).float()
         report = compress({str(recipe)!r}, {str(quick.model)!r}, {str(quick.output)!r})
-        print(report.variants["dense"].metric.value)
+        print(report.variants["dense"].{value})
         """
     )
     ended = subprocess.run(

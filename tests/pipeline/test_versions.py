@@ -41,6 +41,13 @@ HOW_IT_IS_JUDGED = {
             "splits": {"calibration": {"path": "a.npz"}, "validation": {"path": "c.npz"}},
         }
     },
+    "further metrics": {
+        "task": {
+            "metric": "own.py:score",
+            "range": [0, 1],
+            "further_metrics": {"error": {"metric": "own.py:error"}},
+        }
+    },
     "gates": {"validate": {"gates": {"min_sparsity": 0.4}}},
 }
 WHAT_IS_MADE = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -123,20 +124,23 @@ def test_weights_are_current_until_what_trained_them_changes(tmp_path, monkeypat
     monkeypatch.setattr(train_mam_ising, "__file__", str(tmp_path / "train_mam_ising.py"))
     assert train_mam_ising.is_current(weights)
     with (tmp_path / "train_mam_ising.py").open("a") as script:
-        script.write("STEPS = 4000\n")
+        script.write("STEPS_PER_SITE = 200\n")
     assert not train_mam_ising.is_current(weights)
 
 
 def test_training_writes_what_it_was_trained_by(tmp_path, monkeypatch):
     weights = tmp_path / "dense.safetensors"
-    monkeypatch.setattr(train_mam_ising, "mam", lambda: mam_ising.mam(hidden=8))
-    monkeypatch.setattr(train_mam_ising, "STEPS", 10)
-    monkeypatch.setattr("sys.argv", ["train_mam_ising.py", str(weights)])
+    monkeypatch.setattr(train_mam_ising, "mam", lambda side: mam_ising.mam(hidden=8, side=side))
+    monkeypatch.setattr(train_mam_ising, "STEPS_PER_SITE", 1)
+    monkeypatch.setattr("sys.argv", ["train_mam_ising.py", str(weights), "--side", "3"])
     try:
         train_mam_ising.main()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert train_mam_ising.is_current(weights)
+    assert train_mam_ising.is_current(weights, side=3)
+    assert not train_mam_ising.is_current(weights)
+    with safe_open(weights, framework="pt") as file:
+        assert file.get_slice("heads.weight").get_shape() == [10, 8]
 
 
 def test_the_recipe_fits_the_model_and_its_questions(tmp_path):

@@ -20,7 +20,7 @@ def accuracy(module, split, indices=None):
     with torch.no_grad():
         parts = [(module(x), y) for x, y in split.batches(250, indices=indices)]
     outputs, targets = (torch.cat(column) for column in zip(*parts, strict=True))
-    return np.mean(load_task(TaskSection(), folder=RECIPES).evaluate(outputs, targets))
+    return np.mean(load_task(TaskSection(), folder=RECIPES).metric.evaluate(outputs, targets))
 
 
 def test_the_digits_net_has_its_accuracy():

@@ -11,7 +11,7 @@ from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError, me
 
 
 def _values(value, count=3, range_=None):
-    return metric_values(value, count, name="own.py:metric", range_=range_)
+    return metric_values(value, count, section="task", name="own.py:metric", range_=range_)
 
 
 @pytest.mark.parametrize(

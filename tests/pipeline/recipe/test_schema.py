@@ -9,6 +9,7 @@ from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.recipe.source import RecipeSource
 
 SOUND = {"data": {"source": "digits"}, "prune": {"sparsity": 0.5}}
+ERROR = {"metric": "my.code:error", "direction": "minimize"}
 ARRAYS = {
     "source": "arrays",
     "splits": {
@@ -309,6 +310,10 @@ def test_the_same_file_under_two_names_is_one_file(tmp_path):
         {"task": {"metric": "my.code:error", "direction": "minimize"}},
         {"task": {"metric": "my.code:error", "range": [-1, 1]}},
         {"validate": {"gates": {"min_metric": 0.5, "min_model_sparsity": 0.4}}},
+        {
+            "task": {"further_metrics": {"error": ERROR, "rank": {"metric": "spearman"}}},
+            "validate": {"gates": {"further_metrics": {"error": {"max_metric": 0.1}}}},
+        },
         {"fisher": {"block_size": "full"}},
     ],
 )
@@ -350,8 +355,8 @@ def test_sound_sections_pass(sections):
             },
             "must be another folder than that of data.splits.calibration",
         ),
-        ({"task": {"direction": "minimize"}}, "must be maximize where task.metric is accuracy"),
-        ({"task": {"range": [0, 1]}}, "range must be left out where task.metric is accuracy"),
+        ({"task": {"direction": "minimize"}}, "must be maximize where the metric is accuracy"),
+        ({"task": {"range": [0, 1]}}, "range must be left out where the metric is accuracy"),
         (
             {"task": {"metric": "my.code:error", "range": [1, 1]}},
             "range must be [low, high] with low below high",
@@ -370,6 +375,38 @@ def test_sound_sections_pass(sections):
                 "validate": {"gates": {"min_metric": 0.5}},
             },
             "validate.gates.min_metric must be left out where task.direction is minimize",
+        ),
+        (
+            {
+                "task": {"further_metrics": {"error": ERROR}},
+                "validate": {"gates": {"further_metrics": {"error": {"min_metric": 0.5}}}},
+            },
+            "validate.gates.further_metrics.error.min_metric must be left out where "
+            "task.further_metrics.error.direction is minimize: it would stop good models. Got 0.5. "
+            "Set max_metric.",
+        ),
+        (
+            {
+                "task": {"further_metrics": {"error": ERROR, "other": ERROR}},
+                "validate": {"gates": {"further_metrics": {"eror": {"max_metric": 0.5}}}},
+            },
+            "validate.gates.further_metrics.eror must be the name of a metric of "
+            "task.further_metrics: error, other. Got 'eror'. Did you mean error?",
+        ),
+        (
+            {"validate": {"gates": {"further_metrics": {"error": {"max_metric": 0.5}}}}},
+            "a metric of task.further_metrics: none is there. Got 'error'.",
+        ),
+        (
+            {"task": {"further_metrics": {"error": {"metric": "accuracy", "range": [0, 2]}}}},
+            "task.further_metrics.error\n  Value error, range must be left out where the metric is",
+        ),
+        *(
+            (
+                {"task": {"further_metrics": {name: ERROR}}},
+                "must be a name of letters, digits and _, at most 40 of them",
+            )
+            for name in ("an error", "a.b", "a|b", "1st", "", "e" * 41, "a\nb")
         ),
         (
             {"prune": {"sparsity": 0.5, "include": ["a", "b", "a"]}},

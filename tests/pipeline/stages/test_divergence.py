@@ -1,5 +1,7 @@
 """The divergence from the dense model's outputs, by which stages choose: no labels."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch import nn
 from mfac_compress.mfac.batch import Batch
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.draw import Draws
-from mfac_compress.pipeline.inputs.task import Task
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.schema import TaskSection
 from mfac_compress.pipeline.stages import divergence as stage
 from mfac_compress.pipeline.stages.divergence import Divergence
 
@@ -31,7 +34,7 @@ class _Split:
 
 def _calibration(loss, x, targets=None):
     draws = Draws(len(x), 1, holdout_share=0.5, seed=0)
-    task = Task(loss, "accuracy", "maximize", None, None, None)
+    task = load_task(TaskSection(loss=loss), folder=Path())
     return CalibrationData(_Split(x, targets), draws, task, True, torch.device("cpu"))
 
 

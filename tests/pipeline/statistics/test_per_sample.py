@@ -63,7 +63,7 @@ def test_unchanged_errors_get_an_interval_of_their_own_size():
 def test_without_any_sign_of_a_range_there_is_no_interval():
     found = per_sample_intervals(np.zeros(9), np.zeros(9), 1, None, 0.95)
     assert (found.drop, found.own) == (None, None)
-    assert "task.range" in found.method
+    assert "Declare" in found.method
 
 
 def test_more_samples_make_it_narrower():

@@ -89,7 +89,7 @@ def test_a_metric_that_nothing_moves_has_no_interval_unless_its_range_is_declare
     outputs, targets = _logits(50)
     found = whole_set_intervals(constant, outputs, outputs, targets, 1, None, 0.95)
     assert found.drop is None
-    assert "task.range" in found.method
+    assert "Declare" in found.method
     declared = whole_set_intervals(constant, outputs, outputs, targets, 1, (0.0, 1.0), 0.95)
     assert declared.drop[1] == pytest.approx(1 - 0.025 ** (1 / 50))
 

@@ -8,7 +8,7 @@ from mfac_compress.export import FileSize, Interval, LatencyComparison, Spread, 
 from mfac_compress.pipeline.recipe.schema import GatesSection
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.validate import Measured
-from mfac_compress.pipeline.verdict.gates import judge, verdict_of
+from mfac_compress.pipeline.verdict.gates import judge, judge_all, verdict_of
 
 METRIC = Metric(
     name="accuracy",
@@ -72,7 +72,7 @@ def _size(ratio):
 
 def _judge(measured=None, **gates):
     changed = replace(MEASURED, **(measured or {}))
-    return judge(GatesSection(**gates), "sparse", METRIC, changed, parameters=1000)
+    return judge(GatesSection(**gates), "sparse", METRIC, {}, changed, parameters=1000)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,67 @@ def test_a_threshold_of_zero_is_a_gate():
 
 def test_gates_that_are_not_set_are_not_judged():
     assert _judge() == ()
+
+
+ERROR = replace(METRIC, name="own.py:error", direction="minimize")
+ERRORS = replace(DROP, value=0.3, interval=(0.2, 0.5), drop=0.1, drop_interval=(-0.1, 0.4))
+
+
+def _judge_error(errors=ERRORS, **gates):
+    measured = replace(MEASURED, further_metrics={"error": errors})
+    return judge(GatesSection(**gates), "sparse", METRIC, {"error": ERROR}, measured, 1000)
+
+
+@pytest.mark.parametrize(
+    ("gate", "worse_end", "point"),
+    [("max_metric_drop", 0.4, 0.1), ("max_metric", 0.5, 0.3), ("min_metric", 0.2, 0.3)],
+)
+def test_further_metrics_are_judged_as_the_first_is(gate, worse_end, point):
+    better = -1e-9 if gate.startswith("min_") else 1e-9
+    for confidence, measured in ((0.95, worse_end), ("none", point)):
+        for threshold, passed in ((measured + better, True), (measured - better, False)):
+            of_error = {"error": {gate: threshold}}
+            (result,) = _judge_error(further_metrics=of_error, confidence=confidence)
+            assert result.name == f"further_metrics.error.{gate}"
+            assert (result.measured, result.passed) == (measured, passed)
+            assert "own.py:error" in result.reason
+            assert f"must be at {'least' if gate.startswith('min_') else 'most'}" in result.reason
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+def test_a_further_metric_without_a_finite_interval_fails(bad):
+    ends = None if bad is None else (bad, bad)
+    errors = replace(ERRORS, interval=ends, drop_interval=ends, method="none: because")
+    of_error = {"max_metric_drop": 1e300, "min_metric": -1e300, "max_metric": 1e300}
+    results = _judge_error(errors, further_metrics={"error": of_error})
+    assert [(result.measured, result.passed) for result in results] == [(None, False)] * 3
+    assert all("none: because" in result.reason for result in results)
+
+
+def test_each_metric_has_the_gates_that_are_set_for_it():
+    results = _judge_error(max_metric_drop=0.02, further_metrics={"error": {}})
+    assert [result.name for result in results] == ["max_metric_drop"]
+    of_error = {"error": {"max_metric_drop": 0.3}}
+    first, second = _judge_error(max_metric_drop=0.02, further_metrics=of_error)
+    assert (first.passed, second.passed) == (True, False)
+    assert "samples would be needed" in second.reason
+
+
+def test_further_metrics_are_judged_on_every_file():
+    good = replace(ERRORS, drop_interval=(-0.1, 0.0))
+    shipped = {
+        "int8": replace(MEASURED, further_metrics={"error": good}),
+        "sparse": replace(MEASURED, further_metrics={"error": ERRORS}),
+    }
+    gates = GatesSection(
+        max_size_ratio=0.5, further_metrics={"error": {"max_metric_drop": 0.2, "max_metric": 1}}
+    )
+    results = judge_all(gates, "int8", METRIC, {"error": ERROR}, shipped, parameters=1000)
+    assert [(one.name.removeprefix("further_metrics."), one.variant) for one in results] == [
+        ("error.max_metric_drop", "int8"),
+        ("error.max_metric", "int8"),
+        ("max_size_ratio", "int8"),
+        ("error.max_metric_drop", "sparse"),
+        ("error.max_metric", "sparse"),
+    ]
+    assert [one.passed for one in results] == [True, True, True, False, True]

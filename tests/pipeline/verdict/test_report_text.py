@@ -147,3 +147,30 @@ def test_the_times_of_each_file_stand_in_its_column(finished):
     (line,) = [line for line in _shown(report).splitlines() if "latency, batch 1 " in line]
     times = (latency.reference_time.cpu, latency.time.cpu)
     assert line.split()[3::2] == [f"{time.median_ms:.3f}" for time in times]
+
+
+def test_further_metrics_take_two_rows_and_their_gates_a_short_name(finished):
+    report = _report(finished)
+    drop = report.variants["sparse"].metric
+    for name, value in (("dense", 0.25), ("sparse", 0.31)):
+        changed = replace(drop, value=value, drop_interval=(-0.02, 0.125))
+        report = _with_variant(report, name, like=name, further_metrics={"inconsistency": changed})
+    name = "further_metrics.inconsistency.max_metric_drop"
+    failed = replace(report.gates[0], name=name, measured=0.125, threshold=0.1, passed=False)
+    report = report.model_copy(
+        update={
+            "further_metrics": {"inconsistency": report.metric},
+            "gates": (*report.gates, failed),
+        }
+    )
+
+    lines = _shown(report, width=80).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    (place,) = [place for place, line in enumerate(lines) if line.split()[:1] == ["inconsistency"]]
+    assert lines[place].split() == ["inconsistency", "0.25", "0.31"]
+    assert lines[place + 1].split() == ["95%", "interval", "of", "drop", "-0.02", "to", "0.125"]
+    shown = " FAIL  inconsistency.max_metric_drop  0.125, must be at most 0.1"
+    assert shown in lines
+    assert f"| {name} | sparse |" in markdown(report, {})
+    assert "| inconsistency | 0.25 | 0.31 |" in markdown(report, {})

@@ -9,7 +9,7 @@ from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.quantize import LayerPrecision, Quantised
 from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
-from mfac_compress.pipeline.verdict.warnings import warnings_of
+from mfac_compress.pipeline.verdict.warnings import warnings_of, warnings_of_metric
 
 METRIC = Metric(
     name="accuracy",
@@ -110,3 +110,23 @@ def test_a_file_of_which_little_is_in_8_bits():
     layers = tuple(replace(one, int8=not one.int8) for one in LAYERS)
     (warning,) = _warnings(int8={"layers": layers})
     assert "Only 10.0% of the layers' weights are in 8 bits in model.int8.onnx" in warning
+
+
+def _of_error(dense=DENSE, judged=SPARSE, **metric):
+    recipe = Recipe.model_validate({"data": {"source": "digits"}, "prune": {"sparsity": 0.8}})
+    error = replace(METRIC, name="own.py:error", direction="minimize", **metric)
+    return tuple(warnings_of_metric(recipe, "task.further_metrics.error", error, dense, judged))
+
+
+def test_further_metrics_are_warned_of_by_their_keys():
+    assert _of_error() == ()
+    (warning,) = _of_error(judged=replace(SPARSE, assumed_range=(0.0, 0.3)))
+    assert "declare task.further_metrics.error.range" in warning
+    (warning,) = _of_error(better_than_chance=False, chance=0.4)
+    assert "own.py:error is 0.9, and up to 0.4 with the targets shuffled" in warning
+    assert "task.further_metrics.error.direction" in warning
+    assert "validate.gates.further_metrics.error.min_metric" in warning
+
+
+def test_shuffled_targets_say_nothing_of_a_metric_that_adds_them_up():
+    assert _of_error(better_than_chance=False, chance=DENSE.value * (1 + 1e-12)) == ()
