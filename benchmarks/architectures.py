@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/architectures.py [--only 'timm/resnet*' ...] [--log FILE]
 
-Needs timm, torchvision and transformers (`pip install '.[architectures]'`); nothing is downloaded.
+Needs timm, torchvision, transformers and segmentation_models_pytorch, which
+`pip install '.[architectures]'` installs; nothing else is downloaded.
 Each architecture of zoo.py is built small, and compressed with a tiny recipe on random data: first
 the dry run, then the whole command, in processes of their own. The outcomes:
 
@@ -226,6 +227,7 @@ def _load_libraries() -> dict[str, str]:
     """Import what the processes need, before there are any, and return the versions."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     ARCHITECTURES["timm/test_resnet"].make()
+    import segmentation_models_pytorch  # noqa: F401
     import transformers  # noqa: F401
 
     from mfac_compress.pipeline import compression, dry_run  # noqa: F401
@@ -235,7 +237,8 @@ def _load_libraries() -> dict[str, str]:
         torch.onnx.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), dynamo=True, verbose=False)
     gc.collect()
     gc.freeze()  # a process need not go through what it has from this one, again and again
-    packages = ("torch", "onnxruntime", "timm", "torchvision", "transformers")
+    collections = ("timm", "torchvision", "transformers", "segmentation_models_pytorch")
+    packages = ("torch", "onnxruntime", *collections)
     return {name: version(name) for name in packages}
 
 
