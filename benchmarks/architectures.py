@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/architectures.py [--only 'timm/resnet*' ...] [--log FILE]
 
-Needs timm, torchvision and transformers (`pip install '.[architectures]'`); nothing is downloaded.
+Needs timm, torchvision, transformers and segmentation_models_pytorch, which
+`pip install '.[architectures]'` installs; nothing else is downloaded.
 Each architecture of zoo.py is built small, and compressed with a tiny recipe on random data: first
 the dry run, then the whole command, in processes of their own. The outcomes:
 
@@ -21,6 +22,7 @@ was stopped. The last line is JSON.
 
 import argparse
 import fnmatch
+import gc
 import json
 import multiprocessing
 import os
@@ -36,8 +38,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import torch
 import yaml
+from fast_exporter import fast_exporter
 from zoo import ARCHITECTURES, Architecture, write_model
 
 from mfac_compress.export import machine_load
@@ -223,6 +227,7 @@ def _load_libraries() -> dict[str, str]:
     """Import what the processes need, before there are any, and return the versions."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     ARCHITECTURES["timm/test_resnet"].make()
+    import segmentation_models_pytorch  # noqa: F401
     import transformers  # noqa: F401
 
     from mfac_compress.pipeline import compression, dry_run  # noqa: F401
@@ -230,7 +235,10 @@ def _load_libraries() -> dict[str, str]:
     silence_pytorch()
     with silence():  # the exporter loads most of its code when it is first used
         torch.onnx.export(torch.nn.Linear(1, 1), (torch.zeros(1, 1),), dynamo=True, verbose=False)
-    packages = ("torch", "onnxruntime", "timm", "torchvision", "transformers")
+    gc.collect()
+    gc.freeze()  # a process need not go through what it has from this one, again and again
+    collections = ("timm", "torchvision", "transformers", "segmentation_models_pytorch")
+    packages = ("torch", "onnxruntime", *collections)
     return {name: version(name) for name in packages}
 
 
@@ -240,17 +248,23 @@ def main() -> int:
     if arguments.list:
         print("\n".join(names))
         return 0
+    with fast_exporter():
+        return _sweep(names, arguments.log, arguments.timeout)
+
+
+def _sweep(names: Sequence[str], log: Path | None, timeout: float) -> int:
+    """Take architectures through both commands, print what becomes of them, and log it."""
     versions = _load_libraries()
-    found = _logged_results(arguments.log)
+    found = _logged_results(log)
     print("| architecture | parameters | can be pruned | outcome | seconds | what it says |")
     print("|---|---|---|---|---|---|")
     results = [found[name] for name in names if name in found]
     print("".join(f"{_row(result)}\n" for result in results), end="")
-    for result in sweep([name for name in names if name not in found], arguments.timeout):
+    for result in sweep([name for name in names if name not in found], timeout):
         print(_row(result), flush=True)
         results.append(result)
-        if arguments.log is not None:
-            with arguments.log.open("a", encoding="utf-8") as file:
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(result)) + "\n")
     counts = Counter(result.outcome for result in results)
     rows = [asdict(result) for result in results]

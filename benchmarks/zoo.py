@@ -1,4 +1,6 @@
-"""Architectures of timm, torchvision and transformers, with random weights and random data.
+"""Architectures of four collections, with random weights and random data.
+
+They are timm, torchvision, transformers and segmentation_models_pytorch.
 
 What a run needs of each: :func:`build` and :func:`splits` are the recipe's factories, and
 :func:`write_model` writes the weights, or the folder of transformers, that it starts from.
@@ -23,7 +25,7 @@ class Architecture:
     """A model of a collection, and what it takes.
 
     Attributes:
-        collection: The package.
+        collection: The package; ``segmentation`` is segmentation_models_pytorch.
         name: Of the model there; of transformers the type of its configuration.
         shape: Shape of one input, without the batch; that of tokens has one axis.
         options: What its builder gets beside the number of classes.
@@ -35,7 +37,7 @@ class Architecture:
             folder.
     """
 
-    collection: Literal["timm", "torchvision", "transformers"]
+    collection: Literal["timm", "torchvision", "transformers", "segmentation"]
     name: str
     shape: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -189,7 +191,21 @@ def _of_transformers(architecture: Architecture) -> nn.Module:
     return auto.from_config(config, attn_implementation="eager")
 
 
-_BUILDERS = {"timm": _of_timm, "torchvision": _of_torchvision, "transformers": _of_transformers}
+def _of_segmentation(architecture: Architecture) -> nn.Module:
+    import segmentation_models_pytorch
+
+    options = {"encoder_name": "tu-mobilenetv3_small_050", **architecture.options}
+    return segmentation_models_pytorch.create_model(
+        architecture.name, encoder_weights=None, classes=CLASSES, **options
+    )
+
+
+_BUILDERS = {
+    "timm": _of_timm,
+    "torchvision": _of_torchvision,
+    "transformers": _of_transformers,
+    "segmentation": _of_segmentation,
+}
 
 
 def _declare_operators() -> None:
@@ -229,6 +245,10 @@ def _dense(name: str, **fields: Any) -> Architecture:
     return Architecture("torchvision", name, (3, 64, 64), options, **fields)
 
 
+def _segmentation(name: str, size: int = 64, /, **options: Any) -> Architecture:
+    return Architecture("segmentation", name, (3, size, size), options, targets="pixels")
+
+
 _SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -265,6 +285,15 @@ def _boxes(name: str, /, **options: Any) -> Architecture:
     values = {"num_labels": CLASSES, **options}
     auto = "AutoModelForObjectDetection"
     return Architecture("transformers", name, (3, 64, 64), values, auto=auto, targets="none")
+
+
+def _pixels(name: str, /, **options: Any) -> Architecture:
+    """A model of transformers for segmentation: the logits have fewer pixels than the images."""
+    values = {"num_labels": CLASSES, **options}
+    auto = "AutoModelForSemanticSegmentation"
+    return Architecture(
+        "transformers", name, (3, 64, 64), values, auto=auto, targets="none", output="logits"
+    )
 
 
 _BACKBONE = {
@@ -375,6 +404,17 @@ _LISTED = (
     _dense("fasterrcnn_mobilenet_v3_large_320_fpn", targets="none", wrapper=Features),
     _dense("retinanet_resnet50_fpn", targets="none", wrapper=Features),
     _dense("fcos_resnet50_fpn", targets="none", wrapper=Features),
+    _segmentation("unet", decoder_channels=(64, 32, 32, 16, 16)),
+    _segmentation("unetplusplus", decoder_channels=(64, 32, 32, 16, 16)),
+    _segmentation("manet", decoder_channels=(64, 32, 32, 16, 16)),
+    _segmentation("linknet"),
+    _segmentation("fpn"),
+    _segmentation("pspnet"),
+    _segmentation("deeplabv3"),
+    _segmentation("deeplabv3plus"),
+    _segmentation("pan", 128),
+    _segmentation("upernet", decoder_channels=64),
+    _segmentation("segformer"),
     _text("bert"),
     _text("distilbert"),
     _text("roberta"),
@@ -426,6 +466,11 @@ _LISTED = (
     _image("segformer", hidden_sizes=[16, 32, 32, 64], depths=[1, 1, 1, 1]),
     _image("focalnet", embed_dim=16, depths=[1, 1]),
     _image("pvt_v2", hidden_sizes=[16, 32, 40, 64], depths=[1, 1, 1, 1]),
+    _pixels("segformer", hidden_sizes=[16, 32, 32, 64], depths=[1, 1, 1, 1],
+            decoder_hidden_size=32),
+    _pixels("mobilevit", image_size=64, hidden_sizes=[32, 48, 64],
+            neck_hidden_sizes=[8, 16, 16, 32, 32, 32, 64], aspp_out_channels=32),
+    _pixels("mobilenet_v2", image_size=64, depth_multiplier=0.35),
     _boxes("yolos", image_size=[64, 64], num_detection_tokens=10, **_SMALL),
     _boxes("detr", **_BACKBONE),
     _boxes("conditional_detr", **_BACKBONE),
@@ -434,8 +479,11 @@ _LISTED = (
 
 
 def _label(architecture: Architecture) -> str:
-    wrapper = architecture.wrapper
-    part = f"{architecture.name}, {wrapper.__name__.lower()}" if wrapper else architecture.name
+    part = architecture.name
+    if architecture.wrapper is not None:
+        part += f", {architecture.wrapper.__name__.lower()}"
+    if architecture.auto == "AutoModelForSemanticSegmentation":
+        part += ", segmentation"
     return f"{architecture.collection}/{part}"
 
 

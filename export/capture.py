@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import DeduplicateInitializersPass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -71,7 +72,13 @@ def capture(
             # The exporter can translate the plain form of attention. The kernels that PyTorch would
             # choose on this machine, and for gradients, order axes differently in memory, and the
             # exporter fails on views of them.
-            with silence(), _open_recurrences(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            with (
+                silence(),
+                _open_recurrences(),
+                _separate_weights(),
+                torch.no_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+            ):
                 program = torch.onnx.export(
                     FlatModel(model, example, _leaves),
                     _leaves(example),
@@ -176,6 +183,36 @@ def _open_recurrences() -> Iterator[None]:
     finally:
         for operator in operators:
             operator._dispatch_cache.clear()
+
+
+@contextlib.contextmanager
+def _separate_weights() -> Iterator[None]:
+    """Let each weight have an initializer of its own.
+
+    The exporter makes one of small tensors that are equal. Where all weights of two layers are
+    removed, one of the two could no longer be found in the file.
+    """
+    merge = DeduplicateInitializersPass.call
+
+    def merge_constants(own: DeduplicateInitializersPass, model: ir.Model) -> ir.passes.PassResult:
+        initializers = model.graph.initializers
+        values = list(initializers.values())
+        weights = {value for value in values if len(value.shape) > 1}
+        for value in weights:
+            initializers.pop(value.name)
+        result = merge(own, model)
+        left = weights | set(initializers.values())
+        initializers.clear()
+        for value in values:
+            if value in left:
+                initializers.add(value)
+        return result
+
+    DeduplicateInitializersPass.call = merge_constants
+    try:
+        yield
+    finally:
+        DeduplicateInitializersPass.call = merge
 
 
 def _explain(error: Exception, axes: Axes) -> ValueError:

@@ -101,6 +101,20 @@ def test_initializers_have_the_names_of_the_parameters(pruned):
         assert torch.equal(torch.from_numpy(found[f"{name}.weight.T"].copy()).T, weight)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
+def test_layers_of_which_nothing_is_left_have_weights_of_their_own(tmp_path, shape):
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    for layer in model:
+        nn.init.zeros_(layer.weight)
+    export_onnx(model, torch.randn(shape), tmp_path / "m.onnx")
+    names = [
+        name.removesuffix(".T")
+        for name, a in initializers(tmp_path / "m.onnx").items()
+        if a.ndim == 2
+    ]
+    assert sorted(names) == ["0.weight", "1.weight", "2.weight"]
+
+
 def test_the_file_carries_the_metadata_and_nothing_of_the_machine(pruned):
     model = onnx.load(pruned.path)
     assert {prop.key: prop.value for prop in model.metadata_props} == {"sparsity": "0.8"}
