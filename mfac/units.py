@@ -106,7 +106,7 @@ class Units:
             ValueError: If a unit has other columns as well.
         """
         of_weight = self.of_weight[columns]
-        first, last = int(of_weight[0]), int(of_weight[-1])
+        first, last = (int(end) for end in of_weight.aminmax())
         whole = (self.of_weight >= first) & (self.of_weight <= last)
         if int(whole.sum()) != len(of_weight):
             raise ValueError(

@@ -42,6 +42,16 @@ def test_a_part_has_the_units_of_its_columns():
     assert part.competition.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
 
+def test_a_part_is_whole_where_its_last_column_is_of_an_earlier_unit():
+    of_weight, competition = torch.tensor([0, 1, 1, 0, 2, 3, 2]), torch.zeros(4, dtype=torch.int32)
+    units = Units(of_weight, competition, torch.tensor([0.5]))
+
+    assert units.part(slice(None)).of_weight.tolist() == units.of_weight.tolist()
+    assert units.part(slice(4, 7)).of_weight.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="must hold whole units"):
+        units.part(slice(1, 7))
+
+
 def test_a_digest_changes_with_all_that_may_change_a_mask():
     unit, competition, share = torch.arange(4), torch.tensor([0, 0, 1, 1]), torch.tensor([0.5, 0.5])
     units = Units(unit, competition, share)
