@@ -9,6 +9,7 @@ from onnx_ir.passes.common import DeduplicateInitializersPass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mfac_compress.export.attention_axes import FourAxes
 from mfac_compress.export.axes import BATCH_AXIS, Axes, is_fixed, name_axes, open_axes, torch_shapes
 from mfac_compress.export.device import device_of
 from mfac_compress.export.names import input_names, output_names
@@ -78,6 +79,7 @@ def capture(
                 _separate_weights(),
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
+                FourAxes(),
             ):
                 program = torch.onnx.export(
                     FlatModel(model, example, _leaves),

@@ -1,6 +1,8 @@
 """From a file's tensors to the model's: names, kinds of numbers, tied weights."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from mfac_compress.pipeline.errors import InputError, describe
 from mfac_compress.pipeline.inputs.callables import user_code
 from mfac_compress.pipeline.quoting import dtype_name, listed
+from mfac_compress.pipeline.weights import versioned
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -54,10 +57,14 @@ def fit(
             expected = module.state_dict()
     except Exception as error:
         raise InputError(f"{subject} Its state_dict() raised {describe(error)}.") from error
+    saved = getattr(weights, "_metadata", None)
     weights, taken_off = _renamed(weights, expected, prefix, path)
     _check_kinds(weights, path)
     converted = _converted(weights, expected, subject)
-    _load(module, weights | converted, expected, subject, taken_off)
+    state = versioned(weights | converted, expected)
+    if isinstance(saved, Mapping):
+        state._metadata = _moved(saved, taken_off)
+    _load(module, state, expected, subject, taken_off)
     floats = [name for name in converted if weights[name].is_floating_point()]
     return Fit(taken_off, len(floats))
 
@@ -95,6 +102,13 @@ def _common_prefixes(names: Sequence[str]) -> list[str]:
     parts = low.split(".")
     prefixes = [""] + [".".join(parts[:count]) + "." for count in range(1, len(parts))]
     return [prefix for prefix in prefixes if high.startswith(prefix)]
+
+
+def _moved(versions: Mapping[str, Any], taken_off: str) -> dict[str, Any]:
+    """The file's versions of modules under the model's names of them."""
+    added = taken_off.removeprefix("+") if taken_off.startswith("+") else ""
+    ended = ((f"{added}{path}." if path else added, own) for path, own in versions.items())
+    return {path.removeprefix(taken_off).removesuffix("."): own for path, own in ended}
 
 
 def _check_kinds(weights: Mapping[str, Any], path: Path) -> None:
@@ -163,7 +177,7 @@ def _keeps_values(value: Tensor, wanted: torch.dtype) -> bool:
 
 def _load(
     module: nn.Module,
-    weights: dict[str, Any],
+    weights: OrderedDict[str, Any],
     expected: Mapping[str, Any],
     subject: str,
     taken_off: str,
@@ -177,7 +191,9 @@ def _load(
         and weights[name].shape != tensor.shape
     }
     # PyTorch's own check knows what may be missing, such as batch-norm counters of old files.
-    fitting = {name: tensor for name, tensor in weights.items() if name not in misfits}
+    fitting = copy(weights)  # with the versions of modules
+    for name in misfits:
+        del fitting[name]
     ties = _ties(expected)
     try:
         with user_code():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mfac_compress.pipeline.weights import not_finite
+from mfac_compress.pipeline.weights import not_finite, restore, versioned
 
 
 class Net(nn.Module):
@@ -64,3 +64,12 @@ def test_a_model_with_extra_state_and_infinite_constants_runs_through(project):
     assert result.exit_code == 0, result.output
     manifest = json.loads((project.output / "manifest.json").read_text())
     assert manifest["model_weights"] == "model"
+
+
+def test_versions_of_modules_come_with_all_their_tensors():
+    net = Net()
+    own = net.state_dict()
+    assert versioned(dict(own), own)._metadata == own._metadata
+    part = {name: value for name, value in own.items() if name != "norm.num_batches_tracked"}
+    assert versioned(part, own)._metadata == {"": {"version": 1}, "linear": {"version": 1}}
+    assert restore(Net(), part).state_dict().keys() == own.keys()

@@ -1,5 +1,6 @@
 """A file's tensors become the model's under its names and in its kinds of numbers, or are named."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,53 @@ def test_a_prefix_that_only_the_model_has_is_put_before_the_names():
     net, result = fitted(state, net=nn.ModuleDict({"backbone": build(1)}))
     assert same(net["backbone"], state)
     assert result.prefix == "+backbone."
+
+
+class Versioned(nn.Linear):
+    """Takes no tensors without their version, as torchvision's MNASNet."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError(f"version should be 1 or 2. Got {local_metadata}")
+        self.loaded_version = local_metadata["version"]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def versioned_net():
+    return nn.Sequential(Versioned(8, 4), nn.BatchNorm1d(4))
+
+
+def named_otherwise(state, change):
+    renamed = OrderedDict((change(name), value) for name, value in state.items())
+    renamed._metadata = OrderedDict((change(path), own) for path, own in state._metadata.items())
+    return renamed
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("prefix", ["", "module.", "net.module."])
+def test_versions_of_modules_are_those_of_the_file(version, prefix):
+    state = versioned_net().state_dict()
+    state._metadata["0"]["version"] = version
+    renamed = named_otherwise(state, lambda name: (prefix + name).removesuffix("."))
+    net, _ = fitted(renamed, net=versioned_net())
+    assert net[0].loaded_version == version
+
+
+def test_versions_follow_a_prefix_that_only_the_model_has():
+    state = versioned_net()[0].state_dict()
+    state._metadata[""]["version"] = 1
+    net, _ = fitted(state, net=versioned_net()[:1])
+    assert net[0].loaded_version == 1
+
+
+def test_files_without_versions_are_taken_for_those_of_today():
+    state = dict(versioned_net().state_dict())
+    del state["1.num_batches_tracked"]  # but for a module that lacks something
+    net, _ = fitted(state, net=versioned_net())
+    assert net[0].loaded_version == 2
+    assert same(net, state)
 
 
 def test_what_averaged_models_count_is_left_out():
