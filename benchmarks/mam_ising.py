@@ -183,7 +183,8 @@ def draw_losses(axis: Any, reports: dict[str, Report]) -> None:
     names = [name.replace("_", "\n") for name in found]
     axis.set(xticks=range(len(names)), ylabel="worse than dense / allowed")
     axis.set_xticklabels(names, fontsize=7)
-    axis.legend(fontsize=7)
+    axis.set_ylim(top=1.8)  # room for the legend above what is allowed
+    axis.legend(fontsize=7, ncols=2, loc="upper center")
 
 
 def losses(report: Report, variant: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
@@ -216,7 +217,7 @@ def draw_times(axis: Any, times: dict[str, Row]) -> None:
     axis.plot(list(shown.values()), list(shown), "o")
     for place, ms in enumerate(shown.values()):
         axis.text(ms, place, f"  {1000 * ms:.0f} µs", va="center", fontsize=8)
-    axis.set(xscale="log", xlabel="one marginal, milliseconds of processor time")
+    axis.set(xscale="log", xlabel="one marginal, ms of processor time")
     axis.set_xlim(right=3 * max(shown.values()))
     axis.invert_yaxis()
 
