@@ -1,15 +1,16 @@
 # Set-up on a fresh machine with Python >= 3.10 and make; everything lives in .venv.
 PYTHON ?= python3
 BIN = .venv/bin
+MAM = runs/mam-ising$(SIDE:%=-%)
 
 .PHONY: demo mam test test-long attack faults interop gpu lint kernels-fuzz kernels-matrix kernels-aarch64 clean
 
 demo: .venv/installed  ## the quickstart recipe on embedded data, ends with the verdict table
 	$(BIN)/mfac-compress recipes/digits.yaml recipes/models/digits.safetensors -o runs/digits
 
-mam: .venv/installed  ## a marginalization model: trained, compressed, judged by its own metrics, plotted (docs/marginalization-models.md)
+mam: .venv/installed  ## a marginalization model: trained, compressed, judged by its own metrics, plotted; SIDE=10 of 10 x 10 spins (docs/marginalization-models.md)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks]"
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mam_ising.py runs/mam-ising --plot runs/mam-ising/plot.svg
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mam_ising.py $(MAM) --plot $(MAM)/plot.svg $(SIDE:%=--side %)
 
 test: .venv/installed  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal

@@ -91,7 +91,7 @@ def judge(
         ),
         "max_parity_error": _Comparison("parity error", measured.parity_error),
     }
-    results = _judge_all(gates, variant, compared)
+    results = _judge_those_set(gates, variant, compared)
     if "max_latency_ratio" in results:
         results["max_latency_ratio"] = _unless_noisy(results["max_latency_ratio"], measured.latency)
     return (*of_metrics, *results.values())
@@ -154,14 +154,14 @@ def _judge_metric(
         "min_metric": _metric_itself("lower", metric, drop, by_point),
         "max_metric": _metric_itself("upper", metric, drop, by_point),
     }
-    for name, gate in _judge_all(gates, variant, compared).items():
+    for name, gate in _judge_those_set(gates, variant, compared).items():
         if name == "max_metric_drop" and not by_point:
             yield _with_samples(gate, metric, drop)
         else:
             yield gate
 
 
-def _judge_all(
+def _judge_those_set(
     gates: MetricGates, variant: str, compared: Mapping[str, _Comparison]
 ) -> dict[str, Gate]:
     """Results of the gates that are set, by their names."""

@@ -70,14 +70,21 @@ def warnings_of_metric(
 def _of_chance(section: str, metric: Metric, dense: MetricDrop) -> Iterator[str]:
     if metric.better_than_chance is not False:
         return
-    if section != "task" and metric.chance is not None and isclose(metric.chance, dense.value):
-        return  # it takes outputs and targets as a whole, so that shuffling says nothing
+    gates = section.replace("task", "validate.gates", 1)
+    if metric.name != "accuracy" and isclose(metric.chance or 0, dense.value):
+        if section == "task":
+            yield (
+                f"Shuffled targets leave {metric.name} of {ONNX_FILES[DENSE]} as it is, "
+                f"{dense.value:.4g}: either it takes no target, as a likelihood of the samples "
+                "does, or the model answers all samples alike and has nothing to lose. "
+                f"{gates}.min_metric (or max_metric) stops such a model."
+            )
+        return
     by = (
         "by always answering the most frequent class, or drawing one"
         if metric.name == "accuracy"
         else "with the targets shuffled"
     )
-    gates = section.replace("task", "validate.gates", 1)
     yield (
         f"{ONNX_FILES[DENSE]} is not shown to be better than chance: {metric.name} is "
         f"{dense.value:.4g}, and up to {metric.chance:.4g} {by}. A model that knows nothing "

@@ -1,7 +1,8 @@
-"""The example's judge: every metric counts, and so does the width of its interval."""
+"""The example's plot shows what its gates compare."""
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,31 +18,26 @@ def script():
     return module
 
 
-def test_a_file_with_more_probability_than_there_is_fails(script, monkeypatch):
-    rng, n, sites = np.random.default_rng(0), 60, 25
-    log_p = -rng.uniform(5, 20, (n, 3))
-    targets = {
-        "site": rng.integers(0, sites, n),
-        "value": np.ones(n, np.float32),
-        "known": rng.integers(0, sites, n),
-        "log_p": log_p,
-    }
-    dense = np.zeros((n, 3, 1 + sites), np.float32)
-    dense[..., 0] = log_p
-    larger = dense + 0.5
-    monkeypatch.setattr("mfac_compress.pipeline.statistics.resampling.RESAMPLES", 100)
-
-    found = {row["file"]: row for row in script.judge({"dense": dense, "sparse": larger}, targets)}
-
-    assert found["dense"]["metrics"]["rank_correlation"]["value"] == pytest.approx(1)
-    assert not found["sparse"]["passed"]
-    drops = {name: one["drop"] for name, one in found["sparse"]["metrics"].items()}
-    assert drops["bits_per_dimension"] < 0
-    assert drops["log_partition_error"] == pytest.approx(0.5, abs=1e-5)
-    assert drops["rank_correlation"] == pytest.approx(0, abs=1e-9)
+def _gate(name, variant="sparse", threshold=0.5):
+    return SimpleNamespace(name=name, variant=variant, threshold=threshold)
 
 
-def test_a_gate_counts_the_worse_end_of_the_interval(script):
-    assert not script.within("bits_per_dimension", (-0.1, 0.1))
-    assert script.within("bits_per_dimension", (-0.1, 0.009))
-    assert not script.within("bits_per_dimension", None)
+def test_losses_are_shares_of_what_the_gates_allow(script):
+    bits = SimpleNamespace(drop=0.01, drop_interval=(-0.01, 0.03))
+    ranks = SimpleNamespace(drop=0.002, drop_interval=None)
+    report = SimpleNamespace(
+        metric=SimpleNamespace(name="models/mam_ising.py:bits_per_dimension"),
+        variants={"sparse": SimpleNamespace(metric=bits, further_metrics={"ranks": ranks})},
+        gates=[
+            _gate("max_metric_drop", threshold=0.02),
+            _gate("max_metric_drop", variant="int8"),
+            _gate("max_metric"),
+            _gate("further_metrics.ranks.max_metric_drop", threshold=0.004),
+            _gate("further_metrics.ranks.min_metric"),
+            _gate("min_sparsity"),
+        ],
+    )
+    found = dict(script.losses(report, "sparse"))
+    assert [*found] == ["bits_per_dimension", "ranks"]
+    assert found["bits_per_dimension"] == pytest.approx((-0.5, 0.5, 1.5))
+    assert found["ranks"] == pytest.approx((np.nan, 0.5, np.nan), nan_ok=True)

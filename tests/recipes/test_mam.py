@@ -11,6 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mfac_compress.pipeline.cli import main
+from mfac_compress.pipeline.inputs.task import load_task
+from mfac_compress.pipeline.recipe.file import load_recipe
+from mfac_compress.pipeline.stages.metric import compare_metrics
 from mfac_compress.recipes.models import mam_ising, train_mam_ising
 from mfac_compress.recipes.models.ising import Ising
 from mfac_compress.recipes.models.mam import growing_sets, residuals
@@ -94,6 +97,32 @@ def test_more_probability_than_there_is_does_not_go_unseen(asked):
     assert mam_ising.log_partition_error(larger, targets) == pytest.approx(0.5)
 
 
+def test_the_recipe_fails_a_file_with_more_probability_than_there_is(asked, monkeypatch):
+    """Its bits are better, and all else is as it was."""
+    monkeypatch.setattr("mfac_compress.pipeline.statistics.resampling.RESAMPLES", 100)
+    recipe = load_recipe(RECIPES / "mam-ising.yaml")
+    gates, task = recipe.validate_.gates, load_task(recipe.task, folder=RECIPES)
+    outputs, targets = asked
+    larger = outputs.clone()
+    larger[..., 0] += 0.1
+
+    files = {"dense": outputs, "sparse": larger}
+    files, targets = ({k: v.numpy() for k, v in each.items()} for each in (files, targets))
+    (_, bits), *others = compare_metrics(task.metrics, 0.95, files, targets)
+
+    assert bits["sparse"].drop < 0
+    allowed = [gates.further_metrics[name].max_metric_drop for name in task.further_metrics]
+    exceeds = [
+        drops["sparse"].drop > most for (_, drops), most in zip(others, allowed, strict=True)
+    ]
+    assert dict(zip(task.further_metrics, exceeds, strict=True)) == {
+        "inconsistency": False,
+        "log_partition_error": True,
+        "rank_correlation": False,
+        "rank_correlation_same_size": False,
+    }
+
+
 def test_a_rank_correlation_can_leave_out_what_the_number_of_spins_says(asked):
     outputs, targets = asked
     by_size = outputs.clone()
@@ -143,11 +172,17 @@ def test_training_writes_what_it_was_trained_by(tmp_path, monkeypatch):
         assert file.get_slice("heads.weight").get_shape() == [10, 8]
 
 
-def test_the_recipe_fits_the_model_and_its_questions(tmp_path):
-    np.savez(tmp_path / "questions.npz", **mam_ising.questions(400, judged=100))
-    save_file(mam_ising.mam(hidden=32).state_dict(), tmp_path / "dense.safetensors")
+@pytest.mark.parametrize("side", [5, 6])
+def test_the_recipe_fits_the_model_and_its_questions(tmp_path, side):
+    np.savez(tmp_path / "questions.npz", **mam_ising.questions(400, judged=100, side=side))
+    model = mam_ising.mam(hidden=32, side=side)
+    save_file(model.state_dict(), tmp_path / "dense.safetensors")
     rows = {"validation": "[0, 100]", "calibration": "[100, 300]", "recovery": "[300, 400]"}
-    changes = [f"data.folder={tmp_path}", "model.kwargs.hidden=32", "calibrate.num_gradients=8"]
+    changes = [
+        f"data.folder={tmp_path}",
+        f"model.kwargs={{hidden: 32, side: {side}}}",
+        "calibrate.num_gradients=8",
+    ]
     changes += ["reconstruct.samples=100", "quantize={mode: static, samples: 100}"]
     changes += [f"data.splits.{name}.rows={span}" for name, span in rows.items()]
     settings = [part for change in changes for part in ("--set", change)]

@@ -128,5 +128,11 @@ def test_further_metrics_are_warned_of_by_their_keys():
     assert "validate.gates.further_metrics.error.min_metric" in warning
 
 
-def test_shuffled_targets_say_nothing_of_a_metric_that_adds_them_up():
-    assert _of_error(better_than_chance=False, chance=DENSE.value * (1 + 1e-12)) == ()
+def test_a_metric_that_shuffled_targets_do_not_change_may_take_none():
+    same = {"better_than_chance": False, "chance": DENSE.value * (1 + 1e-12)}
+    assert _of_error(**same) == ()  # the first metric says it
+    (warning,) = _warnings({"name": "own.py:likelihood", **same})
+    assert "Shuffled targets leave own.py:likelihood of dense.onnx as it is, 0.9" in warning
+    assert "not shown to be better than chance" not in warning
+    (warning,) = _warnings(same)  # accuracy: always the most frequent class
+    assert "not shown to be better than chance" in warning
