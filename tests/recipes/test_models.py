@@ -23,11 +23,18 @@ def accuracy(module, split, indices=None):
     return np.mean(load_task(TaskSection(), folder=RECIPES).metric.evaluate(outputs, targets))
 
 
-def test_the_digits_net_has_its_accuracy():
-    section = ModelSection(factory="models/digits_convnet.py:digits_convnet")
-    model = load_model(RECIPES / "models" / "digits.safetensors", section, folder=RECIPES)
+@pytest.mark.parametrize(
+    ("factory", "weights", "expected"),
+    [
+        ("digits_convnet.py:digits_convnet", "digits", 0.9849),
+        ("vit_digits.py:vit_digits", "vit-digits", 0.9598),
+    ],
+)
+def test_a_net_of_digits_has_its_accuracy(factory, weights, expected):
+    section = ModelSection(factory=f"models/{factory}")
+    model = load_model(RECIPES / "models" / f"{weights}.safetensors", section, folder=RECIPES)
     data = load_data(DigitsData(source="digits"), folder=RECIPES, needs_recovery=False)
-    assert accuracy(model.module, data.validation) == pytest.approx(0.9849, abs=0.004)
+    assert accuracy(model.module, data.validation) == pytest.approx(expected, abs=0.004)
 
 
 def test_resnet20_has_the_parameters_of_the_checkpoint():

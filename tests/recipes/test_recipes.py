@@ -62,6 +62,44 @@ def test_the_quickstart_prunes_whole_blocks_by_magnitude(tmp_path):
         assert set(blocks.unique().tolist()) == {0, 4}
 
 
+def test_the_vision_transformer_passes_with_less_training(tmp_path):
+    changes = {
+        "prune.steps": 1,
+        "prune.first_order": "false",
+        "prune.sparsity": 0.6,
+        "recover.epochs": 1,
+        "quantize": "off",
+        "export.sparse_kernels": "off",
+        "validate": "{batch_size: 256, latency: null, gates: {max_metric_drop: 0.03}}",
+    }
+    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    arguments = [
+        str(RECIPES / "vit-digits.yaml"),
+        str(RECIPES / "models" / "vit-digits.safetensors"),
+    ]
+
+    result = CliRunner().invoke(main, [*arguments, *settings, "-o", str(tmp_path), "--json"])
+
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["verdict"] == "pass"
+    assert set(report["sparsity"]["left_out"]) >= {"patches.weight", "positions", "head.weight"}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 and the checkpoint in ../shared/data")
+def test_the_recipe_for_channels_removes_them_within_blocks():
+    model = REAL / "weights" / "resnet20_cifar10_akamaster.safetensors"
+    arguments = [str(RECIPES / "resnet20-channels.yaml"), str(model), "--dry-run"]
+
+    result = CliRunner().invoke(main, arguments)
+
+    assert result.exit_code == 0, result.output
+    assert "pattern: channels" in result.output
+    assert "layer3.2.conv2.weight" in result.output
+    # What is within blocks may go; the first convolution and the last layer are of the stream.
+    assert "linear.weight" in result.output.split("Left out")[1]
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs CIFAR-10 and the checkpoint in ../shared/data")
 @pytest.mark.parametrize(
     ("recipe", "samples", "repair"),
