@@ -183,7 +183,7 @@ def draw_losses(axis: Any, reports: dict[str, Report]) -> None:
     names = [name.replace("_", "\n") for name in found]
     axis.set(xticks=range(len(names)), ylabel="worse than dense / allowed")
     axis.set_xticklabels(names, fontsize=7)
-    axis.set_ylim(top=1.8)  # room for the legend above what is allowed
+    axis.set_ylim(top=max(1.8, axis.get_ylim()[1]))  # room for the legend above what is allowed
     axis.legend(fontsize=7, ncols=2, loc="upper center")
 
 

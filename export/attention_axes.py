@@ -45,7 +45,7 @@ def attend(
     if attn_mask is not None and attn_mask.ndim > 3:  # others go along with the last three axes
         attn_mask = _folded(attn_mask.expand(*leading, *attn_mask.shape[-3:]), query.ndim)
     result = scaled_dot_product_attention(*folded, attn_mask, *others, **options)
-    return result.reshape(*query.shape[:-1], value.shape[-1])
+    return result.reshape(*leading, *result.shape[-min(query.ndim, 3) :])
 
 
 def _folded(tensor: Tensor, axes: int) -> Tensor:

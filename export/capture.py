@@ -189,7 +189,7 @@ def _open_recurrences() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _separate_weights() -> Iterator[None]:
-    """Let each weight have an initializer of its own.
+    """Let each tensor of two axes or more have an initializer of its own. Not for several threads.
 
     The exporter makes one of small tensors that are equal. Where all weights of two layers are
     removed, one of the two could no longer be found in the file.

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _STATISTICS = {"running_mean", "running_var"}
+_EXTRA_STATE = "_extra_state"
 """Buffers that PyTorch's normalisation layers estimate."""
 
 
@@ -36,7 +37,8 @@ def versioned(tensors: Mapping[str, Any], own: Mapping[str, Any]) -> OrderedDict
         tensors: The model's tensors, or some of them.
         own: What the model's ``state_dict()`` returns.
     """
-    missing = {name.rpartition(".")[0] for name in own.keys() - tensors.keys()}
+    absent = {name for name in own.keys() - tensors.keys() if not name.endswith(_EXTRA_STATE)}
+    missing = {name.rpartition(".")[0] for name in absent}
     versions = getattr(own, "_metadata", {})
     state = OrderedDict(tensors)
     state._metadata = {path: kept for path, kept in versions.items() if path not in missing}
@@ -49,7 +51,7 @@ def restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     Extra state that is no tensor stays as it is: the checkpoint's is in every copy.
     """
     result = module.load_state_dict(versioned(tensors, module.state_dict()), strict=False)
-    missing = [name for name in result.missing_keys if not name.endswith("_extra_state")]
+    missing = [name for name in result.missing_keys if not name.endswith(_EXTRA_STATE)]
     assert not missing, missing
     assert not result.unexpected_keys, result.unexpected_keys
     return module

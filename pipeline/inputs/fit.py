@@ -105,10 +105,18 @@ def _common_prefixes(names: Sequence[str]) -> list[str]:
 
 
 def _moved(versions: Mapping[str, Any], taken_off: str) -> dict[str, Any]:
-    """The file's versions of modules under the model's names of them."""
-    added = taken_off.removeprefix("+") if taken_off.startswith("+") else ""
+    """The file's versions of modules under the model's names of them, and nothing else of it.
+
+    PyTorch reads more there, such as whether tensors are to be put in the place of the model's.
+    """
+    added = taken_off[1:] if taken_off.startswith("+") else ""
+    prefix = "" if added else taken_off
     ended = ((f"{added}{path}." if path else added, own) for path, own in versions.items())
-    return {path.removeprefix(taken_off).removesuffix("."): own for path, own in ended}
+    return {
+        path.removeprefix(prefix).removesuffix("."): {"version": own["version"]}
+        for path, own in ended
+        if path.startswith(prefix) and isinstance(own, Mapping) and "version" in own
+    }
 
 
 def _check_kinds(weights: Mapping[str, Any], path: Path) -> None:

@@ -26,7 +26,10 @@ def _metric_name(name: Any) -> str:
     """Check a name that stands in tables and, between dots, in the names of gates."""
     if isinstance(name, str) and re.fullmatch(r"[^\W\d]\w{,39}", name):
         return name
-    text = f"must be a name of letters, digits and _, at most 40 of them. Got {name!r}."
+    text = (
+        "must be a name of letters, digits and _, at most 40 of them, that does not start with a "
+        f"digit. Got {name!r}."
+    )
     raise SectionError((RecipeIssue((), text),))
 
 

@@ -11,7 +11,7 @@ from mfac_compress.mfac.batchnorm import batchnorm_state, has_batchnorm, reestim
 from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.stages.divergence import Divergence, is_nearer, reported
-from mfac_compress.pipeline.weights import versioned
+from mfac_compress.pipeline.weights import restore
 
 _BATCH = 256
 _MOST_SAMPLES = 5000  # far more than a mean and a variance of a channel need
@@ -58,7 +58,7 @@ def recalibrate_batchnorm(
     divergence_after = divergence.of(module)
     better = is_nearer(divergence_after, divergence_before)
     if not better:
-        module.load_state_dict(versioned(before, module.state_dict()), strict=False)
+        restore(module, {**module.state_dict(), **before})
     return Batchnorm(better, (reported(divergence_before), reported(divergence_after)))
 
 

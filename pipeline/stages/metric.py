@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import isclose
 from typing import Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ class Metric:
     shuffled. null: not known."""
     better_than_chance: bool | None
     """Whether the dense file is shown to be better than ``chance``."""
+    takes_targets: bool | None = None
+    """Whether shuffled targets change it for the dense file. null: not known."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +112,12 @@ def _check_apart(metrics: Sequence[TaskMetric], outputs: Mapping[str, Tree], tar
 
     Each is the same for a file where all are asked of it in turn, and where one is asked of all.
     """
-    cases = {
-        (metric, name): metric.cases(each, targets)
-        for metric in metrics
-        for name, each in outputs.items()
-    }
-    in_turn = {
-        (metric, name): metric.evaluate(*cases[metric, name])
-        for name in outputs
-        for metric in metrics
-    }
-    for (metric, name), case in cases.items():
-        again = metric.evaluate(*case)
-        if not _are_same(again, in_turn[metric, name]):
-            raise _changed(metric, in_turn[metric, name], again)
+    in_turn = [[metric.evaluate(each, targets) for metric in metrics] for each in outputs.values()]
+    for at, metric in enumerate(metrics):
+        for each, values in zip(outputs.values(), in_turn, strict=True):
+            again = metric.evaluate(each, targets)
+            if not _are_same(again, values[at]):
+                raise _changed(metric, values[at], again)
 
 
 def compare_metric(
@@ -154,7 +149,7 @@ def compare_metric(
         name: _metric_drop(metric, before, after, intervals[name]) for name, after in values.items()
     }
     drops[dense] = replace(drops[dense], drop_interval=None)
-    chance, is_better = _chance(metric, outputs[dense], targets, drops[dense])
+    chance, is_better, takes_targets = _chance(metric, outputs[dense], targets, drops[dense])
     return (
         Metric(
             name=metric.name,
@@ -164,6 +159,7 @@ def compare_metric(
             confidence=level,
             chance=chance,
             better_than_chance=is_better,
+            takes_targets=takes_targets,
         ),
         drops,
     )
@@ -281,8 +277,9 @@ def _intervals(
 
 def _chance(
     metric: TaskMetric, outputs: Tree, targets: Tree, dense: MetricDrop
-) -> tuple[float | None, bool | None]:
-    """What a model that knows nothing would reach, and whether the dense file is shown to beat it.
+) -> tuple[float | None, bool | None, bool | None]:
+    """What a model that knows nothing would reach, whether the dense file is shown to beat it, and
+    whether shuffled targets change anything.
 
     For accuracy: always the most frequent class, or drawing one; the interval's lower end must be
     above. For other metrics: the best of 19 shuffles of the targets, which must be worse.
@@ -291,7 +288,7 @@ def _chance(
         labels = targets[targets != IGNORED]
         shares = np.unique(labels, return_counts=True)[1] / max(1, labels.size)
         chance = max(shares.max(initial=0.0), 1 / outputs.shape[1])
-        return float(chance), dense.interval is not None and bool(dense.interval[0] > chance)
+        return float(chance), dense.interval is not None and bool(dense.interval[0] > chance), None
     sign, rng, n = metric.sign, np.random.default_rng(0), size(targets)
     shuffled: list[float] = []
     try:
@@ -299,6 +296,7 @@ def _chance(
             given = map_tensors(np.copy, outputs), rows_of(targets, rng.permutation(n))
             shuffled.append(float(np.mean(metric.evaluate_rows(*given))))
     except InputError:  # a metric that fits the targets' order only
-        return None, None
+        return None, None, None
     best = max(shuffled, key=lambda value: sign * value)
-    return best, sign * dense.value > sign * best
+    changes = any(not isclose(value, dense.value) for value in shuffled)
+    return best, sign * dense.value > sign * best, changes

@@ -79,7 +79,7 @@ def print_verdict(report: Report, console: Console) -> None:
     for gate in report.gates:
         if not gate.passed:
             of = "" if gate.variant == report.judged else f" of {gate.variant}"
-            console.print(Text(f"{_short(gate)}{of}: {gate.reason}."), soft_wrap=False)
+            console.print(Text(f"{gate.name}{of}: {gate.reason}."), soft_wrap=False)
     for warning in report.warnings:
         console.print(Text(f"warning: {warning}", "yellow"))
     color = {"pass": "green", "none": "yellow", "fail": "red"}[report.verdict]

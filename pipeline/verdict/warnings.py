@@ -1,7 +1,6 @@
 """What whoever trusts a verdict should know, although no gate asks for it."""
 
 from collections.abc import Iterator
-from math import isclose
 
 from mfac_compress.pipeline.file_names import DENSE, INT8, ONNX_FILES
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
@@ -71,7 +70,7 @@ def _of_chance(section: str, metric: Metric, dense: MetricDrop) -> Iterator[str]
     if metric.better_than_chance is not False:
         return
     gates = section.replace("task", "validate.gates", 1)
-    if metric.name != "accuracy" and isclose(metric.chance or 0, dense.value):
+    if metric.takes_targets is False:
         if section == "task":
             yield (
                 f"Shuffled targets leave {metric.name} of {ONNX_FILES[DENSE]} as it is, "

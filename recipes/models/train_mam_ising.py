@@ -109,7 +109,7 @@ STEPS_PER_SITE, BATCH, TERMS = 120, 64, 4
 LEARNING_RATE = 1e-3
 CHAINS = 4096
 REDRAWN = 8
-"""One of how many sites a chain draws anew in a step."""
+"""A chain draws one in this many of its sites anew in each step."""
 PENALTY = 4.0
 
 if __name__ == "__main__":

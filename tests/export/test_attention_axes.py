@@ -34,6 +34,10 @@ def test_attention_is_what_it_is_on_its_own_axes(leading):
             expected = scaled_dot_product_attention(query, key, value, attn_mask=mask > 0)
             found = attend(query, key, value, attn_mask=mask > 0)
             torch.testing.assert_close(found, expected, equal_nan=True)
+    if leading:  # the axis before the last two may broadcast
+        one = query[..., :1, :, :]
+        expected = scaled_dot_product_attention(one, key, value)
+        torch.testing.assert_close(attend(one, key, value), expected)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(attend(query, key, value, None, 0.0, True), expected)
 

@@ -27,6 +27,9 @@ def share(outputs, targets):
 def squared(outputs, targets):
     return (outputs[:, 0] - targets).square()
 
+def first(outputs, targets):
+    return outputs[:, 0]
+
 def overflows(outputs, targets):
     return 1e308 * outputs[:, 0].double()
 
@@ -252,6 +255,15 @@ def test_a_model_that_knows_nothing_is_not_better_than_chance(own):
         for given, is_better in ((targets, True), (wrong, False)):
             found, *_ = compare_metric(one, 0.95, dense, dense, given)
             assert found.better_than_chance is is_better
+
+
+def test_a_metric_that_takes_no_targets_is_known_by_shuffles(own):
+    dense, targets = _answers()
+    for name, takes in (("first", False), ("share", True)):
+        found, *_ = compare_metric(
+            _metric(own, metric=f"own.py:{name}"), 0.95, dense, dense, targets
+        )
+        assert found.takes_targets is takes
 
 
 def test_always_the_most_frequent_class_is_chance(own):

@@ -91,6 +91,25 @@ def test_versions_follow_a_prefix_that_only_the_model_has():
     assert net[0].loaded_version == 1
 
 
+def test_versions_outside_of_the_prefix_are_left_out():
+    state = versioned_net().state_dict()
+    file = named_otherwise(state, lambda name: f"net.{name}".removesuffix("."))
+    file |= {"0.weight": torch.ones(1)}
+    file._metadata["0"] = {"version": 3}
+    net, _ = fitted(file, net=versioned_net(), prefix="net.")
+    assert net[0].loaded_version == 2
+
+
+def test_nothing_but_versions_of_modules_is_taken_from_a_file():
+    state = build().state_dict()
+    for own in state._metadata.values():
+        own["assign_to_params_buffers"] = True  # PyTorch would put its tensors in the place of ours
+    net = build()
+    weight = net[0].weight
+    fitted(state, net=net)
+    assert net[0].weight is weight
+
+
 def test_files_without_versions_are_taken_for_those_of_today():
     state = dict(versioned_net().state_dict())
     del state["1.num_batches_tracked"]  # but for a module that lacks something
