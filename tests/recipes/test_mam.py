@@ -97,7 +97,7 @@ def test_more_probability_than_there_is_does_not_go_unseen(asked):
     assert mam_ising.log_partition_error(larger, targets) == pytest.approx(0.5)
 
 
-def test_the_recipe_fails_a_file_with_more_probability_than_there_is(asked, monkeypatch):
+def test_more_probability_than_there_is_shows_in_log_z_only(asked, monkeypatch):
     """Its bits are better, and all else is as it was."""
     monkeypatch.setattr("mfac_compress.pipeline.statistics.resampling.RESAMPLES", 100)
     recipe = load_recipe(RECIPES / "mam-ising.yaml")
