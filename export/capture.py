@@ -76,7 +76,7 @@ def capture(
             with (
                 silence(),
                 _open_recurrences(),
-                _separate_weights(),
+                _separate_zeros(),
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 FourAxes(),
@@ -188,10 +188,11 @@ def _open_recurrences() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _separate_weights() -> Iterator[None]:
-    """Let each tensor of two axes or more have an initializer of its own. Not for several threads.
+def _separate_zeros() -> Iterator[None]:
+    """Let tensors of two axes or more that are all zero stay apart. Not for several threads.
 
-    The exporter makes one of small tensors that are equal. Where all weights of two layers are
+    The exporter makes one initializer of small tensors that are equal. Copies of one weight, as of
+    a layer that is called twice, have to become one; but where all weights of two layers are
     removed, one of the two could no longer be found in the file.
     """
     merge = DeduplicateInitializersPass.call
@@ -199,11 +200,11 @@ def _separate_weights() -> Iterator[None]:
     def merge_constants(own: DeduplicateInitializersPass, model: ir.Model) -> ir.passes.PassResult:
         initializers = model.graph.initializers
         values = list(initializers.values())
-        weights = {value for value in values if len(value.shape) > 1}
-        for value in weights:
+        zeros = {value for value in values if _is_zero(value, own.size_limit)}
+        for value in zeros:
             initializers.pop(value.name)
         result = merge(own, model)
-        left = weights | set(initializers.values())
+        left = zeros | set(initializers.values())
         initializers.clear()
         for value in values:
             if value in left:
@@ -215,6 +216,12 @@ def _separate_weights() -> Iterator[None]:
         yield
     finally:
         DeduplicateInitializersPass.call = merge
+
+
+def _is_zero(initializer: ir.Value, most: int) -> bool:
+    tensor = initializer.const_value
+    small = tensor is not None and len(tensor.shape) > 1 and tensor.size <= most
+    return small and not tensor.numpy().any()
 
 
 def _explain(error: Exception, axes: Axes) -> ValueError:

@@ -132,7 +132,7 @@ def test_both_models_are_given_the_same_mixtures():
 def test_a_run_trains_on_mixtures_the_same_each_time(project):
     states = []
     for number, keys in enumerate(({}, {"mixup": 0.5}, {"mixup": 0.5})):
-        project.recipe["recover"] = {"epochs": 2, "distill": {}} | keys
+        project.recipe["recover"] = {"epochs": 2, "keep": "last", "distill": {}} | keys
         project.output = project.folder / str(number)
         result = project.run("-q")
         assert result.exit_code == 0, result.output
