@@ -13,6 +13,8 @@ from mfac_compress.pipeline.recipe.schema import MetricSection
 from mfac_compress.pipeline.stages import metric
 
 OWN = """
+from dataclasses import dataclass
+
 import torch
 
 def right(outputs, targets):
@@ -78,6 +80,15 @@ def reads_what_is_kept(outputs, targets):
 
 def sometimes_one(outputs, targets):
     return 1.0 if outputs[0, 0] > 0 else right(outputs, targets)
+
+@dataclass
+class Share:
+    of: int
+
+    def __call__(self, outputs, targets):
+        return right(outputs, targets) / self.of
+
+whole, percent_of = Share(1), Share(100)
 """
 
 
@@ -231,6 +242,13 @@ def test_a_metric_that_returns_what_another_has_kept_is_refused(own):
     for metrics in ([keeps, reads], [reads, keeps]):
         with pytest.raises(InputError, match=r"the same each time.*reads_what_is_kept"):
             metric.compare_metrics(metrics, 0.95, files, targets)
+
+
+def test_objects_without_a_hash_are_metrics(own):
+    dense, targets = _answers()
+    metrics = [_metric(own, f"own.py:{name}") for name in ("whole", "percent_of")]
+    found = metric.compare_metrics(metrics, 0.95, {"dense": dense, "sparse": dense}, targets)
+    assert [drops["sparse"].value for _, drops in found] == pytest.approx([0.9, 0.009])
 
 
 def test_resamples_of_one_class_do_not_end_the_run(own):
