@@ -525,6 +525,14 @@ def test_rules_across_keys(sections, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("temperature", [0, 1e-30, 1e8, 1e160])
+def test_a_temperature_leaves_something_to_compare(temperature):
+    """Beyond, gradients are of rounding (1e8), or the square is no number (1e160)."""
+    with pytest.raises(ValidationError, match=r"distill.temperature"):
+        recipe(recover={"distill": {"temperature": temperature}})
+    recipe(recover={"distill": {"temperature": 20}})
+
+
 @pytest.mark.parametrize("confidence", [0, 0.05, 1 - 1e-16, 1, 95, "nothing"])
 def test_confidence_lies_between_a_half_and_nearly_1(confidence):
     with pytest.raises(ValidationError):
