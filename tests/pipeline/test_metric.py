@@ -81,6 +81,14 @@ def reads_what_is_kept(outputs, targets):
 def sometimes_one(outputs, targets):
     return 1.0 if outputs[0, 0] > 0 else right(outputs, targets)
 
+def by_address(outputs, targets):
+    return kept.setdefault(outputs.data_ptr(), right(outputs, targets))
+
+def by_identity(outputs, targets):
+    return kept.setdefault(id(outputs), right(outputs, targets))
+
+kept = {}
+
 @dataclass
 class Share:
     of: int
@@ -183,7 +191,7 @@ class _OfTrees:
     def cases(self, outputs, targets):
         return outputs, targets
 
-    def evaluate(self, outputs, targets):
+    def evaluate(self, outputs, targets, *, copies=None):
         return float((outputs["scores"][0].argmax(1) == targets["label"]).mean())
 
     evaluate_rows = evaluate
@@ -242,6 +250,15 @@ def test_a_metric_that_returns_what_another_has_kept_is_refused(own):
     for metrics in ([keeps, reads], [reads, keeps]):
         with pytest.raises(InputError, match=r"the same each time.*reads_what_is_kept"):
             metric.compare_metrics(metrics, 0.95, files, targets)
+
+
+@pytest.mark.parametrize("name", ["by_address", "by_identity"])
+def test_a_metric_that_knows_tensors_by_their_place_is_refused(name, own):
+    """The place of freed ones is given out again: it would take one file for another."""
+    dense, targets = _answers(wrong=2)
+    files = {"dense": dense, "sparse": _answers(wrong=15)[0]}
+    with pytest.raises(InputError, match="the same each time"):
+        metric.compare_metrics([_metric(own, f"own.py:{name}")], "none", files, targets)
 
 
 def test_objects_without_a_hash_are_metrics(own):
