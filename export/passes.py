@@ -55,13 +55,15 @@ def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
     """Give folded transposes the name of their parameter, followed by ``.T``.
 
     A linear layer on inputs of three or more axes becomes a MatMul with the transposed weight,
-    which the exporter precomputes and gives a new name.
+    which the exporter precomputes and gives a new name. Of a layer that is called several times it
+    makes several, of which one is left.
 
     Args:
         model: Changed in place.
         parameters: The model's parameters by name.
     """
     initializers = model.graph.initializers
+    named: list[tuple[ir.Value, Tensor]] = []
     nameless = [value for name, value in initializers.items() if name not in parameters]
     for name, parameter in parameters.items():
         if parameter.ndim != 2 or name in initializers:
@@ -71,6 +73,14 @@ def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
             if tuple(value.shape) == transposed and _equal(value.const_value.numpy(), parameter):
                 nameless.remove(value)
                 value.name = name + TRANSPOSED
+                named.append((value, parameter))
+                break
+    for copy in nameless:
+        for value, parameter in named:
+            same_shape = tuple(copy.shape) == tuple(value.shape)
+            if same_shape and _equal(copy.const_value.numpy(), parameter):
+                copy.replace_all_uses_with(value)
+                del initializers[copy.name]
                 break
 
 

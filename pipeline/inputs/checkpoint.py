@@ -8,11 +8,14 @@ more is refused unless the caller trusts the file.
 import io
 import pickle
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
 
 from mfac_compress.pipeline.errors import InputError, describe, in_brief
 from mfac_compress.pipeline.inputs.archive import (
@@ -87,7 +90,7 @@ def _read_weights(path: Path, content: bytes) -> Any:
         raise InputError(_corrupt(path, "it asks for an array of bytes"))
     try:
         with quiet_torch():
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.findall(r"GLOBAL (\S+)", str(error))
         if not refused:
@@ -101,6 +104,32 @@ def _read_weights(path: Path, content: bytes) -> Any:
     except Exception as error:
         # The reader's exceptions for damaged bytes are of many types, KeyError among them.
         raise InputError(_corrupt(path, in_brief(error))) from error
+    _take_off_attributes(loaded)
+    return loaded
+
+
+def _take_off_attributes(loaded: Any) -> None:
+    """Take the attributes off dicts and tensors, but for the versions of a model's modules.
+
+    A pickle can give them any, also without code: one called ``items`` would hide the method.
+    """
+    waiting, seen = [loaded], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if type(part) in (OrderedDict, Tensor, nn.Parameter):
+            attributes = vars(part)
+            versions = attributes.get("_metadata")
+            attributes.clear()
+            if isinstance(versions, Mapping):
+                part._metadata = versions
+                waiting.append(versions)
+        if isinstance(part, Mapping):
+            waiting += part.values()
+        elif isinstance(part, list | tuple | set):
+            waiting += part
 
 
 def _read_trusted(path: Path, content: bytes) -> Any:

@@ -93,7 +93,9 @@ class TaskMetric:
         check_finite(self.key, _as_tensors(outputs))
         return pairs_of(self.key, outputs, targets)
 
-    def evaluate(self, outputs: Tree, targets: Tree) -> np.ndarray | float:
+    def evaluate(
+        self, outputs: Tree, targets: Tree, *, copies: Tree | None = None
+    ) -> np.ndarray | float:
         """The metric, one value per case where it has them.
 
         The user's function works on copies: what it changes must not reach the next file.
@@ -101,6 +103,7 @@ class TaskMetric:
         Args:
             outputs: Of :meth:`cases`, or as tensors. Each ``[n, ...]``.
             targets: Likewise.
+            copies: Of :func:`copies_of`, which are overwritten; None for new ones.
         Returns:
             Values of shape ``[n]``, float64, whose mean is the metric; or one number for the
             whole set, where the user's metric has no values per sample.
@@ -116,7 +119,10 @@ class TaskMetric:
         check_finite(self.key, given[0])
         if not self.is_own:
             return self.evaluate_rows(*given)
-        copies = map_tensors(torch.clone, given)
+        if copies is None:
+            copies = copies_of(*given)
+        else:
+            map_tensors(lambda copy, of: copy.copy_(of), copies, given)
         values = self.evaluate_rows(*copies)
         check_arguments(
             self.key,
@@ -166,6 +172,11 @@ def load_metric(declared: MetricSection, *, section: str, folder: Path) -> TaskM
             declared.metric, built_in=RANGES, key=f"{section}.metric", folder=folder
         ),
     )
+
+
+def copies_of(outputs: Tree, targets: Tree) -> tuple[Tree, Tree]:
+    """Copy outputs and targets, as tensors."""
+    return map_tensors(torch.clone, (_as_tensors(outputs), _as_tensors(targets)))
 
 
 def _as_tensors(tree: Tree) -> Tree:

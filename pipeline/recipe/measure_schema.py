@@ -22,7 +22,7 @@ from mfac_compress.pipeline.recipe.section import (
     duplicates,
 )
 from mfac_compress.pipeline.recipe.source import RecipeIssue, RecipeSource
-from mfac_compress.pipeline.recipe.task_schema import MetricName
+from mfac_compress.pipeline.recipe.task_schema import MOST_METRICS, MetricName
 
 _SHIPPED = tuple(file for name, file in ONNX_FILES.items() if name not in REFERENCES)
 
@@ -131,7 +131,9 @@ class GatesSection(MetricGates):
     confidence: Annotated[float, Field(ge=0.5, le=0.999999), NoSwitch] | Literal["none"] = 0.95
     """Of the intervals of the metric and its drop: their worse ends must pass at this level (0.95,
     not 0.05); `none` compares the point estimates."""
-    further_metrics: dict[MetricName, MetricGates] = Field(default_factory=dict)
+    further_metrics: Annotated[dict[MetricName, MetricGates], Field(max_length=MOST_METRICS)] = (
+        Field(default_factory=dict)
+    )
     """The same gates on metrics of `task.further_metrics`, by their names: `{error:
     {max_metric_drop: 0.05}}`. Each interval has the confidence for itself, not all together."""
     min_sparsity: Share | None = None

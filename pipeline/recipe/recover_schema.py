@@ -44,8 +44,9 @@ class DistillSection(Section):
     logits. `mse`: mean squared difference. `cosine`: 1 - cosine of the angle along the last axis,
     for embeddings. `auto`: `kl` where `task.loss` is cross_entropy, `cosine` where it is none, else
     `mse`."""
-    temperature: Positive = 4.0
-    """Logits are divided by it before `kl`, which is then multiplied by its square."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e4), NoSwitch] = 4.0
+    """Logits are divided by it before `kl`, which is then multiplied by its square. Beyond 10,000
+    nothing would be left of their differences but rounding."""
     layers: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     """Modules whose outputs are to come near to those in the dense model, too, by name: their mean
     squared difference, relative to the dense one's mean square, averaged over the modules."""

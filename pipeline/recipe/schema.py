@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, PrivateAttr, ValidationInfo, model_validator
 
 from mfac_compress.pipeline.file_names import IN_8_BITS, INT8, ONNX_FILES, SPARSE, WITH_KERNELS
+from mfac_compress.pipeline.quoting import listed
 from mfac_compress.pipeline.recipe.calibrate_schema import CalibrateSection
 from mfac_compress.pipeline.recipe.compress_schema import FisherSection, PruneSection
 from mfac_compress.pipeline.recipe.data_parts import DataSection, FileRows, Rows
@@ -253,7 +254,7 @@ class Recipe(Section):
             yield RecipeIssue(
                 key,
                 "must be the name of a metric of task.further_metrics: "
-                f"{', '.join(task.further_metrics) or 'none is there'}. Got {name!r}."
+                f"{listed([*task.further_metrics]) or 'none is there'}. Got {name!r}."
                 + (f" Did you mean {near[0]}?" if near else ""),
             )
 

@@ -34,6 +34,8 @@ def _metric_name(name: Any) -> str:
 
 
 MetricName = Annotated[str, BeforeValidator(_metric_name)]
+MOST_METRICS = 100
+"""Each is computed thousands of times for its intervals."""
 
 
 class MetricSection(Section):
@@ -86,7 +88,9 @@ class TaskSection(MetricSection):
     `[n, d]` of pairs, samples 0 and 1, 2 and 3, ..."""
     target: Text = "labels"
     """Name of the target where an item of the data is one dict."""
-    further_metrics: dict[MetricName, MetricSection] = Field(default_factory=dict)
+    further_metrics: Annotated[dict[MetricName, MetricSection], Field(max_length=MOST_METRICS)] = (
+        Field(default_factory=dict)
+    )
     """More metrics of the same outputs, by names of your choice: `{error: {metric:
     metrics.py:error, direction: minimize}}`. All are reported, and those that
     `validate.gates.further_metrics` names have gates."""

@@ -12,7 +12,7 @@ from mfac_compress.mfac.batch import Tree, map_tensors, size
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.metric_values import UndefinedMetricError
 from mfac_compress.pipeline.inputs.task_checks import IGNORED
-from mfac_compress.pipeline.inputs.task_metric import TaskMetric
+from mfac_compress.pipeline.inputs.task_metric import TaskMetric, copies_of
 from mfac_compress.pipeline.statistics.per_sample import (
     MetricIntervals,
     per_sample_intervals,
@@ -111,13 +111,15 @@ def _check_apart(metrics: Sequence[TaskMetric], outputs: Mapping[str, Tree], tar
     """Check that no metric returns what another one has kept, which may be of any file.
 
     Each is the same for a file where all are asked of it in turn, and where one is asked of all.
+    The cases of the user's own metrics are the samples.
     """
     in_turn = [[metric.evaluate(each, targets) for metric in metrics] for each in outputs.values()]
-    for at, metric in enumerate(metrics):
-        for each, values in zip(outputs.values(), in_turn, strict=True):
+    # By number: an object that is called as a metric may have no hash, or another one each time.
+    for number, metric in enumerate(metrics):
+        for each, before in zip(outputs.values(), in_turn, strict=True):
             again = metric.evaluate(each, targets)
-            if not _are_same(again, values[at]):
-                raise _changed(metric, values[at], again)
+            if not _are_same(again, before[number]):
+                raise _changed(metric, before[number], again)
 
 
 def compare_metric(
@@ -210,10 +212,19 @@ def _evaluate(metric: TaskMetric, outputs: Mapping[str, Tree], targets: Tree) ->
     come the targets shuffled, with which any file is bad: so is then a worst so far. At last come
     all files in the reverse of the first order: no state can come out the same by turns.
 
+    What a metric may keep by the identity or the address of tensors is another trap, since freed
+    ones are given out again. The first time all files have tensors of their own, which live on; the
+    second time they have the same ones.
+
     Raises:
         InputError: If the metric returns something else for a file the second time.
     """
-    values = {name: metric.evaluate(outputs[name], targets) for name in reversed(outputs)}
+    own = outputs if metric.is_own else {}
+    copies = {name: copies_of(each, targets) for name, each in own.items()}
+    values = {
+        name: metric.evaluate(outputs[name], targets, copies=copies.get(name))
+        for name in reversed(outputs)
+    }
     ordered = {name: values[name] for name in outputs}
     _check_shapes(metric, ordered)
     if not metric.is_own:
@@ -222,8 +233,9 @@ def _evaluate(metric: TaskMetric, outputs: Mapping[str, Tree], targets: Tree) ->
     for _ in range(2):
         with suppress(InputError):  # it may have no value, or fit the targets' order only
             metric.evaluate(next(iter(outputs.values())), shuffled)
+    shared = copies_of(next(iter(outputs.values())), targets)
     for name, before in ordered.items():
-        again = metric.evaluate(outputs[name], targets)
+        again = metric.evaluate(outputs[name], targets, copies=shared)
         if not _are_same(again, before):
             raise _changed(metric, before, again)
     return ordered

@@ -115,6 +115,27 @@ def test_layers_of_which_nothing_is_left_have_weights_of_their_own(tmp_path, sha
     assert sorted(names) == ["0.weight", "1.weight", "2.weight"]
 
 
+class Twice(nn.Module):
+    """Calls a layer twice."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.shared, self.last = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.last(self.shared(self.shared(x)))
+
+
+@pytest.mark.parametrize("width", [4, 48])
+def test_a_layer_that_is_called_twice_has_one_weight(tmp_path, width):
+    model = Twice(width)
+    export_onnx(model, torch.randn(2, 3, width), tmp_path / "m.onnx")
+    found = initializers(tmp_path / "m.onnx")
+    matrices = sorted(name for name, array in found.items() if array.ndim == 2)
+    assert matrices == ["last.weight.T", "shared.weight.T"]
+    assert parity_error(model, tmp_path / "m.onnx", torch.randn(5, 3, width)) < 1e-5
+
+
 def test_the_file_carries_the_metadata_and_nothing_of_the_machine(pruned):
     model = onnx.load(pruned.path)
     assert {prop.key: prop.value for prop in model.metadata_props} == {"sparsity": "0.8"}

@@ -13,6 +13,8 @@ from mfac_compress.pipeline.recipe.schema import MetricSection
 from mfac_compress.pipeline.stages import metric
 
 OWN = """
+from dataclasses import dataclass
+
 import torch
 
 def right(outputs, targets):
@@ -81,6 +83,23 @@ def reads_what_is_kept(outputs, targets):
 
 def sometimes_one(outputs, targets):
     return 1.0 if outputs[0, 0] > 0 else right(outputs, targets)
+
+def by_address(outputs, targets):
+    return kept.setdefault(outputs.data_ptr(), right(outputs, targets))
+
+def by_identity(outputs, targets):
+    return kept.setdefault(id(outputs), right(outputs, targets))
+
+kept = {}
+
+@dataclass
+class Share:
+    of: int
+
+    def __call__(self, outputs, targets):
+        return right(outputs, targets) / self.of
+
+whole, percent_of = Share(1), Share(100)
 """
 
 
@@ -175,7 +194,7 @@ class _OfTrees:
     def cases(self, outputs, targets):
         return outputs, targets
 
-    def evaluate(self, outputs, targets):
+    def evaluate(self, outputs, targets, *, copies=None):
         return float((outputs["scores"][0].argmax(1) == targets["label"]).mean())
 
     evaluate_rows = evaluate
@@ -234,6 +253,22 @@ def test_a_metric_that_returns_what_another_has_kept_is_refused(own):
     for metrics in ([keeps, reads], [reads, keeps]):
         with pytest.raises(InputError, match=r"the same each time.*reads_what_is_kept"):
             metric.compare_metrics(metrics, 0.95, files, targets)
+
+
+@pytest.mark.parametrize("name", ["by_address", "by_identity"])
+def test_a_metric_that_knows_tensors_by_their_place_is_refused(name, own):
+    """The place of freed ones is given out again: it would take one file for another."""
+    dense, targets = _answers(wrong=2)
+    files = {"dense": dense, "sparse": _answers(wrong=15)[0]}
+    with pytest.raises(InputError, match="the same each time"):
+        metric.compare_metrics([_metric(own, f"own.py:{name}")], "none", files, targets)
+
+
+def test_objects_without_a_hash_are_metrics(own):
+    dense, targets = _answers()
+    metrics = [_metric(own, f"own.py:{name}") for name in ("whole", "percent_of")]
+    found = metric.compare_metrics(metrics, 0.95, {"dense": dense, "sparse": dense}, targets)
+    assert [drops["sparse"].value for _, drops in found] == pytest.approx([0.9, 0.009])
 
 
 def test_resamples_of_one_class_do_not_end_the_run(own):

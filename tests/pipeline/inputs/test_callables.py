@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mfac_compress.pipeline.errors import InputError, describe
-from mfac_compress.pipeline.inputs.callables import resolve_callable
+from mfac_compress.pipeline.inputs.callables import check_takes, resolve_callable
 from mfac_compress.pipeline.inputs.model_file import load_model
 from mfac_compress.pipeline.recipe.schema import ModelSection
 
@@ -133,3 +133,20 @@ def test_a_call_that_does_not_fit_names_no_line_of_ours(net, tmp_path):
     section = ModelSection(factory="models/net.py:build_net", kwargs={"width": 3})
     with pytest.raises(InputError, match=r"unexpected keyword argument 'width'\.$"):
         load_model(tmp_path / "w.pt", section, folder=tmp_path)
+
+
+class Incomparable:
+    """A callable that is compared with nothing, as some are of which a comparison is made."""
+
+    def __call__(self, outputs, targets):
+        return 0.0
+
+    def __eq__(self, other):
+        raise RuntimeError("compare by name")
+
+    __hash__ = object.__hash__
+
+
+def test_what_tells_nothing_of_its_arguments_is_taken_as_it_is():
+    for function in (Incomparable(), max):
+        check_takes(function, ("outputs", "targets"), key=KEY, name="own.py:metric")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import zipfile
+from collections import OrderedDict
 
 import onnx
 import pytest
@@ -189,6 +190,25 @@ def test_a_pickle_runs_no_code_unless_it_is_trusted(folder, state):
     path = saved({"state_dict": state, "args": Bomb(mark)}, folder, pickle_protocol=2)
     refusal(path, folder)
     assert not mark.exists()
+
+
+class Named:
+    """A state dict that is given attributes when it is read."""
+
+    def __init__(self, state, attributes):
+        self.state, self.attributes = state, attributes
+
+    def __reduce__(self):
+        return OrderedDict, (), self.attributes, None, iter(self.state.items())
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "values", "get"])
+def test_attributes_in_a_pickle_hide_no_method(name, folder, state):
+    hidden, tensor = {name: 5}, state["0.weight"].half()
+    tensor.to = 5  # as if by an attacker
+    weights = state | {"0.weight": tensor}
+    path = saved({"model": Named(weights, hidden | {"_metadata": Named({}, hidden)})}, folder)
+    assert same(load(path, folder).module, state | {"0.weight": tensor.float()})
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 3}])

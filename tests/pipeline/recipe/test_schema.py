@@ -525,6 +525,30 @@ def test_rules_across_keys(sections, message):
     assert message in str(caught.value)
 
 
+def test_further_metrics_are_no_more_than_can_be_computed_and_compared():
+    """Each gate on an unknown metric is compared with all names, and its message lists them."""
+    metrics = {f"error_{number}": ERROR for number in range(20_000)}
+    gates = {f"eror_{number}": {"max_metric": 0.5} for number in range(20_000)}
+    with pytest.raises(ValidationError, match="at most 100 items"):
+        recipe(task={"further_metrics": metrics})
+    with pytest.raises(ValidationError, match="at most 100 items"):
+        recipe(validate={"gates": {"further_metrics": gates}})
+    some = dict(list(metrics.items())[:100])
+    with pytest.raises(ValidationError, match=r"error_9 and 90 more\. Got 'eror_0'"):
+        recipe(
+            task={"further_metrics": some},
+            validate={"gates": {"further_metrics": {"eror_0": gates["eror_0"]}}},
+        )
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-30, 1e8, 1e160])
+def test_a_temperature_leaves_something_to_compare(temperature):
+    """Beyond, gradients are of rounding (1e8), or the square is no number (1e160)."""
+    with pytest.raises(ValidationError, match=r"distill.temperature"):
+        recipe(recover={"distill": {"temperature": temperature}})
+    recipe(recover={"distill": {"temperature": 20}})
+
+
 @pytest.mark.parametrize("confidence", [0, 0.05, 1 - 1e-16, 1, 95, "nothing"])
 def test_confidence_lies_between_a_half_and_nearly_1(confidence):
     with pytest.raises(ValidationError):
