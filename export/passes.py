@@ -68,20 +68,16 @@ def name_transposed(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         if parameter.ndim != 2 or name in initializers:
             continue
-        transposed = tuple(parameter.shape[::-1])
-        for value in nameless:
-            if tuple(value.shape) == transposed and _equal(value.const_value.numpy(), parameter):
-                nameless.remove(value)
-                value.name = name + TRANSPOSED
-                named.append((value, parameter))
-                break
+        value = next((each for each in nameless if _holds(each, parameter)), None)
+        if value is not None:
+            nameless.remove(value)
+            value.name = name + TRANSPOSED
+            named.append((value, parameter))
     for copy in nameless:
-        for value, parameter in named:
-            same_shape = tuple(copy.shape) == tuple(value.shape)
-            if same_shape and _equal(copy.const_value.numpy(), parameter):
-                copy.replace_all_uses_with(value)
-                del initializers[copy.name]
-                break
+        value = next((each for each, parameter in named if _holds(copy, parameter)), None)
+        if value is not None:
+            copy.replace_all_uses_with(value)
+            del initializers[copy.name]
 
 
 def name_recurrent(model: ir.Model, parameters: Mapping[str, Tensor]) -> None:
@@ -132,6 +128,12 @@ def _holder(weight: np.ndarray, parameters: dict[str, Tensor]) -> str | None:
             del parameters[name]
             return name
     return None
+
+
+def _holds(value: ir.Value, parameter: Tensor) -> bool:
+    """Whether an initializer is the transpose of a parameter."""
+    same_shape = tuple(value.shape) == tuple(parameter.shape[::-1])
+    return same_shape and _equal(value.const_value.numpy(), parameter)
 
 
 def _equal(array: np.ndarray, parameter: Tensor) -> bool:

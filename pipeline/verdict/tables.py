@@ -49,12 +49,9 @@ def measured_rows(report: Report) -> Iterator[Row]:
 
 def _further_rows(report: Report, name: str) -> Iterator[Row]:
     """A further metric, and the interval that its gate compares."""
-    found = {variant: one.further_metrics[name] for variant, one in report.variants.items()}
-    yield name, *(f"{one.value:.4g}" for one in found.values())
-    yield (
-        f"  {report.metric.confidence:.0%} interval of drop",
-        *("" if variant == DENSE else _ends(one.drop_interval) for variant, one in found.items()),
-    )
+    yield name, *(f"{one.further_metrics[name].value:.4g}" for one in report.variants.values())
+    ends = _of_others(report, lambda one: _ends(one.further_metrics[name].drop_interval))
+    yield f"  {report.metric.confidence:.0%} interval of drop", *ends
 
 
 def latency_rows(report: Report) -> Iterator[Row]:

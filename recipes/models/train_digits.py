@@ -9,54 +9,18 @@ are for validation and are read only to print the accuracy.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from digits_convnet import digits_convnet
+from digits_training import Settings, train_on_digits
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-DIGITS = Path(__file__).parents[2] / "pipeline" / "inputs" / "digits.npz"
-TRAIN_ROWS = 1200
-EPOCHS = 40
-BATCH = 50
 
 
 def main() -> None:
     """Train, print the accuracy, write the weights."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    with np.load(DIGITS) as digits:
-        x = torch.tensor(digits["images"], dtype=torch.float32)[:, None] / 16
-        y = torch.tensor(digits["targets"], dtype=torch.long)
-    model = digits_convnet()
-    train(model, x[:TRAIN_ROWS], y[:TRAIN_ROWS])
-    accuracy = (model(x[TRAIN_ROWS:]).argmax(1) == y[TRAIN_ROWS:]).float().mean()
-    print(f"accuracy on rows {TRAIN_ROWS}..{len(x)}: {accuracy:.4f}")
+    settings = Settings(epochs=40, lr=3e-3, weight_decay=1e-2, label_smoothing=0.05, shift=shift)
+    model = train_on_digits(digits_convnet, settings)
     save_file(model.state_dict(), Path(__file__).parent / "digits.safetensors")
-
-
-def train(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Fit the model and leave it in evaluation mode.
-
-    Args:
-        model: Changed in place.
-        x: Images. Shape ``[n, 1, 8, 8]``.
-        y: Classes. Shape ``[n]``.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3e-3, total_steps=EPOCHS * len(x) // BATCH
-    )
-    model.train()
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(shift(x[rows])), y[rows], label_smoothing=0.05)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    model.eval()
 
 
 def shift(x: Tensor) -> Tensor:

@@ -10,57 +10,22 @@ and are read only to print the accuracy.
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from digits_training import Settings, train_on_digits
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from vit_digits import vit_digits
 
-DIGITS = Path(__file__).parents[2] / "pipeline" / "inputs" / "digits.npz"
-TRAIN_ROWS = 1200
-EPOCHS = 100
-BATCH = 50
-
 
 def main() -> None:
     """Train, print the accuracy, write the weights."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    with np.load(DIGITS) as digits:
-        x = torch.tensor(digits["images"], dtype=torch.float32)[:, None] / 16
-        y = torch.tensor(digits["targets"], dtype=torch.long)
-    model = vit_digits()
-    start = time.process_time()
-    train(model, x[:TRAIN_ROWS], y[:TRAIN_ROWS])
-    print(f"{EPOCHS} epochs in {time.process_time() - start:.0f} s of processor time")
-    with torch.no_grad():
-        accuracy = (model(x[TRAIN_ROWS:]).argmax(1) == y[TRAIN_ROWS:]).float().mean()
-    print(f"accuracy on rows {TRAIN_ROWS}..{len(x)}: {accuracy:.4f}")
-    save_file(model.state_dict(), Path(__file__).parent / "vit-digits.safetensors")
-
-
-def train(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Fit the model and leave it in evaluation mode.
-
-    Args:
-        model: Changed in place.
-        x: Images. Shape ``[n, 1, 8, 8]``.
-        y: Classes. Shape ``[n]``.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=2e-3, total_steps=EPOCHS * len(x) // BATCH
+    settings = Settings(
+        epochs=100, lr=2e-3, weight_decay=0.1, label_smoothing=0.1, shift=shift_each
     )
-    model.train()
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            outputs = model(shift_each(x[rows]))
-            nn.functional.cross_entropy(outputs, y[rows], label_smoothing=0.1).backward()
-            optimizer.step()
-            schedule.step()
-    model.eval()
+    start = time.process_time()
+    model = train_on_digits(vit_digits, settings)
+    print(f"{settings.epochs} epochs in {time.process_time() - start:.0f} s of processor time")
+    save_file(model.state_dict(), Path(__file__).parent / "vit-digits.safetensors")
 
 
 def shift_each(x: Tensor) -> Tensor:
