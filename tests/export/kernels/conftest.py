@@ -15,8 +15,8 @@ from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, s
 FLOATS = TensorProto.FLOAT
 
 
-L1D = {"avx512vnni": "48", "avx512": "32", "avx2": "48", "portable": "32"}
-"""KiB of the first data cache, by which tiles are chosen: each size once with 512 bits."""
+L1D = {"avx512vnni": "48", "avx512": "32", "avxvnni": "32", "avx2": "48", "portable": "32"}
+"""KiB of the first data cache, by which tiles are chosen: each size once with 512 and 256 bits."""
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,7 @@ def _instruction_sets():
     needs = {
         "avx512vnni": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_vnni"},
         "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
+        "avxvnni": {"avx2", "fma", "avx_vnni"},
         "avx2": {"avx2", "fma"},
         "portable": set(),
     }
