@@ -45,6 +45,14 @@ class Sessions:
     def __init__(self, library):
         self.library = str(library)
 
+    def keep_loaded(self):
+        """Have the library choose its kernels now.
+
+        Without a session it would be unloaded, and would choose again when it is next loaded.
+        """
+        weight = pack(np.ones((1, 1), np.float32))
+        self._kept = self.open([sparse_node("l", ir.Value(name="x"), "y", weight)])
+
     def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS, kinds=None):
         """Nodes read graph inputs unless another node writes what they read.
 
@@ -91,8 +99,7 @@ def sessions_by_set(tmp_path_factory):
             patch.setenv("MFAC_SPARSE_ISA", name)
             patch.setenv("MFAC_SPARSE_L1D", L1D[name])
             opened[name] = Sessions(copy)
-            weight = pack(np.ones((1, 1), np.float32))
-            opened[name].open([sparse_node("l", ir.Value(name="x"), "y", weight)])
+            opened[name].keep_loaded()
     return opened
 
 
