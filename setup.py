@@ -3,14 +3,17 @@
 Without a compiler the install goes on, and `kernel_library()` says what is missing.
 """
 
+import logging
 import os
 import platform
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 KERNELS = Path("export", "kernels")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
@@ -21,6 +24,12 @@ X86_FLAGS = {
     "simd_avx2.cpp": AVX2,
     "simd_avx512.cpp": AVX512,
     "simd_avx512vnni.cpp": [*AVX512, "-mavx512vnni"],
+    "simd_avxvnni.cpp": [*AVX2, "-mavxvnni"],
+}
+# What GCC before 11, Clang before 12 and older assemblers cannot compile.
+NEEDS = {
+    "simd_avxvnni.cpp": "#include <immintrin.h>\n"
+    "__m256i probe(__m256i x) { return _mm256_dpbusd_avx_epi32(x, x, x); }\n"
 }
 
 
@@ -32,7 +41,8 @@ def is_x86():
 class BuildKernels(build_ext):
     """A plain shared library, each instruction set's source with its own flags.
 
-    Sources are compiled side by side, those for vectors first, which take most of the time.
+    Sources are compiled side by side, those for vectors first, which take most of the time. A
+    source whose instructions the compiler does not know is compiled without its flags.
     """
 
     def get_ext_filename(self, fullname):
@@ -47,9 +57,23 @@ class BuildKernels(build_ext):
         self.compiler.link_shared_object(objects, path, target_lang="c++")
 
     def _compile(self, source):
-        extra = X86_FLAGS.get(Path(source).name, []) if is_x86() else []
+        name = Path(source).name
+        extra = X86_FLAGS.get(name, []) if is_x86() else []
+        if extra and name in NEEDS and not self._compiles(NEEDS[name], extra):
+            logging.warning("%s: the compiler knows no %s; built without", name, extra[-1])
+            extra = []
         options = {"output_dir": self.build_temp, "extra_postargs": FLAGS + extra}
         return self.compiler.compile([source], **options)
+
+    def _compiles(self, text, flags):
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder, "probe.cpp")
+            probe.write_text(text, encoding="utf-8")
+            try:
+                self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                return False
+        return True
 
 
 class AnyPython(bdist_wheel):

@@ -1,5 +1,9 @@
 #include "simd.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -9,32 +13,40 @@ SimdKernels portable_kernels();
 #if defined(__x86_64__)
 SimdKernels avx2_kernels();
 SimdKernels avx512_kernels();
-QuadKernels avx512vnni_quads();
-ByteKernels avx512vnni_bytes();
-void avx512vnni_depthwise(DepthwiseKernels& table);
+void use_avx512vnni(SimdKernels& kernels);
+bool use_avxvnni(SimdKernels& kernels);  // Returns whether the compiler knew AVX-VNNI.
 #endif
 
 namespace {
+
+#if defined(__x86_64__)
+// Not every compiler that knows AVX-VNNI has it in __builtin_cpu_supports.
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
 
 SimdKernels choose() {
   const char* wanted = std::getenv("MFAC_SPARSE_ISA");
   const bool any = wanted == nullptr || *wanted == 0;
 #if defined(__x86_64__)
+  const auto takes = [&](const char* name) { return any || std::strcmp(wanted, name) == 0; };
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni && (any || std::strcmp(wanted, "avx512vnni") == 0)) {
+  if (avx512 && __builtin_cpu_supports("avx512vnni") && takes("avx512vnni")) {
     SimdKernels kernels = avx512_kernels();
-    kernels.name = "avx512vnni";
-    kernels.quads = avx512vnni_quads();
-    kernels.bytes = avx512vnni_bytes();
-    avx512vnni_depthwise(kernels.depthwise);
+    use_avx512vnni(kernels);
     return kernels;
   }
-  if (avx512 && (any || std::strcmp(wanted, "avx512") == 0)) return avx512_kernels();
+  if (avx512 && takes("avx512")) return avx512_kernels();
+  if (avx2 && has_avxvnni() && takes("avxvnni")) {
+    SimdKernels kernels = avx2_kernels();
+    if (use_avxvnni(kernels)) return kernels;
+  }
   if (avx2 && (any || std::strcmp(wanted, "portable") != 0)) return avx2_kernels();
 #else
   (void)any;

@@ -2,7 +2,8 @@
 //
 // One set of templates (simd/*.hpp) is compiled once for each instruction set, into a namespace of
 // its own; `simd_kernels` picks the best one that the processor supports. The environment variable
-// MFAC_SPARSE_ISA (avx512vnni, avx512, avx2, portable), read once, picks a lower one, for tests.
+// MFAC_SPARSE_ISA (avx512vnni, avx512, avxvnni, avx2, portable), read once, picks a lower one, for
+// tests.
 #pragma once
 
 #include <cstddef>

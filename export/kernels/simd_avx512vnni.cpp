@@ -2,9 +2,7 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
-#include "depthwise.hpp"
-#include "quads.hpp"
-#include "quantised_blocks.hpp"
+#include "simd.hpp"
 
 #define MFAC_WIDE 16
 #define MFAC_NARROW 8
@@ -12,14 +10,8 @@
 
 namespace mfac {
 namespace {
-#include "simd/vector.hpp"
-
-#include "simd/quad_table.hpp"
-
-#include "simd/byte_depthwise.hpp"
-}  // namespace
-QuadKernels avx512vnni_quads() { return make_quad_table(); }
-ByteKernels avx512vnni_bytes() { return make_byte_table(); }
-void avx512vnni_depthwise(DepthwiseKernels& table) { fill_byte_depthwise(table); }
+#include "simd/vnni_table.hpp"
+}
+void use_avx512vnni(SimdKernels& kernels) { use_vnni(kernels, "avx512vnni"); }
 }  // namespace mfac
 #endif

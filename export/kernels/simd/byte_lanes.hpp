@@ -109,16 +109,14 @@ MFAC_INLINE __m128i scaled_ints(Ints<4> sums, float scale, float high) {
   return _mm_cvtps_epi32(scaled);
 }
 template <bool BOUNDED>
-MFAC_INLINE void store_packed(uint8_t* to, const Ints<4>* sums, float scale,
-                              const Requantise& how) {
+MFAC_INLINE __m128i packed(const Ints<4>* sums, float scale, const Requantise& how) {
   const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
   const __m128i zero = _mm_set1_epi16(static_cast<int16_t>(how.zero_point));
   const __m128i a = _mm_adds_epi16(_mm_packs_epi32(at(0), at(1)), zero);
   const __m128i b = _mm_adds_epi16(_mm_packs_epi32(at(2), at(3)), zero);
   const ByteBounds bounds(how);
-  const __m128i bytes = _mm_max_epu8(
-      _mm_min_epu8(_mm_packus_epi16(a, b), _mm_set1_epi8(bounds.high)), _mm_set1_epi8(bounds.low));
-  __builtin_memcpy(to, &bytes, sizeof bytes);
+  return _mm_max_epu8(_mm_min_epu8(_mm_packus_epi16(a, b), _mm_set1_epi8(bounds.high)),
+                      _mm_set1_epi8(bounds.low));
 }
 
 #if defined(__AVX2__)
@@ -129,17 +127,14 @@ MFAC_INLINE __m256i scaled_ints(Ints<8> sums, float scale, float high) {
   return _mm256_cvtps_epi32(scaled);
 }
 template <bool BOUNDED>
-MFAC_INLINE void store_packed(uint8_t* to, const Ints<8>* sums, float scale,
-                              const Requantise& how) {
+MFAC_INLINE __m256i packed(const Ints<8>* sums, float scale, const Requantise& how) {
   const auto at = [&](int t) { return scaled_ints<BOUNDED>(sums[t], scale, how.high); };
   const __m256i zero = _mm256_set1_epi16(static_cast<int16_t>(how.zero_point));
   const __m256i a = _mm256_adds_epi16(_mm256_packs_epi32(at(0), at(1)), zero);
   const __m256i b = _mm256_adds_epi16(_mm256_packs_epi32(at(2), at(3)), zero);
   const ByteBounds bounds(how);
-  const __m256i bytes =
-      _mm256_max_epu8(_mm256_min_epu8(_mm256_packus_epi16(a, b), _mm256_set1_epi8(bounds.high)),
-                      _mm256_set1_epi8(bounds.low));
-  __builtin_memcpy(to, &bytes, sizeof bytes);
+  return _mm256_max_epu8(_mm256_min_epu8(_mm256_packus_epi16(a, b), _mm256_set1_epi8(bounds.high)),
+                         _mm256_set1_epi8(bounds.low));
 }
 #endif
 
@@ -161,13 +156,13 @@ MFAC_INLINE __m512i packed(const Ints<16>* sums, float scale, const Requantise& 
       _mm512_min_epu8(_mm512_packus_epi16(a, b), _mm512_set1_epi8(bounds.high)),
       _mm512_set1_epi8(bounds.low));
 }
-template <bool BOUNDED>
-MFAC_INLINE void store_packed(uint8_t* to, const Ints<16>* sums, float scale,
-                              const Requantise& how) {
-  const __m512i bytes = packed<BOUNDED>(sums, scale, how);
+#endif
+
+template <bool BOUNDED, class Vector>
+MFAC_INLINE void store_packed(uint8_t* to, const Vector* sums, float scale, const Requantise& how) {
+  const auto bytes = packed<BOUNDED>(sums, scale, how);
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
-#endif
 
 #else  // lanes of 128 bits only: the order of positions was kept
 

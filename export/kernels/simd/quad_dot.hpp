@@ -18,7 +18,7 @@ MFAC_INLINE Ints<L> broadcast_int(int32_t value) {
   return value - Ints<L>{};
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
 template <int L>
 struct QuadWeights {
@@ -26,6 +26,7 @@ struct QuadWeights {
   explicit MFAC_INLINE QuadWeights(Ints<L> weights) : all(weights) {}
 };
 
+#if defined(__AVX512VNNI__)
 MFAC_INLINE void add_products(Ints<16>& sum, Ints<16> x, const QuadWeights<16>& w) {
   sum = (Ints<16>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w.all);
 }
@@ -35,6 +36,14 @@ MFAC_INLINE void add_products(Ints<8>& sum, Ints<8> x, const QuadWeights<8>& w) 
 MFAC_INLINE void add_products(Ints<4>& sum, Ints<4> x, const QuadWeights<4>& w) {
   sum = (Ints<4>)_mm_dpbusd_epi32((__m128i)sum, (__m128i)x, (__m128i)w.all);
 }
+#else  // the same instruction as processors without AVX-512 encode it
+MFAC_INLINE void add_products(Ints<8>& sum, Ints<8> x, const QuadWeights<8>& w) {
+  sum = (Ints<8>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w.all);
+}
+MFAC_INLINE void add_products(Ints<4>& sum, Ints<4> x, const QuadWeights<4>& w) {
+  sum = (Ints<4>)_mm_dpbusd_avx_epi32((__m128i)sum, (__m128i)x, (__m128i)w.all);
+}
+#endif
 
 #elif defined(__SSE2__)
 

@@ -15,8 +15,8 @@ from mfac_compress.export.sparse import DOMAIN, VERSION, kernel_library, pack, s
 FLOATS = TensorProto.FLOAT
 
 
-L1D = {"avx512vnni": "48", "avx512": "32", "avx2": "48", "portable": "32"}
-"""KiB of the first data cache, by which tiles are chosen: each size once with 512 bits."""
+L1D = {"avx512vnni": "48", "avx512": "32", "avxvnni": "32", "avx2": "48", "portable": "32"}
+"""KiB of the first data cache, by which tiles are chosen: each size once with 512 and 256 bits."""
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,7 @@ def _instruction_sets():
     needs = {
         "avx512vnni": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512_vnni"},
         "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"},
+        "avxvnni": {"avx2", "fma", "avx_vnni"},
         "avx2": {"avx2", "fma"},
         "portable": set(),
     }
@@ -43,6 +44,14 @@ class Sessions:
 
     def __init__(self, library):
         self.library = str(library)
+
+    def keep_loaded(self):
+        """Have the library choose its kernels now.
+
+        Without a session it would be unloaded, and would choose again when it is next loaded.
+        """
+        weight = pack(np.ones((1, 1), np.float32))
+        self._kept = self.open([sparse_node("l", ir.Value(name="x"), "y", weight)])
 
     def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS, kinds=None):
         """Nodes read graph inputs unless another node writes what they read.
@@ -90,8 +99,7 @@ def sessions_by_set(tmp_path_factory):
             patch.setenv("MFAC_SPARSE_ISA", name)
             patch.setenv("MFAC_SPARSE_L1D", L1D[name])
             opened[name] = Sessions(copy)
-            weight = pack(np.ones((1, 1), np.float32))
-            opened[name].open([sparse_node("l", ir.Value(name="x"), "y", weight)])
+            opened[name].keep_loaded()
     return opened
 
 

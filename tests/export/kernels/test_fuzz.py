@@ -63,7 +63,7 @@ def fuzz(request, tmp_path_factory):
     return folder / "fuzz"
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512vnni", "avx512", "avx2", "portable"])
+@pytest.mark.parametrize("instruction_set", ["avx512vnni", "avx512", "avxvnni", "avx2", "portable"])
 def test_nothing_is_reported(fuzz, instruction_set, first_caches, monkeypatch):
     monkeypatch.setenv("MFAC_SPARSE_ISA", instruction_set)
     monkeypatch.setenv("MFAC_SPARSE_L1D", first_caches[instruction_set])
