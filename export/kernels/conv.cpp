@@ -60,6 +60,8 @@ void Conv::run(const Call& call) const {
   // Planes record it, set by the convolution that wrote them.
   if (input.planes)
     batch.bad_input = batch.x[batch.count * input.image_stride() + Images::kNotFinite] != 0.0f;
+  // What is computed again needs the residual again, which the output may replace.
+  if (batch.in_residual() && (batch.bad_input || !input.planes)) batch.residual = copied(residual);
   if (batch.count > 0) run_images(call, batch);
   bool finite = !batch.bad_output;
   if (batch.bad_input) {
@@ -71,6 +73,13 @@ void Conv::run(const Call& call) const {
     std::fill(spare, spare + Images::kReadBeyond, 0.0f);
     if (!finite) spare[Images::kNotFinite] = 1.0f;
   }
+}
+
+const float* Conv::copied(const Tensor& images) {
+  const int64_t count = element_count(images.shape);
+  float* copy = scratch().between.floats(static_cast<size_t>(count));
+  std::memcpy(copy, images.data, static_cast<size_t>(count) * sizeof(float));
+  return copy;
 }
 
 std::vector<float> Conv::depthwise_weights() const {
@@ -185,7 +194,6 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.back = tile.back;
     strip.outputs = std::min(end * weights_.block, weights_.outputs) - first_output;
     strip.bias = weights_.bias.data() + part * weights_.groups * weights_.block + first_output;
-    strip.residual = direct && batch.residual ? batch.residual + at : nullptr;
     strip.keep = output.planes && !tile.whole ? plan.keep.data() + tile.first : nullptr;
     strip.ends_rows = direct && tile.ends_rows;
     strip.low = activation_.low;
@@ -199,6 +207,8 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
           reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
+      // At first: it may lie where the sums of a range are kept for the next one.
+      strip.residual = direct && batch.residual && range == 0 ? batch.residual + at : nullptr;
       tile.run(strip);
     }
     if (!direct) {

@@ -21,6 +21,7 @@ class Conv {
   static constexpr auto kTypes = kFloatTypes;
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
+  static constexpr bool kInResidual = true;  // the output may have the residual's memory
   // in_nchw: all images are, and the node has no attributes that say so.
   explicit Conv(const NodeInfo& node, bool in_nchw = false);
   void run(const Call& call) const;
@@ -38,7 +39,10 @@ class Conv {
     int64_t count = 0;
     // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
     mutable std::atomic<bool> bad_input{false}, bad_output{false};
+    // Whether the output has the residual's memory.
+    bool in_residual() const { return residual == y; }
   };
+  static const float* copied(const Tensor& images);
   void run_images(const Call& call, const Batch& batch) const;
   const float* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;

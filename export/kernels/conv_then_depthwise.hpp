@@ -18,6 +18,7 @@ class ConvDepthwise {
       ort::kFloat, ort::kFloat, ort::kInt32, ort::kInt32, ort::kFloat, ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
+  static constexpr bool kInResidual = false;
   explicit ConvDepthwise(const NodeInfo& node);
   void run(const Call& call) const;
 

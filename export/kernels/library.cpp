@@ -54,6 +54,15 @@ ort::CustomOp describe() {
   op.compute_v2 = compute<Op>;
   op.start_version = [](const ort::CustomOp*) { return 1; };
   op.end_version = [](const ort::CustomOp*) { return 1; };
+  op.may_share = [](int** inputs, int** outputs) {
+    static int residual = kResidual, output = 0;  // of the only pair
+    *inputs = &residual;
+    *outputs = &output;
+    return Op::kInResidual ? size_t{1} : size_t{0};
+  };
+  op.release_may_share = [](int*, int*) {};
+  op.aliases = [](int**, int**) { return size_t{0}; };
+  op.release_aliases = [](int*, int*) {};
   return op;
 }
 
@@ -77,7 +86,7 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   using namespace mfac;
   const ort::Api* api = base->get_api(ort::kApiVersion);
   if (api == nullptr)
-    return base->get_api(1)->create_status(ort::kFail, "mfac_compress needs ONNX Runtime >= 1.17");
+    return base->get_api(1)->create_status(ort::kFail, "mfac_compress needs ONNX Runtime >= 1.18");
   // Created once: sessions refer to the domain for their lifetime, so it is never released.
   static const ort::CustomOp linear = describe<Linear>();
   static const ort::CustomOp conv = describe<Conv>();

@@ -13,6 +13,7 @@ class Linear {
   static constexpr auto kTypes = kFloatTypes;
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static constexpr size_t kFirstOptional = kBias;
+  static constexpr bool kInResidual = false;
   explicit Linear(const NodeInfo& node);
   void run(const Call& call) const;
 

@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's C ABI that this library uses, declared by its documented layout.
 //
 // The wheels do not contain the header. The function table only grows at its end, so an entry's
-// position is part of the ABI; each is named below. A library that requests API version 17 loads in
+// position is part of the ABI; each is named below. A library that requests API version 18 loads in
 // every later ONNX Runtime.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace mfac::ort {
 
-constexpr uint32_t kApiVersion = 17;  // the first with KernelContext_ParallelFor
+constexpr uint32_t kApiVersion = 18;  // the first in which an input and an output may share memory
 
 struct Status;  // null: success
 struct SessionOptions;
@@ -106,7 +106,7 @@ struct ApiBase {
   const char* (*version)();
 };
 
-// OrtCustomOp, as far as API version 17 reads it.
+// OrtCustomOp, as far as API version 18 reads it.
 struct CustomOp {
   uint32_t version;
   void* (*create_kernel)(const CustomOp*, const Api*, const KernelInfo*);
@@ -130,6 +130,11 @@ struct CustomOp {
   Status* (*infer_shape)(const CustomOp*, void*);
   int (*start_version)(const CustomOp*);
   int (*end_version)(const CustomOp*);
+  // Pairs of an input and an output that may share memory; returns how many.
+  size_t (*may_share)(int** inputs, int** outputs);
+  void (*release_may_share)(int* inputs, int* outputs);
+  size_t (*aliases)(int** inputs, int** outputs);
+  void (*release_aliases)(int* inputs, int* outputs);
 };
 
 }  // namespace mfac::ort

@@ -21,6 +21,7 @@ class InEitherFormat {
   static constexpr auto kTypes = kQuantisedTypes;
   static constexpr ort::ElementType kOutput = ort::kUint8;
   static constexpr size_t kFirstOptional = kSumBias;
+  static constexpr bool kInResidual = false;
   template <class... Kind>
   explicit InEitherFormat(const NodeInfo& node, Kind... kind) {
     if (read_format(node) == QuantisedFormat::kBlocks)
@@ -59,6 +60,7 @@ class QuantisedConv {
   static constexpr auto kTypes = kQuantisedTypes;
   static constexpr ort::ElementType kOutput = ort::kUint8;
   static constexpr size_t kFirstOptional = kSumBias;
+  static constexpr bool kInResidual = false;
   explicit QuantisedConv(const NodeInfo& node) {
     if (QuantisedDepthwise::fits(node))
       depthwise_ = std::make_unique<QuantisedDepthwise>(node);

@@ -24,24 +24,28 @@ void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const 
   const auto columns_in = [](Buffer& buffer, int64_t count) {
     return reinterpret_cast<Value*>(buffer.bytes(static_cast<size_t>(count) * sizeof(Value)));
   };
-  // Few tiles: their columns are written once, and tasks share the outputs.
-  const bool shared = all.tiles < 4;
-  const int64_t chunks =
-      shared ? std::clamp<int64_t>(all.chunks, 1, std::min<int64_t>(all.groups, 8)) : 1;
-  Value* made = shared ? columns_in(scratch().inputs, all.values * all.tiles) : nullptr;
-  for (int64_t tile = 0; shared && tile < all.tiles; ++tile) fill(tile, made + tile * all.values);
-  auto task = [&](size_t index) {
-    const int64_t tile = static_cast<int64_t>(index) / chunks;
-    const int64_t chunk = static_cast<int64_t>(index) % chunks;
-    const Value* columns = shared ? made + tile * all.values : nullptr;
-    if (!shared) {
-      Value* own = columns_in(scratch().columns, all.values);
-      fill(tile, own);
-      columns = own;
+  if (all.tiles < 4) {
+    // Few tiles: tasks share the outputs of one tile after the other, whose columns then need not
+    // leave the second cache before they are read.
+    const int64_t chunks = std::clamp<int64_t>(all.chunks, 1, std::min<int64_t>(all.groups, 8));
+    Value* columns = columns_in(scratch().inputs, all.values);
+    for (int64_t tile = 0; tile < all.tiles; ++tile) {
+      fill(tile, columns);
+      auto task = [&](size_t index) {
+        const int64_t chunk = static_cast<int64_t>(index);
+        work_on(tile, columns, all.groups * chunk / chunks, all.groups * (chunk + 1) / chunks);
+      };
+      call.parallel(static_cast<size_t>(chunks), task);
     }
-    work_on(tile, columns, all.groups * chunk / chunks, all.groups * (chunk + 1) / chunks);
+    return;
+  }
+  auto task = [&](size_t index) {
+    const int64_t tile = static_cast<int64_t>(index);
+    Value* columns = columns_in(scratch().columns, all.values);
+    fill(tile, columns);
+    work_on(tile, columns, 0, all.groups);
   };
-  call.parallel(static_cast<size_t>(all.tiles * chunks), task);
+  call.parallel(static_cast<size_t>(all.tiles), task);
 }
 
 }  // namespace mfac

@@ -32,11 +32,11 @@ struct Strip {
   int64_t back;           // floats by which the last of several vectors overlaps the one before
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
-  const float* residual;  // like out, or null
+  const float* residual;  // like out, or null; added before the sums where `last` is not set
   const int32_t* keep;    // [positions] all ones, or all zeros to write 0; or null
   float low, high;        // clip
   bool first;             // start from the bias, not from the values in out
-  bool last;              // apply residual, clip and keep
+  bool last;              // apply clip and keep
   bool* not_finite;       // set where a last output is NaN or infinite; or null
   bool ends_rows;         // write zeros after each row (of a table of rows) or after the strip
 };

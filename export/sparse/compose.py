@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mfac_compress.export.sparse.graph import FIRST_WITH_DEFAULTS, Graph, needed_inputs, users
 from mfac_compress.export.sparse.layout import Plan, in_planes
-from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
+from mfac_compress.export.sparse.nodes import DOMAIN, VERSION, recorded_planes_shape
 from mfac_compress.export.sparse.operator import SparseOperator
 
 _ANNOTATION = "quant_parameter_tensor_names"
@@ -123,7 +123,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
         ir.convenience.replace_nodes_and_values(graph, last, replaced, [built], [old], [new])
         values[new.name] = new
         if new.name in planes:
-            new.shape = None  # the recorded one is no longer true
+            new.shape = recorded_planes_shape(old.shape)
     if plan:
         graph.opset_imports.setdefault(DOMAIN, VERSION)
     remove_unused(graph)

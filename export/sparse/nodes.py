@@ -251,6 +251,25 @@ def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[in
     return batch * channels + -(-_READ_BEYOND // plane), height + 2, *row
 
 
+def recorded_planes_shape(shape: ir.Shape | None) -> ir.Shape | None:
+    """Return the shape in the layout ``planes`` of images with a recorded shape, as far as that is
+    known. ONNX Runtime computes a value in the memory of another one only if both have shapes.
+
+    Args:
+        shape: ``[N, C, H, W]`` or ``[N, C, W]``, in which N may have a name; None if unknown.
+    """
+    if shape is None or not all(isinstance(size, int) for size in shape[1:]):
+        return None
+    batch, channels, *size = shape
+    height, width = (1, *size)[-2:]
+    known = isinstance(batch, int)
+    first, *others = planes_shape(batch if known else 0, channels, height, width)
+    if known:
+        return ir.Shape((first, *others))
+    named = batch.value is not None
+    return ir.Shape((f"{batch.value}*{channels}+{first}" if named else None, *others))
+
+
 def _constants(name: str, arrays: Mapping[str, np.ndarray | None]) -> list[ir.Value | None]:
     """Return the constant inputs of a node; None for an omitted one."""
     return [

@@ -91,22 +91,27 @@ bool all_finite(const float* values, int64_t count) {
   return rows_finite<L>(values, count, 1, count);
 }
 
-// Rows of at least L: the last vector of each ends with the row, and overlaps the one before.
+// Rows of at least L: the last vector of each ends with the row, and overlaps the one before. It is
+// read first, since the residual may be what is written.
 template <int L>
 MFAC_INLINE bool clip_rows_of(const RowClip& c) {
   Floats<L> zeros = {};
+  const auto sum = [&](const float* from, const float* residual) {
+    Floats<L> y = load<L>(from);
+    if (residual) y += load<L>(residual);
+    y = clip<L>(y, c.low, c.high);
+    zeros += y * 0.0f;
+    return y;
+  };
+  const int64_t end = c.count - L;
   for (int64_t r = 0; r < c.rows; ++r) {
     const float* from = c.from + r * c.from_stride;
     const float* residual = c.residual ? c.residual + r * c.residual_stride : nullptr;
     float* to = c.to + r * c.to_stride;
-    for (int64_t i = 0; i < c.count; i += L) {
-      const int64_t at = i + L <= c.count ? i : c.count - L;
-      Floats<L> y = load<L>(from + at);
-      if (residual) y += load<L>(residual + at);
-      y = clip<L>(y, c.low, c.high);
-      store<L>(to + at, y);
-      zeros += y * 0.0f;
-    }
+    const Floats<L> last = sum(from + end, residual ? residual + end : nullptr);
+    for (int64_t i = 0; i < end; i += L)
+      store<L>(to + i, sum(from + i, residual ? residual + i : nullptr));
+    store<L>(to + end, last);
     for (int64_t k = 0; k < c.after; ++k) to[c.count + k] = 0.0f;
   }
   return all_zero<L>(zeros);

@@ -69,6 +69,15 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
     }
   }
+  if (s.residual && !s.last) {
+    MFAC_UNROLL
+    for (int o = 0; o < PART; ++o) {
+      if (PART > 1 && output + o >= s.outputs) break;
+      const float* residual = s.residual + (output + o) * s.stride;
+      MFAC_UNROLL
+      for (int t = 0; t < T; ++t) sum[0][o][t] += load<L>(residual + place_in<L, V, T>(t, s.back));
+    }
+  }
   int32_t i = s.starts[group];
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;

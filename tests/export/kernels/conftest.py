@@ -53,10 +53,11 @@ class Sessions:
         weight = pack(np.ones((1, 1), np.float32))
         self._kept = self.open([sparse_node("l", ir.Value(name="x"), "y", weight)])
 
-    def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS, kinds=None):
+    def open(self, nodes, outputs=None, *, threads=1, kind=FLOATS, kinds=None, records=()):
         """Nodes read graph inputs unless another node writes what they read.
 
-        ``kind`` is the type of inputs and outputs, ``kinds`` those of the ones with another.
+        ``kind`` is the type of inputs and outputs, ``kinds`` those of the ones with another;
+        ``records`` are the types and shapes of values between the nodes.
         """
         kinds = kinds or {}
         written = {value.name for node in nodes for value in node.outputs}
@@ -72,6 +73,7 @@ class Sessions:
                 for n in outputs or written
             ],
             [ir.to_proto(tensor) for tensor in constants.values()],
+            value_info=records,
         )
         return self.load(graph, threads)
 

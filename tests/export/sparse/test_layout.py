@@ -2,10 +2,14 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import pytest
 
+from mfac_compress.export.sparse import planes_shape
 from mfac_compress.export.sparse.find import fuse
 from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.layout import KINDS, Placement, assign_layouts, chains, in_planes
+from mfac_compress.export.sparse.nodes import recorded_planes_shape
 
 IMAGES = {"x": ["n", 8, 9, 7]}
 PADDED = {"pads": [1, 1, 1, 1]}
@@ -34,6 +38,31 @@ def test_a_chain_with_a_residual_changes_layout_at_its_ends_only(
     layouts = [(a["input_layout"], a["output_layout"]) for a in found.attributes]
     assert layouts == [(b"nchw", b"planes"), (b"planes", b"planes"), (b"planes", b"nchw")]
     assert found.attributes[-1]["residual_layout"] == b"planes"
+
+
+def test_values_in_planes_have_their_own_shapes(rewritten, make_model, sparse_weight):
+    model = onnx.shape_inference.infer_shapes(_residual_net(make_model, sparse_weight))
+    found = rewritten(model)
+    recorded = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in found.model.graph.value_info
+    }
+    assert recorded["r0"] == recorded["r1"] == ["n*8+1", 11, 8]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((2, 3, 5, 7), planes_shape(2, 3, 5, 7)),
+        ((2, 3, 16), planes_shape(2, 3, 1, 16)),
+        (("n", 3, 1, 1), ("n*3+6", 3, 2)),
+        ((None, 3, 5, 7), (None, 7, 8)),
+        ((2, 3, "h", 7), None),
+    ],
+)
+def test_shapes_in_planes_are_as_known_as_those_of_the_images(given, expected):
+    found = recorded_planes_shape(ir.Shape(given))
+    assert found == (None if expected is None else ir.Shape(expected))
 
 
 def test_what_another_operator_reads_or_the_graph_returns_is_not_in_planes(
