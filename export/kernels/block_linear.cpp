@@ -84,12 +84,12 @@ void BlockLinear::run_tiles(const Call& call, const LinearRows& rows) const {
   const int64_t height = tile_rows(size);
   const int64_t tiles = (rows.count + height - 1) / height;
   const int64_t work = static_cast<int64_t>(by_columns_[size].all.size());
-  auto fill = [&](int64_t tile, uint8_t* columns) {
+  auto fill = [&](int64_t tile, uint8_t* columns, int64_t begin, int64_t end) {
     const int64_t count = std::min(rows.count - tile * height, height);
-    simd_kernels().bytes.transpose(rows.x + tile * height * inputs_, inputs_, count, inputs_,
-                                   columns, height);
+    simd_kernels().bytes.transpose(rows.x + tile * height * inputs_ + begin, inputs_, count, end - begin,
+                                   columns + begin * height, height);
   };
-  share_tiles<uint8_t>(call, {tiles, inputs_ * height, weights_.blocks.groups, work / kTileSteps},
+  share_tiles<uint8_t>(call, {tiles, inputs_, height, weights_.blocks.groups, work / kTileSteps},
                        fill, [&](int64_t index, const uint8_t* columns, int64_t begin, int64_t end) {
                          tile(rows, columns, size, index * height, begin, end);
                        });

@@ -57,11 +57,14 @@ void Conv::run(const Call& call) const {
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_plan(weights_, window_, input, output); });
   batch.residual = residual ? residual.floats() : nullptr;
-  // Planes record it, set by the convolution that wrote them.
+  // What is computed again needs the residual again, which the output may replace: whether it will be is
+  // known before. Planes record it, set by the convolution that wrote them.
+  batch.checked = input.planes || batch.in_residual();
   if (input.planes)
     batch.bad_input = batch.x[batch.count * input.image_stride() + Images::kNotFinite] != 0.0f;
-  // What is computed again needs the residual again, which the output may replace.
-  if (batch.in_residual() && (batch.bad_input || !input.planes)) batch.residual = copied(residual);
+  else if (batch.in_residual())
+    batch.bad_input = !simd_kernels().all_finite(batch.x, batch.count * input.image_stride());
+  if (batch.bad_input && batch.in_residual()) batch.residual = copied(residual);
   if (batch.count > 0) run_images(call, batch);
   bool finite = !batch.bad_output;
   if (batch.bad_input) {
@@ -150,7 +153,7 @@ void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
   const int64_t begin = weights_.groups * share.chunk / share.chunks;
   const int64_t end = weights_.groups * (share.chunk + 1) / share.chunks;
   const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
-  const bool checks = plan.runs.in_place && !plan.input.planes && share.chunk == 0;
+  const bool checks = plan.runs.in_place && !batch.checked && share.chunk == 0;
   for (int64_t part = 0; part < parts_; ++part) {
     if (output.planes) {
       const int64_t first = begin * weights_.block;
@@ -207,8 +210,9 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
           reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
-      // At first: it may lie where the sums of a range are kept for the next one.
-      strip.residual = direct && batch.residual && range == 0 ? batch.residual + at : nullptr;
+      // In the residual's memory sums are kept for the next range, so it is added to the first.
+      const bool adds = direct && batch.residual && range == (batch.in_residual() ? 0 : w.ranges - 1);
+      strip.residual = adds ? batch.residual + at : nullptr;
       tile.run(strip);
     }
     if (!direct) {

@@ -37,6 +37,7 @@ class Conv {
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
+    bool checked = false;  // whether the input was, before any of it is read
     // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
     mutable std::atomic<bool> bad_input{false}, bad_output{false};
     // Whether the output has the residual's memory.

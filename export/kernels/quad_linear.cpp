@@ -95,7 +95,7 @@ void QuadLinear::run_tiles(const Call& call, const LinearRows& rows) const {
   const int64_t height = int64_t{lanes} * kVectors[size];
   const int64_t tiles = (rows.count + height - 1) / height;
   const int64_t work = static_cast<int64_t>(w.values.size()) * kVectors[size];
-  auto fill = [&](int64_t tile, Cell* columns) {
+  auto fill = [&](int64_t tile, Cell* columns, int64_t begin, int64_t end) {
     for (int64_t first = 0; first < height; first += lanes) {
       const int64_t row = tile * height + first;
       const int64_t count = std::clamp<int64_t>(rows.count - row, 0, lanes);
@@ -103,11 +103,11 @@ void QuadLinear::run_tiles(const Call& call, const LinearRows& rows) const {
                             ? scratch().outputs.bytes(static_cast<size_t>(lanes * w.inputs * kQuad))
                             : nullptr;
       const uint8_t* from = in_quads(rows.x + row * inputs_ * (count > 0), count, padded);
-      simd.to_columns(reinterpret_cast<const float*>(from), w.inputs, count, w.inputs,
-                      reinterpret_cast<float*>(columns + first), height);
+      simd.to_columns(reinterpret_cast<const float*>(from) + begin, w.inputs, count, end - begin,
+                      reinterpret_cast<float*>(columns + begin * height + first), height);
     }
   };
-  share_tiles<Cell>(call, {tiles, w.inputs * height, w.groups, work / kTaskQuads}, fill,
+  share_tiles<Cell>(call, {tiles, w.inputs, height, w.groups, work / kTaskQuads}, fill,
                     [&](int64_t index, const Cell* columns, int64_t begin, int64_t end) {
                       tile(rows, columns, size, index * height, begin, end);
                     });
