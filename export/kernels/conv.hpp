@@ -40,8 +40,8 @@ class Conv {
     bool checked = false;  // whether the input was, before any of it is read
     // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
     mutable std::atomic<bool> bad_input{false}, bad_output{false};
-    // Whether the output has the residual's memory.
-    bool in_residual() const { return residual == y; }
+    // Whether the output has the memory of the residual. Without images neither may have any.
+    bool in_residual() const { return residual == y && count > 0; }
   };
   static const float* copied(const Tensor& images);
   void run_images(const Call& call, const Batch& batch) const;
