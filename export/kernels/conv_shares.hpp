@@ -51,7 +51,9 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
     call.parallel(static_cast<size_t>(all.images), task);
     return;
   }
-  const int64_t wanted = std::clamp<int64_t>(all.work / kTaskWork, 1, 16);
+  // A power of two: threads get equal shares, and mostly of the positions that they have just written.
+  int64_t wanted = 1;
+  while (wanted < 16 && wanted * kTaskWork < all.work) wanted *= 2;
   const int64_t by_tiles = std::min(all.tiles, wanted);
   const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, all.groups);
   for (int64_t image = 0; image < all.images; ++image) {
