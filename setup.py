@@ -60,7 +60,7 @@ class BuildKernels(build_ext):
         name = Path(source).name
         extra = X86_FLAGS.get(name, []) if is_x86() else []
         if extra and name in NEEDS and not self._compiles(NEEDS[name], extra):
-            logging.warning("%s: the compiler knows no %s; built without", name, extra[-1])
+            logging.warning("%s: the compiler does not support %s", name, extra[-1])
             extra = []
         options = {"output_dir": self.build_temp, "extra_postargs": FLAGS + extra}
         return self.compiler.compile([source], **options)

@@ -86,8 +86,8 @@ void BlockLinear::run_tiles(const Call& call, const LinearRows& rows) const {
   const int64_t work = static_cast<int64_t>(by_columns_[size].all.size());
   auto fill = [&](int64_t tile, uint8_t* columns, int64_t begin, int64_t end) {
     const int64_t count = std::min(rows.count - tile * height, height);
-    simd_kernels().bytes.transpose(rows.x + tile * height * inputs_ + begin, inputs_, count, end - begin,
-                                   columns + begin * height, height);
+    simd_kernels().bytes.transpose(rows.x + tile * height * inputs_ + begin, inputs_, count,
+                                   end - begin, columns + begin * height, height);
   };
   share_tiles<uint8_t>(call, {tiles, inputs_, height, weights_.blocks.groups, work / kTileSteps},
                        fill, [&](int64_t index, const uint8_t* columns, int64_t begin, int64_t end) {

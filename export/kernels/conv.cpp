@@ -57,8 +57,9 @@ void Conv::run(const Call& call) const {
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_plan(weights_, window_, input, output); });
   batch.residual = residual ? residual.floats() : nullptr;
-  // What is computed again needs the residual again, which the output may replace: whether it will be is
-  // known before. Planes record it, set by the convolution that wrote them.
+  // Images that are computed again need the residual again, which the output may overwrite: so
+  // whether there are any is found out first. Planes record it, set by the convolution that wrote
+  // them.
   batch.checked = input.planes || batch.in_residual();
   if (input.planes)
     batch.bad_input = batch.x[batch.count * input.image_stride() + Images::kNotFinite] != 0.0f;
@@ -210,8 +211,10 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
           reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
-      // In the residual's memory sums are kept for the next range, so it is added to the first.
-      const bool adds = direct && batch.residual && range == (batch.in_residual() ? 0 : w.ranges - 1);
+      // An output in the residual's memory holds the sums between ranges: the residual is added in
+      // the first.
+      const bool adds =
+          direct && batch.residual && range == (batch.in_residual() ? 0 : w.ranges - 1);
       strip.residual = adds ? batch.residual + at : nullptr;
       tile.run(strip);
     }

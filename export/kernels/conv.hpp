@@ -37,10 +37,10 @@ class Conv {
     const float* residual = nullptr;
     Images residuals;  // its layout
     int64_t count = 0;
-    bool checked = false;  // whether the input was, before any of it is read
+    bool checked = false;  // whether the input was checked before the tiles read it
     // Whether any input that is read, or output, is NaN or infinite. Threads only set them.
     mutable std::atomic<bool> bad_input{false}, bad_output{false};
-    // Whether the output has the memory of the residual. Without images neither may have any.
+    // Whether the output has the memory of the residual. Without images both pointers may be null.
     bool in_residual() const { return residual == y && count > 0; }
   };
   static const float* copied(const Tensor& images);

@@ -51,7 +51,8 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
     call.parallel(static_cast<size_t>(all.images), task);
     return;
   }
-  // A power of two: threads get equal shares, and mostly of the positions that they have just written.
+  // A power of two: threads get equal shares, mostly of positions that they wrote in the operator
+  // before.
   int64_t wanted = 1;
   while (wanted < 16 && wanted * kTaskWork < all.work) wanted *= 2;
   const int64_t by_tiles = std::min(all.tiles, wanted);

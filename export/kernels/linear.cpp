@@ -116,13 +116,13 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
     for (int64_t first = 0; first < int64_t{lanes} * tile.vectors; first += lanes) {
       const int64_t row = tile.first + first;
       const int64_t count = std::min<int64_t>(rows.count - row, lanes);
-      if (!simd.to_columns(rows.x + row * weights_.inputs + begin, weights_.inputs, count, end - begin,
-                           columns + begin * height + first, height))
+      if (!simd.to_columns(rows.x + row * weights_.inputs + begin, weights_.inputs, count,
+                           end - begin, columns + begin * height + first, height))
         rows.not_finite.store(true, std::memory_order_relaxed);
     }
   };
-  share_tiles<float>(call, {tiles, weights_.inputs, height, weights_.groups, work / kTaskWork}, fill,
-                      [&](int64_t index, const float* columns, int64_t begin, int64_t end) {
+  share_tiles<float>(call, {tiles, weights_.inputs, height, weights_.groups, work / kTaskWork},
+                     fill, [&](int64_t index, const float* columns, int64_t begin, int64_t end) {
                        run_tile(rows, columns, tile_at(index), begin, end);
                      });
 }

@@ -23,7 +23,8 @@ struct RowTiles {
 constexpr int64_t kFewTiles = 4;
 constexpr int64_t kFillBytes = 32 << 10;  // of columns, that one thread fills at a time
 
-// What several tasks need before they go on: each does parts of it, and waits for those that others do.
+// Work that several tasks need done before they go on: each does some parts, then waits for the
+// parts of the others.
 class Preparation {
  public:
   template <class Work>
@@ -44,8 +45,8 @@ class Preparation {
   std::atomic<int64_t> next_{0}, done_{0};
 };
 
-// fill(tile, columns, begin, end) writes the columns of some inputs of a tile; work_on(tile, columns,
-// group_begin, group_end) multiplies some groups' weights with all of them.
+// fill(tile, columns, begin, end) writes the columns of some inputs of a tile; work_on(tile,
+// columns, group_begin, group_end) multiplies some groups' weights with all of them.
 template <class Value, class Fill, class Work>
 void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const Work& work_on) {
   const int64_t values = all.inputs * all.height;
@@ -62,11 +63,12 @@ void share_tiles(const Call& call, const RowTiles& all, const Fill& fill, const 
     };
     return call.parallel(static_cast<size_t>(all.tiles), task);
   }
-  // Few tiles: tasks share the columns of one. Those of a tile come one after the other, so that a
-  // thread has a tile's columns in its second cache while it reads them.
+  // Few tiles: several tasks share the columns of a tile. A tile's tasks are numbered
+  // consecutively, so that a thread has the columns in its second cache while it reads them.
   const int64_t chunks = std::clamp<int64_t>(all.chunks, 1, std::min<int64_t>(all.groups, 8));
   const int64_t bytes = values * static_cast<int64_t>(sizeof(Value));
-  const int64_t parts = std::clamp<int64_t>(bytes / kFillBytes, 1, std::min<int64_t>(all.inputs, 16));
+  const int64_t parts =
+      std::clamp<int64_t>(bytes / kFillBytes, 1, std::min<int64_t>(all.inputs, 16));
   Value* made = columns_in(scratch().inputs, all.tiles);
   Preparation filling[kFewTiles];
   auto task = [&](size_t index) {

@@ -32,7 +32,7 @@ struct Strip {
   int64_t back;           // floats by which the last of several vectors overlaps the one before
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
-  const float* residual;  // like out, or null; added before the sums where `last` is not set
+  const float* residual;  // like out, or null; added after the sums if `last` is set, else before
   const int32_t* keep;    // [positions] all ones, or all zeros to write 0; or null
   float low, high;        // clip
   bool first;             // start from the bias, not from the values in out

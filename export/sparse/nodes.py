@@ -253,7 +253,8 @@ def planes_shape(batch: int, channels: int, height: int, width: int) -> tuple[in
 
 def recorded_planes_shape(shape: ir.Shape | None) -> ir.Shape | None:
     """Return the shape in the layout ``planes`` of images with a recorded shape, as far as that is
-    known. ONNX Runtime computes a value in the memory of another one only if both have shapes.
+    known. ONNX Runtime lets a value reuse another one's memory only if both have the same recorded
+    shape.
 
     Args:
         shape: ``[N, C, H, W]`` or ``[N, C, W]``, in which N may have a name; None if unknown.

@@ -36,7 +36,7 @@ MFAC_INLINE void add_products(Ints<8>& sum, Ints<8> x, const QuadWeights<8>& w) 
 MFAC_INLINE void add_products(Ints<4>& sum, Ints<4> x, const QuadWeights<4>& w) {
   sum = (Ints<4>)_mm_dpbusd_epi32((__m128i)sum, (__m128i)x, (__m128i)w.all);
 }
-#else  // the same instruction as processors without AVX-512 encode it
+#else  // the same instruction, in the encoding of processors without AVX-512
 MFAC_INLINE void add_products(Ints<8>& sum, Ints<8> x, const QuadWeights<8>& w) {
   sum = (Ints<8>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w.all);
 }
