@@ -259,16 +259,21 @@ def recorded_planes_shape(shape: ir.Shape | None) -> ir.Shape | None:
     Args:
         shape: ``[N, C, H, W]`` or ``[N, C, W]``, in which N may have a name; None if unknown.
     """
-    if shape is None or not all(isinstance(size, int) for size in shape[1:]):
+    if shape is None or len(shape) not in (3, 4):
         return None
-    batch, channels, *size = shape
+    batch, *sizes = shape
+    # Some files record -1 for an unknown size, as ONNX Runtime accepts.
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return None
+    channels, *size = sizes
     height, width = (1, *size)[-2:]
-    known = isinstance(batch, int)
-    first, *others = planes_shape(batch if known else 0, channels, height, width)
-    if known:
-        return ir.Shape((first, *others))
-    named = batch.value is not None
-    return ir.Shape((f"{batch.value}*{channels}+{first}" if named else None, *others))
+    spare, *others = planes_shape(0, channels, height, width)
+    first = None
+    if isinstance(batch, int):
+        first = batch * channels + spare if batch >= 0 else None
+    elif batch.value is not None:
+        first = f"{batch.value}*{channels}+{spare}"
+    return ir.Shape((first, *others))
 
 
 def _constants(name: str, arrays: Mapping[str, np.ndarray | None]) -> list[ir.Value | None]:

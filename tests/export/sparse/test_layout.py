@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 
 from mfac_compress.export.sparse import planes_shape
 from mfac_compress.export.sparse.find import fuse
@@ -11,6 +12,7 @@ from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.layout import KINDS, Placement, assign_layouts, chains, in_planes
 from mfac_compress.export.sparse.nodes import recorded_planes_shape
 
+FLOAT = TensorProto.FLOAT
 IMAGES = {"x": ["n", 8, 9, 7]}
 PADDED = {"pads": [1, 1, 1, 1]}
 
@@ -50,6 +52,18 @@ def test_values_in_planes_have_their_own_shapes(rewritten, make_model, sparse_we
     assert recorded["r0"] == recorded["r1"] == ["n*8+1", 11, 8]
 
 
+@pytest.mark.parametrize("recorded", [["n", 8, -1, -1], [-1, 8, 0, 0]])
+def test_a_recorded_size_that_no_image_has_counts_as_unknown(
+    rewritten, make_model, sparse_weight, recorded
+):
+    """ONNX Runtime runs such files."""
+    model = _residual_net(make_model, sparse_weight)
+    for name in ("r0", "r1"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, recorded))
+    found = rewritten(model)
+    assert not any(v.type.tensor_type.HasField("shape") for v in found.model.graph.value_info)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -57,7 +71,11 @@ def test_values_in_planes_have_their_own_shapes(rewritten, make_model, sparse_we
         ((2, 3, 16), planes_shape(2, 3, 1, 16)),
         (("n", 3, 1, 1), ("n*3+6", 3, 2)),
         ((None, 3, 5, 7), (None, 7, 8)),
+        ((-1, 3, 5, 7), (None, 7, 8)),
         ((2, 3, "h", 7), None),
+        ((2, 3, 5, -1), None),
+        ((2, 3, 5, 0), None),
+        ((2, 3), None),
     ],
 )
 def test_shapes_in_planes_are_as_known_as_those_of_the_images(given, expected):
