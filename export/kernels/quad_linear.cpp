@@ -39,17 +39,20 @@ void QuadLinear::run(const Call& call) const {
     run_tiles(call, rows);
 }
 
-// Rows of whole quads: in place, or copied to the given memory with zeros after each.
-const uint8_t* QuadLinear::in_quads(const uint8_t* rows, int64_t count,
-                                         uint8_t* padded) const {
-  if (inputs_ % kQuad == 0) return rows;
+// Quads begin ... end - 1 of rows: in place, or copied to the given memory, which holds whole rows,
+// with zeros after the last input.
+const uint8_t* QuadLinear::in_quads(const uint8_t* rows, int64_t count, int64_t begin, int64_t end,
+                                    uint8_t* padded) const {
+  const int64_t first = begin * kQuad;
+  if (inputs_ % kQuad == 0) return rows + first;
   const int64_t stride = weights_.blocks.inputs * kQuad;
+  const int64_t bytes = std::min(end * kQuad, inputs_) - first;
   for (int64_t row = 0; row < count; ++row) {
     uint8_t* to = padded + row * stride;
-    std::memset(to + stride - kQuad, 0, kQuad);
-    std::memcpy(to, rows + row * inputs_, static_cast<size_t>(inputs_));
+    std::memset(to + (end - 1) * kQuad, 0, kQuad);
+    std::memcpy(to + first, rows + row * inputs_ + first, static_cast<size_t>(bytes));
   }
-  return padded;
+  return padded + first;
 }
 
 QuadStrip QuadLinear::strip_of(int64_t first_output, int64_t outputs) const {
@@ -67,8 +70,8 @@ void QuadLinear::run_rows(const Call& call, const LinearRows& rows) const {
   const int64_t work = static_cast<int64_t>(w.values.size());
   const int64_t chunks = std::clamp<int64_t>(work / kTaskQuads, 1, std::min<int64_t>(w.groups, 16));
   const size_t padded = static_cast<size_t>(rows.count * w.inputs * kQuad);
-  const uint8_t* x =
-      in_quads(rows.x, rows.count, inputs_ % kQuad ? scratch().inputs.bytes(padded) : nullptr);
+  const uint8_t* x = in_quads(rows.x, rows.count, 0, w.inputs,
+                              inputs_ % kQuad ? scratch().inputs.bytes(padded) : nullptr);
   auto task = [&](size_t index) {
     const int64_t row = static_cast<int64_t>(index) / chunks;
     const int64_t chunk = static_cast<int64_t>(index) % chunks;
@@ -102,8 +105,9 @@ void QuadLinear::run_tiles(const Call& call, const LinearRows& rows) const {
       uint8_t* padded = inputs_ % kQuad
                             ? scratch().outputs.bytes(static_cast<size_t>(lanes * w.inputs * kQuad))
                             : nullptr;
-      const uint8_t* from = in_quads(rows.x + row * inputs_ * (count > 0), count, padded);
-      simd.to_columns(reinterpret_cast<const float*>(from) + begin, w.inputs, count, end - begin,
+      const uint8_t* from =
+          in_quads(rows.x + row * inputs_ * (count > 0), count, begin, end, padded);
+      simd.to_columns(reinterpret_cast<const float*>(from), w.inputs, count, end - begin,
                       reinterpret_cast<float*>(columns + begin * height + first), height);
     }
   };

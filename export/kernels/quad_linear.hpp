@@ -17,7 +17,8 @@ class QuadLinear {
   void run_tiles(const Call& call, const LinearRows& rows) const;
   void tile(const LinearRows& rows, const Cell* columns, int size, int64_t first, int64_t output_begin,
             int64_t output_end) const;
-  const uint8_t* in_quads(const uint8_t* rows, int64_t count, uint8_t* padded) const;
+  const uint8_t* in_quads(const uint8_t* rows, int64_t count, int64_t begin, int64_t end,
+                          uint8_t* padded) const;
   QuadStrip strip_of(int64_t first_output, int64_t outputs) const;
 
   int64_t inputs_;
