@@ -17,15 +17,17 @@ struct BlockConv::Batch {
   std::shared_ptr<const BlockPlan> plan;
   const uint8_t* x;
   uint8_t* y;
+  const uint8_t* residual;  // null if nothing is added
 };
 
-BlockConv::BlockConv(const NodeInfo& node)
+BlockConv::BlockConv(const NodeInfo& node, std::optional<ByteAddition> addition)
     : parts_(node.integer("group")),
       channels_(divided(node, "in_channels", parts_)),
       window_(read_window(node)),
       weights_(read_quantised(
           node, QuantisedFormat::kBlocks,
-          {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})) {}
+          {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})),
+      addition_(addition) {}
 
 void BlockConv::run(const Call& call) const {
   const Tensor x = call.input(kX, ort::kUint8);
@@ -37,6 +39,9 @@ void BlockConv::run(const Call& call) const {
   Images output = output_images(input, window_, parts_ * weights_.blocks.outputs, false);
   const Shape shape = output.shape(count);
   element_count(shape);
+  const Tensor residual = addition_ ? call.input(kSumResidual, ort::kUint8) : Tensor{};
+  require(!addition_ || residual.shape == shape, "residual must be ", shape, ". Got ",
+          residual.shape);
   if (window_.pointwise())
     for (Images* images : {&input, &output}) images->flatten();
   Batch batch{};
@@ -44,6 +49,7 @@ void BlockConv::run(const Call& call) const {
                            [&] { return make_block_plan(weights_.blocks, window_, input, output); });
   batch.x = x.bytes();
   batch.y = call.output_bytes(shape);
+  batch.residual = residual.bytes();
   int64_t steps = 0;
   for (const Steps& part : batch.plan->parts) steps += static_cast<int64_t>(part.all.size());
   const Sharing sharing{count, static_cast<int64_t>(batch.plan->tiles.size()),
@@ -143,11 +149,28 @@ void BlockConv::run_tile(const Batch& batch, const uint8_t* pixels, int64_t imag
     strip.begin = weights_.blocks.bias.data() + at;
     strip.scales = weights_.scales.data() + at;
     strip.requantise = weights_.requantise;
+    if (addition_) add_residual(batch, tile, out - batch.y, strip);
     tile.run(strip);
     for (int64_t o = 0; o < strip.outputs && !tile.direct(); ++o)
       std::memcpy(out + o * output.channel_stride(), bytes + o * tile.length + tile.skip,
                   static_cast<size_t>(tile.count - tile.skip));
   }
+}
+
+// A strip reads as many positions of the residual as it computes: where the tile has fewer, from a
+// copy.
+void BlockConv::add_residual(const Batch& batch, const BlockTile& tile, int64_t at,
+                             ByteStrip& strip) const {
+  const int64_t stride = batch.plan->output.channel_stride();
+  strip.addition = *addition_;
+  strip.residual = batch.residual + at;
+  strip.residual_stride = stride;
+  if (tile.direct()) return;
+  uint8_t* copy = scratch().between.bytes(static_cast<size_t>(strip.outputs * tile.length));
+  simd_kernels().bytes.gather(strip.residual, stride, strip.outputs, tile.count - tile.skip,
+                              copy + tile.skip, tile.length);
+  strip.residual = copy;
+  strip.residual_stride = tile.length;
 }
 
 }  // namespace mfac

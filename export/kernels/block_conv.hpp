@@ -1,8 +1,10 @@
-// SparseQConv with weights in blocks of four outputs.
+// SparseQConv and SparseQConvAdd with weights in blocks of four outputs.
 //
 // A channel is bytes, with a copy for each column of the window, so that every tap is a shift and
 // no gap lies between rows.
 #pragma once
+
+#include <optional>
 
 #include "block_plan.hpp"
 #include "conv_shares.hpp"
@@ -14,7 +16,7 @@ namespace mfac {
 
 class BlockConv {
  public:
-  explicit BlockConv(const NodeInfo& node);
+  explicit BlockConv(const NodeInfo& node, std::optional<ByteAddition> addition = {});
   void run(const Call& call) const;
 
  private:
@@ -26,11 +28,13 @@ class BlockConv {
                  const Share& share) const;
   void run_tile(const Batch& batch, const uint8_t* pixels, int64_t image, const BlockTile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
+  void add_residual(const Batch& batch, const BlockTile& tile, int64_t at, ByteStrip& strip) const;
 
   int64_t parts_;
   int64_t channels_;  // of a part
   Window window_;
   QuantisedWeights weights_;
+  std::optional<ByteAddition> addition_;
   PlanCache<BlockPlan> plans_;
 };
 

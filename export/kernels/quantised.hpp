@@ -1,6 +1,7 @@
 // SparseQLinear: Y[..., N] = requantised(X[..., K] W^T + bias), unsigned bytes in and out.
 // SparseQLinearToFloat, SparseQLinearViaFloat: the same with floats after the sums.
 // SparseQConv: Y = requantised(conv(X, W) + bias), unsigned bytes in and out, [N, C, H, W].
+// SparseQConvAdd: the same with a residual added, unsigned bytes as well; in blocks of outputs only.
 //
 // With the attribute `block` the weights are in blocks of outputs, without it in quads of inputs.
 #pragma once
@@ -72,6 +73,22 @@ class QuantisedConv {
  private:
   std::unique_ptr<const QuantisedDepthwise> depthwise_;
   std::unique_ptr<const InEitherFormat<QuadConv, BlockConv>> others_;
+};
+
+class QuantisedConvAdd {
+ public:
+  static constexpr const char* kName = "SparseQConvAdd";
+  static constexpr auto kTypes = kAddedTypes;
+  static constexpr ort::ElementType kOutput = ort::kUint8;
+  static constexpr size_t kFirstOptional = kSumBias;
+  static constexpr bool kInResidual = false;
+  explicit QuantisedConvAdd(const NodeInfo& node) : conv_(node, read_addition(node)) {
+    require(read_format(node) == QuantisedFormat::kBlocks, "block must be 4");
+  }
+  void run(const Call& call) const { conv_.run(call); }
+
+ private:
+  BlockConv conv_;
 };
 
 }  // namespace mfac

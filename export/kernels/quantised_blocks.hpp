@@ -19,10 +19,22 @@ struct alignas(32) ByteStep {
   Cell cells[kBlockOutputs];     // the weights of each output, in the order of the offsets
 };
 
+// How bytes of a residual r are added to bytes t, in integers:
+//
+//   clip((t * factor + r * residual_factor + offset) >> shift, low, high)
+struct ByteAddition {
+  int16_t factor, residual_factor;  // not negative
+  int32_t offset;
+  int shift;
+  uint8_t low, high;
+};
+
 // Sums over the steps for a strip of positions that are contiguous in memory.
 //
 //   out[o][p] = requantised(begin[o] + sum over the steps i of o's group, and its inputs k:
 //                           cells[i][o][k] * base[offsets[i][k] + p])
+//
+// and then, with a residual, residual[o][p] is added.
 struct ByteStrip {
   const ByteStep* steps;
   const int32_t* starts;  // [groups + 1] into steps
@@ -35,6 +47,9 @@ struct ByteStrip {
   const int32_t* begin;  // [groups * 4] initial value of each sum
   const float* scales;   // [groups * 4]
   Requantise requantise;
+  const uint8_t* residual;  // [outputs, residual_stride]; null if nothing is added
+  int64_t residual_stride;
+  ByteAddition addition;
 };
 using ByteStripFunction = void (*)(const ByteStrip&);
 

@@ -8,6 +8,8 @@
 namespace mfac {
 namespace {
 
+constexpr int64_t kMaxFactor = (1 << 15) - 1, kMaxOffset = (int64_t{1} << 31) - (1 << 25);
+
 // Visit each stored weight: visit(its place in a list of outputs that is padded to whole blocks, its
 // channel, its value).
 template <class Visit>
@@ -127,6 +129,23 @@ QuantisedWeights read_quantised(const NodeInfo& node, QuantisedFormat format,
   w.requantise.high = static_cast<float>(high - zero_point);
   w.requantise.zero_point = zero_point;
   return w;
+}
+
+ByteAddition read_addition(const NodeInfo& node) {
+  const auto within = [&](const char* name, int64_t low, int64_t high) {
+    const int64_t value = node.integer(name);
+    require(value >= low && value <= high, name, " must lie in [", low, ", ", high, "]. Got ", value);
+    return value;
+  };
+  ByteAddition add{};
+  add.factor = static_cast<int16_t>(within("add_factor", 0, kMaxFactor));
+  add.residual_factor = static_cast<int16_t>(within("add_residual_factor", 0, kMaxFactor));
+  add.offset = static_cast<int32_t>(within("add_offset", -kMaxOffset, kMaxOffset));
+  add.shift = static_cast<int>(within("add_shift", 0, 31));
+  add.low = read_byte(node, "add_min");
+  add.high = read_byte(node, "add_max");
+  require(add.low <= add.high, "add_min must not be above add_max");
+  return add;
 }
 
 }  // namespace mfac

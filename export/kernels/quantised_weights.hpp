@@ -7,6 +7,7 @@
 
 #include "packed_weights.hpp"
 #include "quads.hpp"
+#include "quantised_blocks.hpp"
 
 namespace mfac {
 
@@ -35,6 +36,8 @@ constexpr std::array<ort::ElementType, 6> kViaFloatTypes = {ort::kUint8, ort::kI
                                                             ort::kInt32, ort::kFloat, ort::kFloat};
 constexpr std::array<ort::ElementType, 7> kToFloatTypes = {
     ort::kUint8, ort::kInt8, ort::kInt32, ort::kInt32, ort::kFloat, ort::kFloat, ort::kFloat};
+constexpr std::array<ort::ElementType, 7> kAddedTypes = {
+    ort::kUint8, ort::kInt8, ort::kInt32, ort::kInt32, ort::kFloat, ort::kInt32, ort::kUint8};
 
 struct QuantisedSize {
   int64_t outputs;   // of one part
@@ -45,6 +48,9 @@ struct QuantisedSize {
 
 // An attribute in 0 to 255.
 uint8_t read_byte(const NodeInfo& node, const char* name);
+
+// How SparseQConvAdd adds its residual.
+ByteAddition read_addition(const NodeInfo& node);
 
 // The weights, and the bias and rounding of sums that become bytes at once. Throws Refusal if
 // anything does not fit, or a sum could overflow 32 bits.

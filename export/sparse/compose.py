@@ -79,7 +79,8 @@ def extract_subgraph(
     )
     copy = view.clone()
     types = {operator.x.name: operator.x_dtype for operator in operators}
-    types |= {operator.y.name: operator.y_dtype for operator in operators}
+    typed = ((value, o.y_dtype) for o in operators for value in (o.y, o.residual) if value)
+    types |= {value.name: dtype for value, dtype in typed}
     for value in (*copy.inputs, *(value for node in copy for value in node.outputs)):
         value.type = value.shape = None  # recorded for the whole model
     for value, array in constants.items():

@@ -18,6 +18,7 @@ from mfac_compress.export.sparse.patterns.other_quantised import unsupported_rea
 from mfac_compress.export.sparse.patterns.quantised_conv import match_quantised_conv
 from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_gemm
 from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
+from mfac_compress.export.sparse.patterns.quantised_residual import add_quantised_residual
 from mfac_compress.export.sparse.patterns.residual import add_residual
 from mfac_compress.export.sparse.patterns.rounding import add_rounding
 from mfac_compress.export.sparse.patterns.selection import match_selection
@@ -131,8 +132,10 @@ def _extend(
         # In a sum of two layers, one takes the other as its residual.
         if longer is not None and not taken & set(longer.nodes):
             operator = longer
-    rounded = add_rounding(graph, operator)
-    return operator if rounded is None or taken & set(rounded.nodes) else rounded
+    for longer in (add_rounding(graph, operator), add_quantised_residual(graph, operator, shapes)):
+        if longer is not None and not taken & set(longer.nodes):
+            return longer
+    return operator
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

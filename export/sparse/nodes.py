@@ -13,7 +13,7 @@ from mfac_compress.export.sparse.format import Packed
 DOMAIN = "mfac_compress"
 VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
-_WITH_RESIDUAL = ("SparseLinear", "SparseConv", "SparseQLinearToFloat")
+_WITH_RESIDUAL = ("SparseLinear", "SparseConv", "SparseQLinearToFloat", "SparseQConvAdd")
 _READ_BEYOND = 32
 _ALIGNED = (8, 16, 32)
 _BETWEEN_ROWS = 8
@@ -74,6 +74,29 @@ class Depthwise:
 
 
 @dataclass(frozen=True)
+class Addition:
+    """What adds a residual to the bytes t of a quantised convolution, in integers:
+
+    y = clip((t · factor + residual · residual_factor + offset) >> shift), uint8.
+
+    Attributes:
+        factor: In 0 to 2^15 - 1: the scale of t, divided by that of y, times 2^shift.
+        residual_factor: The same of the residual.
+        offset: Of size at most 2^31 - 2^25: zero points and a half for rounding, times 2^shift.
+        shift: In 0 to 31.
+        low: Smallest y, at least 0: the activation's lower bound.
+        high: Largest y, at most 255: the activation's upper bound.
+    """
+
+    factor: int
+    residual_factor: int
+    offset: int
+    shift: int
+    low: int = 0
+    high: int = 255
+
+
+@dataclass(frozen=True)
 class Rounding:
     """Epilogue of a quantised operator: y = clip(round((sum + bias) · scale) + zero point), uint8.
 
@@ -83,6 +106,7 @@ class Rounding:
         y_zero_point: In 0 to 255.
         low: Smallest y, at least 0: the activation's lower bound.
         high: Largest y, at most 255: the activation's upper bound.
+        addition: What adds a residual to y, of a convolution in blocks of outputs.
     """
 
     scales: np.ndarray
@@ -90,6 +114,7 @@ class Rounding:
     y_zero_point: int
     low: int = 0
     high: int = 255
+    addition: Addition | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,7 @@ def sparse_node(
             convolution.
         window: Convolution window; None for matmul.
         bias: Shape ``[outputs]``, float32; int32 in steps of x_scale · w_scale before a Rounding.
-        residual: float32 tensor of y's shape. None if y is uint8.
+        residual: Tensor of y's shape and type: float32, or uint8 of an Addition.
         epilogue: What follows the sums; its type decides whether the operator is quantised.
         planes: Names of the values in the layout planes. The others are in nchw.
         depthwise: The depthwise convolution that follows; y is then its result. All images are in
@@ -194,6 +219,7 @@ def _kind(
         kind = "SparseLinear" if window is None else "SparseConv"
     elif isinstance(epilogue, Rounding):
         kind = "SparseQLinear" if window is None else "SparseQConv"
+        kind += "Add" if epilogue.addition else ""
     elif window is not None:
         raise ValueError("a quantised convolution cannot go on in floats: its epilogue is Rounding")
     else:
@@ -206,6 +232,8 @@ def _kind(
         kind = "SparseConvDepthwise"
     if residual is not None and kind not in _WITH_RESIDUAL:
         raise ValueError(f"{kind} has no residual. Got {residual.name!r}.")
+    if kind == "SparseQLinearAdd" or (kind == "SparseQConvAdd" and residual is None):
+        raise ValueError("an addition needs a convolution and its residual.")
     return kind
 
 
@@ -216,7 +244,7 @@ def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
             "y_zero_point": epilogue.y_zero_point,
             "min": epilogue.low,
             "max": epilogue.high,
-        }
+        } | _addition_attributes(epilogue.addition)
     if isinstance(epilogue, Scaling):
         given = _epilogue_attributes(epilogue.activation) | {"x_zero_point": epilogue.x_zero_point}
         if epilogue.output is not None:
@@ -227,6 +255,19 @@ def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
     if epilogue.clip is not None:
         given |= {"min": float(epilogue.clip[0]), "max": float(epilogue.clip[1])}
     return given
+
+
+def _addition_attributes(addition: Addition | None) -> dict[str, Any]:
+    if addition is None:
+        return {}
+    return {
+        "add_factor": addition.factor,
+        "add_residual_factor": addition.residual_factor,
+        "add_offset": addition.offset,
+        "add_shift": addition.shift,
+        "add_min": addition.low,
+        "add_max": addition.high,
+    }
 
 
 def _depthwise_attributes(depthwise: Depthwise) -> dict[str, Any]:

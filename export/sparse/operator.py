@@ -12,6 +12,7 @@ from mfac_compress.export.sparse.nodes import (
     Activation,
     Depthwise,
     Epilogue,
+    Rounding,
     Scaling,
     Window,
     sparse_node,
@@ -32,7 +33,7 @@ class SparseOperator:
             the operator is quantised.
         window: Convolution window; None for matmul.
         bias: ``[outputs]``; float32, or int32 before a Rounding.
-        residual: A value of y's shape.
+        residual: A value of y's shape and type.
         epilogue: The activation, or what follows the sums of a quantised operator.
         feeding: The DequantizeLinear nodes before a quantised layer, whose outputs other nodes may
             read.
@@ -120,6 +121,11 @@ class SparseOperator:
         activation = self.epilogue.activation if scaled else self.epilogue
         return self.makes_floats and activation == NO_ACTIVATION
 
+    @property
+    def _adds_bytes(self) -> bool:
+        """Whether it adds a residual of bytes, as only blocks of outputs do."""
+        return isinstance(self.epilogue, Rounding) and self.epilogue.addition is not None
+
     def activated(self, nodes: Sequence[ir.Node], activation: Activation) -> "SparseOperator":
         """Return it with the activation that some nodes after it compute."""
         scaled = isinstance(self.epilogue, Scaling)
@@ -132,7 +138,10 @@ class SparseOperator:
         Args:
             max_padding: Largest number of stored values, relative to the blocks that need fewest.
         """
-        stored = {b: self._pack(b).values.size for b in possible_blocks(self.weight.dtype)}
+        blocks = possible_blocks(self.weight.dtype)
+        if self._adds_bytes:
+            blocks = tuple(block for block in blocks if block.axis == "outputs")
+        stored = {block: self._pack(block).values.size for block in blocks}
         most = max_padding * min(stored.values())
         return [block for block, size in stored.items() if size <= most]
 

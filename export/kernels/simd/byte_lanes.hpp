@@ -164,6 +164,49 @@ MFAC_INLINE void store_packed(uint8_t* to, const Vector* sums, float scale, cons
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 
+// For pairs (t, r) of 16 bits, t times the low half of a factor plus r times its high half.
+MFAC_INLINE Ints<4> sums_of_pairs(Bytes pairs, Ints<4> factors) {
+  return (Ints<4>)_mm_madd_epi16((__m128i)pairs, (__m128i)factors);
+}
+MFAC_INLINE Bytes packed_ints(const Ints<4>* v) {
+  const auto at = [&](int t) { return (__m128i)v[t]; };
+  return (Bytes)_mm_packus_epi16(_mm_packs_epi32(at(0), at(1)), _mm_packs_epi32(at(2), at(3)));
+}
+MFAC_INLINE Bytes clipped(Bytes bytes, uint8_t low, uint8_t high) {
+  return (Bytes)_mm_max_epu8(_mm_min_epu8((__m128i)bytes, _mm_set1_epi8(static_cast<char>(high))),
+                             _mm_set1_epi8(static_cast<char>(low)));
+}
+#if defined(__AVX2__)
+MFAC_INLINE Ints<8> sums_of_pairs(ByteVector<8> pairs, Ints<8> factors) {
+  return (Ints<8>)_mm256_madd_epi16((__m256i)pairs, (__m256i)factors);
+}
+MFAC_INLINE ByteVector<8> packed_ints(const Ints<8>* v) {
+  const auto at = [&](int t) { return (__m256i)v[t]; };
+  return (ByteVector<8>)_mm256_packus_epi16(_mm256_packs_epi32(at(0), at(1)),
+                                            _mm256_packs_epi32(at(2), at(3)));
+}
+MFAC_INLINE ByteVector<8> clipped(ByteVector<8> bytes, uint8_t low, uint8_t high) {
+  return (ByteVector<8>)_mm256_max_epu8(
+      _mm256_min_epu8((__m256i)bytes, _mm256_set1_epi8(static_cast<char>(high))),
+      _mm256_set1_epi8(static_cast<char>(low)));
+}
+#endif
+#if defined(__AVX512BW__)
+MFAC_INLINE Ints<16> sums_of_pairs(ByteVector<16> pairs, Ints<16> factors) {
+  return (Ints<16>)_mm512_madd_epi16((__m512i)pairs, (__m512i)factors);
+}
+MFAC_INLINE ByteVector<16> packed_ints(const Ints<16>* v) {
+  const auto at = [&](int t) { return (__m512i)v[t]; };
+  return (ByteVector<16>)_mm512_packus_epi16(_mm512_packs_epi32(at(0), at(1)),
+                                             _mm512_packs_epi32(at(2), at(3)));
+}
+MFAC_INLINE ByteVector<16> clipped(ByteVector<16> bytes, uint8_t low, uint8_t high) {
+  return (ByteVector<16>)_mm512_max_epu8(
+      _mm512_min_epu8((__m512i)bytes, _mm512_set1_epi8(static_cast<char>(high))),
+      _mm512_set1_epi8(static_cast<char>(low)));
+}
+#endif
+
 #else  // lanes of 128 bits only: the order of positions was kept
 
 template <bool BOUNDED>
@@ -174,4 +217,48 @@ MFAC_INLINE void store_packed(uint8_t* to, const Ints<4>* sums, float scale,
     store_requantised<4>(to + t * 4, sums[t], broadcast<4>(scale), how);
 }
 
+MFAC_INLINE Ints<4> sums_of_pairs(Bytes pairs, Ints<4> factors) {
+  const Ints<4> both = (Ints<4>)pairs;
+  return (both & 0xffff) * (factors & 0xffff) + (both >> 16) * (factors >> 16);
+}
+MFAC_INLINE Bytes packed_ints(const Ints<4>* v) {
+  Bytes bytes;
+  for (int i = 0; i < 16; ++i) {
+    const int32_t value = v[i / 4][i % 4];
+    bytes[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
+  }
+  return bytes;
+}
+MFAC_INLINE Bytes clipped(Bytes bytes, uint8_t low, uint8_t high) {
+  const Bytes least = low - Bytes{}, most = high - Bytes{};
+  bytes = bytes < least ? least : bytes;
+  return bytes > most ? most : bytes;
+}
+
 #endif
+
+// Bytes with a residual added. Interleaved with it and then with zeros, they are pairs of 16 bits in
+// the order that the packs restore.
+template <class Vector>
+MFAC_INLINE Vector with_residual(Vector bytes, Vector residual, const ByteAddition& add) {
+  constexpr int L = sizeof(Vector) / 4;
+  const Vector none = {};
+  const Vector low = low_bytes(bytes, residual), high = high_bytes(bytes, residual);
+  const Vector pairs[4] = {low_bytes(low, none), high_bytes(low, none), low_bytes(high, none),
+                           high_bytes(high, none)};
+  const Ints<L> factors = broadcast_int<L>(add.residual_factor * 65536 + add.factor);
+  const Ints<L> offset = broadcast_int<L>(add.offset);
+  Ints<L> sums[4];
+  MFAC_UNROLL
+  for (int t = 0; t < 4; ++t) sums[t] = (sums_of_pairs(pairs[t], factors) + offset) >> add.shift;
+  return clipped(packed_ints(sums), add.low, add.high);
+}
+
+template <class Ints>
+MFAC_INLINE void store_added(uint8_t* to, const Ints* sums, float scale, const Requantise& how,
+                             const uint8_t* residual, const ByteAddition& add) {
+  constexpr int L = sizeof(Ints) / 4;
+  store_packed<false>(to, sums, scale, how);
+  const auto bytes = with_residual(load_bytes<L>(to), load_bytes<L>(residual), add);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}

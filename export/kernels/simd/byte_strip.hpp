@@ -38,7 +38,7 @@ MFAC_INLINE void byte_sums(const ByteStrip& s, int64_t group, Ints<L> (*sum)[4])
   }
 }
 
-enum class Stored { kSums, kBounded, kAny };
+enum class Stored { kSums, kBounded, kAny, kAdded };
 
 template <int L, Stored STORED>
 MFAC_INLINE void byte_groups(const ByteStrip& s) {
@@ -57,6 +57,9 @@ MFAC_INLINE void byte_groups(const ByteStrip& s) {
       const int64_t at = output * s.out_stride;
       if constexpr (STORED == Stored::kSums)
         store_in_order<L>(s.sums + at, sum[o]);
+      else if constexpr (STORED == Stored::kAdded)
+        store_added(s.out + at, sum[o], s.scales[output], s.requantise,
+                    s.residual + output * s.residual_stride, s.addition);
       else
         store_packed<STORED == Stored::kBounded>(s.out + at, sum[o], s.scales[output],
                                                  s.requantise);
@@ -68,6 +71,7 @@ template <int L>
 void byte_strip(const ByteStrip& given) {
   const ByteStrip s = given;  // a local copy, which stores cannot alias
   if (s.sums) return byte_groups<L, Stored::kSums>(s);
+  if (s.residual) return byte_groups<L, Stored::kAdded>(s);
   s.requantise.bounded ? byte_groups<L, Stored::kBounded>(s) : byte_groups<L, Stored::kAny>(s);
 }
 

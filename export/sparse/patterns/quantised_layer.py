@@ -95,7 +95,7 @@ def quantised_operator(
 
 def _bytes(graph: Graph, node: ir.Node, x: Quantised, weight: _Weight) -> _End | Unsupported:
     """Return what follows the sums of a layer whose output is quantised."""
-    ends = _ends(graph, node)
+    ends = quantised_end(graph, node)
     if isinstance(ends, Unsupported):
         return ends
     nodes, output, limits = ends
@@ -196,10 +196,11 @@ def _may_leave_32_bits(weight: np.ndarray, x_zero_point: int, bias: np.ndarray |
     return max(highest.max(), -lowest.min()) > np.iinfo(np.int32).max
 
 
-def _ends(
+def quantised_end(
     graph: Graph, node: ir.Node
 ) -> tuple[tuple[ir.Node, ...], Quantised, tuple[float, float]] | Unsupported:
-    """Return the layer's nodes, their quantised output, and the bounds of an activation."""
+    """Return a node with those up to the QuantizeLinear after it, what that one makes, and the
+    bounds of an activation between them; or why there are none."""
     nodes, limits = [node], (-np.inf, np.inf)
     user = only_user(node.outputs[0])
     if is_operator(user, "Relu", "Clip"):
@@ -223,14 +224,16 @@ def _rounding(
 ) -> Rounding:
     """Compute in float32 and in ONNX Runtime's order, so that ties are rounded the same way."""
     y_scale = np.float32(output.scale.reshape(-1)[0])
-    zero_point = int(output.zero_point.reshape(-1)[0])
-    with np.errstate(over="ignore"):  # infinite bounds, and scales that are checked later
-        low, high = (np.rint(np.float32(limit) / y_scale) + zero_point for limit in limits)
+    with np.errstate(over="ignore"):  # scales that are checked later
         scales = np.float32(x.scale.reshape(-1)[0]) * weight.scales / y_scale
-    x_zero_point = int(x.zero_point.reshape(-1)[0])
-    return Rounding(
-        scales.astype(np.float32),
-        x_zero_point,
-        zero_point,
-        *(int(np.clip(n, 0, 255)) for n in (low, high)),
-    )
+    zero_points = (int(each.zero_point.reshape(-1)[0]) for each in (x, output))
+    return Rounding(scales.astype(np.float32), *zero_points, *byte_limits(output, limits))
+
+
+def byte_limits(output: Quantised, limits: tuple[float, float]) -> tuple[int, int]:
+    """Return the bounds of an activation as bytes of the output after it."""
+    scale = np.float32(output.scale.reshape(-1)[0])
+    zero_point = int(output.zero_point.reshape(-1)[0])
+    with np.errstate(over="ignore"):  # infinite bounds
+        low, high = (np.rint(np.float32(limit) / scale) + zero_point for limit in limits)
+    return int(np.clip(low, 0, 255)), int(np.clip(high, 0, 255))

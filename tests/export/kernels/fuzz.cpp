@@ -38,6 +38,7 @@ struct KernelInfo {
   bool floats = false;    // after the sums of a quantised node
   bool to_float = false;  // and in its output
   bool joined = false;    // a convolution with a depthwise one after it
+  bool added = false;     // a quantised convolution with a residual
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -299,6 +300,17 @@ void add_activation(KernelInfo& node, const std::string& prefix) {
   node.ints[prefix + "max"] = {1};
 }
 
+void add_residual(KernelInfo& node, const std::vector<int64_t>& shape) {
+  node.added = true;
+  node.ints["add_factor"] = {pick(0, 32767)};
+  node.ints["add_residual_factor"] = {pick(0, 32767)};
+  node.ints["add_offset"] = {pick(-(1 << 30), 1 << 30)};
+  node.ints["add_shift"] = {pick(0, 31)};
+  node.ints["add_min"] = {pick(0, 100)};
+  node.ints["add_max"] = {pick(100, 255)};
+  node.inputs.push_back(tensor(kUint8, shape));
+}
+
 void add_common(KernelInfo& node, int64_t block) {
   if (node.quantised) {
     if (block == 4) node.ints["block"] = {block};
@@ -408,12 +420,21 @@ void make_conv(KernelInfo& node, bool hostile) {
                {"group", {parts}},
                {"in_channels", {channels * parts}},
                {"out_channels", {size.outputs * parts}}};
+  const auto output_of = [&](const std::vector<int64_t>& x) {
+    std::vector<int64_t> y = {x[0], size.outputs * parts};
+    for (int i = 0; i < 2; ++i)
+      y.push_back(
+          (x[i + 2] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) / strides[i] + 1);
+    return y;
+  };
   if (node.quantised) {
     const std::vector<int64_t> x = {pick(0, chance(0.1) ? 10 : 3), channels * parts,
                                     line ? 1 : pick(1, 20), pick(1, 40)};
     node.inputs.push_back(tensor(kUint8, image_shape(false, x, line)));
     add_weights(node, size, hostile);
     add_common(node, size.block);
+    const std::vector<int64_t> y = output_of(x);
+    if (!quads && y[2] > 0 && y[3] > 0 && chance(0.4)) add_residual(node, image_shape(false, y, line));
     return quads ? clear_beyond(node, channels, taps) : clear_beyond_outputs(node, size);
   }
   node.joined = parts == 1 && !line && !depthwise && chance(0.4);
@@ -442,10 +463,7 @@ void make_conv(KernelInfo& node, bool hostile) {
   }
   add_weights(node, size, hostile);
   add_common(node, size.block);
-  std::vector<int64_t> y = {x[0], size.outputs * parts};
-  for (int i = 0; i < 2; ++i)
-    y.push_back(
-        (x[i + 2] + pads[i] + pads[i + 2] - (kernel[i] - 1) * dilations[i] - 1) / strides[i] + 1);
+  const std::vector<int64_t> y = output_of(x);
   if (chance(0.5) && y[2] > 0 && y[3] > 0)
     node.inputs.push_back(tensor(kFloat, image_shape(r_planes, y, line)));
 }
@@ -493,7 +511,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 7) return 2;
+  if (ops.size() != 8) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -522,7 +540,7 @@ int main(int argc, char** argv) {
     std::thread([&] {
       const int floats = node.to_float ? 4 : 5;
       const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
-      const int op = node.joined ? 6 : node.floats ? floats : plain;
+      const int op = node.added ? 7 : node.joined ? 6 : node.floats ? floats : plain;
       good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {

@@ -1,12 +1,14 @@
 """Random quantised operators are bit-identical to integer arithmetic, more in the long form."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, Window, pack, pack_1x4, sparse_node
+from mfac_compress.export.sparse import Addition, Rounding, Window, pack, pack_1x4, sparse_node
 
 OPERATORS = 32  # in a graph; 512 for each instruction set, and 1,536 more in the long form
 KEPT = (0.0, 0.02, 0.1, 0.3, 1.0)
@@ -91,6 +93,26 @@ def _conv(x, zero_point, weight, strides, pads, dilations, group):
     return np.concatenate([np.einsum("nchwyx,ocyx->nohw", a, w) for a, w in parts], axis=1)
 
 
+def _addition(random):
+    """One that covers the bytes and more."""
+    shift = int(random.integers(0, 23))
+    most = min(2**15, 4 * 2**shift)
+    factors = (int(n) for n in random.integers(0, most, 2))
+    offset = int(random.integers(-255, 256)) * 2**shift + int(random.integers(2**shift))
+    low, high = sorted(int(n) for n in random.integers(0, 256, 2))
+    bounds = (low, high) if random.random() < 0.3 else (0, 255)
+    if random.random() < EXTREME:
+        extreme = 2**31 - 2**25
+        return Addition(2**15 - 1, 2**15 - 1, int(random.choice([-extreme, extreme])), 22, *bounds)
+    return Addition(*factors, offset, shift, *bounds)
+
+
+def _added(y, residual, addition):
+    """The specified sum of bytes, in integers."""
+    terms = y.astype(np.int64) * addition.factor + residual * np.int64(addition.residual_factor)
+    return np.clip((terms + addition.offset) >> addition.shift, addition.low, addition.high)
+
+
 class _Conv:
     def __init__(self, random, name):
         sums = None
@@ -101,9 +123,9 @@ class _Conv:
             sums = _conv(
                 x, zero_point, self.weight, self.strides, self.pads, self.dilations, self.group
             )
-        bias = _bias(random, len(self.weight))
-        drawn = _rounding(random, sums, 1)
-        rounding = Rounding(drawn.scales, zero_point, drawn.y_zero_point, drawn.low, drawn.high)
+        self.bias = bias = _bias(random, len(self.weight))
+        self.window = Window(self.strides, self.pads, self.dilations)
+        self.rounding = rounding = replace(_rounding(random, sums, 1), x_zero_point=zero_point)
         sums = sums if bias is None else sums + bias[:, None, None]
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, 1)}
@@ -113,7 +135,7 @@ class _Conv:
                 ir.Value(name=f"{name}.x"),
                 f"{name}.y",
                 _pack(random, self.weight, self.group),
-                window=Window(self.strides, self.pads, self.dilations),
+                window=self.window,
                 epilogue=rounding,
                 bias=bias,
             )
@@ -138,7 +160,30 @@ class _Conv:
         self.weight = _weight(random, (outputs * self.group, inputs, *kernel))
 
 
-@pytest.mark.parametrize("operator", [_Linear, _Conv], ids=["linear", "conv"])
+class _ConvAdd(_Conv):
+    """A convolution in blocks of outputs, with a residual of bytes."""
+
+    def __init__(self, random, name):
+        super().__init__(random, name)
+        ((y, bytes_before),) = self.expected.items()
+        residual, addition = _bytes(random, *bytes_before.shape), _addition(random)
+        self.arrays[f"{name}.r"] = residual
+        self.expected[y] = _added(bytes_before, residual, addition).astype(np.uint8)
+        self.nodes = [
+            sparse_node(
+                name,
+                ir.Value(name=f"{name}.x"),
+                y,
+                pack(self.weight, block=4, group=self.group),
+                window=self.window,
+                epilogue=replace(self.rounding, addition=addition),
+                bias=self.bias,
+                residual=ir.Value(name=f"{name}.r"),
+            )
+        ]
+
+
+@pytest.mark.parametrize("operator", [_Linear, _Conv, _ConvAdd], ids=["linear", "conv", "add"])
 @pytest.mark.parametrize(
     "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 32))]
 )

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Rounding, Window, pack, pack_1x4, sparse_node
+from mfac_compress.export.sparse import Addition, Rounding, Window, pack, pack_1x4, sparse_node
 
 PACKED = pack_1x4(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
 BLOCKS = pack(np.ones((7, 3), np.int8), block=4)
@@ -37,7 +37,7 @@ def _with(node, tensors=(), **attributes):
     given = {name: attribute.value for name, attribute in node.attributes.items()} | attributes
     given = {name: value for name, value in given.items() if value is not None}
     new = {name: ir.Value(name=name, const_value=ir.tensor(a, name=name)) for name, a in tensors}
-    inputs = [new.get(value.name, value) for value in node.inputs]
+    inputs = [value and new.get(value.name, value) for value in node.inputs]
     return ir.node(node.op_type, inputs, given, domain=node.domain, outputs=[ir.Value(name="y")])
 
 
@@ -198,3 +198,49 @@ def test_an_empty_batch_gives_an_empty_batch(sessions):
     assert session.run(None, {"x": np.ones((0, 8), np.uint8)})[0].shape == (0, 8)
     session = sessions.open([_conv()], kind=TensorProto.UINT8)
     assert session.run(None, {"x": np.ones((0, 6, 5, 5), np.uint8)})[0].shape == (0, 4, 3, 3)
+
+
+def _conv_add(**changed):
+    addition = Addition(1, 1, 0, 0)
+    rounding = Rounding(np.ones(4, np.float32), 3, 5, addition=addition)
+    node = sparse_node(
+        "c",
+        ir.Value(name="x"),
+        "y",
+        pack(np.ones((4, 3, 3, 3), np.int8), block=4),
+        window=Window(),
+        epilogue=rounding,
+        residual=ir.Value(name="r"),
+    )
+    return _with(node, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"add_factor": -1}, r"add_factor must lie in \[0, 32767\]. Got -1"),
+        ({"add_residual_factor": 2**15}, "add_residual_factor must lie in"),
+        ({"add_offset": 2**31 - 1}, "add_offset must lie in"),
+        ({"add_shift": 32}, "add_shift must lie in"),
+        ({"add_min": 9, "add_max": 8}, "add_min must not be above add_max"),
+        ({"add_max": 256}, "add_max must lie in"),
+        ({"add_max": None}, "add_max"),
+        ({"block": None}, "block must be 4"),
+    ],
+)
+def test_a_sum_that_does_not_fit_is_refused(refused, changed, message):
+    refused(_conv_add(**changed), message)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6, 5), (1, 4, 6, 7), (2, 4, 6, 6), (4, 6, 6), None])
+def test_a_residual_of_another_size_is_refused(any_sessions, shape):
+    node = _conv_add()
+    if shape is None:
+        node = ir.node(node.op_type, node.inputs[:6], node.attributes, domain=node.domain,
+                       outputs=[ir.Value(name="y")])  # fmt: skip
+    session = any_sessions.open([node], ["y"], kind=TensorProto.UINT8)
+    feeds = {"x": np.zeros((1, 3, 8, 8), np.uint8)}
+    if shape is not None:
+        feeds["r"] = np.zeros(shape, np.uint8)
+    with pytest.raises(Exception, match=r"residual must be \[1, 4, 6, 6\]"):
+        session.run(None, feeds)

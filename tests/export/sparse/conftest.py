@@ -92,10 +92,13 @@ def kernels():
 
 def _find(model: onnx.ModelProto, batch: int = 3) -> tuple[Graph, list[Layer], dict]:
     graph = Graph(to_ir(model))
+    return graph, find_layers(graph), _shapes(graph, _random_inputs(model, batch))
+
+
+def _shapes(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     values = {v for node in graph.nodes for v in (*node.inputs, *node.outputs) if v is not None}
     names = {v.name for v in values if v.name and graph.constant(v) is None}
-    feeds = _random_inputs(model, batch)
-    return graph, find_layers(graph), shapes_of(graph.model, names, feeds)
+    return shapes_of(graph.model, names, feeds)
 
 
 def _random_inputs(model: onnx.ModelProto, batch: int) -> dict[str, np.ndarray]:
@@ -144,7 +147,7 @@ def replaced(kernels):
 
     def check(model, inputs, steps=1, axis="outputs"):
         graph = Graph(to_ir(model))
-        found = fuse(graph, find_layers(graph), {})
+        found = fuse(graph, find_layers(graph), _shapes(graph, inputs))
         operators = [each for each in found if each.is_quantised]
         plan = {operator: Placement(Block(4, axis)) for operator in operators}
         sparse = ir.to_proto(rewrite(graph, plan))

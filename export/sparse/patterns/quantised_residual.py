@@ -1,0 +1,94 @@
+"""The sum of a quantised convolution's result and other bytes, in a QDQ file:
+
+    q(y) = QuantizeLinear(activation(DequantizeLinear(t) + DequantizeLinear(residual)))
+
+with t the bytes that the convolution makes, and no activation, Relu or Clip.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from mfac_compress.export.sparse.format import Block
+from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
+from mfac_compress.export.sparse.nodes import Addition, Rounding
+from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
+from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
+from mfac_compress.export.sparse.patterns.quantised_layer import byte_limits, quantised_end
+
+_BLOCK = Block(4, "outputs")
+_MAX_PADDING = 1.1  # above it the convolution alone is faster in the other blocks
+_LARGEST_FACTOR, _LARGEST_SHIFT = 2**15 - 1, 22
+
+
+def add_quantised_residual(
+    graph: Graph, operator: SparseOperator, shapes: Mapping[str, tuple[int, ...]]
+) -> SparseOperator | None:
+    """Return the operator with a residual of bytes; None if there is none that fits.
+
+    Args:
+        graph: The graph of the operator.
+        operator: The operator to extend.
+        shapes: As for :func:`add_residual`.
+    """
+    own = only_user(operator.y)
+    node = only_user(own.outputs[0]) if is_operator(own, "DequantizeLinear") else None
+    if not is_operator(node, "Add") or not _takes_bytes(operator):
+        return None
+    terms = _terms(graph, node, own.outputs[0], shapes)
+    end = quantised_end(graph, node)
+    if terms is None or isinstance(end, Unsupported):
+        return None
+    nodes, output, limits = end
+    addition = _addition(*terms, output, limits)
+    residual = terms[1]
+    return addition and replace(
+        operator,
+        nodes=(*operator.nodes, own, *nodes),
+        feeding=tuple({*operator.feeding, residual.node}),
+        residual=residual.value,
+        epilogue=replace(operator.epilogue, addition=addition),
+    )
+
+
+def _terms(
+    graph: Graph, node: ir.Node, own: ir.Value, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Quantised] | None:
+    """Return the terms of a sum, ``own`` first; None if they are not bytes of one shape."""
+    residual = node.inputs[1] if node.inputs[0] is own else node.inputs[0]
+    shape = shapes.get(residual.name)
+    terms = [dequantised(graph, value, "a term") for value in (own, residual)]
+    if shape is None or shape != shapes.get(node.outputs[0].name):
+        return None
+    if any(isinstance(each, Unsupported) or unless_bytes(each, "", "") for each in terms):
+        return None
+    return terms if graph.constant(terms[1].value) is None else None
+
+
+def _takes_bytes(operator: SparseOperator) -> bool:
+    """Whether it is a convolution that makes bytes, and may as well be in blocks of outputs."""
+    makes_bytes = isinstance(operator.epilogue, Rounding) and operator.epilogue.addition is None
+    if not makes_bytes or operator.window is None or operator.is_depthwise:
+        return False
+    return _BLOCK in operator.blocks(_MAX_PADDING)
+
+
+def _addition(
+    own: Quantised, residual: Quantised, output: Quantised, limits: tuple[float, float]
+) -> Addition | None:
+    """Return the addition with as many bits as the kernels take; None if a scale is too large."""
+    scales = [float(_number(each.scale)) / float(_number(output.scale)) for each in (own, residual)]
+    shift = min(_LARGEST_SHIFT, math.floor(math.log2(_LARGEST_FACTOR / max(scales))))
+    if shift < 0:
+        return None
+    factors = [round(scale * 2**shift) for scale in scales]
+    zero_points = [int(_number(each.zero_point)) for each in (own, residual, output)]
+    offset = zero_points[2] * 2**shift - np.dot(factors, zero_points[:2]) + 2**shift // 2
+    return Addition(*factors, int(offset), shift, *byte_limits(output, limits))
+
+
+def _number(array: np.ndarray) -> np.generic:
+    return array.reshape(-1)[0]

@@ -1,0 +1,135 @@
+"""The sum of a quantised convolution's bytes and other bytes is one operator with the same results,
+where the blocks and the scales allow it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mfac_compress.export.sparse.find import fuse
+from mfac_compress.export.sparse.format import Block
+from mfac_compress.export.sparse.operator import SparseOperator
+
+SHAPE = (2, 8, 9, 7)
+BYTES = ["QuantizeLinear", "DequantizeLinear"]
+
+
+def _weight(axis="outputs", *, kept=0.3, outputs=8):
+    """Pruned in blocks of four along an axis."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (outputs, 8, 3, 3))
+    shape = (outputs // 4, 8, 3, 3) if axis == "outputs" else (outputs, 2, 3, 3)
+    kept = np.repeat(rng.random(shape) < kept, 4, axis=0 if axis == "outputs" else 1)
+    return (weight * kept).astype(np.int8)
+
+
+@pytest.fixture
+def block(make_model):
+    """x + conv(x) between QuantizeLinear and DequantizeLinear; constants may be others."""
+
+    def build(weight=None, *, swapped=False, behind=(), more=(), added="x'", outputs=(), **new):
+        constants = {
+            "xs": np.float32(0.05), "xz": np.uint8(100), "ws": np.float32(0.02), "wz": np.int8(0),
+            "ts": np.float32(0.3), "tz": np.uint8(120), "ys": np.float32(0.31), "yz": np.uint8(110),
+            "w": _weight() if weight is None else weight,
+        } | new  # fmt: skip
+        terms = ["t'", added]
+        nodes = [
+            ("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+            ("DequantizeLinear", ["xq", "xs", "xz"], ["x'"]),
+            ("DequantizeLinear", ["w", "ws", "wz"], ["w'"]),
+            ("Conv", ["x'", "w'"], ["c"], {"pads": [1, 1, 1, 1]}),
+            ("QuantizeLinear", ["c", "ts", "tz"], ["tq"]),
+            ("DequantizeLinear", ["tq", "ts", "tz"], ["t'"]),
+            *more,
+            ("Add", terms[::-1] if swapped else terms, ["s0"]),
+            *((kind, [f"s{n}", *rest], [f"s{n + 1}"]) for n, (kind, *rest) in enumerate(behind)),
+            ("QuantizeLinear", [f"s{len(behind)}", "ys", "yz"], ["yq"]),
+            ("DequantizeLinear", ["yq", "ys", "yz"], ["y"]),
+        ]
+        return make_model(nodes, {"x": list(SHAPE)}, ["y", *outputs], **constants)
+
+    return build
+
+
+@pytest.fixture
+def feed():
+    return {"x": np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32) * 3}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("behind", "constants"),
+    [
+        ([], {}),
+        ([("Relu",)], {}),
+        ([("Clip", "low", "high")], {"low": np.float32(-2), "high": np.float32(6)}),
+        ([], {"tz": np.uint8(0), "ts": np.float32(0.02)}),  # the bytes between saturate
+        ([], {"ys": np.float32(9)}),
+        ([], {"ts": np.float32(0.05), "ys": np.float32(0.05)}),
+    ],
+)
+def test_the_sum_is_one_operator(replaced, block, feed, swapped, behind, constants):
+    kinds, (operator,) = replaced(block(swapped=swapped, behind=behind, **constants), feed)
+    assert kinds == ["QuantizeLinear", "SparseQConvAdd", "DequantizeLinear"]
+    assert operator.residual.name == "xq"
+    assert operator.blocks(10.0) == [Block(4, "outputs")]
+
+
+def test_of_two_convolutions_that_are_added_one_takes_the_other_as_its_residual(
+    replaced, block, feed
+):
+    more = [
+        ("Conv", ["x'", "w'"], ["d"], {"pads": [1, 1, 1, 1]}),
+        ("QuantizeLinear", ["d", "ts", "tz"], ["uq"]),
+        ("DequantizeLinear", ["uq", "ts", "tz"], ["u'"]),
+    ]
+    kinds, _ = replaced(block(more=more, added="u'"), feed)
+    assert sorted(kinds) == sorted([*BYTES, "SparseQConv", "SparseQConvAdd"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"weight": _weight("inputs")},  # faster in quads
+        {"outputs": ["t'"]},  # others read the bytes between
+        {"added": "x"},  # floats
+        {"added": "b'", "more": [("DequantizeLinear", ["b", "xs", "xz"], ["b'"])],
+         "b": np.full((1, 8, 1, 1), 7, np.uint8)},
+        {"added": "b'", "more": [("DequantizeLinear", ["b", "xs", "xz"], ["b'"])],
+         "b": np.full(SHAPE, 7, np.uint8)},
+        {"added": "b'",  # broadcast
+         "more": [("ReduceMax", ["x'"], ["r"], {"keepdims": 1}),
+                  ("QuantizeLinear", ["r", "xs", "xz"], ["rq"]),
+                  ("DequantizeLinear", ["rq", "xs", "xz"], ["b'"])]},
+        {"ys": np.float32(5e-6)},  # beyond the kernels' factors
+    ],
+)  # fmt: skip
+def test_a_sum_that_does_not_fit_stays(replaced, block, feed, case):
+    kinds, _ = replaced(block(**case), feed, axis="inputs")
+    assert "SparseQConv" in kinds
+    assert "Add" in kinds
+
+
+def test_its_factors_have_fifteen_bits(block, find):
+    graph, layers, shapes = find(block())
+    (operator,) = fuse(graph, layers, shapes)
+    addition = operator.epilogue.addition
+    scales = np.array([0.3, 0.05]) / 0.31
+    factors = np.array([addition.factor, addition.residual_factor])
+    assert 2**14 <= factors.max() < 2**15
+    np.testing.assert_allclose(factors / 2**addition.shift, scales, atol=2**-15)
+
+
+def test_an_operator_with_another_sum_computes_something_else(replaced, block, feed, monkeypatch):
+    """The comparison above detects a wrong factor."""
+    build = SparseOperator.build
+
+    def wrong(self, *args):
+        addition = self.epilogue.addition
+        addition = replace(addition, residual_factor=int(addition.residual_factor * 1.05))
+        return build(replace(self, epilogue=replace(self.epilogue, addition=addition)), *args)
+
+    monkeypatch.setattr(SparseOperator, "build", wrong)
+    with pytest.raises(AssertionError):
+        replaced(block(), feed)
