@@ -29,7 +29,7 @@ BlockConv::BlockConv(const NodeInfo& node, std::optional<ByteAddition> addition)
           {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})),
       addition_(addition) {}
 
-void BlockConv::run(const Call& call) const {
+void BlockConv::run(const Call& call, const Place& place) const {
   const Tensor x = call.input(kX, ort::kUint8);
   require(static_cast<bool>(x), "X must be there");
   require(weights_.blocks.has_bias || !call.input(kSumBias, ort::kInt32),
@@ -48,7 +48,7 @@ void BlockConv::run(const Call& call) const {
   batch.plan = plans_.find(input.height, input.width,
                            [&] { return make_block_plan(weights_.blocks, window_, input, output); });
   batch.x = x.bytes();
-  batch.y = call.output_bytes(shape);
+  batch.y = place(shape);
   batch.residual = residual.bytes();
   int64_t steps = 0;
   for (const Steps& part : batch.plan->parts) steps += static_cast<int64_t>(part.all.size());

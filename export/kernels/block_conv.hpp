@@ -4,6 +4,7 @@
 // no gap lies between rows.
 #pragma once
 
+#include <functional>
 #include <optional>
 
 #include "block_plan.hpp"
@@ -16,8 +17,13 @@ namespace mfac {
 
 class BlockConv {
  public:
+  // Returns where an output of a shape is to be written.
+  using Place = std::function<uint8_t*(const Shape& shape)>;
   explicit BlockConv(const NodeInfo& node, std::optional<ByteAddition> addition = {});
-  void run(const Call& call) const;
+  void run(const Call& call) const {
+    run(call, [&](const Shape& shape) { return call.output_bytes(shape); });
+  }
+  void run(const Call& call, const Place& place) const;
 
  private:
   struct Batch;

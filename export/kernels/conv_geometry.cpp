@@ -126,6 +126,16 @@ Window read_depthwise_window(const NodeInfo& node, int64_t height, int64_t width
   return w;
 }
 
+Window read_pool_window(const NodeInfo& node) {
+  Window w{false, {}, {}, {1, 1}, {}};
+  copy_integers(node, "pool_kernel_shape", 1, false, 1, w.kernel);
+  copy_integers(node, "pool_strides", 1, false, 1, w.strides);
+  copy_integers(node, "pool_pads", 0, false, 0, w.pads);
+  for (int side = 0; side < 4; ++side)
+    require(w.pads[side] < w.kernel[side % 2], "pool_pads must be smaller than pool_kernel_shape");
+  return w;
+}
+
 int64_t divided(const NodeInfo& node, const char* name, int64_t parts) {
   const int64_t value = node.integer(name);
   require(parts >= 1 && value >= 1 && value % parts == 0, name,

@@ -62,6 +62,8 @@ struct Window {
 Window read_window(const NodeInfo& node);
 // The window of a depthwise convolution that follows another one.
 Window read_depthwise_window(const NodeInfo& node, int64_t height, int64_t width);
+// The window over which a convolution's output is pooled.
+Window read_pool_window(const NodeInfo& node);
 // Read batch and size from a tensor's shape. Throws Refusal if it does not fit.
 Images read_images(const Shape& shape, int64_t channels, const Window& window, bool planes,
                    int64_t* batch);

@@ -94,11 +94,12 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   static const ort::CustomOp quantised_linear = describe<QuantisedLinear>();
   static const ort::CustomOp quantised_conv = describe<QuantisedConv>();
   static const ort::CustomOp quantised_conv_add = describe<QuantisedConvAdd>();
+  static const ort::CustomOp conv_max_pool = describe<ConvMaxPool>();
   static const ort::CustomOp to_float = describe<LinearToFloat>();
   static const ort::CustomOp via_float = describe<LinearViaFloat>();
   static ort::CustomOpDomain* const domain =
       make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float,
-                         &conv_depthwise, &quantised_conv_add});
+                         &conv_depthwise, &quantised_conv_add, &conv_max_pool});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

@@ -1,6 +1,7 @@
 // SparseQLinear: Y[..., N] = requantised(X[..., K] W^T + bias), unsigned bytes in and out.
 // SparseQLinearToFloat, SparseQLinearViaFloat: the same with floats after the sums.
 // SparseQConv: Y = requantised(conv(X, W) + bias), unsigned bytes in and out, [N, C, H, W].
+// SparseQConvMaxPool: the same, and the largest byte in each window of the result; in blocks of outputs.
 // SparseQConvAdd: the same with a residual added, unsigned bytes as well; in blocks of outputs only.
 //
 // With the attribute `block` the weights are in blocks of outputs, without it in quads of inputs.
@@ -10,6 +11,7 @@
 
 #include "block_conv.hpp"
 #include "block_linear.hpp"
+#include "conv_max_pool.hpp"
 #include "quad_conv.hpp"
 #include "quad_linear.hpp"
 #include "quantised_depthwise.hpp"

@@ -18,6 +18,7 @@ from mfac_compress.export.sparse.patterns.other_quantised import unsupported_rea
 from mfac_compress.export.sparse.patterns.quantised_conv import match_quantised_conv
 from mfac_compress.export.sparse.patterns.quantised_gemm import match_quantised_gemm
 from mfac_compress.export.sparse.patterns.quantised_matmul import match_quantised_matmul
+from mfac_compress.export.sparse.patterns.quantised_pool import add_max_pool
 from mfac_compress.export.sparse.patterns.quantised_residual import add_quantised_residual
 from mfac_compress.export.sparse.patterns.residual import add_residual
 from mfac_compress.export.sparse.patterns.rounding import add_rounding
@@ -132,7 +133,11 @@ def _extend(
         # In a sum of two layers, one takes the other as its residual.
         if longer is not None and not taken & set(longer.nodes):
             operator = longer
-    for longer in (add_rounding(graph, operator), add_quantised_residual(graph, operator, shapes)):
+    for longer in (
+        add_rounding(graph, operator),
+        add_quantised_residual(graph, operator, shapes),
+        add_max_pool(graph, operator),
+    ):
         if longer is not None and not taken & set(longer.nodes):
             return longer
     return operator

@@ -14,6 +14,7 @@ DOMAIN = "mfac_compress"
 VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
 _WITH_RESIDUAL = ("SparseLinear", "SparseConv", "SparseQLinearToFloat", "SparseQConvAdd")
+_ONLY_CONVOLUTIONS = ("SparseQLinearAdd", "SparseQLinearMaxPool")
 _READ_BEYOND = 32
 _ALIGNED = (8, 16, 32)
 _BETWEEN_ROWS = 8
@@ -97,6 +98,21 @@ class Addition:
 
 
 @dataclass(frozen=True)
+class MaxPool:
+    """What takes the largest byte of each window of a quantised convolution's result.
+
+    Attributes:
+        kernel: Height and width of the window.
+        strides: Down and across.
+        pads: Top, left, bottom and right, smaller than the window.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Rounding:
     """Epilogue of a quantised operator: y = clip(round((sum + bias) · scale) + zero point), uint8.
 
@@ -106,7 +122,7 @@ class Rounding:
         y_zero_point: In 0 to 255.
         low: Smallest y, at least 0: the activation's lower bound.
         high: Largest y, at most 255: the activation's upper bound.
-        addition: What adds a residual to y, of a convolution in blocks of outputs.
+        then: What follows the rounding, of a convolution in blocks of outputs.
     """
 
     scales: np.ndarray
@@ -114,7 +130,7 @@ class Rounding:
     y_zero_point: int
     low: int = 0
     high: int = 255
-    addition: Addition | None = None
+    then: Addition | MaxPool | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +152,7 @@ class Scaling:
     output: tuple[float, int] | None = None
 
 
+_THEN = {type(None): "", Addition: "Add", MaxPool: "MaxPool"}
 LARGEST_SCALE = 1e28
 LARGEST_BIAS = 1e38
 """Larger numbers could leave float32 when they are multiplied with sums, or added to them."""
@@ -219,7 +236,7 @@ def _kind(
         kind = "SparseLinear" if window is None else "SparseConv"
     elif isinstance(epilogue, Rounding):
         kind = "SparseQLinear" if window is None else "SparseQConv"
-        kind += "Add" if epilogue.addition else ""
+        kind += _THEN[type(epilogue.then)]
     elif window is not None:
         raise ValueError("a quantised convolution cannot go on in floats: its epilogue is Rounding")
     else:
@@ -232,8 +249,8 @@ def _kind(
         kind = "SparseConvDepthwise"
     if residual is not None and kind not in _WITH_RESIDUAL:
         raise ValueError(f"{kind} has no residual. Got {residual.name!r}.")
-    if kind == "SparseQLinearAdd" or (kind == "SparseQConvAdd" and residual is None):
-        raise ValueError("an addition needs a convolution and its residual.")
+    if kind in _ONLY_CONVOLUTIONS or (kind == "SparseQConvAdd" and residual is None):
+        raise ValueError("pooling needs a convolution, and an addition one with a residual.")
     return kind
 
 
@@ -244,7 +261,7 @@ def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
             "y_zero_point": epilogue.y_zero_point,
             "min": epilogue.low,
             "max": epilogue.high,
-        } | _addition_attributes(epilogue.addition)
+        } | _then_attributes(epilogue.then)
     if isinstance(epilogue, Scaling):
         given = _epilogue_attributes(epilogue.activation) | {"x_zero_point": epilogue.x_zero_point}
         if epilogue.output is not None:
@@ -257,17 +274,23 @@ def _epilogue_attributes(epilogue: Epilogue) -> dict[str, Any]:
     return given
 
 
-def _addition_attributes(addition: Addition | None) -> dict[str, Any]:
-    if addition is None:
-        return {}
-    return {
-        "add_factor": addition.factor,
-        "add_residual_factor": addition.residual_factor,
-        "add_offset": addition.offset,
-        "add_shift": addition.shift,
-        "add_min": addition.low,
-        "add_max": addition.high,
-    }
+def _then_attributes(then: Addition | MaxPool | None) -> dict[str, Any]:
+    if isinstance(then, MaxPool):
+        return {
+            "pool_kernel_shape": list(then.kernel),
+            "pool_strides": list(then.strides),
+            "pool_pads": list(then.pads),
+        }
+    if isinstance(then, Addition):
+        return {
+            "add_factor": then.factor,
+            "add_residual_factor": then.residual_factor,
+            "add_offset": then.offset,
+            "add_shift": then.shift,
+            "add_min": then.low,
+            "add_max": then.high,
+        }
+    return {}
 
 
 def _depthwise_attributes(depthwise: Depthwise) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from mfac_compress.export.sparse.nodes import (
     sparse_node,
 )
 
+_MOST_IN_OUTPUTS = 1.1
+"""Memory of a weight in blocks of outputs, relative to the smallest."""
+
 
 @dataclass(frozen=True, eq=False)
 class SparseOperator:
@@ -122,9 +125,18 @@ class SparseOperator:
         return self.makes_floats and activation == NO_ACTIVATION
 
     @property
-    def _adds_bytes(self) -> bool:
-        """Whether it adds a residual of bytes, as only blocks of outputs do."""
-        return isinstance(self.epilogue, Rounding) and self.epilogue.addition is not None
+    def _has_more(self) -> bool:
+        """Whether an operation on bytes follows its rounded sums, in blocks of outputs only."""
+        return isinstance(self.epilogue, Rounding) and self.epilogue.then is not None
+
+    @property
+    def can_have_more(self) -> bool:
+        """Whether an operation on bytes may follow its rounded sums: it is a convolution, and not
+        much larger in blocks of outputs than in others."""
+        makes_bytes = isinstance(self.epilogue, Rounding) and not self._has_more
+        if not makes_bytes or self.window is None or self.is_depthwise:
+            return False
+        return Block(4, "outputs") in self.blocks(_MOST_IN_OUTPUTS)
 
     def activated(self, nodes: Sequence[ir.Node], activation: Activation) -> "SparseOperator":
         """Return it with the activation that some nodes after it compute."""
@@ -139,7 +151,7 @@ class SparseOperator:
             max_padding: Largest number of stored values, relative to the blocks that need fewest.
         """
         blocks = possible_blocks(self.weight.dtype)
-        if self._adds_bytes:
+        if self._has_more:
             blocks = tuple(block for block in blocks if block.axis == "outputs")
         stored = {block: self._pack(block).values.size for block in blocks}
         most = max_padding * min(stored.values())

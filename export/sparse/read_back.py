@@ -13,7 +13,7 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 """Their second input is the weight. Operators that only copy values have none."""
 _SPARSE = (
     "SparseLinear", "SparseConv", "SparseQLinear", "SparseQLinearToFloat", "SparseQLinearViaFloat",
-    "SparseQConv", "SparseQConvAdd", "SparseConvDepthwise",
+    "SparseQConv", "SparseQConvAdd", "SparseQConvMaxPool", "SparseConvDepthwise",
 )  # fmt: skip
 
 

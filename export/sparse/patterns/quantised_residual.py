@@ -12,15 +12,12 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.format import Block
 from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
-from mfac_compress.export.sparse.nodes import Addition, Rounding
+from mfac_compress.export.sparse.nodes import Addition
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
 from mfac_compress.export.sparse.patterns.quantised_layer import byte_limits, quantised_end
 
-_BLOCK = Block(4, "outputs")
-_MAX_PADDING = 1.1  # above it the convolution alone is faster in the other blocks
 _LARGEST_FACTOR, _LARGEST_SHIFT = 2**15 - 1, 22
 
 
@@ -36,7 +33,7 @@ def add_quantised_residual(
     """
     own = only_user(operator.y)
     node = only_user(own.outputs[0]) if is_operator(own, "DequantizeLinear") else None
-    if not is_operator(node, "Add") or not _takes_bytes(operator):
+    if not is_operator(node, "Add") or not operator.can_have_more:
         return None
     terms = _terms(graph, node, own.outputs[0], shapes)
     end = quantised_end(graph, node)
@@ -50,7 +47,7 @@ def add_quantised_residual(
         nodes=(*operator.nodes, own, *nodes),
         feeding=tuple({*operator.feeding, residual.node}),
         residual=residual.value,
-        epilogue=replace(operator.epilogue, addition=addition),
+        epilogue=replace(operator.epilogue, then=addition),
     )
 
 
@@ -66,14 +63,6 @@ def _terms(
     if any(isinstance(each, Unsupported) or unless_bytes(each, "", "") for each in terms):
         return None
     return terms if graph.constant(terms[1].value) is None else None
-
-
-def _takes_bytes(operator: SparseOperator) -> bool:
-    """Whether it is a convolution that makes bytes, and may as well be in blocks of outputs."""
-    makes_bytes = isinstance(operator.epilogue, Rounding) and operator.epilogue.addition is None
-    if not makes_bytes or operator.window is None or operator.is_depthwise:
-        return False
-    return _BLOCK in operator.blocks(_MAX_PADDING)
 
 
 def _addition(

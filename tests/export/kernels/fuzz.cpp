@@ -39,6 +39,7 @@ struct KernelInfo {
   bool to_float = false;  // and in its output
   bool joined = false;    // a convolution with a depthwise one after it
   bool added = false;     // a quantised convolution with a residual
+  bool pooled = false;    // one whose result is pooled
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -300,6 +301,16 @@ void add_activation(KernelInfo& node, const std::string& prefix) {
   node.ints[prefix + "max"] = {1};
 }
 
+void add_pool(KernelInfo& node) {
+  node.pooled = true;
+  const std::vector<int64_t> kernel = {pick(1, 4), pick(1, 4)};
+  node.ints["pool_kernel_shape"] = kernel;
+  node.ints["pool_strides"] = {pick(1, 3), pick(1, 3)};
+  std::vector<int64_t> pads;
+  for (int side = 0; side < 4; ++side) pads.push_back(pick(0, kernel[side % 2] - 1));
+  node.ints["pool_pads"] = pads;
+}
+
 void add_residual(KernelInfo& node, const std::vector<int64_t>& shape) {
   node.added = true;
   node.ints["add_factor"] = {pick(0, 32767)};
@@ -434,7 +445,11 @@ void make_conv(KernelInfo& node, bool hostile) {
     add_weights(node, size, hostile);
     add_common(node, size.block);
     const std::vector<int64_t> y = output_of(x);
-    if (!quads && y[2] > 0 && y[3] > 0 && chance(0.4)) add_residual(node, image_shape(false, y, line));
+    const bool goes_on = !quads && y[2] > 0 && y[3] > 0 && chance(0.6);
+    if (goes_on && chance(0.6))
+      add_residual(node, image_shape(false, y, line));
+    else if (goes_on && !line)
+      add_pool(node);
     return quads ? clear_beyond(node, channels, taps) : clear_beyond_outputs(node, size);
   }
   node.joined = parts == 1 && !line && !depthwise && chance(0.4);
@@ -511,7 +526,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 8) return 2;
+  if (ops.size() != 9) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -540,7 +555,8 @@ int main(int argc, char** argv) {
     std::thread([&] {
       const int floats = node.to_float ? 4 : 5;
       const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
-      const int op = node.added ? 7 : node.joined ? 6 : node.floats ? floats : plain;
+      const int after = node.added ? 7 : 8;
+      const int op = node.added || node.pooled ? after : node.joined ? 6 : node.floats ? floats : plain;
       good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {

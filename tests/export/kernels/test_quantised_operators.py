@@ -8,7 +8,15 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Addition, Rounding, Window, pack, pack_1x4, sparse_node
+from mfac_compress.export.sparse import (
+    Addition,
+    MaxPool,
+    Rounding,
+    Window,
+    pack,
+    pack_1x4,
+    sparse_node,
+)
 
 OPERATORS = 32  # in a graph; 512 for each instruction set, and 1,536 more in the long form
 KEPT = (0.0, 0.02, 0.1, 0.3, 1.0)
@@ -176,20 +184,60 @@ class _ConvAdd(_Conv):
                 y,
                 pack(self.weight, block=4, group=self.group),
                 window=self.window,
-                epilogue=replace(self.rounding, addition=addition),
+                epilogue=replace(self.rounding, then=addition),
                 bias=self.bias,
                 residual=ir.Value(name=f"{name}.r"),
             )
         ]
 
 
-@pytest.mark.parametrize("operator", [_Linear, _Conv, _ConvAdd], ids=["linear", "conv", "add"])
+def _pool(random, size):
+    """One that fits into an image of a size."""
+    while True:
+        kernel, strides = (tuple(int(n) for n in random.integers(1, 4, 2)) for _ in range(2))
+        pads = tuple(int(random.integers(0, side)) for side in kernel * 2)
+        if all(size[a] + pads[a] + pads[a + 2] >= kernel[a] for a in range(2)):
+            return MaxPool(kernel, strides, pads)
+
+
+def _pooled(y, pool):
+    """The largest bytes of all windows."""
+    padded = np.pad(y, ((0, 0), (0, 0), pool.pads[0::2], pool.pads[1::2]))
+    windows = sliding_window_view(padded, pool.kernel, axis=(2, 3))
+    return windows[:, :, :: pool.strides[0], :: pool.strides[1]].max(axis=(4, 5))
+
+
+class _ConvMaxPool(_Conv):
+    """A convolution in blocks of outputs, whose result is pooled."""
+
+    def __init__(self, random, name):
+        super().__init__(random, name)
+        ((y, image),) = self.expected.items()
+        pool = _pool(random, image.shape[2:])
+        self.expected[y] = _pooled(image, pool)
+        self.nodes = [
+            sparse_node(
+                name,
+                ir.Value(name=f"{name}.x"),
+                y,
+                pack(self.weight, block=4, group=self.group),
+                window=self.window,
+                epilogue=replace(self.rounding, then=pool),
+                bias=self.bias,
+            )
+        ]
+
+
+KINDS = {"linear": _Linear, "conv": _Conv, "add": _ConvAdd, "pool": _ConvMaxPool}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "seed", [*range(8), *(pytest.param(n, marks=pytest.mark.long) for n in range(8, 32))]
 )
-def test_it_equals_whole_numbers(sessions_by_set, operator, seed):
+def test_it_equals_whole_numbers(sessions_by_set, kind, seed):
     random = np.random.default_rng(seed)
-    drawn = [operator(random, f"o{i}") for i in range(OPERATORS)]
+    drawn = [KINDS[kind](random, f"o{i}") for i in range(OPERATORS)]
     arrays = {name: array for one in drawn for name, array in one.arrays.items()}
     expected = {name: array for one in drawn for name, array in one.expected.items()}
     nodes = [node for one in drawn for node in one.nodes]

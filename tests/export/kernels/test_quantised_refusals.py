@@ -7,7 +7,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from mfac_compress.export.sparse import Addition, Rounding, Window, pack, pack_1x4, sparse_node
+from mfac_compress.export.sparse import (
+    Addition,
+    MaxPool,
+    Rounding,
+    Window,
+    pack,
+    pack_1x4,
+    sparse_node,
+)
 
 PACKED = pack_1x4(np.tile(np.array([1, 0, 0, 0], np.int8), (8, 2)))
 BLOCKS = pack(np.ones((7, 3), np.int8), block=4)
@@ -202,7 +210,7 @@ def test_an_empty_batch_gives_an_empty_batch(sessions):
 
 def _conv_add(**changed):
     addition = Addition(1, 1, 0, 0)
-    rounding = Rounding(np.ones(4, np.float32), 3, 5, addition=addition)
+    rounding = Rounding(np.ones(4, np.float32), 3, 5, then=addition)
     node = sparse_node(
         "c",
         ir.Value(name="x"),
@@ -244,3 +252,43 @@ def test_a_residual_of_another_size_is_refused(any_sessions, shape):
         feeds["r"] = np.zeros(shape, np.uint8)
     with pytest.raises(Exception, match=r"residual must be \[1, 4, 6, 6\]"):
         session.run(None, feeds)
+
+
+def _conv_pool(**changed):
+    pool = MaxPool((2, 2), (2, 2), (0, 0, 0, 0))
+    rounding = Rounding(np.ones(4, np.float32), 3, 5, then=pool)
+    weights = pack(np.ones((4, 3, 3, 3), np.int8), block=4)
+    node = sparse_node("c", ir.Value(name="x"), "y", weights, window=Window(), epilogue=rounding)
+    return _with(node, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pool_kernel_shape": [0, 2]}, "pool_kernel_shape must lie in"),
+        ({"pool_kernel_shape": [2]}, "pool_kernel_shape must have 2 numbers"),
+        ({"pool_strides": [2, 0]}, "pool_strides must lie in"),
+        ({"pool_pads": [0, 2, 0, 0]}, "pool_pads must be smaller"),
+        ({"pool_pads": [0, -1, 0, 0]}, "pool_pads must lie in"),
+        ({"pool_pads": None}, "pool_pads"),
+        ({"block": None}, "block must be 4"),
+    ],
+)
+def test_pooling_that_does_not_fit_is_refused(refused, changed, message):
+    refused(_conv_pool(**changed), message)
+
+
+def test_an_image_smaller_than_the_window_of_the_pooling_is_refused(any_sessions):
+    session = any_sessions.open(
+        [_conv_pool(pool_kernel_shape=[7, 7])], ["y"], kind=TensorProto.UINT8
+    )
+    with pytest.raises(Exception, match="must be at least as large as the dilated kernel"):
+        session.run(None, {"x": np.zeros((1, 3, 8, 8), np.uint8)})
+
+
+@pytest.mark.parametrize("node", [_conv_add, _conv_pool])
+def test_a_batch_without_images_has_no_results(any_sessions, node):
+    session = any_sessions.open([node()], ["y"], kind=TensorProto.UINT8)
+    feeds = {"x": np.zeros((0, 3, 8, 8), np.uint8), "r": np.zeros((0, 4, 6, 6), np.uint8)}
+    feeds = {given.name: feeds[given.name] for given in session.get_inputs()}
+    assert session.run(None, feeds)[0].shape[0] == 0

@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import fuse
 from mfac_compress.export.sparse.format import Block
+from mfac_compress.export.sparse.layout import Placement
 from mfac_compress.export.sparse.operator import SparseOperator
+from mfac_compress.export.sparse.read_back import packed_weights
 
 SHAPE = (2, 8, 9, 7)
 BYTES = ["QuantizeLinear", "DequantizeLinear"]
@@ -114,11 +117,19 @@ def test_a_sum_that_does_not_fit_stays(replaced, block, feed, case):
 def test_its_factors_have_fifteen_bits(block, find):
     graph, layers, shapes = find(block())
     (operator,) = fuse(graph, layers, shapes)
-    addition = operator.epilogue.addition
+    addition = operator.epilogue.then
     scales = np.array([0.3, 0.05]) / 0.31
     factors = np.array([addition.factor, addition.residual_factor])
     assert 2**14 <= factors.max() < 2**15
     np.testing.assert_allclose(factors / 2**addition.shift, scales, atol=2**-15)
+
+
+def test_its_weight_is_read_back(block, find):
+    graph, layers, shapes = find(block())
+    (operator,) = fuse(graph, layers, shapes)
+    model = rewrite(graph, {operator: Placement(Block(4))})
+    ((_, weight),) = packed_weights(model, graph.model)
+    np.testing.assert_array_equal(weight, _weight())
 
 
 def test_an_operator_with_another_sum_computes_something_else(replaced, block, feed, monkeypatch):
@@ -126,9 +137,9 @@ def test_an_operator_with_another_sum_computes_something_else(replaced, block, f
     build = SparseOperator.build
 
     def wrong(self, *args):
-        addition = self.epilogue.addition
+        addition = self.epilogue.then
         addition = replace(addition, residual_factor=int(addition.residual_factor * 1.05))
-        return build(replace(self, epilogue=replace(self.epilogue, addition=addition)), *args)
+        return build(replace(self, epilogue=replace(self.epilogue, then=addition)), *args)
 
     monkeypatch.setattr(SparseOperator, "build", wrong)
     with pytest.raises(AssertionError):
