@@ -83,7 +83,7 @@ class FakeQuantisation(TorchFunctionMode):
         ...     _ = net.weight.copy_(torch.tensor([[1.0, 1.0], [0.3, 1.0]]))
         >>> with FakeQuantisation(net, [FakeQuantisedLayer("weight", 0.5, 0)], levels=4):
         ...     net(torch.tensor([[0.9, 0.5], [-1.0, 0.5]])).tolist()
-        [[1.5, 0.75], [0.5, 0.0]]
+        [[1.5, 0.75], [0.5, 0.5]]
     """
 
     def __init__(

@@ -87,8 +87,8 @@ class RecoverSection(Section):
     quantization_aware: Index = 0
     """The last so many of `epochs` compute with weights and inputs of layers rounded to 8 bits, as
     `model.int8.onnx` does: with the ranges of activations that are measured before them, and that
-    ship. Needs `quantize: static`. Of these epochs alone one is kept. Not for the epochs of
-    `prune.epochs_between`."""
+    ship. Needs `quantize: static`. Where the best epoch is kept, it is one of these, or what they
+    start from. The epochs of `prune.epochs_between` train in float."""
     momentum: Share = 0.9
     """Of `sgd` and `mfac`."""
     window: SlidingWindowSection = SlidingWindowSection()
