@@ -15,9 +15,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
+from mfac_compress.export.layer_scales import LayerScale, layer_scales
 from mfac_compress.export.names import Feeds
 from mfac_compress.export.onnx_file import write_graph
 from mfac_compress.export.quantised_weights import replace_steps
@@ -33,6 +35,8 @@ from mfac_compress.export.quantiser_parts import (
 )
 
 Ranges = Literal["minmax", "entropy", "percentile"]
+ActivationRanges = Mapping[str, np.ndarray]
+"""Lowest and highest value of activations, by their names in the float file. Float32 ``[2]``."""
 
 _BETWEEN = (
     "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Pad",
@@ -51,19 +55,22 @@ class StaticQuantiser:
         path: The float file.
         batches: Inputs by name, on which the ranges are measured.
         ranges: What an activation's range is.
+        measured: The ranges where they are known already; no batch is then read.
         per_channel: Give each output of a layer a scale of its own.
         reduce_range: Use 7 of the weights' 8 bits.
         scratch: Folder for temporary files, of which none stays.
     Raises:
-        ValueError: If there is no batch, or ONNX Runtime cannot run the file on one.
+        ValueError: If there is no batch, or ONNX Runtime cannot run the file on one; if the known
+            ranges are not those of this file.
     """
 
     def __init__(
         self,
         path: Path,
-        batches: Iterable[Feeds],
+        batches: Iterable[Feeds] | None,
         *,
         ranges: Ranges = "minmax",
+        measured: ActivationRanges | None = None,
         per_channel: bool = True,
         reduce_range: bool = False,
         scratch: Path,
@@ -75,10 +82,20 @@ class StaticQuantiser:
             onnx.save(onnx.load(path), copied, save_as_external_data=is_large(path))
             self.model = load_with_shapes(copied)
             """The float model. Not to be changed."""
-            self._ranges = _measure(copied, folder, batches, ranges)
+            if measured is None:
+                self._ranges = _measure(copied, folder, batches, ranges)
+            else:
+                self._ranges = _as_measured(measured)
+        self.ranges: ActivationRanges = {
+            name: np.array([one.lowest, one.highest], np.float32).reshape(2)
+            for name, one in self._ranges.items()
+        }
+        """Of all activations."""
         nodes = self.model.graph.node
         self.layers = tuple(layers_of(self.model))
         """Layers that can be in 8 bits."""
+        if measured is not None:
+            self._check_ranges()
         own = {layer.node for layer in self.layers}
         self._never = [
             node.name for node in nodes if node.op_type in LAYERS and node.name not in own
@@ -112,6 +129,25 @@ class StaticQuantiser:
         """Write the model in float but for one layer."""
         biases = [self._biases[node]] if node in self._biases else []
         self._write(output, steps, None, only=[node, *biases])
+
+    def scales(self) -> tuple[LayerScale, ...]:
+        """The scales of the layers of the file that has all of them in 8 bits.
+
+        Raises:
+            ValueError: If ONNX Runtime's quantiser cannot write it.
+        """
+        with workplace(self._scratch) as folder:
+            self.write(folder / "int8.onnx")
+            return tuple(layer_scales(folder / "int8.onnx", self.layers))
+
+    def _check_ranges(self) -> None:
+        read = {node.name: node.input[0] for node in self.model.graph.node}
+        missing = [read[one.node] for one in self.layers if read[one.node] not in self.ranges]
+        if missing:
+            raise ValueError(
+                "The ranges must be those of the file's activations, with the input of each layer "
+                f"among them. {missing[0]} is not. Measure them anew on this file."
+            )
 
     def _write(
         self,
@@ -205,6 +241,15 @@ def _measure(path: Path, folder: Path, batches: Iterable[Feeds], ranges: Ranges)
         if not found:
             raise ValueError("no samples were given")
         return found
+
+
+def _as_measured(ranges: ActivationRanges) -> Any:
+    """Ranges as ONNX Runtime's calibration returns them."""
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    found = {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
+    return TensorsData(CalibrationMethod.MinMax, found)
 
 
 class _Batches:

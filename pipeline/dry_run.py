@@ -117,6 +117,8 @@ def _recovery(recipe: Recipe, inputs: Inputs) -> str:
         return f"by recover.loop {inputs.loop.name}, on {samples}"
     when = f"{between} epoch(s) after each step before, " if between else ""
     text = f"{when}{section.epochs} epoch(s) at the end"
+    if section.quantization_aware:
+        text += f", the last {section.quantization_aware} quantization-aware"
     text += f", on {len(inputs.training):,} {section.split} samples"
     if section.distill is not None:
         distance = section.distill.distance(inputs.task.loss_name)

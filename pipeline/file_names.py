@@ -35,6 +35,8 @@ IN_INT8 = {DENSE: DENSE_INT8, SPARSE: INT8}
 LIBRARY = Path("kernels", "libmfac_sparse.so")
 WEIGHTS = "model.safetensors"
 MASKS = "masks.safetensors"
+RANGES = "activation_ranges.safetensors"
+"""With which quantization-aware epochs have trained, and with which the model ships."""
 
 
 def variant_of(file: str) -> str:

@@ -25,6 +25,7 @@ from mfac_compress.pipeline.stages import (
     own_loop,
     prune,
     prune_layers,
+    quantization_aware,
     quantize,
     reconstruct,
     recover,
@@ -55,7 +56,8 @@ def _states(recipe: Recipe, inputs: Inputs, storage: Path | None) -> Iterator[St
     """Prune, repair and recover in turn, each from the state before; the last is ``recover``."""
     if recipe.prune.uses_gradients:
         yield _calibrate(recipe, inputs, storage)
-    between = recipe.recover.model_copy(update={"epochs": recipe.prune.epochs_between})
+    in_float = {"epochs": recipe.prune.epochs_between, "quantization_aware": 0}
+    between = recipe.recover.model_copy(update=in_float)
     steps = [[]] if inputs.given else steps_of(inputs.targets.units, recipe.prune)
     repair = recipe.reconstruct
     state: dict[str, str] = {}
@@ -200,6 +202,7 @@ def _recover(
             "calibration": inputs.calibration,
             "augment": inputs.data.augment,
             "seed": recipe.run.seed,
+            "in_8_bits": _in_8_bits(recipe, inputs) if section.quantization_aware else None,
         },
         after=state,
         check=partial(recover.check, where=recipe.where, epochs_key=epochs_key),
@@ -207,9 +210,16 @@ def _recover(
     )
 
 
+def _in_8_bits(recipe: Recipe, inputs: Inputs) -> quantization_aware.FileIn8Bits:
+    return quantization_aware.FileIn8Bits.of(
+        recipe.quantize, inputs.form, recipe.export.round_to, _removes_dead(recipe, inputs.model)
+    )
+
+
 def _by_loop(recover: Stage, inputs: Inputs) -> Stage:
     """The same by the user's own training, which knows nothing of other processes."""
     reads = {**recover.reads, "loop": inputs.loop, "samples": inputs.training}
+    del reads["in_8_bits"]
     return replace(recover, run=own_loop.recover_by_loop, reads=reads, ranks="zero")
 
 
@@ -242,11 +252,12 @@ def _removes_dead(recipe: Recipe, model: Model) -> bool:
 
 
 def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:
+    trained = recipe.recover.quantization_aware
     return Stage(
         "quantize",
         quantize.quantize,
         reads={"section": recipe.quantize, "calibration": inputs.calibration},
-        after={"export": "export"},
+        after={"export": "export", **({"trained": "recover"} if trained else {})},
         check=partial(quantize.check, where=recipe.where),
         facts=quantize.Quantised,
         ranks="zero",

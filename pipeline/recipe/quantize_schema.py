@@ -32,10 +32,11 @@ class QuantizeSection(Section):
     reduce_range: bool = True
     """Use 7 of the weights' 8 bits. Processors without VNNI (AVX2, and AVX-512 before it) add pairs
     of products in 16 bits, which overflow otherwise, and ONNX Runtime's outputs are wrong there."""
-    weight_update: Literal["none", "obs"] = "obs"
+    weight_update: Literal["none", "obs"] | None = None
     """How weights are rounded. `none`: each to its nearest step. `obs`: by layers, one weight after
     the other, those that are not rounded yet making up for the error; where a layer's outputs, and
-    the model's, come nearer to those in float on held-out calibration samples."""
+    the model's, come nearer to those in float on held-out calibration samples. Default: `obs`, but
+    `none` after quantization-aware epochs (`recover.quantization_aware`), which round so."""
     max_divergence: NonNegative | None = 0.01
     """Most that the outputs may move away from those of `model.onnx` on held-out calibration
     samples: mean KL divergence for classes, else mean squared difference in units of the outputs'

@@ -84,6 +84,11 @@ class RecoverSection(Section):
     `schedule`, has brought the outputs nearest to the dense model's on the held-out samples."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate moves from `lr` to the end."""
+    quantization_aware: Index = 0
+    """The last so many of `epochs` compute with weights and inputs of layers rounded to 8 bits, as
+    `model.int8.onnx` does: with the ranges of activations that are measured before them, and that
+    ship. Needs `quantize: static`. Where the best epoch is kept, it is one of these, or what they
+    start from. The epochs of `prune.epochs_between` train in float."""
     momentum: Share = 0.9
     """Of `sgd` and `mfac`."""
     window: SlidingWindowSection = SlidingWindowSection()
@@ -174,6 +179,8 @@ class RecoverSection(Section):
                 "must be 0 where recover.distill.weight is 1, which uses no labels. "
                 f"Got {self.label_smoothing}.",
             )
+        if self.quantization_aware:
+            yield from self._with_rounding()
         for key in ("mixup", "cutmix"):
             if getattr(self, key) is not None and self.needs_labels:
                 yield RecipeIssue(
@@ -181,6 +188,27 @@ class RecoverSection(Section):
                     "must be left out unless recover.distill is given, with weight 1: mixed "
                     f"samples have no labels. Got {getattr(self, key):g}.",
                 )
+
+    def _with_rounding(self) -> Iterator[RecipeIssue]:
+        """What does not go with quantization-aware epochs."""
+        if self.quantization_aware > self.epochs:
+            yield RecipeIssue(
+                ("quantization_aware",),
+                "must be at most recover.epochs, the last of which it names. Got "
+                f"{self.quantization_aware} with recover.epochs = {self.epochs}.",
+            )
+        if self.precision != "float32":
+            yield RecipeIssue(
+                ("precision",),
+                "must be float32 where recover.quantization_aware is given: bfloat16 does not "
+                f"hold all values of 8 bits. Got {self.precision}.",
+            )
+        if self.patience is not None:
+            yield RecipeIssue(
+                ("patience",),
+                "must be left out where recover.quantization_aware is given: the training would "
+                f"end before these epochs. Got {self.patience}.",
+            )
 
     def _unread_by_a_loop(self) -> Iterator[RecipeIssue]:
         for key, field in type(self).model_fields.items():

@@ -210,6 +210,7 @@ class Recipe(Section):
             )
         for issue in self.recover.issues_of_task(self.task.loss):
             yield replace(issue, key=("recover", *issue.key))
+        yield from self._quantization_aware_issues()
         yield from self._gradient_issues()
         yield from self._loss_issues()
         if isinstance(self.data, TextData):
@@ -256,6 +257,31 @@ class Recipe(Section):
                 "must be the name of a metric of task.further_metrics: "
                 f"{listed([*task.further_metrics]) or 'none is there'}. Got {name!r}."
                 + (f" Did you mean {near[0]}?" if near else ""),
+            )
+
+    def _quantization_aware_issues(self) -> Iterator[RecipeIssue]:
+        """Whether there is a file in 8 bits that rounds as quantization-aware epochs do."""
+        epochs, quantize = self.recover.quantization_aware, self.quantize
+        if epochs and quantize.mode != "static":
+            yield RecipeIssue(
+                ("recover", "quantization_aware"),
+                "must be 0 unless quantize.mode is static: these epochs are trained with the "
+                f"ranges that it measures. Got {epochs} with quantize.mode = {quantize.mode}. "
+                "Write quantize: static, or leave it out.",
+            )
+        if epochs and not quantize.per_channel:
+            yield RecipeIssue(
+                ("quantize", "per_channel"),
+                "must be true where recover.quantization_aware is given: with one scale for all "
+                "outputs, a batch norm that is folded into the weights changes how they round. "
+                f"Got false with recover.quantization_aware = {epochs}.",
+            )
+        if epochs and quantize.weight_update == "obs":
+            yield RecipeIssue(
+                ("quantize", "weight_update"),
+                "must be none, or left out, where recover.quantization_aware is given: these "
+                "epochs are trained with weights at their nearest steps. Got obs with "
+                f"recover.quantization_aware = {epochs}.",
             )
 
     def _gradient_issues(self) -> Iterator[RecipeIssue]:

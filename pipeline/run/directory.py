@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.errors import InputError
-from mfac_compress.pipeline.file_names import LIBRARY, MASKS, ONNX_FILES, WEIGHTS
+from mfac_compress.pipeline.file_names import LIBRARY, MASKS, ONNX_FILES, RANGES, WEIGHTS
 from mfac_compress.pipeline.run.artefact import Artefact
 
 RESULTS = (
@@ -23,6 +23,7 @@ RESULTS = (
     LIBRARY.as_posix(),
     WEIGHTS,
     MASKS,
+    RANGES,
 )
 _CACHE = ".cache"
 _LOCK = "run.lock"

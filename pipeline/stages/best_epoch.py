@@ -39,6 +39,16 @@ class BestEpoch:
             self.epoch, self._tensors = len(self.divergences), copy_of(tensors)
         self.divergences.append(divergence)
 
+    def restart(self, tensors: Mapping[str, Tensor], divergence: float) -> None:
+        """Judge the newest epoch anew, in another way, and let no earlier one be the best.
+
+        Args:
+            tensors: Of the newest epoch.
+            divergence: Of them, by which later epochs are compared with it.
+        """
+        self.divergences[-1] = divergence
+        self.epoch, self._tensors = len(self.divergences) - 1, copy_of(tensors)
+
     @property
     def is_over(self) -> bool:
         """Whether the training has gone on for too long without a better epoch."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mfac_compress.export import Kept, shrink_file
 from mfac_compress.pipeline.errors import StageError
@@ -51,11 +52,28 @@ def export(
     ]
     for name, tensors, properties in job.progress.track(files, "export", total=len(files)):
         model.write(tensors, job.folder / ONNX_FILES[name], form, properties)
+    path = job.folder / ONNX_FILES[SPARSE]
+    return Exported(shrunk(path, form, remove_dead=remove_dead, round_to=round_to))
+
+
+def shrunk(path: Path, form: OnnxForm, *, remove_dead: bool, round_to: int) -> Kept:
+    """Take dead channels out of a file, where the recipe says so.
+
+    Args:
+        path: The file; replaced.
+        form: How it was written.
+        remove_dead: Whether they go.
+        round_to: As for :func:`export`.
+
+    Returns:
+        What is left of each tensor that was cut.
+
+    Raises:
+        StageError: If cutting changed what the file computes.
+    """
     if not remove_dead:
-        return Exported({})
+        return {}
     try:
-        return Exported(
-            shrink_file(job.folder / ONNX_FILES[SPARSE], form.example, round_to=round_to)
-        )
+        return shrink_file(path, form.example, round_to=round_to)
     except ValueError as error:
         raise StageError("export", str(error)) from error

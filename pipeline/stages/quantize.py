@@ -13,16 +13,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from mfac_compress.export import open_session, predict
-from mfac_compress.export.quantise import StaticQuantiser
+from mfac_compress.export.quantise import ActivationRanges, StaticQuantiser
 from mfac_compress.export.quantise_dynamic import DynamicQuantiser
 from mfac_compress.export.quantised_weights import signed_weights
 from mfac_compress.export.quantiser_parts import Steps, weights_in_8_bits
 from mfac_compress.mfac.batch import Tree, map_tensors, named_tensors, size
 from mfac_compress.pipeline.errors import InputError, StageError
-from mfac_compress.pipeline.file_names import DENSE, IN_INT8, ONNX_FILES, SPARSE
+from mfac_compress.pipeline.file_names import DENSE, IN_INT8, ONNX_FILES, RANGES, SPARSE
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import QuantizeSection
@@ -71,6 +72,9 @@ class Quantised:
     """All that could be in 8 bits, in the graph's order."""
     rounding: Rounding | None = None
     """null: weights are rounded to nearest."""
+    trained: bool = False
+    """Whether the ranges of activations are those with which quantization-aware epochs have
+    trained, rather than measured on the pruned model."""
 
     @property
     def share(self) -> float:
@@ -118,13 +122,14 @@ def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData
     The dense one has every layer in 8 bits, as people would write it.
 
     Args:
-        job: Where, after the stage ``export``.
+        job: Where, after the stage ``export``; also after ``trained``, where that has the ranges
+            of activations with which the pruned model was trained.
         section: The recipe's ``quantize``.
         calibration: Has the samples.
     Raises:
         StageError: If no file in 8 bits is near enough to the float one.
     """
-    exported = job.before["export"].folder
+    exported, trained = job.before["export"].folder, job.before.get("trained")
     with TemporaryDirectory(prefix=".work-", dir=job.folder) as work:
         found = quantise_file(
             exported / ONNX_FILES[SPARSE],
@@ -133,8 +138,9 @@ def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData
             calibration=calibration,
             scratch=Path(work),
             step=job.progress.step,
+            measured=trained and load_file(trained.folder / RANGES),
         )
-        dense = _quantiser(exported / ONNX_FILES[DENSE], section, calibration, Path(work))
+        dense = quantiser_of(exported / ONNX_FILES[DENSE], section, calibration, Path(work))
         dense.write(job.folder / ONNX_FILES[IN_INT8[DENSE]], metadata=_metadata(section))
     return found
 
@@ -147,6 +153,7 @@ def quantise_file(
     calibration: CalibrationData,
     scratch: Path,
     step: Callable[[str, int, int], None],
+    measured: ActivationRanges | None = None,
 ) -> Quantised:
     """Write a float file in 8 bits, and say what is in it.
 
@@ -157,10 +164,12 @@ def quantise_file(
         calibration: Has the samples.
         scratch: Folder for temporary files.
         step: Shows what is at work, how much of it is done, and how much there is.
+        measured: Ranges of activations with which the model was trained; None to measure them.
     Raises:
-        StageError: If no file in 8 bits is near enough to the float one.
+        StageError: If no file in 8 bits is near enough to the float one, or the ranges are not
+            those of the file.
     """
-    return _Search(path, section, calibration, scratch, step).run(output)
+    return _Search(path, section, calibration, scratch, step, measured).run(output)
 
 
 class _Search:
@@ -172,6 +181,7 @@ class _Search:
         calibration: Has the samples.
         work: Folder for files on trial.
         step: Shows the progress.
+        measured: Ranges of activations with which the model was trained; None to measure them.
     """
 
     def __init__(
@@ -181,10 +191,12 @@ class _Search:
         calibration: CalibrationData,
         work: Path,
         step: Callable[[str, int, int], None],
+        measured: ActivationRanges | None,
     ) -> None:
         self._path, self._section, self._calibration = path, section, calibration
         self._work, self._step = work, step
-        self._quantiser = _quantiser(path, section, calibration, work)
+        self._trained = measured is not None
+        self._quantiser = quantiser_of(path, section, calibration, work, measured)
         self._steps: Steps = {}
         self._divergence = Divergence(FileModule(path), calibration, most=_JUDGED)
 
@@ -197,7 +209,9 @@ class _Search:
                 "quantize.mode must be off for a model without a convolution or matrix product "
                 "that has a constant weight.",
             )
-        rounded = self._round(output) if self._section.weight_update == "obs" else None
+        default = "none" if self._trained else "obs"
+        update = self._section.weight_update or default
+        rounded = self._round(output) if update == "obs" else None
         everything = reached = self._write(output)
         in_float: Sequence[str] = ()
         costs: dict[str, float] = {}
@@ -225,6 +239,7 @@ class _Search:
                 for one in layers
             ),
             rounding=rounding,
+            trained=self._trained,
         )
         if not found.share:
             raise StageError(
@@ -312,9 +327,24 @@ def _highest_first(costs: dict[str, float]) -> Callable[[str], float]:
     return lambda node: -math.inf if math.isnan(costs[node]) else -costs[node]
 
 
-def _quantiser(
-    path: Path, section: QuantizeSection, calibration: CalibrationData, work: Path
+def quantiser_of(
+    path: Path,
+    section: QuantizeSection,
+    calibration: CalibrationData,
+    work: Path,
+    measured: ActivationRanges | None = None,
 ) -> StaticQuantiser | DynamicQuantiser:
+    """The quantiser of a float file, as the recipe says.
+
+    Args:
+        path: The file.
+        section: The recipe's ``quantize``.
+        calibration: Has the samples on which ranges are measured.
+        work: Folder for temporary files.
+        measured: The ranges, where they are known already.
+    Raises:
+        StageError: If these are not of the file.
+    """
     if section.mode == "dynamic":
         return DynamicQuantiser(
             path,
@@ -322,14 +352,24 @@ def _quantiser(
             reduce_range=section.reduce_range,
             scratch=work,
         )
-    return StaticQuantiser(
-        path,
-        drawn_feeds(path, calibration, _STAGE, section.samples),
-        ranges=section.ranges,
-        per_channel=section.per_channel,
-        reduce_range=section.reduce_range,
-        scratch=work,
-    )
+    try:
+        return StaticQuantiser(
+            path,
+            None if measured else drawn_feeds(path, calibration, _STAGE, section.samples),
+            ranges=section.ranges,
+            measured=measured,
+            per_channel=section.per_channel,
+            reduce_range=section.reduce_range,
+            scratch=work,
+        )
+    except ValueError as error:
+        if measured is None:
+            raise
+        raise StageError(
+            _STAGE,
+            f"the model must be the one that was trained in 8 bits. {error} Set "
+            "recover.quantization_aware: 0.",
+        ) from error
 
 
 def _metadata(section: QuantizeSection) -> dict[str, str]:

@@ -25,6 +25,12 @@ from mfac_compress.pipeline.stages.distillation import Distillation
 from mfac_compress.pipeline.stages.divergence import Divergence, reported
 from mfac_compress.pipeline.stages.objective import Accelerated, Objective, Supervised
 from mfac_compress.pipeline.stages.prune import no_holdout
+from mfac_compress.pipeline.stages.quantization_aware import (
+    FileIn8Bits,
+    QuantizationAware,
+    Rounding,
+    check_rounding,
+)
 from mfac_compress.pipeline.stages.range_test import STEPS, Tried, try_rates
 from mfac_compress.pipeline.stages.shared_batch import check_sharing
 from mfac_compress.pipeline.stages.training import Training
@@ -45,13 +51,16 @@ class Recovered:
     divergence: tuple[float | None, ...] = ()
     """From the dense model's outputs on held-out samples, before the training and after each epoch;
     the epoch is kept after which it is least. null: outputs were not finite. Empty where the last
-    epoch is kept, or there was no training."""
+    epoch is kept, or there was no training. With quantization-aware epochs, that before them and
+    after each of them is measured with fake quantization, and only these are compared."""
     lr: float | None = None
     """Learning rate at the start; null: there was no training."""
     tried: tuple[Tried, ...] = ()
     """Learning rates that were tried, where it was chosen."""
     loop: str | None = None
     """The user's own training, which then did all of it; null: there was none."""
+    quantization_aware: int = 0
+    """Number of the last epochs that were quantization-aware."""
 
 
 def check(
@@ -62,6 +71,7 @@ def check(
     samples: TrainingSamples | None,
     calibration: CalibrationData,
     augment: ImageChanges,
+    in_8_bits: FileIn8Bits | None = None,
     where: Callable[..., str],
     epochs_key: str,
     **_: Any,
@@ -75,6 +85,7 @@ def check(
         samples: What to train on; None without epochs.
         calibration: Has the loss, and samples for choices.
         augment: Random changes of images.
+        in_8_bits: How the file in 8 bits is made, where the training rounds as it does.
         where: Says where a key of the recipe was given.
         epochs_key: The key that says for how many epochs.
 
@@ -100,6 +111,9 @@ def check(
         if section.epochs:
             setting = f"{where(epochs_key)} is {section.epochs}"
             check_training(model, samples, objective, section, device, setting)
+    if in_8_bits is not None:
+        key = where("recover.quantization_aware")
+        ranks.on_rank_zero(lambda: check_rounding(model, in_8_bits, calibration, key))
     if section.epochs:
         # In float32: roundings to bfloat16 would hide what the comparison looks for.
         exact = _in_float32(model, section, calibration)
@@ -115,6 +129,7 @@ def recover(
     calibration: CalibrationData,
     augment: ImageChanges,
     seed: int,
+    in_8_bits: FileIn8Bits | None = None,
 ) -> Recovered:
     """Fine-tune the pruned model; the state goes to the job's folder.
 
@@ -126,6 +141,7 @@ def recover(
         calibration: For batch-norm statistics; has the loss and the device.
         augment: Random changes of the images that these are taken of.
         seed: Of all random numbers.
+        in_8_bits: How the file in 8 bits is made, where the last epochs round as it does.
     """
     folder = job.before["state"].folder
     recovery = _Recovery(
@@ -136,6 +152,7 @@ def recover(
         divergence_of(model, section, calibration),
         augment,
         seed,
+        in_8_bits,
     )
     return recovery.train(samples) if section.epochs else recovery.only_batchnorm()
 
@@ -151,6 +168,7 @@ class _Recovery:
         divergence: From the dense model; has the samples for choices.
         augment: Random changes of images.
         seed: Of all random numbers.
+        in_8_bits: How the file in 8 bits is made, where the last epochs round as it does.
     """
 
     def __init__(
@@ -162,7 +180,9 @@ class _Recovery:
         divergence: Divergence,
         augment: ImageChanges,
         seed: int,
+        in_8_bits: FileIn8Bits | None,
     ) -> None:
+        self._in_8_bits = in_8_bits
         self._job, self._model, self._section, self._seed = job, model, section, seed
         self._state, self._divergence, self._augment = state, divergence, augment
 
@@ -179,6 +199,7 @@ class _Recovery:
         module = self._pruned()
         # A checkpoint holds the divergence that was measured before the training.
         measures = keeps_best and found is None
+        aware = self._in_8_bits and QuantizationAware(section.quantization_aware, self._rounding)
         training = Training(
             module,
             self._state.masks,
@@ -188,17 +209,23 @@ class _Recovery:
             self._seed,
             self._divergence.of if keeps_best else None,
             job.ranks.on_rank_zero(self._divergence_before) if measures else nan,
+            aware,
         )
         save = partial(_save, job.checkpoints, lr, tried)
         losses = tuple(training.run(job.ranks, job.progress, save, found and found["training"]))
         best = training.best
+        with training.rounds():
+            batchnorm = self._finish(module)
+        if aware:
+            job.ranks.on_rank_zero(lambda: aware.rounding.save(job.folder))
         return Recovered(
             losses,
-            self._finish(module),
+            batchnorm,
             kept_epoch=best.epoch if best else len(losses),
             divergence=tuple(map(reported, best.divergences)) if best else (),
             lr=lr,
             tried=tried,
+            quantization_aware=section.quantization_aware,
         )
 
     def _rate(self, samples: TrainingSamples) -> tuple[float, tuple[Tried, ...]]:
@@ -225,6 +252,15 @@ class _Recovery:
         module = self._pruned()
         self._recalibrate(module)
         return self._divergence.of(module)
+
+    def _rounding(self, module: nn.Module) -> tuple[Rounding, float]:
+        """How a model in training would round if it shipped now, and its divergence if it did."""
+        ships = State.of(module, {}).into(self._model.copy())
+        self._recalibrate(ships)
+        calibration = self._divergence.calibration
+        rounding = self._in_8_bits.rounding(self._model, ships, calibration, self._job.folder)
+        with rounding.of(ships):
+            return rounding, self._divergence.of(ships)
 
     def _finish(self, module: nn.Module) -> Batchnorm:
         """Re-estimate statistics and save the state; the same answer for all processes."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mfac_compress.pipeline.stages.best_epoch import BestEpoch, copy_into
 from mfac_compress.pipeline.stages.mixing import Mixing
 from mfac_compress.pipeline.stages.objective import Objective
 from mfac_compress.pipeline.stages.optimizers import lr_curve, optimizer_of
+from mfac_compress.pipeline.stages.quantization_aware import QuantizationAware
 from mfac_compress.pipeline.stages.shared_batch import backward
 from mfac_compress.pipeline.stages.weight_average import WeightAverage
 from mfac_compress.pipeline.weights import not_finite
@@ -47,6 +48,7 @@ class Training:
         divergence_of: Divergence of a model, by which the best epoch is kept; None to keep the
             last one.
         start: That of the model before the training.
+        quantization_aware: Which epochs round, and how; None for none.
 
     Attributes:
         losses: Mean loss of each epoch.
@@ -63,6 +65,7 @@ class Training:
         seed: int,
         divergence_of: Callable[[nn.Module], float] | None = None,
         start: float = math.nan,
+        quantization_aware: QuantizationAware | None = None,
     ) -> None:
         self._module, self._objective = module, objective
         self._section, self._samples = section, samples
@@ -77,6 +80,7 @@ class Training:
         self._mix = Mixing(section.mixup, section.cutmix)
         self._seed = seed
         self._divergence_of = divergence_of
+        self._aware = quantization_aware
         self._average = section.ema and WeightAverage(self._tensors(), section.ema)
         self.losses: list[float] = []
         self.best = divergence_of and BestEpoch(self._tensors(), start, section.patience)
@@ -109,7 +113,10 @@ class Training:
             for epoch in range(len(self.losses), section.epochs):
                 if self.best and self.best.is_over:
                     break
-                total = self._epoch(epoch, ranks, progress)
+                if self._aware and epoch == section.epochs - self._aware.epochs:
+                    self._start_rounding(ranks)
+                with self.rounds():
+                    total = self._epoch(epoch, ranks, progress)
                 with ranks.raise_on_every_rank():
                     hooks.check()
                     _check_finite(self._module, epoch)
@@ -153,17 +160,37 @@ class Training:
                 self._average.update(self._tensors())
         return total
 
+    def rounds(self) -> AbstractContextManager[Any]:
+        """Let the model round while a block runs, if quantization-aware epochs have begun."""
+        return self._aware.rounds(self._module) if self._aware else nullcontext()
+
+    def _start_rounding(self, ranks: Ranks) -> None:
+        """Begin with the quantization-aware epochs, of which one is kept, or what they start from.
+
+        An epoch before them was not judged with what ships.
+        """
+        with self._as_kept():
+            divergence = self._aware.start(self._module, ranks)
+            if self.best:
+                self.best.restart(self._tensors(), divergence)
+
     def _judge(self, ranks: Ranks) -> None:
         """Compare the weights that would be kept after this epoch with the best so far."""
         if not self.best:
             return
         # Only the first process reads the held-out samples; all must go on with the same numbers.
+        with self._as_kept(), self.rounds():
+            divergence = ranks.on_rank_zero(lambda: self._divergence_of(self._module))
+            self.best.add(self._tensors(), divergence)
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """The model has the weights that would be kept now, and draws nothing of the training."""
         with (
             self._average.in_place(self._tensors()) if self._average else nullcontext(),
             random_state_kept(self._device),
         ):
-            divergence = ranks.on_rank_zero(lambda: self._divergence_of(self._module))
-            self.best.add(self._tensors(), divergence)
+            yield
 
     def _tensors(self) -> dict[str, Tensor]:
         """Parameters and all buffers, also those that no state dict holds."""
@@ -180,6 +207,7 @@ class Training:
             "random": random_state(self._device),
             "average": self._average.values if self._average else None,
             "best": self.best.content() if self.best else None,
+            "rounding": self._aware.content() if self._aware else None,
         }
 
     def _restore(self, content: Mapping[str, Any]) -> None:
@@ -192,6 +220,8 @@ class Training:
             copy_into(self._average.values, content["average"])
         if self.best:
             self.best.restore(content["best"])
+        if self._aware:
+            self._aware.restore(content["rounding"])
         self.losses = content["losses"]
 
 

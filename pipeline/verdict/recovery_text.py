@@ -14,8 +14,12 @@ def recovery_line(recovery: Recovered) -> str:
     if recovery.loop is not None:
         return f"recover: by recover.loop {shown(recovery.loop)}."
     text = f"recover: epoch {recovery.kept_epoch} of {len(recovery.loss_by_epoch)} kept"
+    aware, first = recovery.quantization_aware, 0
+    if aware:
+        first = len(recovery.loss_by_epoch) - aware
+        text += f", of which the last {aware} quantization-aware"
     if recovery.divergence:
-        ends = recovery.divergence[0], recovery.divergence[recovery.kept_epoch or 0]
+        ends = recovery.divergence[first], recovery.divergence[recovery.kept_epoch or 0]
         text += f"; divergence from dense {' to '.join(map(divergence_text, ends))}"
     tried = f", best of {len(recovery.tried)}" if recovery.tried else ""
     return f"{text}; learning rate {recovery.lr:g}{tried}."

@@ -232,6 +232,8 @@ def _precision(report: Report) -> Iterator[str]:
         return
     inside = sum(layer.int8 for layer in quantised.layers)
     solved = f", {quantised.solved} rounded by the layerwise solver" if quantised.rounding else ""
+    if quantised.trained:
+        solved += ", activations by the ranges of the quantization-aware epochs"
     yield (
         f"quantize, {quantised.mode}: {inside} of {len(quantised.layers)} layers "
         f"({quantised.share:.1%} of their weights) in 8 bits{solved}; "

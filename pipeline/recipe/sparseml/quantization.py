@@ -24,7 +24,10 @@ def translate_quantization(modifier: Modifier, translation: Translation) -> None
         modifier: A ``QuantizationModifier``, of either kind.
         translation: Gets the section.
     """
-    but = "Ranges are measured on calibration samples after training; nothing is trained in 8 bits"
+    but = (
+        "Ranges are measured on calibration samples after training; nothing is trained in 8 bits, "
+        "unless recover.quantization_aware says for how many of the last epochs"
+    )
     translation.put(modifier, "", "quantize.mode", "static", but)
     translation.note_given(modifier, _TRAINED, Fate.NEARLY, "after all training")
     text = "the layers that cost most are left in float: see quantize.max_divergence"

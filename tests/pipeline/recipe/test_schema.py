@@ -164,6 +164,7 @@ def test_masks_and_weights_come_together_and_only_by_their_method():
         {"cutmix": 1.0},
         {"precision": "bfloat16"},
         {"channels_last": True},
+        {"quantization_aware": 1},
     ],
     ids=lambda useless: next(iter(useless)),
 )
@@ -492,6 +493,53 @@ def test_sound_sections_pass(sections):
         (
             {"recover": {"distill": {}, "keep": "last", "patience": 2}},
             "patience must be left out where the last epoch is kept (recover.keep)",
+        ),
+        (
+            {"recover": {"epochs": 2, "quantization_aware": 2}, "quantize": "dynamic"},
+            "recover.quantization_aware must be 0 unless quantize.mode is static: these epochs are "
+            "trained with the ranges that it measures. Got 2 with quantize.mode = dynamic.",
+        ),
+        (
+            {"recover": {"epochs": 2, "quantization_aware": 1}},
+            "recover.quantization_aware must be 0 unless quantize.mode is static",
+        ),
+        (
+            {"recover": {"epochs": 2, "quantization_aware": 3}, "quantize": "static"},
+            "quantization_aware must be at most recover.epochs, the last of which it names. Got 3 "
+            "with recover.epochs = 2",
+        ),
+        (
+            {
+                "recover": {"epochs": 2, "quantization_aware": 1},
+                "quantize": {"mode": "static", "weight_update": "obs"},
+            },
+            "quantize.weight_update must be none, or left out, where recover.quantization_aware is",
+        ),
+        (
+            {
+                "recover": {"epochs": 2, "quantization_aware": 1},
+                "quantize": {"mode": "static", "per_channel": False},
+            },
+            "quantize.per_channel must be true where recover.quantization_aware is given",
+        ),
+        (
+            {
+                "recover": {"epochs": 2, "quantization_aware": 1, "precision": "bfloat16"},
+                "quantize": "static",
+            },
+            "precision must be float32 where recover.quantization_aware is given",
+        ),
+        (
+            {
+                "recover": {
+                    "epochs": 2,
+                    "quantization_aware": 1,
+                    "distill": {},
+                    "patience": 1,
+                },
+                "quantize": "static",
+            },
+            "patience must be left out where recover.quantization_aware is given",
         ),
         (
             {"recover": {"distill": {"layers": ["a", "b", "a"]}}},

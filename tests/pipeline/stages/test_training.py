@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from mfac_compress.mfac.batch import Batch
+from mfac_compress.mfac.fake_quantisation import FakeQuantisedLayer
 from mfac_compress.pipeline.progress import Progress
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import RecoverSection
 from mfac_compress.pipeline.run.checkpoint import Checkpoints
 from mfac_compress.pipeline.stages.distillation import Distillation
 from mfac_compress.pipeline.stages.objective import Accelerated, Supervised
+from mfac_compress.pipeline.stages.quantization_aware import QuantizationAware, Rounding
 from mfac_compress.pipeline.stages.training import Training
 
 EPOCHS = 4
@@ -49,7 +51,15 @@ def _count(module, _):
 MASKS = {"0.weight": torch.arange(35).view(7, 5) % 3 > 0}
 
 
-def _training(optimizer="sgd", divergences=(), **changes):
+def _rounding(module):
+    """Scales that depend on the weights, as those that are measured do."""
+    torch.rand(1)  # a user's data set may draw
+    scale = module[0].weight.detach().abs().max().item() / 20
+    layers = tuple(FakeQuantisedLayer(f"{n}.weight", scale * (n + 1), 99 + n) for n in (0, 3))
+    return Rounding({"x": torch.tensor([0.0, scale])}, layers, 64), scale
+
+
+def _training(optimizer="sgd", divergences=(), aware=0, **changes):
     """A training whose epochs have the given divergences, the first of them before it."""
     given = {"optimizer": optimizer, "window": {"num_gradients": 5, "damping": 0.1}}
     section = RecoverSection(epochs=EPOCHS, batch_size=8, lr=0.05, **given | changes)
@@ -66,7 +76,8 @@ def _training(optimizer="sgd", divergences=(), **changes):
         return next(later)
 
     judge = divergence_of if divergences else None
-    return net, Training(net, MASKS, section, _Samples(), objective, 3, judge, start)
+    rounds = QuantizationAware(aware, _rounding) if aware else None
+    return net, Training(net, MASKS, section, _Samples(), objective, 3, judge, start, rounds)
 
 
 def _run(training, folder=None):
@@ -92,8 +103,10 @@ def _same(one, other):
         {"optimizer": "mfac"},
         {"ema": 0.9},
         {"distill": {}, "mixup": 0.5, "precision": "bfloat16"},
+        {"aware": 2},
+        {"aware": EPOCHS, "ema": 0.9, "distill": {}},
     ],
-    ids=["sgd", "adamw", "mfac", "average", "mixed"],
+    ids=["sgd", "adamw", "mfac", "average", "mixed", "rounded", "all-rounded"],
 )
 @pytest.mark.parametrize("divergences", [(), (5, 3, 1, 2, 4)], ids=["last", "best"])
 def test_killed_after_each_epoch_it_ends_in_the_bytes_of_an_undisturbed_one(
@@ -114,7 +127,7 @@ def test_killed_after_each_epoch_it_ends_in_the_bytes_of_an_undisturbed_one(
     assert done == losses
     assert _same(_bytes(net), _bytes(expected))
     assert not net.get_parameter("0.weight")[~MASKS["0.weight"]].any()
-    if divergences:
+    if divergences and not changes.get("aware"):
         assert (training.best.epoch, training.best.divergences) == (2, [5, 3, 1, 2, 4])
 
 
@@ -238,3 +251,44 @@ def test_dropout_is_left_out_by_default_where_only_the_dense_model_teaches():
     assert RecoverSection(distill={"weight": 0.5}).uses_dropout
     assert not RecoverSection(distill={}).uses_dropout
     assert RecoverSection(distill={}, dropout=True).uses_dropout
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_epochs_before_those_that_round_do_not_compete_with_them(ema):
+    """Though in float they are nearer; the state in which rounding begins does compete."""
+    for later, kept in (((6, 7), 2), ((6, 0.001), 4), ((0.0, 0.0), 3)):
+        given = (9, 1e-9, 1, *later)
+        net, training = _training(divergences=given, aware=2, ema=ema)
+        list(_run(training))
+        before, first, at_start, *others = training.best.divergences
+        assert [before, first, *others] == [9, 1e-9, *later]
+        assert 0.001 < at_start < 1, "judged anew, with rounding"
+        assert training.best.epoch == kept
+        assert ema or kept != 2 or _same(net.state_dict(), _without(_after(2), "seen"))
+
+
+def _without(tensors, name):
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def test_the_last_epochs_are_trained_and_judged_with_rounding():
+    seen, (_, training) = [], _training(divergences=(5, 4, 3, 2, 1), aware=2)
+    x = torch.linspace(-1, 1, 10).view(2, 5).sin()
+
+    def judge(module):
+        module.eval()
+        out = module(x)
+        inside = torch.equal(out, plain(module))
+        seen.append(inside)
+        return 1.0
+
+    def plain(module):
+        h = nn.functional.linear(x, module[0].weight.clone(), module[0].bias)
+        return nn.functional.linear(module[1](h), module[3].weight.clone(), module[3].bias)
+
+    training._divergence_of = judge
+    list(_run(training))
+    assert seen == [True, True, False, False]
+    for epochs, same in ((2, True), (3, False)):
+        one, other = _after(epochs), _after(epochs, aware=2)
+        assert torch.equal(one["3.weight"], other["3.weight"]) == same
