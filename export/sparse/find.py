@@ -92,8 +92,8 @@ def _is_quantised(graph: Graph, node: ir.Node) -> bool:
 
 
 def fuse(graph: Graph, layers: list[Layer], shapes: Shapes) -> list[SparseOperator]:
-    """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation, and
-    rounding to bytes.
+    """Fuse each layer's operator with what follows it: bias, batch norm, residual, activation,
+    rounding to bytes, and a residual or pooling of these.
 
     Args:
         graph: The graph of the layers.
