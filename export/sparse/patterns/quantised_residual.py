@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
+from mfac_compress.export.sparse.graph import Graph, is_elementwise, is_operator, only_user
 from mfac_compress.export.sparse.nodes import Addition
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
@@ -56,9 +56,8 @@ def _terms(
 ) -> list[Quantised] | None:
     """Return the terms of a sum, ``own`` first; None if they are not bytes of one shape."""
     residual = node.inputs[1] if node.inputs[0] is own else node.inputs[0]
-    shape = shapes.get(residual.name)
     terms = [dequantised(graph, value, "a term") for value in (own, residual)]
-    if shape is None or shape != shapes.get(node.outputs[0].name):
+    if not is_elementwise(node, shapes):
         return None
     if any(isinstance(each, Unsupported) or unless_bytes(each, "", "") for each in terms):
         return None

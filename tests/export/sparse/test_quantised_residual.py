@@ -114,6 +114,33 @@ def test_a_sum_that_does_not_fit_stays(replaced, block, feed, case):
     assert "Add" in kinds
 
 
+def test_a_convolution_that_is_broadcast_over_the_other_term_stays(replaced, make_model):
+    """As in attention to channels: what is computed of the mean is added to each pixel."""
+    constants = {
+        "xs": np.float32(0.05), "xz": np.uint8(100), "ws": np.float32(0.02), "wz": np.int8(0),
+        "ts": np.float32(0.3), "tz": np.uint8(120), "ys": np.float32(0.31), "yz": np.uint8(110),
+        "w": _weight()[:, :, 1:2, 1:2],
+    }  # fmt: skip
+    nodes = [
+        ("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        ("DequantizeLinear", ["xq", "xs", "xz"], ["x'"]),
+        ("GlobalAveragePool", ["x'"], ["m"]),
+        ("QuantizeLinear", ["m", "xs", "xz"], ["mq"]),
+        ("DequantizeLinear", ["mq", "xs", "xz"], ["m'"]),
+        ("DequantizeLinear", ["w", "ws", "wz"], ["w'"]),
+        ("Conv", ["m'", "w'"], ["c"]),
+        ("QuantizeLinear", ["c", "ts", "tz"], ["tq"]),
+        ("DequantizeLinear", ["tq", "ts", "tz"], ["t'"]),
+        ("Add", ["t'", "x'"], ["s"]),
+        ("QuantizeLinear", ["s", "ys", "yz"], ["yq"]),
+        ("DequantizeLinear", ["yq", "ys", "yz"], ["y"]),
+    ]
+    model = make_model(nodes, {"x": list(SHAPE)}, ["y"], **constants)
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32) * 3
+    kinds, _ = replaced(model, {"x": x})
+    assert "Add" in kinds
+
+
 def test_its_factors_have_fifteen_bits(block, find):
     graph, layers, shapes = find(block())
     (operator,) = fuse(graph, layers, shapes)
