@@ -18,7 +18,13 @@ from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
 from mfac_compress.export.sparse.patterns.quantised_layer import byte_limits, quantised_end
 
-_LARGEST_FACTOR, _LARGEST_SHIFT = 2**15 - 1, 22
+_LARGEST_FACTOR = 2**15 - 1
+_LEAST_SHIFT, _LARGEST_SHIFT = 10, 22
+"""With a smaller shift, of terms many times larger than their sum, two factors that are rounded to
+integers could change the sum by more than a quarter of a step."""
+_MOST_TIES = 1 / 128
+"""Share of sums halfway between two steps: the kernels round them up, ONNX Runtime to even. Scales
+that are powers of two have many."""
 
 
 def add_quantised_residual(
@@ -67,12 +73,18 @@ def _terms(
 def _addition(
     own: Quantised, residual: Quantised, output: Quantised, limits: tuple[float, float]
 ) -> Addition | None:
-    """Return the addition with as many bits as the kernels take; None if a scale is too large."""
+    """Return the addition with as many bits as the kernels take.
+
+    None if a scale is too large, or too many sums would be rounded in another way.
+    """
     scales = [float(_number(each.scale)) / float(_number(output.scale)) for each in (own, residual)]
     shift = min(_LARGEST_SHIFT, math.floor(math.log2(_LARGEST_FACTOR / max(scales))))
-    if shift < 0:
+    if shift < _LEAST_SHIFT:
         return None
     factors = [round(scale * 2**shift) for scale in scales]
+    fractions = 2**shift // math.gcd(*factors, 2**shift)  # of a step, that sums have
+    if fractions > 1 and 1 / fractions > _MOST_TIES:
+        return None
     zero_points = [int(_number(each.zero_point)) for each in (own, residual, output)]
     offset = zero_points[2] * 2**shift - np.dot(factors, zero_points[:2]) + 2**shift // 2
     return Addition(*factors, int(offset), shift, *byte_limits(output, limits))

@@ -106,6 +106,8 @@ def test_of_two_convolutions_that_are_added_one_takes_the_other_as_its_residual(
                   ("QuantizeLinear", ["r", "xs", "xz"], ["rq"]),
                   ("DequantizeLinear", ["rq", "xs", "xz"], ["b'"])]},
         {"ys": np.float32(5e-6)},  # beyond the kernels' factors
+        {"ys": np.float32(0.005)},  # too few bits in the factors
+        {"xs": np.float32(1 / 16), "ts": np.float32(1 / 4), "ys": np.float32(1 / 2)},  # many ties
     ],
 )  # fmt: skip
 def test_a_sum_that_does_not_fit_stays(replaced, block, feed, case):
