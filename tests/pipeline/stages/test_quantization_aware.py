@@ -272,9 +272,7 @@ def test_matrix_products_and_a_layer_that_is_called_twice(aware, monkeypatch):
     assert layers[1][1:] != layers[2][1:]
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"), [("Transposed", "up"), ("OtherwiseInTraining", "head")]
-)
+@pytest.mark.parametrize(("name", "layer"), [("Transposed", "up"), ("OtherwiseInTraining", "head")])
 def test_a_layer_that_cannot_be_rounded_is_refused_before_any_work(aware, name, layer):
     _with_model(aware, name)
     result = aware.run("-q", "--dry-run")
