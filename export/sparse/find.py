@@ -136,7 +136,7 @@ def _extend(
     for longer in (
         add_rounding(graph, operator),
         add_quantised_residual(graph, operator, shapes),
-        add_max_pool(graph, operator),
+        add_max_pool(graph, operator, shapes),
     ):
         if longer is not None and not taken & set(longer.nodes):
             return longer

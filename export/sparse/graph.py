@@ -1,5 +1,6 @@
 """What patterns ask of an ONNX model's main graph."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ class Graph:
 def is_operator(node: ir.Node | None, *kinds: str) -> bool:
     """Whether a node is a standard operator of one of these kinds."""
     return node is not None and node.op_type in kinds and node.domain == ""
+
+
+def is_elementwise(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the inputs of a node are known to have the shape of its output: none is broadcast.
+
+    Args:
+        node: A node with one output, and without omitted inputs.
+        shapes: Shapes of values, by name.
+    """
+    found = {shapes.get(value.name) for value in (*node.inputs, *node.outputs)}
+    return len(found) == 1 and None not in found
 
 
 def attributes(node: ir.Node) -> dict[str, Any]:

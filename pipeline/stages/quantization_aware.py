@@ -21,7 +21,7 @@ from mfac_compress.mfac.fake_quantisation import FakeQuantisation, FakeQuantised
 from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.file_names import ONNX_FILES, RANGES, SPARSE
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
-from mfac_compress.pipeline.inputs.forward import run_model
+from mfac_compress.pipeline.inputs.forward import random_state_kept, run_model
 from mfac_compress.pipeline.inputs.model import Model, OnnxForm
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import QuantizeSection
@@ -178,15 +178,21 @@ class QuantizationAware:
 
 
 def check_rounding(
-    model: Model, in_8_bits: FileIn8Bits, calibration: CalibrationData, where: str
+    model: Model,
+    in_8_bits: FileIn8Bits,
+    calibration: CalibrationData,
+    where: str,
+    train: Callable[[nn.Module], None],
 ) -> None:
-    """Try on the dense model whether its layers can round as those of its file in 8 bits.
+    """Try on the dense model whether its layers can round as those of its file in 8 bits, also
+    while it is trained.
 
     Args:
         model: The dense model.
         in_8_bits: How the file is made.
         calibration: Has samples.
         where: The key that asks for it, and where it was given.
+        train: Puts a model into the mode in which it is trained.
 
     Raises:
         InputError: If not.
@@ -197,6 +203,10 @@ def check_rounding(
         with rounding.of(module) as mode:
             inputs = next(calibration.batches(2, calibration.draws.pool[:2])).inputs
             run_model(module, inputs, calibration.device)
+            mode.check_calls()
+            train(module)
+            with random_state_kept(calibration.device):
+                run_model(module, inputs, calibration.device)
             mode.check_calls()
     except ValueError as error:
         raise InputError(

@@ -14,6 +14,7 @@ from mfac_compress.pipeline.errors import InputError
 from mfac_compress.pipeline.inputs.augment import ImageChanges
 from mfac_compress.pipeline.inputs.calibration import CalibrationData
 from mfac_compress.pipeline.inputs.model import Model
+from mfac_compress.pipeline.inputs.training_mode import train_mode
 from mfac_compress.pipeline.inputs.training_samples import TrainingSamples
 from mfac_compress.pipeline.ranks import Ranks
 from mfac_compress.pipeline.recipe.schema import RecoverSection
@@ -113,7 +114,10 @@ def check(
             check_training(model, samples, objective, section, device, setting)
     if in_8_bits is not None:
         key = where("recover.quantization_aware")
-        ranks.on_rank_zero(lambda: check_rounding(model, in_8_bits, calibration, key))
+        train = partial(
+            train_mode, dropout=section.uses_dropout, freeze_batchnorm=section.freeze_batchnorm
+        )
+        ranks.on_rank_zero(lambda: check_rounding(model, in_8_bits, calibration, key, train))
     if section.epochs:
         # In float32: roundings to bfloat16 would hide what the comparison looks for.
         exact = _in_float32(model, section, calibration)

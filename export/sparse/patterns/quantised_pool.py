@@ -5,6 +5,7 @@
 with t the bytes that the convolution makes, of the scale and zero point of q(y).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -20,8 +21,16 @@ from mfac_compress.export.sparse.patterns.dequantised import (
 )
 
 
-def add_max_pool(graph: Graph, operator: SparseOperator) -> SparseOperator | None:
-    """Return the operator with the MaxPool after it; None if there is none that fits."""
+def add_max_pool(
+    graph: Graph, operator: SparseOperator, shapes: Mapping[str, tuple[int, ...]]
+) -> SparseOperator | None:
+    """Return the operator with the MaxPool after it; None if there is none that fits.
+
+    Args:
+        graph: The graph of the operator.
+        operator: The operator to extend.
+        shapes: As for :func:`add_residual`.
+    """
     own = only_user(operator.y)
     node = only_user(own.outputs[0]) if is_operator(own, "DequantizeLinear") else None
     if not is_operator(node, "MaxPool") or not operator.can_have_more:
@@ -30,6 +39,8 @@ def add_max_pool(graph: Graph, operator: SparseOperator) -> SparseOperator | Non
     start = dequantised(graph, own.outputs[0], "its input")
     end = quantised(graph, only_user(node.outputs[0]), "its output")
     if pool is None or not _same_steps(start, end):
+        return None
+    if not _is_inside(pool, shapes.get(own.outputs[0].name, ())):
         return None
     epilogue = replace(operator.epilogue, then=pool)
     return replace(operator, nodes=(*operator.nodes, own, node, end.node), epilogue=epilogue)
@@ -48,6 +59,12 @@ def _pool(node: ir.Node) -> MaxPool | None:
     if any(pad >= size for pad, size in zip(pads, kernel * 2, strict=True)):
         return None
     return MaxPool(kernel, strides, pads)
+
+
+def _is_inside(pool: MaxPool, shape: tuple[int, ...]) -> bool:
+    """Whether a window fits into the padded image; ONNX Runtime also pools smaller ones."""
+    padded = (size + sum(pool.pads[axis::2]) for axis, size in enumerate(shape[2:]))
+    return len(shape) == 4 and all(n >= k for n, k in zip(padded, pool.kernel, strict=True))
 
 
 def _same_steps(start: Quantised | Unsupported, end: Quantised | Unsupported) -> bool:

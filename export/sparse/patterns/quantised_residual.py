@@ -12,13 +12,19 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
+from mfac_compress.export.sparse.graph import Graph, is_elementwise, is_operator, only_user
 from mfac_compress.export.sparse.nodes import Addition
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
 from mfac_compress.export.sparse.patterns.quantised_layer import byte_limits, quantised_end
 
-_LARGEST_FACTOR, _LARGEST_SHIFT = 2**15 - 1, 22
+_LARGEST_FACTOR = 2**15 - 1
+_LEAST_SHIFT, _LARGEST_SHIFT = 10, 22
+"""With a smaller shift, of terms many times larger than their sum, two factors that are rounded to
+integers could change the sum by more than a quarter of a step."""
+_MOST_TIES = 1 / 128
+"""Share of sums halfway between two steps: the kernels round them up, ONNX Runtime to even. Scales
+that are powers of two have many."""
 
 
 def add_quantised_residual(
@@ -56,9 +62,8 @@ def _terms(
 ) -> list[Quantised] | None:
     """Return the terms of a sum, ``own`` first; None if they are not bytes of one shape."""
     residual = node.inputs[1] if node.inputs[0] is own else node.inputs[0]
-    shape = shapes.get(residual.name)
     terms = [dequantised(graph, value, "a term") for value in (own, residual)]
-    if shape is None or shape != shapes.get(node.outputs[0].name):
+    if not is_elementwise(node, shapes):
         return None
     if any(isinstance(each, Unsupported) or unless_bytes(each, "", "") for each in terms):
         return None
@@ -68,12 +73,18 @@ def _terms(
 def _addition(
     own: Quantised, residual: Quantised, output: Quantised, limits: tuple[float, float]
 ) -> Addition | None:
-    """Return the addition with as many bits as the kernels take; None if a scale is too large."""
+    """Return the addition with as many bits as the kernels take.
+
+    None if a scale is too large, or too many sums would be rounded in another way.
+    """
     scales = [float(_number(each.scale)) / float(_number(output.scale)) for each in (own, residual)]
     shift = min(_LARGEST_SHIFT, math.floor(math.log2(_LARGEST_FACTOR / max(scales))))
-    if shift < 0:
+    if shift < _LEAST_SHIFT:
         return None
     factors = [round(scale * 2**shift) for scale in scales]
+    fractions = 2**shift // math.gcd(*factors, 2**shift)  # of a step, that sums have
+    if fractions > 1 and 1 / fractions > _MOST_TIES:
+        return None
     zero_points = [int(_number(each.zero_point)) for each in (own, residual, output)]
     offset = zero_points[2] * 2**shift - np.dot(factors, zero_points[:2]) + 2**shift // 2
     return Addition(*factors, int(offset), shift, *byte_limits(output, limits))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mfac_compress.export.sparse.graph import Graph, is_operator, only_user
+from mfac_compress.export.sparse.graph import Graph, is_elementwise, is_operator, only_user
 from mfac_compress.export.sparse.operator import SparseOperator
 
 
@@ -24,7 +24,6 @@ def add_residual(
     residual = node.inputs[1] if node.inputs[0] is operator.y else node.inputs[0]
     if graph.constant(residual) is not None:
         return None
-    shape = shapes.get(residual.name)
-    if shape is None or shape != shapes.get(node.outputs[0].name):
+    if not is_elementwise(node, shapes):
         return None
     return replace(operator, nodes=(*operator.nodes, node), residual=residual)

@@ -164,6 +164,18 @@ def test_a_sum_that_broadcasts_stays(rewritten, make_model, sparse_weight):
     assert "Add" in found.kinds
 
 
+def test_a_layer_that_is_broadcast_in_a_sum_stays(rewritten, make_model, sparse_weight):
+    """The other term has the shape of the sum, and the layer's own result has not."""
+    nodes = [
+        ("ReduceMean", ["x"], ["r"], {"keepdims": 1, "axes": [0]}),
+        ("MatMul", ["r", "w"], ["m"]),
+        ("Relu", ["x"], ["k"]),
+        ("Add", ["k", "m"], ["y"]),
+    ]
+    found = rewritten(make_model(nodes, X, ["y"], opset=17, w=sparse_weight(12, 12)))
+    assert "Add" in found.kinds
+
+
 def test_what_others_read_is_kept(rewritten, make_model, sparse_weight):
     """The sum before the activation is an output, and so is the product before the bias."""
     nodes = [

@@ -63,6 +63,7 @@ def test_it_is_one_operator(replaced, pooled, feed, attributes, pool):
         {"attributes": {"ceil_mode": 1}},
         {"attributes": {"auto_pad": "SAME_UPPER"}},
         {"attributes": {"dilations": [2, 1]}},
+        {"attributes": {"kernel_shape": [10, 2]}},  # larger than the image
         {"read": ("us", "tz")},
         {"read": ("ts", "uz")},
         {"outputs": ["t'"]},

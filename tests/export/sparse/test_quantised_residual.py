@@ -106,11 +106,40 @@ def test_of_two_convolutions_that_are_added_one_takes_the_other_as_its_residual(
                   ("QuantizeLinear", ["r", "xs", "xz"], ["rq"]),
                   ("DequantizeLinear", ["rq", "xs", "xz"], ["b'"])]},
         {"ys": np.float32(5e-6)},  # beyond the kernels' factors
+        {"ys": np.float32(0.005)},  # too few bits in the factors
+        {"xs": np.float32(1 / 16), "ts": np.float32(1 / 4), "ys": np.float32(1 / 2)},  # many ties
     ],
 )  # fmt: skip
 def test_a_sum_that_does_not_fit_stays(replaced, block, feed, case):
     kinds, _ = replaced(block(**case), feed, axis="inputs")
     assert "SparseQConv" in kinds
+    assert "Add" in kinds
+
+
+def test_a_convolution_that_is_broadcast_over_the_other_term_stays(replaced, make_model):
+    """As in attention to channels: what is computed of the mean is added to each pixel."""
+    constants = {
+        "xs": np.float32(0.05), "xz": np.uint8(100), "ws": np.float32(0.02), "wz": np.int8(0),
+        "ts": np.float32(0.3), "tz": np.uint8(120), "ys": np.float32(0.31), "yz": np.uint8(110),
+        "w": _weight()[:, :, 1:2, 1:2],
+    }  # fmt: skip
+    nodes = [
+        ("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        ("DequantizeLinear", ["xq", "xs", "xz"], ["x'"]),
+        ("GlobalAveragePool", ["x'"], ["m"]),
+        ("QuantizeLinear", ["m", "xs", "xz"], ["mq"]),
+        ("DequantizeLinear", ["mq", "xs", "xz"], ["m'"]),
+        ("DequantizeLinear", ["w", "ws", "wz"], ["w'"]),
+        ("Conv", ["m'", "w'"], ["c"]),
+        ("QuantizeLinear", ["c", "ts", "tz"], ["tq"]),
+        ("DequantizeLinear", ["tq", "ts", "tz"], ["t'"]),
+        ("Add", ["t'", "x'"], ["s"]),
+        ("QuantizeLinear", ["s", "ys", "yz"], ["yq"]),
+        ("DequantizeLinear", ["yq", "ys", "yz"], ["y"]),
+    ]
+    model = make_model(nodes, {"x": list(SHAPE)}, ["y"], **constants)
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32) * 3
+    kinds, _ = replaced(model, {"x": x})
     assert "Add" in kinds
 
 

@@ -231,6 +231,16 @@ class Transposed(nn.Module):
 
     def forward(self, x):
         return self.head(self.up(x[:, None]).relu().flatten(1))
+
+class OtherwiseInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        weight = self.head.weight * 1 if self.training else self.head.weight
+        return nn.functional.linear(x, weight, self.head.bias)
 """
 
 
@@ -262,13 +272,14 @@ def test_matrix_products_and_a_layer_that_is_called_twice(aware, monkeypatch):
     assert layers[1][1:] != layers[2][1:]
 
 
-def test_a_layer_that_cannot_be_rounded_is_refused_before_any_work(aware):
-    _with_model(aware, "Transposed")
+@pytest.mark.parametrize(("name", "layer"), [("Transposed", "up"), ("OtherwiseInTraining", "head")])
+def test_a_layer_that_cannot_be_rounded_is_refused_before_any_work(aware, name, layer):
+    _with_model(aware, name)
     result = aware.run("-q", "--dry-run")
     assert result.exit_code == 2
     said = " ".join(result.output.split())
     assert "recover.quantization_aware): must be 0 for a model that cannot round as its" in said
-    assert "Of up.weight, the file has 1, and the model makes 0" in said
+    assert f"Of {layer}.weight, the file has 1, and the model makes 0" in said
 
 
 @pytest.mark.filterwarnings("ignore")
