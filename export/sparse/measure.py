@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from mfac_compress.export.session import open_session
 from mfac_compress.export.sparse.files import temporary_file
@@ -20,6 +21,10 @@ from mfac_compress.export.workload import Workload
 _WARMUP = 2
 _SHORTEST_RUN_MS = 1.0  # half of that of a comparison: here many candidates are timed
 _LONGEST_MS = 2000.0
+
+
+class CandidateError(Exception):
+    """ONNX Runtime cannot run a model that was written to be timed."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,24 @@ def time_models(
         rounds: How often each is timed; fewer times if that takes many seconds.
     Returns:
         For each model, milliseconds per call by round.
+    Raises:
+        CandidateError: If ONNX Runtime cannot load or run one of them.
     """
 
     def open_call(model: ir.Model) -> Call:
         return partial(open_model(model, threads).run, None, dict(feeds))
 
-    timed = time_interleaved(
-        [partial(open_call, model) for model in models],
-        rounds=1,
-        runs=rounds,
-        warmup=_WARMUP,
-        shortest_run_ms=_SHORTEST_RUN_MS,
-        longest_ms=_LONGEST_MS,
-    )
+    try:
+        timed = time_interleaved(
+            [partial(open_call, model) for model in models],
+            rounds=1,
+            runs=rounds,
+            warmup=_WARMUP,
+            shortest_run_ms=_SHORTEST_RUN_MS,
+            longest_ms=_LONGEST_MS,
+        )
+    except (Fail, InvalidArgument, RuntimeException, ValueError) as error:  # ValueError: to load it
+        raise CandidateError(str(error)) from error
     return timed.times(clock_for(threads))
 
 

@@ -18,11 +18,11 @@ from mfac_compress.export.sparse.find import Layer, find_layers, fuse
 from mfac_compress.export.sparse.graph import Graph, is_open, is_operator, needed_inputs
 from mfac_compress.export.sparse.layer_speed import LayerSpeed, layer_speeds
 from mfac_compress.export.sparse.library import kernel_library
-from mfac_compress.export.sparse.measure import WorkloadTime
+from mfac_compress.export.sparse.measure import CandidateError, WorkloadTime
 from mfac_compress.export.sparse.operator import Unsupported
 from mfac_compress.export.sparse.patterns.other_quantised import unsupported_reason
 from mfac_compress.export.sparse.probe import shapes_of
-from mfac_compress.export.sparse.whole import fastest_model
+from mfac_compress.export.sparse.whole import Whole, fastest_model
 from mfac_compress.export.workload import Workload
 
 _SHAPED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Slice", "DequantizeLinear")
@@ -86,14 +86,17 @@ def measure_speed(
     layers = find_layers(graph)
     shapes = _shapes(graph, feeds_of, workloads, timeout)
     operators = fuse(graph, layers, shapes[max(shapes, key=_extent)])
-    choice = Choice((), {})
+    choice, whole, failure = Choice((), {}), Whole({}, None, ()), ""
+    feeds = {workload: feeds_of(workload) for workload in workloads}
     if kernels:
         kernel_library()
         timed = {workload: shapes[_on_one_thread(workload)] for workload in workloads}
-        choice = choose(graph, operators, timed, progress)
-    feeds = {workload: feeds_of(workload) for workload in workloads}
-    progress("whole model", len(choice.trials), len(choice.trials))
-    whole = fastest_model(graph, choice.segments, feeds)
+        try:
+            choice = choose(graph, operators, timed, progress)
+            progress("whole model", len(choice.trials), len(choice.trials))
+            whole = fastest_model(graph, choice.segments, feeds)
+        except CandidateError as error:
+            failure = f"ONNX Runtime could not run it with sparse operators: {error}"
     difference, too_much = None, False
     if whole.model is not None:
         difference = largest_difference(Path(path), whole.model, feeds[workloads[0]])
@@ -102,7 +105,7 @@ def measure_speed(
             whole = replace(whole, plan={}, model=None)
     first = shapes[_on_one_thread(workloads[0])]
     rows = layer_speeds(graph, layers, operators, choice, whole.plan, first)
-    reason = _reason(kernels, layers, choice, whole.plan)
+    reason = failure or _reason(kernels, layers, choice, whole.plan)
     if too_much:
         reason = f"its outputs differ by {difference:.2g} of the largest"
     return FileSpeed(rows, whole.speeds, whole.model, reason, difference)

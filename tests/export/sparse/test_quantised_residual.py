@@ -4,8 +4,10 @@ where the blocks and the scales allow it."""
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
+from mfac_compress.export import Workload, measure_speed
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.find import fuse
 from mfac_compress.export.sparse.format import Block
@@ -151,6 +153,24 @@ def test_its_factors_have_fifteen_bits(block, find):
     factors = np.array([addition.factor, addition.residual_factor])
     assert 2**14 <= factors.max() < 2**15
     np.testing.assert_allclose(factors / 2**addition.shift, scales, atol=2**-15)
+
+
+def test_a_file_that_cannot_run_with_sparse_operators_has_a_reason(
+    block, feed, tmp_path, monkeypatch, kernels
+):
+    """An error of ours in one layer, here its bias, does not end the run."""
+    del kernels
+    build = SparseOperator.build
+
+    def wrong(self, *args):
+        return build(replace(self, bias=np.full(8, 2**31 - 1, np.int32)), *args)
+
+    monkeypatch.setattr(SparseOperator, "build", wrong)
+    onnx.save(block(), tmp_path / "model.onnx")
+    found = measure_speed(tmp_path / "model.onnx", lambda _: feed, [Workload(2, 1)])
+    assert found.model is None
+    assert "could not run it with sparse operators" in found.reason
+    assert "must fit into 32 bits" in found.reason
 
 
 def test_its_weight_is_read_back(block, find):
