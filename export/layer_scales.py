@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from mfac_compress.export.quantised_weights import output_axis
 from mfac_compress.export.quantiser_parts import QuantisableLayer
 
 
@@ -41,15 +42,9 @@ def layer_scales(path: Path, layers: Iterable[QuantisableLayer]) -> Iterator[Lay
         if not (_dequantizes(source) and _dequantizes(weight)):
             continue
         scale, zero_point = (value.const_value.numpy() for value in source.inputs[1:3])
-        yield LayerScale(layer.weight, scale.item(), int(zero_point.item()), _output_axis(node))
+        axis = output_axis(node, len(weight.inputs[0].const_value.shape))
+        yield LayerScale(layer.weight, scale.item(), int(zero_point.item()), axis)
 
 
 def _dequantizes(node: ir.Node | None) -> bool:
     return node is not None and node.op_type == "DequantizeLinear"
-
-
-def _output_axis(node: ir.Node) -> int:
-    """Axis of the outputs in a layer's weight."""
-    if node.op_type == "Gemm":
-        return 0 if "transB" in node.attributes and node.attributes["transB"].value else 1
-    return 0 if node.op_type == "Conv" else 1

@@ -98,12 +98,17 @@ def _zero_point(node: ir.Node, place: int) -> np.ndarray | None:
     return None if value.const_value is None else value.const_value.numpy().astype(np.int16)
 
 
+def output_axis(node: ir.Node, axes: int) -> int:
+    """Axis of the outputs in the weight of a layer, which has so many axes."""
+    turned = "transB" in node.attributes and node.attributes["transB"].value
+    return 0 if "Conv" in node.op_type or turned else axes - 1
+
+
 def _axis(node: ir.Node, weight: np.ndarray) -> int:
-    """Axis of the outputs."""
-    given = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type == "DequantizeLinear":
-        return given.get("axis", 1)
-    return 0 if "Conv" in node.op_type or given.get("transB") else weight.ndim - 1
+    """Axis of the scales."""
+    if node.op_type != "DequantizeLinear":
+        return output_axis(node, weight.ndim)
+    return node.attributes["axis"].value if "axis" in node.attributes else 1
 
 
 def _along(values: np.ndarray, axis: int, weight: np.ndarray) -> np.ndarray:
