@@ -27,7 +27,9 @@ BlockConv::BlockConv(const NodeInfo& node, std::optional<ByteAddition> addition)
       weights_(read_quantised(
           node, QuantisedFormat::kBlocks,
           {divided(node, "out_channels", parts_), channels_, window_.taps(), parts_})),
-      addition_(addition) {}
+      addition_(addition) {
+  require(read_format(node) == QuantisedFormat::kBlocks, "block must be 4");
+}
 
 void BlockConv::run(const Call& call, const Place& place) const {
   const Tensor x = call.input(kX, ort::kUint8);

@@ -35,12 +35,11 @@ void pool_channel(const uint8_t* x, const Images& input, const Window& w, const 
 }  // namespace
 
 ConvMaxPool::ConvMaxPool(const NodeInfo& node) : conv_(node), window_(read_pool_window(node)) {
-  require(read_format(node) == QuantisedFormat::kBlocks, "block must be 4");
   require(!read_window(node).line, "kernel_shape must have 2 numbers");
 }
 
 void ConvMaxPool::run(const Call& call) const {
-  const uint8_t* between = nullptr;
+  uint8_t* between = nullptr;
   int64_t count = 0;
   Images input, output;
   uint8_t* y = nullptr;
@@ -48,9 +47,7 @@ void ConvMaxPool::run(const Call& call) const {
     input = read_images(shape, shape.dims[1], window_, false, &count);
     output = output_images(input, window_, input.channels, false);
     y = call.output_bytes(output.shape(count));
-    uint8_t* place = scratch().between.bytes(static_cast<size_t>(element_count(shape)));
-    between = place;
-    return place;
+    return between = scratch().between.bytes(static_cast<size_t>(element_count(shape)));
   });
   const int64_t channels = count * input.channels;
   if (channels == 0) return;

@@ -84,9 +84,7 @@ class QuantisedConvAdd {
   static constexpr ort::ElementType kOutput = ort::kUint8;
   static constexpr size_t kFirstOptional = kSumBias;
   static constexpr bool kInResidual = false;
-  explicit QuantisedConvAdd(const NodeInfo& node) : conv_(node, read_addition(node)) {
-    require(read_format(node) == QuantisedFormat::kBlocks, "block must be 4");
-  }
+  explicit QuantisedConvAdd(const NodeInfo& node) : conv_(node, read_addition(node)) {}
   void run(const Call& call) const { conv_.run(call); }
 
  private:

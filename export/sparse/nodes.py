@@ -14,7 +14,6 @@ DOMAIN = "mfac_compress"
 VERSION = 1
 _ACTIVATIONS = ("none", "relu", "clip", "gelu", "gelu_tanh")
 _WITH_RESIDUAL = ("SparseLinear", "SparseConv", "SparseQLinearToFloat", "SparseQConvAdd")
-_ONLY_CONVOLUTIONS = ("SparseQLinearAdd", "SparseQLinearMaxPool")
 _READ_BEYOND = 32
 _ALIGNED = (8, 16, 32)
 _BETWEEN_ROWS = 8
@@ -235,6 +234,8 @@ def _kind(
     if isinstance(epilogue, Activation):
         kind = "SparseLinear" if window is None else "SparseConv"
     elif isinstance(epilogue, Rounding):
+        if epilogue.then is not None and window is None:
+            raise ValueError("only a quantised convolution adds a residual or pools its result.")
         kind = "SparseQLinear" if window is None else "SparseQConv"
         kind += _THEN[type(epilogue.then)]
     elif window is not None:
@@ -249,8 +250,8 @@ def _kind(
         kind = "SparseConvDepthwise"
     if residual is not None and kind not in _WITH_RESIDUAL:
         raise ValueError(f"{kind} has no residual. Got {residual.name!r}.")
-    if kind in _ONLY_CONVOLUTIONS or (kind == "SparseQConvAdd" and residual is None):
-        raise ValueError("pooling needs a convolution, and an addition one with a residual.")
+    if kind == "SparseQConvAdd" and residual is None:
+        raise ValueError("an addition must have a residual. Got none.")
     return kind
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, argument, attributes, is_operator
+from mfac_compress.export.sparse.graph import Graph, argument, attributes, is_operator, only_user
 from mfac_compress.export.sparse.operator import Unsupported
 
 
@@ -26,6 +26,14 @@ class Quantised:
     scale: np.ndarray
     zero_point: np.ndarray | None
     axis: int
+
+
+def only_use_of_bytes(value: ir.Value, kind: str) -> tuple[ir.Node, ir.Node] | None:
+    """Return the DequantizeLinear that alone reads a value, and the node of a kind that alone reads
+    its result; None if there are no such nodes."""
+    floats = only_user(value)
+    node = only_user(floats.outputs[0]) if is_operator(floats, "DequantizeLinear") else None
+    return (floats, node) if is_operator(node, kind) else None
 
 
 def dequantised_constant(graph: Graph, value: ir.Value) -> ir.Node | None:

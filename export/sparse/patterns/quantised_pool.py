@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, only_user
+from mfac_compress.export.sparse.graph import Graph, attributes, only_user
 from mfac_compress.export.sparse.nodes import MaxPool
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
 from mfac_compress.export.sparse.patterns.dequantised import (
     Quantised,
     dequantised,
+    only_use_of_bytes,
     quantised,
     unless_bytes,
 )
@@ -31,10 +32,10 @@ def add_max_pool(
         operator: The operator to extend.
         shapes: As for :func:`add_residual`.
     """
-    own = only_user(operator.y)
-    node = only_user(own.outputs[0]) if is_operator(own, "DequantizeLinear") else None
-    if not is_operator(node, "MaxPool") or not operator.can_have_more:
+    use = only_use_of_bytes(operator.y, "MaxPool")
+    if use is None or not operator.can_have_more:
         return None
+    own, node = use
     pool = _pool(node)
     start = dequantised(graph, own.outputs[0], "its input")
     end = quantised(graph, only_user(node.outputs[0]), "its output")

@@ -12,10 +12,15 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.graph import Graph, is_elementwise, is_operator, only_user
+from mfac_compress.export.sparse.graph import Graph, is_elementwise
 from mfac_compress.export.sparse.nodes import Addition
 from mfac_compress.export.sparse.operator import SparseOperator, Unsupported
-from mfac_compress.export.sparse.patterns.dequantised import Quantised, dequantised, unless_bytes
+from mfac_compress.export.sparse.patterns.dequantised import (
+    Quantised,
+    dequantised,
+    only_use_of_bytes,
+    unless_bytes,
+)
 from mfac_compress.export.sparse.patterns.quantised_layer import byte_limits, quantised_end
 
 _LARGEST_FACTOR = 2**15 - 1
@@ -37,10 +42,10 @@ def add_quantised_residual(
         operator: The operator to extend.
         shapes: As for :func:`add_residual`.
     """
-    own = only_user(operator.y)
-    node = only_user(own.outputs[0]) if is_operator(own, "DequantizeLinear") else None
-    if not is_operator(node, "Add") or not operator.can_have_more:
+    use = only_use_of_bytes(operator.y, "Add")
+    if use is None or not operator.can_have_more:
         return None
+    own, node = use
     terms = _terms(graph, node, own.outputs[0], shapes)
     end = quantised_end(graph, node)
     if terms is None or isinstance(end, Unsupported):

@@ -137,17 +137,24 @@ class _Conv:
         sums = sums if bias is None else sums + bias[:, None, None]
         self.arrays = {f"{name}.x": x}
         self.expected = {f"{name}.y": _rounded(sums, rounding, 1)}
-        self.nodes = [
-            sparse_node(
-                name,
-                ir.Value(name=f"{name}.x"),
-                f"{name}.y",
-                _pack(random, self.weight, self.group),
-                window=self.window,
-                epilogue=rounding,
-                bias=bias,
-            )
-        ]
+        self.nodes = [self._node(name, _pack(random, self.weight, self.group), rounding)]
+
+    def _node(self, name, packed, rounding, residual=None):
+        return sparse_node(
+            name,
+            ir.Value(name=f"{name}.x"),
+            f"{name}.y",
+            packed,
+            window=self.window,
+            epilogue=rounding,
+            bias=self.bias,
+            residual=residual,
+        )
+
+    def _node_then(self, name, then, residual=None):
+        """In blocks of outputs, with an operation on the bytes."""
+        packed = pack(self.weight, block=4, group=self.group)
+        return self._node(name, packed, replace(self.rounding, then=then), residual)
 
     def _draw(self, random):
         self.group = int(random.choice([1, 1, 1, 2, 3]))
@@ -177,18 +184,7 @@ class _ConvAdd(_Conv):
         residual, addition = _bytes(random, *bytes_before.shape), _addition(random)
         self.arrays[f"{name}.r"] = residual
         self.expected[y] = _added(bytes_before, residual, addition).astype(np.uint8)
-        self.nodes = [
-            sparse_node(
-                name,
-                ir.Value(name=f"{name}.x"),
-                y,
-                pack(self.weight, block=4, group=self.group),
-                window=self.window,
-                epilogue=replace(self.rounding, then=addition),
-                bias=self.bias,
-                residual=ir.Value(name=f"{name}.r"),
-            )
-        ]
+        self.nodes = [self._node_then(name, addition, ir.Value(name=f"{name}.r"))]
 
 
 def _pool(random, size):
@@ -215,17 +211,7 @@ class _ConvMaxPool(_Conv):
         ((y, image),) = self.expected.items()
         pool = _pool(random, image.shape[2:])
         self.expected[y] = _pooled(image, pool)
-        self.nodes = [
-            sparse_node(
-                name,
-                ir.Value(name=f"{name}.x"),
-                y,
-                pack(self.weight, block=4, group=self.group),
-                window=self.window,
-                epilogue=replace(self.rounding, then=pool),
-                bias=self.bias,
-            )
-        ]
+        self.nodes = [self._node_then(name, pool)]
 
 
 KINDS = {"linear": _Linear, "conv": _Conv, "add": _ConvAdd, "pool": _ConvMaxPool}

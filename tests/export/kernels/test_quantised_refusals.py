@@ -292,3 +292,16 @@ def test_a_batch_without_images_has_no_results(any_sessions, node):
     feeds = {"x": np.zeros((0, 3, 8, 8), np.uint8), "r": np.zeros((0, 4, 6, 6), np.uint8)}
     feeds = {given.name: feeds[given.name] for given in session.get_inputs()}
     assert session.run(None, feeds)[0].shape[0] == 0
+
+
+def test_only_a_convolution_goes_on_in_bytes():
+    rounding = replace(ROUNDING, then=MaxPool((2, 2), (2, 2), (0, 0, 0, 0)))
+    with pytest.raises(ValueError, match="only a quantised convolution"):
+        sparse_node("l", ir.Value(name="x"), "y", PACKED, epilogue=rounding)
+
+
+def test_an_addition_has_a_residual():
+    rounding = Rounding(np.ones(4, np.float32), 3, 5, then=Addition(1, 1, 0, 0))
+    weights = pack(np.ones((4, 3, 3, 3), np.int8), block=4)
+    with pytest.raises(ValueError, match="must have a residual"):
+        sparse_node("c", ir.Value(name="x"), "y", weights, window=Window(), epilogue=rounding)
