@@ -39,33 +39,36 @@ MFAC_INLINE float sum_of_chains(const Floats<L>* sums) {
   return lane_sum<L>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// The mean of a row is mean + rest: the second is what rounding has left out of the first.
-struct RowMoments {
-  float mean, rest;
-  float inverse;  // 1 / sqrt(variance + epsilon)
-};
-
 template <int L>
-MFAC_INLINE RowMoments moments_of(const float* x, int64_t count, float epsilon) {
-  const float share = 1.0f / static_cast<float>(count);
+MFAC_INLINE float mean_of(const float* x, int64_t count, float share) {
   Floats<L> sums[4] = {};
   each_vector<L>(x, count, [&](Floats<L> v, int64_t, int chain, Ints<L> fresh) {
     sums[chain] += masked<L>(v, fresh);
   });
-  RowMoments row;
-  row.mean = sum_of_chains<L>(sums) * share;
+  return sum_of_chains<L>(sums) * share;
+}
+
+struct Deviation {
+  float rest;     // what rounding has left out of the mean
+  float inverse;  // 1 / sqrt(variance + epsilon)
+};
+
+template <int L>
+MFAC_INLINE Deviation deviation_from(float mean, const float* x, int64_t count, float share,
+                                     float epsilon) {
   Floats<L> rests[4] = {}, squares[4] = {};
   each_vector<L>(x, count, [&](Floats<L> v, int64_t, int chain, Ints<L> fresh) {
-    const Floats<L> centred = masked<L>(v - row.mean, fresh);
+    const Floats<L> centred = masked<L>(v - mean, fresh);
     rests[chain] += centred;
     squares[chain] += centred * centred;
   });
-  row.rest = sum_of_chains<L>(rests) * share;
-  float variance = sum_of_chains<L>(squares) * share - row.rest * row.rest;
+  Deviation found;
+  found.rest = sum_of_chains<L>(rests) * share;
+  float variance = sum_of_chains<L>(squares) * share - found.rest * found.rest;
   variance = variance < 0 ? 0 : variance;  // by rounding
   // NaN if the variance is beyond float32, where its inverse would be 0.
-  row.inverse = 1.0f / __builtin_sqrtf(variance + epsilon) + variance * 0.0f;
-  return row;
+  found.inverse = 1.0f / __builtin_sqrtf(variance + epsilon) + variance * 0.0f;
+  return found;
 }
 
 template <int L>
@@ -83,17 +86,23 @@ MFAC_INLINE void round_to_bytes(const NormRows& r, int64_t at, Floats<L> z) {
 template <int L, bool BYTES>
 MFAC_INLINE void layer_norm_of(const NormRows& given) {
   const NormRows r = given;  // a local copy, which stores cannot alias
+  const float share = 1.0f / static_cast<float>(r.count);
+  // The mean of the next row is found while this row's deviation is being computed from its sums.
+  float mean = r.rows > 0 ? mean_of<L>(r.x, r.count, share) : 0;
   for (int64_t row = 0; row < r.rows; ++row) {
     const int64_t start = row * r.count;
-    const RowMoments m = moments_of<L>(r.x + start, r.count, r.epsilon);
-    each_vector<L>(r.x + start, r.count, [&](Floats<L> v, int64_t i, int, Ints<L>) {
+    const float* x = r.x + start;
+    const Deviation d = deviation_from<L>(mean, x, r.count, share, r.epsilon);
+    const float next = row + 1 < r.rows ? mean_of<L>(x + r.count, r.count, share) : 0;
+    each_vector<L>(x, r.count, [&](Floats<L> v, int64_t i, int, Ints<L>) {
       const Floats<L> z =
-          (v - m.mean - m.rest) * (m.inverse * load<L>(r.scale + i)) + load<L>(r.bias + i);
+          (v - mean - d.rest) * (d.inverse * load<L>(r.scale + i)) + load<L>(r.bias + i);
       if (BYTES)
         round_to_bytes<L>(r, start + i, z);
       else
         store<L>(r.y + start + i, z);
     });
+    mean = next;
   }
 }
 

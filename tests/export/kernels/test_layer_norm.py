@@ -132,7 +132,7 @@ def test_a_mean_much_larger_than_the_deviations_costs_no_accuracy(sessions, widt
     assert (np.abs(y - exact) <= ROUNDING * size).all()
 
 
-@pytest.mark.parametrize("width", [1, 3, 16, 21, 100])
+@pytest.mark.parametrize("width", [2, 3, 16, 21, 100])  # older versions of ONNX Runtime refuse 1
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_with_a_value_that_is_not_finite_is_nan_as_in_onnx_runtime(sessions, width, value):
     random = np.random.default_rng(0)

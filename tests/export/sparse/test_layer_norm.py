@@ -101,7 +101,6 @@ def test_a_scale_of_a_constant_node_is_taken(replaced):
     ("node", "outputs"),
     [
         (("LayerNormalization", ["x", "t", "t"], ["n"], {"axis": -2}), ["n"]),
-        (("LayerNormalization", ["x", "t"], ["n"], {"axis": -1}), ["n"]),
         (("LayerNormalization", ["x", "s"], ["n"], {"axis": 2}), ["n"]),
         (("LayerNormalization", ["x", "s", "b"], ["n", "mean"]), ["n", "mean"]),
         (("LayerNormalization", ["x", "s", "b"], ["n", "", "inverse"]), ["n", "inverse"]),
@@ -111,6 +110,12 @@ def test_a_scale_of_a_constant_node_is_taken(replaced):
 def test_what_the_library_does_not_compute_is_left(replaced, node, outputs):
     constants = {"t": np.linspace(-1, 1, 5 * N, dtype=np.float32).reshape(5, N)}
     assert _kept(replaced([node], outputs, **constants))
+
+
+def test_a_scale_of_more_than_one_axis_is_left(make_model):
+    node = ("LayerNormalization", ["x", "t"], ["n"])
+    model = make_model([node], {"x": ["n", 5, N]}, ["n"], t=np.ones((5, N), np.float32))
+    assert use_layer_norm(to_ir(model)) == 0
 
 
 def test_a_scale_that_is_computed_or_given_is_left(replaced):
