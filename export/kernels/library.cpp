@@ -1,6 +1,7 @@
 // Entry point: ONNX Runtime calls RegisterCustomOps.
 #include <initializer_list>
 
+#include "attention.hpp"
 #include "conv.hpp"
 #include "conv_then_depthwise.hpp"
 #include "linear.hpp"
@@ -97,9 +98,11 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   static const ort::CustomOp conv_max_pool = describe<ConvMaxPool>();
   static const ort::CustomOp to_float = describe<LinearToFloat>();
   static const ort::CustomOp via_float = describe<LinearViaFloat>();
+  static const ort::CustomOp attention = describe<Attention>();
   static ort::CustomOpDomain* const domain =
       make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float,
-                         &conv_depthwise, &quantised_conv_add, &conv_max_pool});
+                         &conv_depthwise, &quantised_conv_add, &conv_max_pool,
+                         &attention});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

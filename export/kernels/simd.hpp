@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention_tile.hpp"
 #include "depthwise.hpp"
 #include "quads.hpp"
 #include "quantised_blocks.hpp"
@@ -105,6 +106,7 @@ struct SimdKernels {
   DepthwiseKernels depthwise;
   QuadKernels quads;
   ByteKernels bytes;
+  AttentionKernels attention;
 };
 
 const SimdKernels& simd_kernels();

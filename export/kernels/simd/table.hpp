@@ -16,6 +16,8 @@
 
 #include "depthwise.hpp"
 
+#include "attention.hpp"
+
 SimdKernels make_table(const char* name) {
   SimdKernels table = {};
   table.name = name;
@@ -42,5 +44,6 @@ SimdKernels make_table(const char* name) {
   table.depthwise = make_depthwise_table();
   table.quads = make_quad_table();
   table.bytes = make_byte_table();
+  table.attention = attention_kernels<MFAC_WIDE>();
   return table;
 }
