@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from mfac_compress.export.latency import FeedsOf, LatencyComparison
 from mfac_compress.export.session import open_session
-from mfac_compress.export.sparse.attention import find_attention
+from mfac_compress.export.sparse.attention_layouts import find_attention
 from mfac_compress.export.sparse.choose import Choice, ProgressCallback, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import largest_difference, max_difference
