@@ -11,6 +11,7 @@ from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, on
 _LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity")
 _SCALED = ("Mul", "Div")
 _MAX_STEPS = 12
+_MAX_SHAPE_STEPS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ def _is_layout(graph: Graph, node: ir.Node | None) -> bool:
     )
 
 
-def _follows_from_shapes(graph: Graph, value: ir.Value, steps: int = _MAX_STEPS) -> bool:
+def _follows_from_shapes(graph: Graph, value: ir.Value, steps: int = _MAX_SHAPE_STEPS) -> bool:
     """Whether a value depends on the shapes of others only, not on what is in them."""
     if graph.constant(value) is not None:
         return True
