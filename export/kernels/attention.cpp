@@ -13,6 +13,35 @@ namespace {
 
 constexpr int64_t kTasks = 4;  // if there are fewer heads, several tasks share one
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+constexpr const char* kNames[] = {"query", "key", "value"};
+
+bool is_flag(int64_t number) { return number == 0 || number == 1; }
+
+// Contiguous rows from some that are a power of two apart, which a cache has few places for.
+const float* gather_rows(const float* rows, int64_t stride, int64_t count, int64_t width) {
+  float* all = scratch().between.floats(static_cast<size_t>(count * width));
+  for (int64_t row = 0; row < count; ++row)
+    std::memcpy(all + row * width, rows + row * stride, static_cast<size_t>(width) * sizeof(float));
+  return all;
+}
+
+// columns[k][r] = rows[r][k], with zeros for the rows that the last vector lacks.
+void to_columns(const float* rows, int64_t stride, int64_t count, int64_t width, float* columns,
+                int64_t height) {
+  const int64_t lanes = simd_kernels().wide.lanes;
+  for (int64_t row = 0; row < count; row += lanes)
+    simd_kernels().to_columns(rows + row * stride, stride, std::min(count - row, lanes), width,
+                              columns + row, height);
+}
+
+void to_rows(const float* columns, int64_t height, int64_t count, int64_t width, float* rows,
+             int64_t stride) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const int64_t lanes = simd_kernels().wide.lanes;
+  for (int64_t row = 0; row < count; row += lanes)
+    simd_kernels().to_rows(columns + row, height, std::min(count - row, lanes), width,
+                           rows + row * stride, nullptr, stride, -infinity, infinity);
+}
 
 }  // namespace
 
@@ -21,75 +50,99 @@ Attention::Attention(const NodeInfo& node)
       size_(node.integer("head_size")),
       offsets_{node.integer("query_offset"), node.integer("key_offset"),
                node.integer("value_offset")},
-      scale_(node.real("scale")),
-      nan_to_zero_(node.integer("nan_to_zero") != 0) {
+      scale_(node.real("scale")) {
   require(heads_ >= 1 && heads_ <= kLargest && size_ >= 1 && size_ <= kLargest,
           "num_heads and head_size must lie in [1, 2^31)");
   for (int64_t offset : offsets_)
     require(offset >= 0 && offset <= kLargest, "offsets must lie in [0, 2^31). Got ", offset);
   require(std::isfinite(scale_) && scale_ > 0, "scale must be finite and positive");
+  const int64_t nan_to_zero = node.integer("nan_to_zero"), first = node.integer("length_first");
+  require(is_flag(nan_to_zero) && is_flag(first), "nan_to_zero and length_first must be 0 or 1");
+  nan_to_zero_ = nan_to_zero == 1;
+  length_first_ = first == 1;
 }
 
-Attention::Rows Attention::read_rows(const Call& call, Input input, const char* name,
-                                     int64_t offset, int64_t* batch) const {
+Attention::Rows Attention::describe(const int64_t* dims) const {
+  const int64_t features = dims[2];
+  if (length_first_) return {dims[1], dims[0], features, features, dims[1] * features};
+  return {dims[0], dims[1], features, dims[1] * features, features};
+}
+
+Attention::Source Attention::read_source(const Call& call, Input input) const {
   const Tensor tensor = call.input(input);
-  const Shape& shape = tensor.shape;
-  require(tensor && shape.rank == 3 && shape.dims[2] >= offset + heads_ * size_ &&
-              (*batch < 0 || shape.dims[0] == *batch),
-          name, " must be [batch, length, at least ", offset + heads_ * size_, "]. Got ", shape);
-  *batch = shape.dims[0];
-  return {tensor.floats() + offset, shape.dims[1], shape.dims[2]};
+  const int64_t needed = offsets_[input] + heads_ * size_;
+  require(tensor && tensor.shape.rank == 3 && tensor.shape.dims[2] >= needed, kNames[input],
+          length_first_ ? " must be [length, batch, at least " : " must be [batch, length, at least ",
+          needed, "]. Got ", tensor.shape);
+  element_count(tensor.shape);  // so that no stride overflows
+  return {describe(tensor.shape.dims), tensor.floats() + offsets_[input]};
 }
 
 Attention::Mask Attention::read_mask(const Call& call, const Inputs& inputs) const {
   const Tensor tensor = call.input(kMask);
   if (!tensor) return {};
-  const int64_t* dims = tensor.shape.dims;
-  const int64_t full[] = {inputs.batch, heads_, inputs.query.count, inputs.key.count};
-  bool fits = tensor.shape.rank == 4 && dims[3] == full[3];
-  for (int axis = 0; axis < 3 && fits; ++axis) fits = dims[axis] == 1 || dims[axis] == full[axis];
-  require(fits, "mask must be [batch or 1, heads or 1, queries or 1, keys]. Got ", tensor.shape);
-  const int64_t query = dims[3], head = dims[2] * query, batch = dims[1] * head;
-  return {tensor.floats(), dims[0] == 1 ? 0 : batch, dims[1] == 1 ? 0 : head,
-          dims[2] == 1 ? 0 : query};
+  const Shape& shape = tensor.shape;
+  const int64_t full[] = {inputs.query.batch, heads_, inputs.query.length, inputs.key.length};
+  int64_t strides[4] = {}, stride = 1;
+  bool fits = shape.rank >= 1 && shape.rank <= 4 && element_count(shape) >= 0;
+  for (size_t end = 1; fits && end <= shape.rank; ++end) {
+    const int64_t size = shape.dims[shape.rank - end];
+    fits = size == full[4 - end] || (size == 1 && end > 1);
+    strides[4 - end] = size == 1 ? 0 : stride;
+    stride *= size;
+  }
+  require(fits, "mask must be [batch or 1, heads or 1, queries or 1, keys], or without some of the "
+          "first axes. Got ", shape);
+  return {tensor.floats(), strides[0], strides[1], strides[2]};
+}
+
+Attention::Inputs Attention::read(const Call& call) const {
+  Inputs inputs{read_source(call, kQuery), read_source(call, kKey), read_source(call, kValue), {}};
+  const int64_t batch = inputs.query.batch;
+  require(inputs.key.batch == batch && inputs.value.batch == batch,
+          "query, key and value must have one batch size. Got ", batch, ", ", inputs.key.batch,
+          " and ", inputs.value.batch);
+  require(inputs.value.length == inputs.key.length, "there must be a value for each of the ",
+          inputs.key.length, " keys. Got ", inputs.value.length);
+  inputs.mask = read_mask(call, inputs);
+  return inputs;
 }
 
 void Attention::run(const Call& call) const {
-  Inputs inputs{-1, {}, {}, {}, {}, nullptr};
-  inputs.query = read_rows(call, kQuery, "query", offsets_[0], &inputs.batch);
-  inputs.key = read_rows(call, kKey, "key", offsets_[1], &inputs.batch);
-  inputs.value = read_rows(call, kValue, "value", offsets_[2], &inputs.batch);
-  require(inputs.value.count == inputs.key.count, "there must be a value for each of the ",
-          inputs.key.count, " keys. Got ", inputs.value.count);
-  inputs.mask = read_mask(call, inputs);
-  Shape shape{{inputs.batch, inputs.query.count, heads_ * size_}, 3};
-  inputs.y = call.output(shape);
+  const Inputs inputs = read(call);
+  const Source &query = inputs.query, &key = inputs.key, &value = inputs.value;
+  const int64_t width = heads_ * size_;
+  const Shape shape = length_first_ ? Shape{{query.length, query.batch, width}, 3}
+                                    : Shape{{query.batch, query.length, width}, 3};
+  float* const output = call.output(shape);
   const int64_t count = element_count(shape);
-  if (inputs.key.count == 0) std::fill_n(inputs.y, count, 0.0f);
-  if (count == 0 || inputs.key.count == 0) return;
+  if (key.length == 0) std::fill_n(output, count, 0.0f);
+  if (count == 0 || key.length == 0) return;
+  const Rows y = describe(shape.dims);
   const int64_t tile = int64_t{simd_kernels().wide.lanes} * simd_kernels().attention.vectors;
-  const int64_t heads = inputs.batch * heads_;
-  const int64_t chunks =
-      std::clamp<int64_t>(kTasks / heads, 1, (inputs.query.count + tile - 1) / tile);
+  const int64_t heads = query.batch * heads_;
+  const int64_t parts = std::clamp<int64_t>(kTasks / heads, 1, (query.length + tile - 1) / tile);
   auto task = [&](size_t index) {
-    const int64_t at = static_cast<int64_t>(index) / chunks;
-    const int64_t chunk = static_cast<int64_t>(index) % chunks;
-    run_head(inputs, at / heads_, at % heads_, inputs.query.count * chunk / chunks,
-             inputs.query.count * (chunk + 1) / chunks);
+    const int64_t of_all = static_cast<int64_t>(index) / parts;
+    const int64_t part = static_cast<int64_t>(index) % parts;
+    const int64_t batch = of_all / heads_, head = of_all % heads_, feature = head * size_;
+    const auto of_head = [&](const Source& source) {
+      return source.data + batch * source.batch_stride + feature;
+    };
+    const Mask& mask = inputs.mask;
+    run_tiles(inputs, y,
+              {of_head(query), of_head(key),
+               gather_rows(of_head(value), value.row_stride, value.length, size_),
+               mask.data ? mask.data + batch * mask.batch + head * mask.head : nullptr,
+               output + batch * y.batch_stride + feature},
+              query.length * part / parts, query.length * (part + 1) / parts);
   };
-  call.parallel(static_cast<size_t>(heads * chunks), task);
+  call.parallel(static_cast<size_t>(heads * parts), task);
 }
 
-// Some queries of a head, in tiles of about equal length. The head's values are copied to where they
-// are contiguous: their rows are often a power of two apart, which a cache has few places for.
-void Attention::run_head(const Inputs& inputs, int64_t batch, int64_t head, int64_t first,
-                         int64_t last) const {
-  const Rows& value = inputs.value;
-  float* values = scratch().between.floats(static_cast<size_t>(value.count * size_));
-  const float* from = value.head(batch, head, size_);
-  for (int64_t row = 0; row < value.count; ++row)
-    std::memcpy(values + row * size_, from + row * value.stride,
-                static_cast<size_t>(size_) * sizeof(float));
+// Some queries of a head, in tiles of about equal length.
+void Attention::run_tiles(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+                          int64_t last) const {
   const int64_t lanes = simd_kernels().wide.lanes;
   const int64_t vectors = (last - first + lanes - 1) / lanes;
   const int64_t most = simd_kernels().attention.vectors;
@@ -97,51 +150,36 @@ void Attention::run_head(const Inputs& inputs, int64_t batch, int64_t head, int6
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = first + vectors * tile / tiles * lanes;
     const int64_t end = std::min(first + vectors * (tile + 1) / tiles * lanes, last);
-    run_tile(inputs, batch, head, values, begin, end - begin);
+    run_tile(inputs, y, head, begin, end - begin);
   }
 }
 
-void Attention::run_tile(const Inputs& inputs, int64_t batch, int64_t head, const float* values,
-                         int64_t first, int64_t count) const {
-  const SimdKernels& simd = simd_kernels();
-  const int64_t lanes = simd.wide.lanes, keys = inputs.key.count;
+void Attention::run_tile(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+                         int64_t count) const {
+  const AttentionKernels& kernels = simd_kernels().attention;
+  const int64_t lanes = simd_kernels().wide.lanes, keys = inputs.key.length;
   const int64_t vectors = (count + lanes - 1) / lanes, height = vectors * lanes;
-  const AttentionKernels::Width& run = simd.attention.width[vectors];
+  const AttentionKernels::Width& run = kernels.width[vectors];
+  const Source& query = inputs.query;
+  const bool has_masks = head.mask != nullptr && inputs.mask.query != 0;
   float* queries = scratch().columns.floats(static_cast<size_t>(size_ * height));
-  float* scores = scratch().sums.floats(static_cast<size_t>((2 * keys + 2) * height));
+  float* scores =
+      scratch().sums.floats(static_cast<size_t>(((has_masks ? 2 : 1) * keys + 2) * height));
   float *largest = scores + keys * height, *sums = largest + height, *masks = sums + height;
 
-  const auto to_columns = [&](const float* rows, int64_t stride, int64_t width, float* columns) {
-    for (int64_t row = 0; row < count; row += lanes)
-      simd.to_columns(rows + row * stride, stride, std::min(count - row, lanes), width,
-                      columns + row, height);
-  };
-  const Rows& query = inputs.query;
-  to_columns(query.head(batch, head, size_) + first * query.stride, query.stride, size_, queries);
-  run.product({inputs.key.head(batch, head, size_), inputs.key.stride, 1, keys, size_, queries,
-               scores, height, largest});
-
-  Scores all{scores, keys, height, scale_, largest, nullptr, nullptr, nan_to_zero_, sums};
-  if (const Mask& mask = inputs.mask; mask.data) {
-    const float* of_head = mask.data + batch * mask.batch + head * mask.head;
-    if (mask.query == 0) {
-      all.key_mask = of_head;
-    } else {
-      to_columns(of_head + first * mask.query, mask.query, keys, masks);
-      all.mask = masks;
-    }
-  }
-  run.exponentials(all);
+  to_columns(head.query + first * query.row_stride, query.row_stride, count, size_, queries,
+             height);
+  run.product({head.key, inputs.key.row_stride, 1, keys, size_, queries, scores, height, largest});
+  if (has_masks)
+    to_columns(head.mask + first * inputs.mask.query, inputs.mask.query, count, keys, masks,
+               height);
+  run.exponentials({scores, keys, height, scale_, largest, has_masks ? nullptr : head.mask,
+                    has_masks ? masks : nullptr, nan_to_zero_, sums});
 
   float* out = queries;  // no longer needed
-  run.product({values, 1, size_, size_, keys, scores, out, height, nullptr});
-  simd.attention.divide_columns(out, size_, height, height, sums);
-  const float infinity = std::numeric_limits<float>::infinity();
-  const int64_t width = heads_ * size_;
-  float* y = inputs.y + (batch * query.count + first) * width + head * size_;
-  for (int64_t row = 0; row < count; row += lanes)
-    simd.to_rows(out + row, height, std::min(count - row, lanes), size_, y + row * width, nullptr,
-                 width, -infinity, infinity);
+  run.product({head.values, 1, size_, size_, keys, scores, out, height, nullptr});
+  kernels.divide_columns(out, size_, height, sums);
+  to_rows(out, height, count, size_, head.y + first * y.row_stride, y.row_stride);
 }
 
 }  // namespace mfac

@@ -23,14 +23,14 @@ class Attention {
   void run(const Call& call) const;
 
  private:
-  // Where the heads lie in the rows of one of the inputs.
+  // A tensor [batch, length, features], or [length, batch, features]. Strides are in floats.
   struct Rows {
-    const float* data = nullptr;  // of the first head
-    int64_t count = 0;            // of one sequence
-    int64_t stride = 0;           // floats
-    const float* head(int64_t batch, int64_t head, int64_t size) const {
-      return data + batch * count * stride + head * size;
-    }
+    int64_t batch, length, features;
+    int64_t batch_stride, row_stride;
+  };
+  // The rows of an input and the first head in them.
+  struct Source : Rows {
+    const float* data;
   };
   // Strides are 0 along axes that are broadcast.
   struct Mask {
@@ -38,23 +38,30 @@ class Attention {
     int64_t batch = 0, head = 0, query = 0;
   };
   struct Inputs {
-    int64_t batch;
-    Rows query, key, value;
+    Source query, key, value;
     Mask mask;
+  };
+  // What the tiles of a head share. Each is of its first row.
+  struct Head {
+    const float *query, *key;
+    const float* values;  // [keys, size], contiguous
+    const float* mask;    // or null
     float* y;
   };
-  Rows read_rows(const Call& call, Input input, const char* name, int64_t offset,
-                 int64_t* batch) const;
+  Rows describe(const int64_t* dims) const;
+  Source read_source(const Call& call, Input input) const;
   Mask read_mask(const Call& call, const Inputs& inputs) const;
-  void run_head(const Inputs& inputs, int64_t batch, int64_t head, int64_t first,
-                int64_t last) const;
-  void run_tile(const Inputs& inputs, int64_t batch, int64_t head, const float* values,
-                int64_t first, int64_t count) const;
+  Inputs read(const Call& call) const;
+  void run_tiles(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+                 int64_t last) const;
+  void run_tile(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+                int64_t count) const;
 
   int64_t heads_, size_;
   int64_t offsets_[3];  // of the first head in a row: of queries, keys and values
   float scale_;
-  bool nan_to_zero_;  // whether the weights of a query become zeros if any is NaN
+  bool nan_to_zero_;   // whether the weights of a query become zeros if any is NaN
+  bool length_first_;  // whether the first axis of all but the mask is the length, not the batch
 };
 
 }  // namespace mfac

@@ -16,33 +16,33 @@ struct Product {
   const float* columns;  // [inputs, height]
   float* out;            // [outputs, height]
   int64_t height;
-  float* largest;  // [columns] the largest of each column of out; or null
+  float* largest;  // [height] the largest of each column of out; or null
 };
 
-// scores = e^(scale * score + mask - their column's largest), and the sum of each column.
+// scores = e^(scale * score + mask - the largest of these in their column), and each column's sum.
 struct Scores {
   float* scores;  // [keys, height]
   int64_t keys, height;
   float scale;            // positive
-  const float* largest;   // [columns] of the scores as given
+  const float* largest;   // [height] of the scores as given; NaN is never the largest
   const float* key_mask;  // [keys], or null
   const float* mask;      // [keys, height], or null
   bool nan_to_zero;       // columns with a NaN become zeros
-  float* sums;            // [columns]
+  float* sums;            // [height]
 };
 
 constexpr int kMaxAttentionVectors = 4;
 
 struct AttentionKernels {
-  // For tiles of 1 ... vectors vectors of the widest kind.
+  // For tiles of 1 ... `vectors` vectors of the widest kind.
   struct Width {
     void (*product)(const Product& product);
     void (*exponentials)(const Scores& scores);
   };
   int vectors;
   Width width[kMaxAttentionVectors + 1];
-  void (*divide_columns)(float* values, int64_t rows, int64_t columns, int64_t height,
-                         const float* divisors);
+  // values[r][c] /= divisors[c]
+  void (*divide_columns)(float* values, int64_t rows, int64_t height, const float* divisors);
 };
 
 }  // namespace mfac

@@ -20,18 +20,19 @@ class Attention:
 
     Attributes:
         name: Name of its softmax.
-        query: ``[batch, queries, features]``, float32; head h is ``features[offset + h · size:][:
-            size]``.
-        key: ``[batch, keys, features]``.
-        value: ``[batch, keys, features]``.
-        y: ``[batch, queries, heads · size]``.
-        mask: Added to the scores, ``[batch or 1, heads or 1, queries or 1, keys]``; None if nothing
-            is.
+        query: Name of the queries, ``[batch, queries, features]``, float32; head h is
+            ``features[offset + h · size:][:size]``.
+        key: Name of the keys, ``[batch, keys, features]``.
+        value: Name of the values, ``[batch, keys, features]``.
+        y: Name of the result, ``[batch, queries, heads · size]``.
+        mask: Name of what is added to the scores, ``[batch or 1, heads or 1, queries or 1, keys]``
+            or without some of the first axes; None if nothing is.
         heads: Number of heads.
         size: Features of a head.
-        offsets: Of the first head in queries, keys and values.
-        scale: Positive.
+        offsets: Of the first head in the features of queries, keys and values.
+        scale: Factor of the scores before the mask is added; positive.
         nan_to_zero: Whether the weights of a query become zeros if any is NaN.
+        length_first: Whether the first two axes of all but the mask are the length and the batch.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Attention:
     offsets: tuple[int, int, int]
     scale: float
     nan_to_zero: bool
+    length_first: bool = False
 
 
 def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
@@ -84,6 +86,7 @@ def attention_node(found: Attention, inputs: Sequence[ir.Value]) -> ir.Node:
         **dict(zip(places, found.offsets, strict=True)),
         "scale": found.scale,
         "nan_to_zero": int(found.nan_to_zero),
+        "length_first": int(found.length_first),
     }
     return ir.node(
         "Attention",

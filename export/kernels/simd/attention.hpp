@@ -1,6 +1,6 @@
 // Attention: products of a head's matrices with columns of rows, and the softmax between them.
 
-// Sums of PART outputs for T vectors of positions.
+// Sums of PART outputs for T vectors of columns.
 template <int L, int PART, int T>
 MFAC_INLINE void product_part(const Product& p, const float* weights, float* out,
                               Floats<L>* largest) {
@@ -64,7 +64,7 @@ MFAC_INLINE void masked_scores(const Scores& s, int64_t key, Floats<L>* scores) 
   }
 }
 
-// Write zeros to columns whose sum is NaN, as all of their values are.
+// Write zeros to columns whose sum is NaN: divided by it, all of their values would be.
 template <int L, int T>
 MFAC_INLINE void clear_not_numbers(const Scores& s, Floats<L>* sum) {
   MFAC_UNROLL
@@ -79,7 +79,8 @@ MFAC_INLINE void clear_not_numbers(const Scores& s, Floats<L>* sum) {
   }
 }
 
-// A NaN is never the largest, and makes its column's sum NaN.
+// A NaN is never the largest, and makes its column's sum NaN. The largest is subtracted before a
+// factor is applied: of a large product, rounded once and once not, the difference would be anything.
 template <int L, int T>
 void exponentials(const Scores& given) {
   const Scores s = given;  // a local copy, which stores cannot alias
@@ -87,7 +88,7 @@ void exponentials(const Scores& given) {
   Floats<L> largest[T], sum[T] = {};
   MFAC_UNROLL
   for (int t = 0; t < T; ++t)
-    largest[t] = masked ? broadcast<L>(-__builtin_inff()) : load<L>(s.largest + t * L) * s.scale;
+    largest[t] = masked ? broadcast<L>(-__builtin_inff()) : load<L>(s.largest + t * L);
   for (int64_t key = 0; masked && key < s.keys; ++key) {
     Floats<L> scores[T];
     masked_scores<L, T>(s, key, scores);
@@ -97,12 +98,12 @@ void exponentials(const Scores& given) {
       largest[t] = scores[t] > largest[t] ? scores[t] : largest[t];
     }
   }
-  const float scale = masked ? 1.0f : s.scale;
+  const float scale = masked ? 1.0f : s.scale;  // the former have it already
   for (int64_t key = 0; key < s.keys; ++key) {
     float* scores = s.scores + key * s.height;
     MFAC_UNROLL
     for (int t = 0; t < T; ++t) {
-      const Floats<L> e = exp_of_negative<L>(load<L>(scores + t * L) * scale - largest[t]);
+      const Floats<L> e = exp_of_negative<L>((load<L>(scores + t * L) - largest[t]) * scale);
       store<L>(scores + t * L, e);
       sum[t] += e;
     }
@@ -113,9 +114,8 @@ void exponentials(const Scores& given) {
 }
 
 template <int L>
-void divide_columns(float* values, int64_t rows, int64_t columns, int64_t height,
-                    const float* divisors) {
-  for (int64_t at = 0; at < columns; at += L) {
+void divide_columns(float* values, int64_t rows, int64_t height, const float* divisors) {
+  for (int64_t at = 0; at < height; at += L) {
     const Floats<L> factor = 1.0f / load<L>(divisors + at);
     for (int64_t r = 0; r < rows; ++r) {
       float* value = values + r * height + at;
