@@ -5,13 +5,13 @@
 ONNX Runtime transposes Q, K, V and Y in memory, and keeps the weights of all heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.compose import remove_unused
-from mfac_compress.export.sparse.nodes import DOMAIN
+from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Attention:
         scale: Factor of the scores before the mask is added; positive.
         nan_to_zero: Whether the weights of a query become zeros if any is NaN.
         length_first: Whether the first two axes of all but the mask are the length and the batch.
+        flat: Whether these two are one axis of the result.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Attention:
     scale: float
     nan_to_zero: bool
     length_first: bool = False
+    flat: bool = False
 
 
 def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
@@ -59,26 +61,45 @@ def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
     Returns:
         The number of nodes that replace it.
     """
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    values |= {value.name: value for value in model.graph.inputs}
-    values |= dict(model.graph.initializers)
+    graph = model.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    values |= {value.name: value for value in graph.inputs} | dict(graph.initializers)
     count = 0
     for each in found:
         read = [each.query, each.key, each.value, *([each.mask] if each.mask else [])]
         if not values.keys() >= {*read, each.y}:
             continue
-        old = values[each.y]
-        node = attention_node(each, [values[name] for name in read])
-        (new,), last = node.outputs, old.producer()
+        nodes = [attention_node(each, [values[name] for name in read])]
+        if each.flat:
+            nodes.append(_flattened(nodes[0], values.keys()))
+        old, new = values[each.y], nodes[-1].outputs[0]
         new.meta.update(old.meta)
-        ir.convenience.replace_nodes_and_values(model.graph, last, [last], [node], [old], [new])
+        last = old.producer()
+        ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, [old], [new])
         values[each.y] = new
         count += 1
-    remove_unused(model.graph)
+    if count:
+        graph.opset_imports.setdefault(DOMAIN, VERSION)
+    remove_unused(graph)
     return count
 
 
+def _flattened(node: ir.Node, taken: Collection[str]) -> ir.Node:
+    """Return the node that joins the first two axes of another one's result, and has its name."""
+    (result,) = node.outputs
+    name = result.name
+    while result.name in taken:
+        result.name += "_"
+    return ir.node("Flatten", [result], {"axis": 2}, outputs=[ir.Value(name=name)])
+
+
 def attention_node(found: Attention, inputs: Sequence[ir.Value]) -> ir.Node:
+    """Return the node of an attention.
+
+    Args:
+        found: The attention; that its result is flat is left to another node.
+        inputs: Queries, keys, values and, if there is one, the mask.
+    """
     places = ("query_offset", "key_offset", "value_offset")
     given = {
         "num_heads": found.heads,

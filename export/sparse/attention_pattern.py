@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from mfac_compress.export.sparse.fold import FOLDED
 from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, only_user, users
 
 _LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity")
 _SCALED = ("Mul", "Div")
-_MAX_STEPS = 12
-_MAX_SHAPE_STEPS = 6
+_MAX_STEPS = 20
+_SHAPES = ("Shape", "Size")
+_OF_SHAPES = (*FOLDED, "ConstantOfShape", "Equal", "Expand", "Max", "Min", "Mod", "Range")
+"""What computes one shape from others: always the same from the same inputs."""
+_MAX_OF_SHAPES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,68 +45,61 @@ class Candidate:
     @property
     def names(self) -> set[str]:
         """Names of the values whose shapes decide whether it is an attention."""
-        values = [
-            *self.operands,
-            self.product,
-            *self.results,
-            *(v for s in self.sources for v in s),
-        ]
-        return {value.name for value in (*values, *([self.mask] if self.mask else []))}
+        values = {self.product, *self.results, *(v for source in self.sources for v in source)}
+        return {value.name for value in (values | {self.mask} if self.mask else values)}
 
 
 def attention_candidates(graph: Graph) -> list[Candidate]:
-    """Return what may be attention."""
-    found = (_candidate(graph, node) for node in graph.nodes if is_operator(node, "Softmax"))
-    return [each for each in found if each is not None]
+    """Return what may be attention; two for a softmax of a sum of two products."""
+    softmaxes = (node for node in graph.nodes if is_operator(node, "Softmax"))
+    return [each for softmax in softmaxes for each in _candidates(graph, softmax)]
 
 
-def _candidate(graph: Graph, softmax: ir.Node) -> Candidate | None:
-    if not _along_last_axis(graph, softmax):
-        return None
-    scores = _scores(graph, softmax.inputs[0])
+def _candidates(graph: Graph, softmax: ir.Node) -> Iterator[Candidate]:
     weights, nan_to_zero = _weights(graph, softmax.outputs[0])
     after = only_user(weights) if weights is not None else None
-    if scores is None or not is_operator(after, "MatMul") or after.inputs[0] is not weights:
-        return None
-    product, mask, scale = scores
-    operands = (*product.inputs, after.inputs[1])
-    sources = tuple(list(_before(graph, operand)) for operand in operands)
+    fits = is_operator(after, "MatMul") and after.inputs[0] is weights
+    if not fits or not _along_last_axis(graph, softmax):
+        return
     results = list(_after(graph, after.outputs[0]))
-    return Candidate(
-        softmax, operands, sources, after.outputs[0], results, mask, scale, nan_to_zero
-    )
+    for product, mask, scale in _scores(graph, softmax.inputs[0]):
+        operands = (*product.inputs, after.inputs[1])
+        if all(graph.constant(operand) is None for operand in operands):
+            sources = tuple(list(_before(graph, operand)) for operand in operands)
+            yield Candidate(
+                softmax, operands, sources, after.outputs[0], results, mask, scale, nan_to_zero
+            )
 
 
 def _along_last_axis(graph: Graph, softmax: ir.Node) -> bool:
+    """Whether a softmax is along the last axis, if its input has four."""
     given = attributes(softmax)
     if "axis" not in given:
         return graph.model.opset_imports.get("", 0) >= 13  # the second axis before
-    return given["axis"] in (-1, 3)  # the scores have four
+    return given["axis"] in (-1, 3)
 
 
-def _scores(graph: Graph, z: ir.Value) -> tuple[ir.Node, ir.Value | None, float] | None:
-    """Return the product whose scaled result is z, perhaps with a mask, the mask and the scale."""
+def _scores(graph: Graph, z: ir.Value) -> Iterator[tuple[ir.Node, ir.Value | None, float]]:
+    """Yield the products of which z is a multiple, perhaps with a mask; the masks; the factors."""
+    if only_user(z) is None:
+        return
     node = z.producer()
-    if not is_operator(node, "Add"):
-        found = _scaled_product(graph, z)
-        return (found[0], None, found[1]) if found and only_user(z) else None
-    for place in (0, 1):
-        found = _scaled_product(graph, node.inputs[place])
-        if found and only_user(z) and only_user(node.inputs[place]):
-            return found[0], node.inputs[1 - place], found[1]
-    return None
+    sums = (node.inputs, node.inputs[::-1]) if is_operator(node, "Add") else ((z, None),)
+    for scaled, mask in sums:
+        found = _scaled_product(graph, scaled)
+        if found and only_user(scaled):
+            yield found[0], mask, found[1]
 
 
 def _scaled_product(graph: Graph, z: ir.Value) -> tuple[ir.Node, float] | None:
-    """Return the product of two activations that z is a multiple of, and the factor."""
+    """Return the product of which z is a multiple, and the factor."""
     scale = 1.0
     for _ in range(_MAX_STEPS):
         node = z.producer()
         if is_operator(node, "MatMul"):
-            constant = any(graph.constant(each) is not None for each in node.inputs)
-            return None if constant else (node, scale)
+            return node, scale
         step = _multiple(graph, node)
-        if step is None or (only_user(step[0]) is None):
+        if step is None or only_user(step[0]) is None:
             return None
         z, factor = step
         scale *= factor
@@ -124,7 +121,9 @@ def _weights(graph: Graph, y: ir.Value) -> tuple[ir.Value | None, bool]:
     """Return the weights that a softmax y makes, and whether NaNs among them are made zeros."""
     if only_user(y) is not None:
         return y, False
-    readers = {node.op_type: node for node in users(y) if node.domain == ""}
+    readers = {
+        node.op_type: node for node in users(y) if node.domain == "" and node.graph is y.graph
+    }
     if y.is_graph_output() or len(users(y)) != 2 or set(readers) != {"IsNaN", "Where"}:
         return None, False
     test, choice = readers["IsNaN"], readers["Where"]
@@ -148,6 +147,16 @@ def _before(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
             return
 
 
+def _after(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
+    """Yield the values that may be a layout of a value, the nearest first."""
+    for _ in range(_MAX_STEPS):
+        yield value
+        node = only_user(value)
+        if not _is_layout(graph, node) or node.inputs[0] is not value or len(node.outputs) != 1:
+            return
+        value = node.outputs[0]
+
+
 def _is_layout(graph: Graph, node: ir.Node | None) -> bool:
     """Whether a node only moves the elements of its first input, as shapes alone decide."""
     return is_operator(node, *_LAYOUT) and all(
@@ -155,23 +164,17 @@ def _is_layout(graph: Graph, node: ir.Node | None) -> bool:
     )
 
 
-def _follows_from_shapes(graph: Graph, value: ir.Value, steps: int = _MAX_SHAPE_STEPS) -> bool:
+def _follows_from_shapes(graph: Graph, value: ir.Value) -> bool:
     """Whether a value depends on the shapes of others only, not on what is in them."""
-    if graph.constant(value) is not None:
-        return True
-    node = value.producer()
-    if node is None or steps == 0:
-        return False
-    return node.op_type == "Shape" or all(
-        _follows_from_shapes(graph, each, steps - 1) for each in node.inputs if each is not None
-    )
-
-
-def _after(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
-    """Yield the values that may be a layout of a value, the nearest first."""
-    for _ in range(_MAX_STEPS):
-        yield value
-        node = only_user(value)
-        if not _is_layout(graph, node) or node.inputs[0] is not value:
-            return
-        value = node.outputs[0]
+    waiting, seen = [value], set()
+    while waiting and len(seen) <= _MAX_OF_SHAPES:
+        value = waiting.pop()
+        if value in seen or graph.constant(value) is not None:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if is_operator(node, *_OF_SHAPES) and node.op_type not in _SHAPES:
+            waiting += [each for each in node.inputs if each is not None]
+        elif not is_operator(node, *_SHAPES):
+            return False
+    return not waiting

@@ -352,5 +352,5 @@ def test_a_mask_of_another_shape_is_refused(any_sessions, shape):
 def test_inputs_of_another_type_are_refused(any_sessions, place):
     case = case_of(mask=np.zeros(7))
     name = "qkvm"[place]
-    with pytest.raises(Exception, match="(?i)type"):
+    with pytest.raises(Exception, match=r"(?i)type"):
         any_sessions.open([case.node], kinds={name: 11})
