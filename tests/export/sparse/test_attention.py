@@ -518,6 +518,26 @@ def test_keys_with_fewer_heads_are_refused(made):
     assert _find(model, feeds)[1] == []
 
 
+def test_keys_are_not_taken_for_those_of_another_value(made):
+    """Queries end at b, for steps are limited; keys end before it, but are a layout of b only."""
+    same = [("Identity", [f"b{n}"], [f"b{n + 1}"]) for n in range(17)]
+    model = made(
+        {
+            "rq": [
+                ("Gather", ["k", "reversed"], ["b0"], {"axis": 2}),
+                *same,
+                ("Reshape", ["b17", "split"], ["rq"]),
+            ],
+            "rk": ("Reshape", ["b0", "split"], ["rk"]),
+        },
+        {"q": None},
+        **MORE,
+    )
+    feeds = _sizes(model, (2, 9, 9))[0]
+    _run(model, feeds)
+    assert _find(model, feeds)[1] == []
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_keys_for_all_of_a_batch_are_refused(made, batch):
     """Alike for a batch of one, the operator would refuse to run for others."""
@@ -540,7 +560,13 @@ def test_constant_values_are_refused(made):
 
 
 def test_attention_in_float64_is_refused(made):
-    model = made({"s": [], "w": ("Softmax", ["p"], ["w"], {"axis": -1})})
+    """Nothing between its ends says so: there is no constant, and no recorded type."""
+    changes = {
+        "s": [],
+        "w": ("Softmax", ["p"], ["w"], {"axis": -1}),
+        "y": [("Reshape", ["t", "joint"], ["j"]), ("Relu", ["j"], ["y"])],
+    }
+    model = made(changes)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = TensorProto.DOUBLE
     feeds = _sizes(model, (2, 9, 7))[0]
