@@ -62,29 +62,30 @@ Attention::Attention(const NodeInfo& node)
   length_first_ = first == 1;
 }
 
-Attention::Rows Attention::describe(const int64_t* dims) const {
-  const int64_t features = dims[2];
-  if (length_first_) return {dims[1], dims[0], features, features, dims[1] * features};
-  return {dims[0], dims[1], features, dims[1] * features, features};
+Attention::Rows Attention::describe(const Shape& shape) const {
+  const int64_t batch = shape.dims[length_first_ ? 1 : 0];
+  const int64_t length = shape.dims[length_first_ ? 0 : 1], features = shape.dims[2];
+  if (element_count(shape) == 0) return {batch, length, 0, 0};  // a product might overflow
+  if (length_first_) return {batch, length, features, batch * features};
+  return {batch, length, length * features, features};
 }
 
 Attention::Source Attention::read_source(const Call& call, Input input) const {
   const Tensor tensor = call.input(input);
   const int64_t needed = offsets_[input] + heads_ * size_;
   require(tensor && tensor.shape.rank == 3 && tensor.shape.dims[2] >= needed, kNames[input],
-          length_first_ ? " must be [length, batch, at least " : " must be [batch, length, at least ",
-          needed, "]. Got ", tensor.shape);
-  element_count(tensor.shape);  // so that no stride overflows
-  return {describe(tensor.shape.dims), tensor.floats() + offsets_[input]};
+          " must be ", length_first_ ? "[length, batch" : "[batch, length", ", at least ", needed,
+          "]. Got ", tensor.shape);
+  return {describe(tensor.shape), tensor.floats() + offsets_[input]};
 }
 
-Attention::Mask Attention::read_mask(const Call& call, const Inputs& inputs) const {
+Attention::Mask Attention::read_mask(const Call& call, const Operands& operands) const {
   const Tensor tensor = call.input(kMask);
   if (!tensor) return {};
   const Shape& shape = tensor.shape;
-  const int64_t full[] = {inputs.query.batch, heads_, inputs.query.length, inputs.key.length};
-  int64_t strides[4] = {}, stride = 1;
-  bool fits = shape.rank >= 1 && shape.rank <= 4 && element_count(shape) >= 0;
+  const int64_t full[] = {operands.query.batch, heads_, operands.query.length, operands.key.length};
+  int64_t strides[4] = {}, stride = element_count(shape) == 0 ? 0 : 1;  // else it might overflow
+  bool fits = shape.rank >= 1 && shape.rank <= 4;
   for (size_t end = 1; fits && end <= shape.rank; ++end) {
     const int64_t size = shape.dims[shape.rank - end];
     fits = size == full[4 - end] || (size == 1 && end > 1);
@@ -96,52 +97,56 @@ Attention::Mask Attention::read_mask(const Call& call, const Inputs& inputs) con
   return {tensor.floats(), strides[0], strides[1], strides[2]};
 }
 
-Attention::Inputs Attention::read(const Call& call) const {
-  Inputs inputs{read_source(call, kQuery), read_source(call, kKey), read_source(call, kValue), {}};
-  const int64_t batch = inputs.query.batch;
-  require(inputs.key.batch == batch && inputs.value.batch == batch,
-          "query, key and value must have one batch size. Got ", batch, ", ", inputs.key.batch,
-          " and ", inputs.value.batch);
-  require(inputs.value.length == inputs.key.length, "there must be a value for each of the ",
-          inputs.key.length, " keys. Got ", inputs.value.length);
-  inputs.mask = read_mask(call, inputs);
-  return inputs;
+Attention::Operands Attention::read(const Call& call) const {
+  Operands operands{
+      read_source(call, kQuery), read_source(call, kKey), read_source(call, kValue), {}, {}};
+  const int64_t batch = operands.query.batch;
+  require(operands.key.batch == batch && operands.value.batch == batch,
+          "query, key and value must have one batch size. Got ", batch, ", ", operands.key.batch,
+          " and ", operands.value.batch);
+  require(operands.value.length == operands.key.length, "there must be a value for each of the ",
+          operands.key.length, " keys. Got ", operands.value.length);
+  operands.mask = read_mask(call, operands);
+  return operands;
+}
+
+Attention::Head Attention::head_of(const Operands& operands, float* output, int64_t batch,
+                                   int64_t head) const {
+  const auto first_row = [&](const Source& source) {
+    return source.data + batch * source.batch_stride + head * size_;
+  };
+  const Source& value = operands.value;
+  const Mask& mask = operands.mask;
+  return {first_row(operands.query), first_row(operands.key),
+          gather_rows(first_row(value), value.row_stride, value.length, size_),
+          mask.data ? mask.data + batch * mask.batch + head * mask.head : nullptr,
+          output + batch * operands.y.batch_stride + head * size_};
 }
 
 void Attention::run(const Call& call) const {
-  const Inputs inputs = read(call);
-  const Source &query = inputs.query, &key = inputs.key, &value = inputs.value;
-  const int64_t width = heads_ * size_;
-  const Shape shape = length_first_ ? Shape{{query.length, query.batch, width}, 3}
-                                    : Shape{{query.batch, query.length, width}, 3};
+  Operands operands = read(call);
+  const int64_t batch = operands.query.batch, queries = operands.query.length;
+  const Shape shape = length_first_ ? Shape{{queries, batch, heads_ * size_}, 3}
+                                    : Shape{{batch, queries, heads_ * size_}, 3};
   float* const output = call.output(shape);
   const int64_t count = element_count(shape);
-  if (key.length == 0) std::fill_n(output, count, 0.0f);
-  if (count == 0 || key.length == 0) return;
-  const Rows y = describe(shape.dims);
+  if (operands.key.length == 0) std::fill_n(output, count, 0.0f);
+  if (count == 0 || operands.key.length == 0) return;
+  operands.y = describe(shape);
   const int64_t tile = int64_t{simd_kernels().wide.lanes} * simd_kernels().attention.vectors;
-  const int64_t heads = query.batch * heads_;
-  const int64_t parts = std::clamp<int64_t>(kTasks / heads, 1, (query.length + tile - 1) / tile);
+  const int64_t most = (queries + tile - 1) / tile;
+  const int64_t parts = std::clamp<int64_t>(kTasks / (batch * heads_), 1, most);
   auto task = [&](size_t index) {
-    const int64_t of_all = static_cast<int64_t>(index) / parts;
+    const int64_t head = static_cast<int64_t>(index) / parts;
     const int64_t part = static_cast<int64_t>(index) % parts;
-    const int64_t batch = of_all / heads_, head = of_all % heads_, feature = head * size_;
-    const auto of_head = [&](const Source& source) {
-      return source.data + batch * source.batch_stride + feature;
-    };
-    const Mask& mask = inputs.mask;
-    run_tiles(inputs, y,
-              {of_head(query), of_head(key),
-               gather_rows(of_head(value), value.row_stride, value.length, size_),
-               mask.data ? mask.data + batch * mask.batch + head * mask.head : nullptr,
-               output + batch * y.batch_stride + feature},
-              query.length * part / parts, query.length * (part + 1) / parts);
+    run_tiles(operands, head_of(operands, output, head / heads_, head % heads_),
+              queries * part / parts, queries * (part + 1) / parts);
   };
-  call.parallel(static_cast<size_t>(heads * parts), task);
+  call.parallel(static_cast<size_t>(batch * heads_ * parts), task);
 }
 
 // Some queries of a head, in tiles of about equal length.
-void Attention::run_tiles(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+void Attention::run_tiles(const Operands& operands, const Head& head, int64_t first,
                           int64_t last) const {
   const int64_t lanes = simd_kernels().wide.lanes;
   const int64_t vectors = (last - first + lanes - 1) / lanes;
@@ -150,18 +155,18 @@ void Attention::run_tiles(const Inputs& inputs, const Rows& y, const Head& head,
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t begin = first + vectors * tile / tiles * lanes;
     const int64_t end = std::min(first + vectors * (tile + 1) / tiles * lanes, last);
-    run_tile(inputs, y, head, begin, end - begin);
+    run_tile(operands, head, begin, end - begin);
   }
 }
 
-void Attention::run_tile(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
+void Attention::run_tile(const Operands& operands, const Head& head, int64_t first,
                          int64_t count) const {
   const AttentionKernels& kernels = simd_kernels().attention;
-  const int64_t lanes = simd_kernels().wide.lanes, keys = inputs.key.length;
+  const int64_t lanes = simd_kernels().wide.lanes, keys = operands.key.length;
   const int64_t vectors = (count + lanes - 1) / lanes, height = vectors * lanes;
   const AttentionKernels::Width& run = kernels.width[vectors];
-  const Source& query = inputs.query;
-  const bool has_masks = head.mask != nullptr && inputs.mask.query != 0;
+  const Source& query = operands.query;
+  const bool has_masks = head.mask != nullptr && operands.mask.query != 0;
   float* queries = scratch().columns.floats(static_cast<size_t>(size_ * height));
   float* scores =
       scratch().sums.floats(static_cast<size_t>(((has_masks ? 2 : 1) * keys + 2) * height));
@@ -169,9 +174,10 @@ void Attention::run_tile(const Inputs& inputs, const Rows& y, const Head& head, 
 
   to_columns(head.query + first * query.row_stride, query.row_stride, count, size_, queries,
              height);
-  run.product({head.key, inputs.key.row_stride, 1, keys, size_, queries, scores, height, largest});
+  run.product(
+      {head.key, operands.key.row_stride, 1, keys, size_, queries, scores, height, largest});
   if (has_masks)
-    to_columns(head.mask + first * inputs.mask.query, inputs.mask.query, count, keys, masks,
+    to_columns(head.mask + first * operands.mask.query, operands.mask.query, count, keys, masks,
                height);
   run.exponentials({scores, keys, height, scale_, largest, has_masks ? nullptr : head.mask,
                     has_masks ? masks : nullptr, nan_to_zero_, sums});
@@ -179,7 +185,8 @@ void Attention::run_tile(const Inputs& inputs, const Rows& y, const Head& head, 
   float* out = queries;  // no longer needed
   run.product({head.values, 1, size_, size_, keys, scores, out, height, nullptr});
   kernels.divide_columns(out, size_, height, sums);
-  to_rows(out, height, count, size_, head.y + first * y.row_stride, y.row_stride);
+  const int64_t stride = operands.y.row_stride;
+  to_rows(out, height, count, size_, head.y + first * stride, stride);
 }
 
 }  // namespace mfac

@@ -25,8 +25,8 @@ class Attention {
  private:
   // A tensor [batch, length, features], or [length, batch, features]. Strides are in floats.
   struct Rows {
-    int64_t batch, length, features;
-    int64_t batch_stride, row_stride;
+    int64_t batch, length;
+    int64_t batch_stride, row_stride;  // 0 if it is empty
   };
   // The rows of an input and the first head in them.
   struct Source : Rows {
@@ -37,9 +37,10 @@ class Attention {
     const float* data = nullptr;
     int64_t batch = 0, head = 0, query = 0;
   };
-  struct Inputs {
+  struct Operands {
     Source query, key, value;
     Mask mask;
+    Rows y;  // of the result
   };
   // What the tiles of a head share. Each is of its first row.
   struct Head {
@@ -48,14 +49,13 @@ class Attention {
     const float* mask;    // or null
     float* y;
   };
-  Rows describe(const int64_t* dims) const;
+  Rows describe(const Shape& shape) const;
   Source read_source(const Call& call, Input input) const;
-  Mask read_mask(const Call& call, const Inputs& inputs) const;
-  Inputs read(const Call& call) const;
-  void run_tiles(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
-                 int64_t last) const;
-  void run_tile(const Inputs& inputs, const Rows& y, const Head& head, int64_t first,
-                int64_t count) const;
+  Mask read_mask(const Call& call, const Operands& operands) const;
+  Operands read(const Call& call) const;
+  Head head_of(const Operands& operands, float* output, int64_t batch, int64_t head) const;
+  void run_tiles(const Operands& operands, const Head& head, int64_t first, int64_t last) const;
+  void run_tile(const Operands& operands, const Head& head, int64_t first, int64_t count) const;
 
   int64_t heads_, size_;
   int64_t offsets_[3];  // of the first head in a row: of queries, keys and values

@@ -79,8 +79,8 @@ MFAC_INLINE void clear_not_numbers(const Scores& s, Floats<L>* sum) {
   }
 }
 
-// A NaN is never the largest, and makes its column's sum NaN. The largest is subtracted before a
-// factor is applied: of a large product, rounded once and once not, the difference would be anything.
+// A NaN is never the largest, and makes its column's sum NaN. The largest is subtracted before the
+// scale is applied: the difference of two large products, of which one is rounded, is anything.
 template <int L, int T>
 void exponentials(const Scores& given) {
   const Scores s = given;  // a local copy, which stores cannot alias

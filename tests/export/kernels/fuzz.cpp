@@ -494,7 +494,8 @@ void make_attention(KernelInfo& node, bool hostile) {
   node.attention = true;
   const int64_t heads = pick(1, 5), size = chance(0.1) ? pick(1, 140) : pick(1, 20);
   const int64_t batch = pick(0, chance(0.1) ? 5 : 2);
-  const int64_t lengths[] = {chance(0.2) ? pick(0, 2) : pick(1, 140), pick(0, chance(0.5) ? 5 : 140)};
+  const int64_t queries = chance(0.2) ? pick(0, 2) : pick(1, 140);
+  const int64_t lengths[] = {queries, pick(0, chance(0.5) ? 5 : 140)};
   node.ints["num_heads"] = {heads};
   node.ints["head_size"] = {size};
   node.ints["scale"] = {pick(1, 3)};
@@ -596,7 +597,8 @@ int main(int argc, char** argv) {
       const int floats = node.to_float ? 4 : 5;
       const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
       const int after = node.added ? 7 : 8;
-      const int sparse = node.added || node.pooled ? after : node.joined ? 6 : node.floats ? floats : plain;
+      const int sparse =
+          node.added || node.pooled ? after : node.joined ? 6 : node.floats ? floats : plain;
       const int op = node.attention ? 9 : sparse;
       good = run(*ops[op], api, node);
     }).join();
