@@ -107,6 +107,19 @@ class _Timm(_Chunks):
         return self.o(y.transpose(1, 2).reshape(batch, length, WIDTH))
 
 
+class _Causal(_Chunks):
+    """With a mask of queries and keys."""
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = (
+            each.view(batch, length, HEADS, SIZE).transpose(1, 2)
+            for each in self.qkv(x).chunk(3, dim=-1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(y.transpose(1, 2).reshape(batch, length, WIDTH))
+
+
 class _Encoder(nn.Module):
     def __init__(self, layers=1):
         super().__init__()
@@ -153,13 +166,25 @@ def test_forms_of_self_attention(replaced, tmp_path, module, open_length):
 
 
 @pytest.mark.parametrize("module", [_Encoder, _LengthFirst])
-def test_forms_with_the_length_first(replaced, tmp_path, module):
-    model = _exported(module(), tmp_path, _x(2, 9))
-    first, *others = ({"input": _x(batch, 9).numpy()} for batch in (2, 1, 5))
+@pytest.mark.parametrize("open_length", [False, True])
+def test_forms_with_the_length_first(replaced, tmp_path, module, open_length):
+    axes = {"input": {1: "length"}} if open_length else {}
+    model = _exported(module(), tmp_path, _x(2, 9), **axes)
+    shapes = [(2, 9), (1, 9), (5, 9)] + [(1, 1), (3, 20)] * open_length
+    first, *others = ({"input": _x(*shape).numpy()} for shape in shapes)
     (found,), kinds = replaced(model, first, *others)
     assert found.length_first
     assert "Softmax" not in kinds
     assert kinds.count("Attention") == 1
+
+
+@pytest.mark.parametrize("open_length", [False, True])
+def test_causal_attention(replaced, tmp_path, open_length):
+    axes = {"input": {1: "length"}} if open_length else {}
+    model = _exported(_Causal(), tmp_path, _x(2, 9), **axes)
+    shapes = [(2, 9), (1, 9)] + [(1, 1), (3, 20)] * open_length
+    (found,), _ = replaced(model, *({"input": _x(*shape).numpy()} for shape in shapes))
+    assert found.mask is not None
 
 
 def test_several_layers(replaced, tmp_path):
