@@ -1,6 +1,7 @@
 // Entry point: ONNX Runtime calls RegisterCustomOps.
 #include <initializer_list>
 
+#include "attention.hpp"
 #include "conv.hpp"
 #include "conv_then_depthwise.hpp"
 #include "layer_norm.hpp"
@@ -108,12 +109,13 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   static const ort::CustomOp conv_max_pool = describe<ConvMaxPool>();
   static const ort::CustomOp to_float = describe<LinearToFloat>();
   static const ort::CustomOp via_float = describe<LinearViaFloat>();
+  static const ort::CustomOp attention = describe<Attention>();
   static const ort::CustomOp layer_norm = describe<LayerNorm>();
   static const ort::CustomOp layer_norm_quantize = describe<LayerNormQuantize>();
   static ort::CustomOpDomain* const domain =
       make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float,
-                         &conv_depthwise, &quantised_conv_add, &conv_max_pool, &layer_norm,
-                         &layer_norm_quantize});
+                         &conv_depthwise, &quantised_conv_add, &conv_max_pool, &attention,
+                         &layer_norm, &layer_norm_quantize});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

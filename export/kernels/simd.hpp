@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention_tile.hpp"
 #include "depthwise.hpp"
 #include "norm_rows.hpp"
 #include "quads.hpp"
@@ -107,6 +108,7 @@ struct SimdKernels {
   DepthwiseKernels depthwise;
   QuadKernels quads;
   ByteKernels bytes;
+  AttentionKernels attention;
 };
 
 const SimdKernels& simd_kernels();

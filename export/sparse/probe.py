@@ -1,4 +1,4 @@
-"""The shapes of a model's values, found by running it."""
+"""The shapes of a model's values, found by running it, and their types, found by loading it."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,9 @@ from mfac_compress.export.session import load
 from mfac_compress.export.sparse.files import temporary_file
 
 Feeds = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+FLOAT = "tensor(float)"
+"""ONNX Runtime's name of the type of tensors of float32."""
 
 
 def shapes_of(
@@ -31,15 +34,7 @@ def shapes_of(
     wanted = sorted(set(names))
     if not wanted:
         return {}
-    probe = model.clone()
-    graph = probe.graph
-    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
-    values |= {value.name: value for node in graph for value in node.outputs}
-    graph.outputs.clear()
-    for name in wanted:
-        shape = ir.val(f"shape of {name}", ir.DataType.INT64)
-        graph.append(ir.node("Shape", [values[name]], outputs=[shape]))
-        graph.outputs.append(shape)
+    probe = _with_outputs(model, "Shape", wanted, ir.DataType.INT64)
     with temporary_file(probe) as path:
         session = load(str(path), unoptimised())
         try:
@@ -51,6 +46,37 @@ def shapes_of(
                 "Give other shapes."
             ) from error
     return {name: tuple(shape.tolist()) for name, shape in zip(wanted, shapes, strict=True)}
+
+
+def types_of(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
+    """Return the types of internal values, as ONNX Runtime infers and names them.
+
+    Args:
+        model: As for :func:`shapes_of`.
+        names: Values of the main graph.
+    Raises:
+        ValueError: If ONNX Runtime cannot load the model.
+    """
+    wanted = sorted(set(names))
+    with temporary_file(_with_outputs(model, "Identity", wanted)) as path:
+        outputs = load(str(path), unoptimised()).get_outputs()
+    return {name: output.type for name, output in zip(wanted, outputs, strict=True)}
+
+
+def _with_outputs(
+    model: ir.Model, kind: str, names: Iterable[str], dtype: ir.DataType | None = None
+) -> ir.Model:
+    """Return a model that returns what nodes of one kind compute from internal values."""
+    probe = model.clone()
+    graph = probe.graph
+    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    values |= {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
+    for name in names:
+        output = ir.val(f"{kind} of {name}", dtype)
+        graph.append(ir.node(kind, [values[name]], outputs=[output]))
+        graph.outputs.append(output)
+    return probe
 
 
 def _run(

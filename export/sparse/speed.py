@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from mfac_compress.export.latency import FeedsOf, LatencyComparison
 from mfac_compress.export.session import open_session
+from mfac_compress.export.sparse.attention_layouts import find_attention
 from mfac_compress.export.sparse.choose import Choice, ProgressCallback, choose
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.difference import largest_difference, max_difference
@@ -94,7 +95,9 @@ def measure_speed(
         try:
             choice = choose(graph, operators, timed, progress)
             progress("whole model", len(choice.trials), len(choice.trials))
-            whole = fastest_model(graph, choice.segments, feeds)
+            some = feeds[workloads[0]]
+            attention = find_attention(graph, some, timeout) if choice.segments else ()
+            whole = fastest_model(graph, choice.segments, feeds, attention)
         except CandidateError as error:
             failure = f"ONNX Runtime could not run it with sparse operators: {error}"
     difference, too_much = None, False

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import onnx_ir as ir
 
+from mfac_compress.export.sparse.attention import Attention, replace_attention
 from mfac_compress.export.sparse.choose import MAX_RATIO, Segment, merge
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
@@ -35,7 +36,10 @@ class Whole:
 
 
 def fastest_model(
-    graph: Graph, segments: Sequence[Segment], feeds: Mapping[Workload, Feeds]
+    graph: Graph,
+    segments: Sequence[Segment],
+    feeds: Mapping[Workload, Feeds],
+    attention: Sequence[Attention] = (),
 ) -> Whole:
     """Write and time the model with all segments, then with half of them while that is faster.
 
@@ -46,11 +50,12 @@ def fastest_model(
         graph: The graph of the dense model.
         segments: Segments that are faster on their own, the fastest first; may be empty.
         feeds: The model's inputs for each workload.
+        attention: Attention in the graph, which may become an operator if any layer does.
     """
     best = Whole({}, None, ())
     count = len(segments)
     while count:
-        found = _fastest(graph, merge(segments[:count]), feeds)
+        found = _fastest(graph, merge(segments[:count]), feeds, attention)
         if best.speeds and _mean(found.speeds) >= _mean(best.speeds):
             break
         best, count = found, count // 2
@@ -58,9 +63,14 @@ def fastest_model(
     return best if worst <= MAX_RATIO else Whole({}, None, best.speeds)
 
 
-def _fastest(graph: Graph, plan: Plan, feeds: Mapping[Workload, Feeds]) -> Whole:
+def _fastest(
+    graph: Graph,
+    plan: Plan,
+    feeds: Mapping[Workload, Feeds],
+    attention: Sequence[Attention],
+) -> Whole:
     """Return the fastest of the models that implement a plan."""
-    models = list(_forms(graph, plan))
+    models = list(_forms(graph, plan, attention))
     times = [_time([graph.model, *models], workload, feeds[workload]) for workload in feeds]
     by_model = list(zip(*times, strict=True))
     best = min(range(len(models)), key=lambda place: _mean(by_model[place]))
@@ -71,15 +81,15 @@ def _mean(speeds: Sequence[WorkloadTime]) -> float:
     return fmean(speed.ratio for speed in speeds)
 
 
-def _forms(graph: Graph, plan: Plan) -> Iterator[ir.Model]:
+def _forms(graph: Graph, plan: Plan, attention: Sequence[Attention]) -> Iterator[ir.Model]:
     """Yield the models that implement a plan: with ONNX Runtime's layer norms, fused and not, and
-    with the library's."""
+    with layer norms and attention of the library."""
     model = rewrite(graph, plan)
     apart, ours = model.clone(), model.clone()
     yield model
     if prevent_skip_layer_norm(apart):
         yield apart
-    if use_layer_norm(ours):
+    if replace_attention(ours, attention) + use_layer_norm(ours):
         prevent_skip_layer_norm(ours)
         yield ours
 

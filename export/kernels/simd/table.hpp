@@ -18,6 +18,8 @@
 
 #include "depthwise.hpp"
 
+#include "attention.hpp"
+
 SimdKernels make_table(const char* name) {
   SimdKernels table = {};
   table.name = name;
@@ -45,5 +47,6 @@ SimdKernels make_table(const char* name) {
   table.depthwise = make_depthwise_table();
   table.quads = make_quad_table();
   table.bytes = make_byte_table();
+  table.attention = attention_kernels<MFAC_WIDE>();
   return table;
 }

@@ -41,6 +41,7 @@ struct KernelInfo {
   bool added = false;     // a quantised convolution with a residual
   bool pooled = false;    // one whose result is pooled
   bool norm = false;      // a layer norm; if it is quantised, its result is
+  bool attention = false;
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
@@ -511,6 +512,43 @@ void make_norm(KernelInfo& node, bool hostile) {
   node.ints["y_zero_point"] = {pick(0, 255)};
 }
 
+// Rows of one of the inputs of attention, in the order of the attribute length_first.
+std::vector<int64_t> rows_of(const KernelInfo& node, int64_t batch, int64_t length, int64_t width) {
+  if (node.ints.at("length_first")[0] != 0) return {length, batch, width};
+  return {batch, length, width};
+}
+
+void make_attention(KernelInfo& node, bool hostile) {
+  node.attention = true;
+  const int64_t heads = pick(1, 5), size = chance(0.1) ? pick(1, 140) : pick(1, 20);
+  const int64_t batch = pick(0, chance(0.1) ? 5 : 2);
+  const int64_t queries = chance(0.2) ? pick(0, 2) : pick(1, 140);
+  const int64_t lengths[] = {queries, pick(0, chance(0.5) ? 5 : 140)};
+  node.ints["num_heads"] = {heads};
+  node.ints["head_size"] = {size};
+  node.ints["scale"] = {pick(1, 3)};
+  node.ints["nan_to_zero"] = {pick(0, 1)};
+  node.ints["length_first"] = {pick(0, 1)};
+  const char* const offsets[] = {"query_offset", "key_offset", "value_offset"};
+  for (int place = 0; place < 3; ++place) {
+    const int64_t offset = chance(0.5) ? 0 : pick(0, 9);
+    const int64_t behind = (chance(0.5) ? 0 : pick(0, 9)) - (hostile && chance(0.1) ? 1 : 0);
+    const int64_t width = offset + heads * size + behind;
+    node.ints[offsets[place]] = {offset};
+    auto shape = rows_of(node, batch, lengths[place > 0], width);
+    if (hostile && chance(0.1)) shape[pick(0, 2)] = pick(0, 40);
+    if (hostile && chance(0.03)) shape.pop_back();
+    node.inputs.push_back(hostile && chance(0.02) ? nullptr : tensor(kFloat, shape));
+  }
+  if (chance(0.4)) return;
+  std::vector<int64_t> mask{batch, heads, lengths[0], lengths[1]};
+  for (int axis = 0; axis < 3; ++axis)
+    if (chance(0.5)) mask[axis] = 1;
+  if (hostile && chance(0.2)) mask[pick(0, 3)] = pick(0, 40);
+  mask.erase(mask.begin(), mask.begin() + (mask[0] == 1 ? pick(0, 1) : 0));
+  node.inputs.push_back(tensor(kFloat, mask));
+}
+
 // Create and run one node. Tells whether it was run to its end.
 bool run(const CustomOp& op, const Api* api, KernelInfo& node) {
   void* kernel = nullptr;
@@ -554,29 +592,32 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 11) return 2;
+  if (ops.size() != 12) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
          seconds) {
     const bool hostile = chance(0.5);
+    const bool attention = chance(0.2);
     const bool linear = chance(0.4);
     KernelInfo node;
-    node.quantised = chance(0.5);
+    node.quantised = !attention && chance(0.5);
     node.floats = node.quantised && linear && chance(0.6);
     node.to_float = node.floats && chance(0.5);
     if (chance(0.1))
       make_norm(node, hostile);
     else
-      linear ? make_linear(node, hostile) : make_conv(node, hostile);
+      attention ? make_attention(node, hostile)
+      : linear  ? make_linear(node, hostile)
+                : make_conv(node, hostile);
     if (hostile && chance(0.4)) {
       auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
       spoil(at->second[pick(0, at->second.size() - 1)]);
     }
     const bool lacking = hostile && chance(0.1);
     if (lacking) lose_attribute(node);
-    if (hostile && chance(0.2) && !node.inputs[0]->shape.empty()) {
+    if (hostile && chance(0.2) && node.inputs[0] && !node.inputs[0]->shape.empty()) {
       auto shape = node.inputs[0]->shape;
       shape[pick(0, shape.size() - 1)] = pick(0, 40);
       if (count(shape) <= kLargestOutput) node.inputs[0] = tensor(node.inputs[0]->type, shape);
@@ -587,12 +628,10 @@ int main(int argc, char** argv) {
       const int floats = node.to_float ? 4 : 5;
       const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
       const int after = node.added ? 7 : 8;
-      const int norm = node.quantised ? 10 : 9;
-      const int op = node.norm                     ? norm
-                     : node.added || node.pooled ? after
-                     : node.joined               ? 6
-                     : node.floats               ? floats
-                                                 : plain;
+      const int norm = node.quantised ? 11 : 10;
+      const int sparse =
+          node.added || node.pooled ? after : node.joined ? 6 : node.floats ? floats : plain;
+      const int op = node.norm ? norm : node.attention ? 9 : sparse;
       good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {

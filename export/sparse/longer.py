@@ -1,0 +1,79 @@
+"""Longer inputs of a model, along the axes that it leaves open."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from mfac_compress.export.sparse.graph import is_open, needed_inputs
+from mfac_compress.export.sparse.probe import Feeds, Shapes, shapes_of
+
+_BATCH = "batch of all inputs"
+
+
+def shapes_at_lengths(
+    model: ir.Model, names: Collection[str], feeds: Feeds, seconds: float | None = None
+) -> list[tuple[Feeds, Shapes]]:
+    """Find the shapes of values for the given inputs, and for longer ones.
+
+    All open axes become longer at once, each name by another length. Where the model does not run
+    on these, since two names stand for one length, all become longer by one; and where it does not
+    run on these either, since some lengths cannot change, those that can do so one by one.
+
+    Args:
+        model: As for :func:`shapes_of`.
+        names: Values of its main graph.
+        feeds: Its inputs, on which it runs.
+        seconds: Time limit of each run; None for no limit.
+    Returns:
+        Inputs, the given ones first, with the shapes of the values for them.
+    """
+
+    def attempt(more: Mapping[str, int]) -> list[tuple[Feeds, Shapes]]:
+        longer = lengthen(model, feeds, more)
+        try:
+            return [(longer, shapes_of(model, names, longer, seconds))]
+        except ValueError:
+            return []
+
+    lengths = _open_lengths(model)
+    given = (feeds, shapes_of(model, names, feeds, seconds))
+    together = [{name: place + 1 for place, name in enumerate(lengths)}, dict.fromkeys(lengths, 1)]
+    for more in together if lengths else ():
+        found = attempt(more)
+        if found:
+            return [given, *found]
+    return [given, *(found for name in lengths for found in attempt({name: 1}))]
+
+
+def lengthen(model: ir.Model, feeds: Feeds, more: Mapping[str, int]) -> Feeds:
+    """Return inputs with more along some open axes: what is given, repeated.
+
+    Args:
+        model: Its inputs name the axes.
+        feeds: Not empty.
+        more: By how much the axes of a name become longer.
+    """
+    longer = {}
+    for value in needed_inputs(model):
+        array = feeds[value.name]
+        for axis, name in _open_axes(value):
+            length = array.shape[axis] + more.get(name, 0)
+            array = array.take(np.arange(length) % array.shape[axis], axis)
+        longer[value.name] = array
+    return longer
+
+
+def _open_lengths(model: ir.Model) -> list[str]:
+    """Return the names of all open axes."""
+    axes = (axis for value in needed_inputs(model) for axis in _open_axes(value))
+    return list(dict.fromkeys(name for _, name in axes))
+
+
+def _open_axes(value: ir.Value) -> Iterator[tuple[int, str]]:
+    """Yield the open axes of an input and their names; those without have names of their own,
+    except the first, the batch."""
+    for axis, size in enumerate(value.shape or ()):
+        if is_open(size):
+            unnamed = _BATCH if axis == 0 else f"axis {axis} of {value.name}"
+            yield axis, getattr(size, "value", None) or unnamed
