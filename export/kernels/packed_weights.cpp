@@ -93,7 +93,7 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
 }
 
 template <class Value>
-RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width) {
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width, int64_t multiple) {
   RangedBlocks<Value> ranged;
   ranged.width = width;
   ranged.ranges = (w.inputs + width - 1) / width;
@@ -101,14 +101,34 @@ RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_
   std::vector<int32_t> next(starts, starts + w.groups);
   for (int64_t range = 0; range < ranged.ranges; ++range) {
     const int64_t end = (range + 1) * width;
-    for (int64_t group = 0; group < w.groups; ++group) {
+    std::vector<int64_t> order(w.groups);
+    for (int64_t group = 0; group < w.groups; ++group) order[group] = group;
+    if (multiple > 1) {
+      const auto count = [&](int64_t group) {
+        int32_t at = next[group];
+        while (at < starts[group + 1] && w.indices[at] < end) ++at;
+        return (at - next[group] + multiple - 1) / multiple;
+      };
+      std::vector<int64_t> counts(w.groups);
+      for (int64_t group = 0; group < w.groups; ++group) counts[group] = count(group);
+      static const int64_t window = getenv("SORTW") ? atoi(getenv("SORTW")) : 1;
+      for (int64_t first = 0; first < w.groups; first += window)
+        std::stable_sort(order.begin() + first, order.begin() + std::min(first + window, w.groups),
+                         [&](int64_t a, int64_t b) { return counts[a] < counts[b]; });
+      for (int64_t g : order) ranged.order.push_back(static_cast<int32_t>(g));
+    }
+    for (const int64_t group : order) {
       ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
       const int32_t first = next[group];
+      int32_t spare = 0;
       while (next[group] < starts[group + 1] && w.indices[next[group]] < end) ++next[group];
       ranged.indices.insert(ranged.indices.end(), w.indices.begin() + first,
                             w.indices.begin() + next[group]);
       ranged.values.insert(ranged.values.end(), w.values.begin() + first * w.block,
                            w.values.begin() + next[group] * w.block);
+      while ((next[group] - first + spare) % multiple != 0) ++spare;
+      ranged.indices.insert(ranged.indices.end(), spare, static_cast<int32_t>(range * width));
+      ranged.values.insert(ranged.values.end(), spare * w.block, Value{});
     }
     ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
   }
@@ -124,7 +144,7 @@ RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows,
   const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
   width = std::max(width, (weights.inputs + most - 1) / most);
   width = std::min(width, std::numeric_limits<int32_t>::max() / step);  // offsets have 32 bits
-  RangedBlocks<Value> ranged = by_ranges(weights, 0, width);
+  RangedBlocks<Value> ranged = by_ranges(weights, 0, width, weights.block == 1 ? (getenv("PADM") ? atoi(getenv("PADM")) : 2) : 1);
   for (int32_t& index : ranged.indices) index = static_cast<int32_t>(index % width * step);
   return ranged;
 }
@@ -137,8 +157,8 @@ void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* 
 }
 
 template void read_blocks(const NodeInfo&, PackedBlocks<Cell>&);
-template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t);
-template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t);
+template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t, int64_t);
+template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t, int64_t);
 template RangedBlocks<float> by_columns(const PackedBlocks<float>&, int64_t, int64_t);
 template RangedBlocks<Cell> by_columns(const PackedBlocks<Cell>&, int64_t, int64_t);
 

@@ -44,13 +44,14 @@ struct RangedBlocks {
   std::vector<int32_t> starts;   // [ranges, groups + 1]
   std::vector<int32_t> indices;  // [blocks]
   std::vector<Value> values;     // [blocks, block]
+  std::vector<int32_t> order;
   int64_t ranges = 1;
   int64_t width = 0;  // inputs in a range
 };
 using RangedWeights = RangedBlocks<float>;
 // part: which convolution group; width: inputs in a range.
 template <class Value>
-RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width);
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width, int64_t multiple = 1);
 
 // Ranges of inputs whose columns, of `rows` activations, take about `bytes`; the indices are then
 // bytes from the range's first column.
