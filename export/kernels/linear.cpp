@@ -16,7 +16,7 @@ constexpr int64_t kTaskWork = 100000;      // multiply-adds that justify a threa
 // Vectors of rows that a weight serves, each with a sum for every output of a block.
 int strip_vectors(int64_t block) {
   const StripTable& wide = simd_kernels().wide;
-  return std::min(block == 1 ? (getenv("TV") ? atoi(getenv("TV")) : 4) : tiling().block_vectors, wide.longest[block_class(block)]);
+  return std::min(block == 1 ? 4 : tiling().block_vectors, wide.longest[block_class(block)]);
 }
 
 }  // namespace
@@ -44,7 +44,7 @@ Linear::Linear(const NodeInfo& node)
   vectors_[1] = strip_vectors(weights_.block);
   // Single weights want their activations in the first cache; blocks use each of them several times,
   // and every range costs a load and a store of each sum.
-  const int64_t bytes = weights_.block == 1 ? (getenv("SR") ? atoi(getenv("SR"))*1024 : tiling().singles_range) : tiling().blocks_range;
+  const int64_t bytes = weights_.block == 1 ? tiling().singles_range : tiling().blocks_range;
   for (int i = 0; i < 2; ++i) tiled_[i] = by_columns(weights_, lanes * vectors_[i], bytes);
 }
 

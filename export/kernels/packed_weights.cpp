@@ -10,6 +10,7 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+constexpr int64_t kSinglesAtOnce = 2;  // a rest would cost a branch that cannot be predicted
 
 void check_rank(const Tensor& tensor, const char* name, size_t rank) {
   require(tensor.shape.rank == rank, name, " must have ", rank, " dimensions. Got ", tensor.shape);
@@ -93,7 +94,8 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
 }
 
 template <class Value>
-RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width, int64_t multiple) {
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width,
+                              int64_t multiple) {
   RangedBlocks<Value> ranged;
   ranged.width = width;
   ranged.ranges = (w.inputs + width - 1) / width;
@@ -101,32 +103,15 @@ RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_
   std::vector<int32_t> next(starts, starts + w.groups);
   for (int64_t range = 0; range < ranged.ranges; ++range) {
     const int64_t end = (range + 1) * width;
-    std::vector<int64_t> order(w.groups);
-    for (int64_t group = 0; group < w.groups; ++group) order[group] = group;
-    if (multiple > 1) {
-      const auto count = [&](int64_t group) {
-        int32_t at = next[group];
-        while (at < starts[group + 1] && w.indices[at] < end) ++at;
-        return (at - next[group] + multiple - 1) / multiple;
-      };
-      std::vector<int64_t> counts(w.groups);
-      for (int64_t group = 0; group < w.groups; ++group) counts[group] = count(group);
-      static const int64_t window = getenv("SORTW") ? atoi(getenv("SORTW")) : 1;
-      for (int64_t first = 0; first < w.groups; first += window)
-        std::stable_sort(order.begin() + first, order.begin() + std::min(first + window, w.groups),
-                         [&](int64_t a, int64_t b) { return counts[a] < counts[b]; });
-      for (int64_t g : order) ranged.order.push_back(static_cast<int32_t>(g));
-    }
-    for (const int64_t group : order) {
+    for (int64_t group = 0; group < w.groups; ++group) {
       ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
       const int32_t first = next[group];
-      int32_t spare = 0;
       while (next[group] < starts[group + 1] && w.indices[next[group]] < end) ++next[group];
       ranged.indices.insert(ranged.indices.end(), w.indices.begin() + first,
                             w.indices.begin() + next[group]);
       ranged.values.insert(ranged.values.end(), w.values.begin() + first * w.block,
                            w.values.begin() + next[group] * w.block);
-      while ((next[group] - first + spare) % multiple != 0) ++spare;
+      const int64_t spare = (multiple - (next[group] - first) % multiple) % multiple;
       ranged.indices.insert(ranged.indices.end(), spare, static_cast<int32_t>(range * width));
       ranged.values.insert(ranged.values.end(), spare * w.block, Value{});
     }
@@ -144,7 +129,8 @@ RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows,
   const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
   width = std::max(width, (weights.inputs + most - 1) / most);
   width = std::min(width, std::numeric_limits<int32_t>::max() / step);  // offsets have 32 bits
-  RangedBlocks<Value> ranged = by_ranges(weights, 0, width, weights.block == 1 ? (getenv("PADM") ? atoi(getenv("PADM")) : 2) : 1);
+  const int64_t multiple = weights.block == 1 ? kSinglesAtOnce : 1;
+  RangedBlocks<Value> ranged = by_ranges(weights, 0, width, multiple);
   for (int32_t& index : ranged.indices) index = static_cast<int32_t>(index % width * step);
   return ranged;
 }
