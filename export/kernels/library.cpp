@@ -3,6 +3,7 @@
 
 #include "conv.hpp"
 #include "conv_then_depthwise.hpp"
+#include "layer_norm.hpp"
 #include "linear.hpp"
 #include "ort.hpp"
 #include "quantised.hpp"
@@ -30,6 +31,12 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
   return guarded(made.api, [&] { made.op.run(Call(made.api, context)); });
 }
 
+// A second output is optional, and of floats.
+template <class Op>
+constexpr size_t kOutputs = 1;
+template <>
+constexpr size_t kOutputs<LayerNormQuantize> = 2;
+
 template <class Op>
 ort::CustomOp describe() {
   ort::CustomOp op{};
@@ -38,13 +45,17 @@ ort::CustomOp describe() {
   op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // CPU
   op.input_type = [](const ort::CustomOp*, size_t index) { return Op::kTypes[index]; };
   op.input_type_count = [](const ort::CustomOp*) { return Op::kTypes.size(); };
-  op.output_type = [](const ort::CustomOp*, size_t) { return Op::kOutput; };
-  op.output_type_count = [](const ort::CustomOp*) { return size_t{1}; };
+  op.output_type = [](const ort::CustomOp*, size_t index) {
+    return index == 0 ? Op::kOutput : ort::kFloat;
+  };
+  op.output_type_count = [](const ort::CustomOp*) { return kOutputs<Op>; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
   op.input_characteristic = [](const ort::CustomOp*, size_t index) {
     return index >= Op::kFirstOptional ? ort::kOptional : ort::kRequired;
   };
-  op.output_characteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  op.output_characteristic = [](const ort::CustomOp*, size_t index) {
+    return index == 0 ? ort::kRequired : ort::kOptional;
+  };
   op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
   op.variadic_input_min = [](const ort::CustomOp*) { return 0; };
   op.variadic_input_homogeneous = [](const ort::CustomOp*) { return 0; };
@@ -97,9 +108,12 @@ MFAC_EXPORT mfac::ort::Status* RegisterCustomOps(mfac::ort::SessionOptions* opti
   static const ort::CustomOp conv_max_pool = describe<ConvMaxPool>();
   static const ort::CustomOp to_float = describe<LinearToFloat>();
   static const ort::CustomOp via_float = describe<LinearViaFloat>();
+  static const ort::CustomOp layer_norm = describe<LayerNorm>();
+  static const ort::CustomOp layer_norm_quantize = describe<LayerNormQuantize>();
   static ort::CustomOpDomain* const domain =
       make_domain(*api, {&linear, &conv, &quantised_linear, &quantised_conv, &to_float, &via_float,
-                         &conv_depthwise, &quantised_conv_add, &conv_max_pool});
+                         &conv_depthwise, &quantised_conv_add, &conv_max_pool, &layer_norm,
+                         &layer_norm_quantize});
   if (domain == nullptr) return api->create_status(ort::kFail, "mfac_compress: no domain");
   return api->add_domain(options, domain);
 }

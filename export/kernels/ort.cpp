@@ -128,10 +128,12 @@ Tensor Call::input(size_t index, ort::ElementType type) const {
   return value == nullptr ? Tensor{} : view(api_, value, type);
 }
 
-void* Call::allocate(const Shape& shape) const {
+void* Call::allocate(size_t index, const Shape& shape) const {
   ort::Value* value = nullptr;
   element_count(shape);
-  must(api_, api_.output(context_, 0, shape.dims, shape.rank, &value), "allocate the output");
+  must(api_, api_.output(context_, index, shape.dims, shape.rank, &value), "allocate the output");
+  require(value != nullptr || index > 0, "the first output must be there");
+  if (value == nullptr) return nullptr;
   void* data = nullptr;
   must(api_, api_.tensor_data(value, &data), "give the output's data");
   return data;

@@ -74,8 +74,10 @@ class Call {
  public:
   Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
   Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
-  float* output(const Shape& shape) const { return static_cast<float*>(allocate(shape)); }
-  uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(shape)); }
+  float* output(const Shape& shape) const { return static_cast<float*>(allocate(0, shape)); }
+  uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(0, shape)); }
+  // Null if the node has none.
+  float* second_output(const Shape& shape) const { return static_cast<float*>(allocate(1, shape)); }
   // Run task(0) ... task(count - 1) on ONNX Runtime's own thread pool. A task may run out of
   // memory, an exception that must not reach the pool; it must throw nothing else.
   template <class Task>
@@ -103,7 +105,7 @@ class Call {
       }
     }
   };
-  void* allocate(const Shape& shape) const;
+  void* allocate(size_t index, const Shape& shape) const;  // null: no such output
   void run(size_t count, void (*task)(void*, size_t), void* argument) const;
   const ort::Api& api_;
   ort::KernelContext* context_;

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "depthwise.hpp"
+#include "norm_rows.hpp"
 #include "quads.hpp"
 #include "quantised_blocks.hpp"
 
@@ -102,6 +103,7 @@ struct SimdKernels {
   // out[i] = round(clip(values[i] / scale)) + zero point; no value is NaN.
   void (*quantise)(const float* values, int64_t count, float scale, const Requantise& how,
                    uint8_t* out);
+  void (*layer_norm)(const NormRows& rows);
   DepthwiseKernels depthwise;
   QuadKernels quads;
   ByteKernels bytes;

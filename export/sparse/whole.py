@@ -9,6 +9,7 @@ import onnx_ir as ir
 from mfac_compress.export.sparse.choose import MAX_RATIO, Segment, merge
 from mfac_compress.export.sparse.compose import rewrite
 from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.layer_norm import use_layer_norm
 from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import WorkloadTime, time_models
 from mfac_compress.export.sparse.probe import Feeds
@@ -71,11 +72,16 @@ def _mean(speeds: Sequence[WorkloadTime]) -> float:
 
 
 def _forms(graph: Graph, plan: Plan) -> Iterator[ir.Model]:
-    """Yield the models that implement a plan: with and without fused layer norms."""
-    yield rewrite(graph, plan)
-    apart = rewrite(graph, plan)
+    """Yield the models that implement a plan: with ONNX Runtime's layer norms, fused and not, and
+    with the library's."""
+    model = rewrite(graph, plan)
+    apart, ours = model.clone(), model.clone()
+    yield model
     if prevent_skip_layer_norm(apart):
         yield apart
+    if use_layer_norm(ours):
+        prevent_skip_layer_norm(ours)
+        yield ours
 
 
 def _time(models: Sequence[ir.Model], workload: Workload, feeds: Feeds) -> list[WorkloadTime]:

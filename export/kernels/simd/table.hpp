@@ -14,6 +14,8 @@
 
 #include "float_sums.hpp"
 
+#include "layer_norm.hpp"
+
 #include "depthwise.hpp"
 
 SimdKernels make_table(const char* name) {
@@ -39,6 +41,7 @@ SimdKernels make_table(const char* name) {
   table.quantise = quantise_all<MFAC_WIDE>;
   table.all_finite = all_finite<MFAC_WIDE>;
   table.rows_finite = rows_finite<MFAC_WIDE>;
+  table.layer_norm = layer_norm;
   table.depthwise = make_depthwise_table();
   table.quads = make_quad_table();
   table.bytes = make_byte_table();

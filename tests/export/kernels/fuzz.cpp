@@ -40,13 +40,15 @@ struct KernelInfo {
   bool joined = false;    // a convolution with a depthwise one after it
   bool added = false;     // a quantised convolution with a residual
   bool pooled = false;    // one whose result is pooled
+  bool norm = false;      // a layer norm; if it is quantised, its result is
   std::map<std::string, std::vector<int64_t>> ints;
   std::map<std::string, std::string> words;
   std::vector<std::unique_ptr<Value>> inputs;  // null: not there
 };
 struct KernelContext {
   KernelInfo* node;
-  std::unique_ptr<Value> output;
+  std::unique_ptr<Value> output, second;
+  bool has_second;
   size_t shared;  // the input whose memory the output may have; beyond the inputs: none
 };
 }  // namespace mfac::ort
@@ -158,9 +160,15 @@ void fill_table() {
     return nullptr;
   });
   set(91,
-      [](KernelContext* call, size_t, const int64_t* shape, size_t rank, Value** out) -> Status* {
+      [](KernelContext* call, size_t index, const int64_t* shape, size_t rank,
+         Value** out) -> Status* {
         const std::vector<int64_t> all(shape, shape + rank);
         if (count(all) > kLargestOutput) return &refused;  // as if out of memory
+        if (index > 0) {
+          call->second = call->has_second ? tensor(kFloat, all) : nullptr;
+          *out = call->second.get();
+          return nullptr;
+        }
         const auto& inputs = call->node->inputs;
         if (call->shared < inputs.size() && inputs[call->shared] &&
             inputs[call->shared]->shape == all && chance(0.5)) {
@@ -483,13 +491,33 @@ void make_conv(KernelInfo& node, bool hostile) {
     node.inputs.push_back(tensor(kFloat, image_shape(r_planes, y, line)));
 }
 
+void make_norm(KernelInfo& node, bool hostile) {
+  node.norm = true;
+  node.floats = node.to_float = false;
+  const int64_t width = pick(1, chance(0.1) ? 3000 : 70);
+  std::vector<int64_t> shape(pick(1, 3), pick(0, 4));
+  shape.back() = width;
+  node.inputs.push_back(tensor(kFloat, shape));
+  const auto constant = [&] {
+    const int64_t size = hostile && chance(0.1) ? pick(0, 40) : width;
+    return tensor(kFloat, hostile && chance(0.05) ? std::vector<int64_t>{1, size}
+                                                  : std::vector<int64_t>{size});
+  };
+  node.inputs.push_back(constant());
+  node.inputs.push_back(chance(0.7) ? constant() : nullptr);
+  node.ints["epsilon"] = {pick(1, 3)};
+  if (!node.quantised) return;
+  node.ints["y_scale"] = {pick(1, 100)};
+  node.ints["y_zero_point"] = {pick(0, 255)};
+}
+
 // Create and run one node. Tells whether it was run to its end.
 bool run(const CustomOp& op, const Api* api, KernelInfo& node) {
   void* kernel = nullptr;
   if (op.create_kernel_v2(&op, api, &node, &kernel) != nullptr) return false;
   int *inputs = nullptr, *outputs = nullptr;
   const bool shares = op.may_share(&inputs, &outputs) > 0;
-  KernelContext call{&node, nullptr, shares ? static_cast<size_t>(inputs[0]) : SIZE_MAX};
+  KernelContext call{&node, nullptr, nullptr, chance(0.5), shares ? static_cast<size_t>(inputs[0]) : SIZE_MAX};
   op.release_may_share(inputs, outputs);
   bool good = true;
   for (int again = 0; again < 2; ++again) good = op.compute_v2(kernel, &call) == nullptr && good;
@@ -528,7 +556,7 @@ int main(int argc, char** argv) {
   static const Api* given = api;
   const ApiBase base{[](uint32_t) { return given; }, [] { return "fuzz"; }};
   RegisterCustomOps(nullptr, &base);
-  if (ops.size() != 9) return 2;
+  if (ops.size() != 11) return 2;
 
   const auto start = std::chrono::steady_clock::now();
   int64_t nodes = 0, finished = 0, broken = 0;
@@ -540,7 +568,10 @@ int main(int argc, char** argv) {
     node.quantised = chance(0.5);
     node.floats = node.quantised && linear && chance(0.6);
     node.to_float = node.floats && chance(0.5);
-    linear ? make_linear(node, hostile) : make_conv(node, hostile);
+    if (chance(0.1))
+      make_norm(node, hostile);
+    else
+      linear ? make_linear(node, hostile) : make_conv(node, hostile);
     if (hostile && chance(0.4)) {
       auto at = std::next(node.ints.begin(), pick(0, node.ints.size() - 1));
       spoil(at->second[pick(0, at->second.size() - 1)]);
@@ -558,7 +589,12 @@ int main(int argc, char** argv) {
       const int floats = node.to_float ? 4 : 5;
       const int plain = (linear ? 0 : 1) + (node.quantised ? 2 : 0);
       const int after = node.added ? 7 : 8;
-      const int op = node.added || node.pooled ? after : node.joined ? 6 : node.floats ? floats : plain;
+      const int norm = node.quantised ? 10 : 9;
+      const int op = node.norm                     ? norm
+                     : node.added || node.pooled ? after
+                     : node.joined               ? 6
+                     : node.floats               ? floats
+                                                 : plain;
       good = run(*ops[op], api, node);
     }).join();
     if (good && lacking) {
