@@ -10,6 +10,7 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
+constexpr int64_t kSinglesAtOnce = 2;  // a rest would cost a branch that cannot be predicted
 
 void check_rank(const Tensor& tensor, const char* name, size_t rank) {
   require(tensor.shape.rank == rank, name, " must have ", rank, " dimensions. Got ", tensor.shape);
@@ -93,7 +94,8 @@ PackedWeights read_weights(const NodeInfo& node, int64_t outputs, int64_t inputs
 }
 
 template <class Value>
-RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width) {
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_t width,
+                              int64_t multiple) {
   RangedBlocks<Value> ranged;
   ranged.width = width;
   ranged.ranges = (w.inputs + width - 1) / width;
@@ -109,6 +111,9 @@ RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& w, int64_t part, int64_
                             w.indices.begin() + next[group]);
       ranged.values.insert(ranged.values.end(), w.values.begin() + first * w.block,
                            w.values.begin() + next[group] * w.block);
+      const int64_t spare = (multiple - (next[group] - first) % multiple) % multiple;
+      ranged.indices.insert(ranged.indices.end(), spare, static_cast<int32_t>(range * width));
+      ranged.values.insert(ranged.values.end(), spare * w.block, Value{});
     }
     ranged.starts.push_back(static_cast<int32_t>(ranged.indices.size()));
   }
@@ -124,7 +129,8 @@ RangedBlocks<Value> by_columns(const PackedBlocks<Value>& weights, int64_t rows,
   const int64_t most = std::max<int64_t>(stored / (4 * weights.groups), 1);
   width = std::max(width, (weights.inputs + most - 1) / most);
   width = std::min(width, std::numeric_limits<int32_t>::max() / step);  // offsets have 32 bits
-  RangedBlocks<Value> ranged = by_ranges(weights, 0, width);
+  const int64_t multiple = weights.block == 1 ? kSinglesAtOnce : 1;
+  RangedBlocks<Value> ranged = by_ranges(weights, 0, width, multiple);
   for (int32_t& index : ranged.indices) index = static_cast<int32_t>(index % width * step);
   return ranged;
 }
@@ -137,8 +143,8 @@ void unpack_output(const PackedWeights& w, int64_t part, int64_t output, float* 
 }
 
 template void read_blocks(const NodeInfo&, PackedBlocks<Cell>&);
-template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t);
-template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t);
+template RangedBlocks<float> by_ranges(const PackedBlocks<float>&, int64_t, int64_t, int64_t);
+template RangedBlocks<Cell> by_ranges(const PackedBlocks<Cell>&, int64_t, int64_t, int64_t);
 template RangedBlocks<float> by_columns(const PackedBlocks<float>&, int64_t, int64_t);
 template RangedBlocks<Cell> by_columns(const PackedBlocks<Cell>&, int64_t, int64_t);
 

@@ -48,9 +48,11 @@ struct RangedBlocks {
   int64_t width = 0;  // inputs in a range
 };
 using RangedWeights = RangedBlocks<float>;
-// part: which convolution group; width: inputs in a range.
+// part: which convolution group; width: inputs in a range; multiple: of which each group's blocks in
+// a range are a number, with zeros for the range's first input after its own.
 template <class Value>
-RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width);
+RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width,
+                              int64_t multiple = 1);
 
 // Ranges of inputs whose columns, of `rows` activations, take about `bytes`; the indices are then
 // bytes from the range's first column.

@@ -125,10 +125,29 @@ MFAC_INLINE void transpose_strip(const uint8_t* from, int64_t from_stride, int64
                       to + r, to_stride);
 }
 
+// to[c][r] = from[r][c] for as many rows as a vector has bytes: each column is one store.
+template <int L>
+MFAC_INLINE void transpose_tall(const uint8_t* from, int64_t from_stride, int64_t width,
+                                uint8_t* to, int64_t to_stride) {
+  for (int64_t next = 0; next < width; next += 16) {
+    const int64_t c = next + 16 <= width ? next : width - 16;
+    ByteVector<L> square[16];
+    MFAC_UNROLL
+    for (int r = 0; r < 16; ++r)
+      square[r] = load_lanes<L>(from + r * from_stride + c, 16 * from_stride);
+    transpose_lanes(square);
+    MFAC_UNROLL
+    for (int i = 0; i < 16; ++i)
+      __builtin_memcpy(to + (c + i) * to_stride, &square[i], sizeof square[i]);
+  }
+}
+
 // to[c][r] = from[r][c]
 void transpose_bytes(const uint8_t* from, int64_t from_stride, int64_t rows, int64_t width,
                      uint8_t* to, int64_t to_stride) {
   constexpr int kWide = MFAC_WIDE * 4;
+  for (; width >= 16 && rows >= kWide; rows -= kWide, from += kWide * from_stride, to += kWide)
+    transpose_tall<MFAC_WIDE>(from, from_stride, width, to, to_stride);
   int64_t c = 0;
   for (; c + kWide <= width; c += kWide)
     transpose_strip<MFAC_WIDE>(from + c, from_stride, rows, kWide, to + c * to_stride, to_stride);

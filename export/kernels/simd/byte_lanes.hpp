@@ -47,6 +47,29 @@ MFAC_INLINE ByteVector<16> high_pairs(ByteVector<16> a, ByteVector<16> b) {
 }
 #endif
 
+// Lanes that are `stride` apart.
+template <int L>
+MFAC_INLINE ByteVector<L> load_lanes(const uint8_t* from, int64_t stride);
+template <>
+MFAC_INLINE ByteVector<4> load_lanes<4>(const uint8_t* from, int64_t) {
+  return load_bytes<4>(from);
+}
+#if defined(__AVX2__)
+template <>
+MFAC_INLINE ByteVector<8> load_lanes<8>(const uint8_t* from, int64_t stride) {
+  const __m256i low = _mm256_castsi128_si256((__m128i)load_bytes<4>(from));
+  return (ByteVector<8>)_mm256_inserti128_si256(low, (__m128i)load_bytes<4>(from + stride), 1);
+}
+#endif
+#if defined(__AVX512BW__)
+template <>
+MFAC_INLINE ByteVector<16> load_lanes<16>(const uint8_t* from, int64_t stride) {
+  const __m512i low = _mm512_castsi256_si512((__m256i)load_lanes<8>(from, stride));
+  const __m256i high = (__m256i)load_lanes<8>(from + 2 * stride, stride);
+  return (ByteVector<16>)_mm512_inserti64x4(low, high, 1);
+}
+#endif
+
 // Store lane after lane, `stride` apart.
 MFAC_INLINE void store_lanes(uint8_t* to, int64_t, Bytes value) {
   __builtin_memcpy(to, &value, sizeof value);

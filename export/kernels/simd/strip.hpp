@@ -46,6 +46,7 @@ MFAC_INLINE void end_rows(float* out) {
 }
 
 constexpr int kAhead = 256;  // offsets, and floats
+constexpr int kLine = 16;    // of these in a cache line
 
 template <int L, int V, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
@@ -82,13 +83,35 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
   const int64_t back = s.back;
+  // Weights come from beyond the second cache: each is read once a tile. Of single ones a prefetch
+  // for each would take the place of loads.
+  if (PART == 1) {
+    for (int32_t ahead = i; ahead < end; ahead += kLine) {
+      __builtin_prefetch(s.offsets + ahead + kAhead);
+      __builtin_prefetch(values + ahead + kAhead);
+    }
+  }
   for (; i + CHAINS <= end; i += CHAINS) {
-    // Weights come from beyond the second cache: each is read once a tile.
-    __builtin_prefetch(s.offsets + i + kAhead);
-    __builtin_prefetch(values + int64_t{i + kAhead / (PART > 1 ? 4 : 1)} * block);
+    if (PART > 1) {
+      __builtin_prefetch(s.offsets + i + kAhead);
+      __builtin_prefetch(values + int64_t{i + kAhead / 4} * block);
+    }
+    int64_t offsets[CHAINS];
+    if (CHAINS % 2 == 0) {
+      MFAC_UNROLL
+      for (int c = 0; c < CHAINS; c += 2) {
+        int64_t pair;  // one load for two offsets
+        __builtin_memcpy(&pair, s.offsets + i + c, 8);
+        offsets[c] = static_cast<int32_t>(pair);
+        offsets[c + 1] = pair >> 32;
+      }
+    } else {
+      MFAC_UNROLL
+      for (int c = 0; c < CHAINS; ++c) offsets[c] = s.offsets[i + c];
+    }
     MFAC_UNROLL
     for (int c = 0; c < CHAINS; ++c) {
-      const char* from = s.base + s.offsets[i + c];
+      const char* from = s.base + offsets[c];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
         const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);

@@ -575,12 +575,14 @@ bool far_offsets_are_right() {
   weights.values = {1, 2};
   const int64_t rows = 64, step = rows * 4;
   const mfac::RangedWeights ranged = mfac::by_columns(weights, rows, 1 << 16);
-  const auto input_at = [&](int64_t place) {
+  const auto input_of = [&](float value) {
+    const int64_t place =
+        std::find(ranged.values.begin(), ranged.values.end(), value) - ranged.values.begin();
     int64_t range = 0;
     while (ranged.starts[range * 2 + 1] <= place) ++range;
     return range * ranged.width + ranged.indices[place] / step;
   };
-  return input_at(0) == 5 && input_at(1) == (1 << 26) - 3;
+  return input_of(1) == 5 && input_of(2) == (1 << 26) - 3;
 }
 
 int main(int argc, char** argv) {
