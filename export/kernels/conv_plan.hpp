@@ -20,10 +20,13 @@ struct Tile {
   bool ends_rows;  // the zeros between the rows are written, too
 };
 
+constexpr int64_t kMostChunks = 16;
+
 struct ConvPlan {
   Images input, output;
   Runs runs;
   std::vector<Tile> tiles;
+  int64_t most_chunks = kMostChunks;  // of the outputs, that tasks compute separately
   int64_t range_channels = 0;         // input channels processed at a time
   std::vector<RangedWeights> ranged;  // [parts], indices in bytes from the range's first channel
   std::vector<int32_t> keep;          // [at least length] which positions of the run are inside an

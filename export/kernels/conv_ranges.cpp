@@ -9,7 +9,7 @@ namespace mfac {
 
 template <class Value>
 int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& window,
-                          const Runs& runs, int64_t tile_length) {
+                          const Runs& runs, int64_t tile_length, int64_t least) {
   int64_t reach = 0;
   for (int64_t y = 0; y < window.kernel[0]; ++y)
     reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
@@ -19,7 +19,7 @@ int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& wind
   const int64_t fitting = std::max<int64_t>(tiling().conv_range / (4 * values), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
-  const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);
+  const int64_t most = std::max<int64_t>(stored / (least * weights.groups * weights.parts), 1);
   return std::min(std::max(fitting, (channels + most - 1) / most), channels);
 }
 
@@ -43,8 +43,10 @@ std::vector<RangedBlocks<Value>> taps_by_ranges(const PackedBlocks<Value>& weigh
   return all;
 }
 
-template int64_t channels_in_range(const PackedBlocks<float>&, const Window&, const Runs&, int64_t);
-template int64_t channels_in_range(const PackedBlocks<Cell>&, const Window&, const Runs&, int64_t);
+template int64_t channels_in_range(const PackedBlocks<float>&, const Window&, const Runs&, int64_t,
+                                   int64_t);
+template int64_t channels_in_range(const PackedBlocks<Cell>&, const Window&, const Runs&, int64_t,
+                                   int64_t);
 template std::vector<RangedBlocks<float>> taps_by_ranges(const PackedBlocks<float>&, const Window&,
                                                          const Runs&, int64_t);
 template std::vector<RangedBlocks<Cell>> taps_by_ranges(const PackedBlocks<Cell>&, const Window&,

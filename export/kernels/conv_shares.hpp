@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "company.hpp"
 #include "ort.hpp"
 #include "scratch.hpp"
 
@@ -21,6 +22,8 @@ struct Sharing {
   int64_t images, tiles;
   int64_t groups;  // of outputs, which can be computed separately
   int64_t work;    // an image's multiplications of values, or of quads, with positions
+  int64_t most_chunks = 16;  // of the outputs
+  bool better_whole = false;  // every chunk prepares its pixels anew
 };
 
 constexpr int64_t kImages = 8;  // of which each is a task; with fewer, tasks share one image
@@ -53,19 +56,24 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
   }
   // A power of two: threads get equal shares, mostly of positions that they wrote in the operator
   // before.
+  const int64_t most = all.better_whole && Company::is_alone() ? 1 : 16;
   int64_t wanted = 1;
-  while (wanted < 16 && wanted * kTaskWork < all.work) wanted *= 2;
+  while (wanted < most && wanted * kTaskWork < all.work) wanted *= 2;
   const int64_t by_tiles = std::min(all.tiles, wanted);
-  const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, all.groups);
+  const int64_t chunks =
+      std::min({(wanted + by_tiles - 1) / by_tiles, all.groups, all.most_chunks});
   for (int64_t image = 0; image < all.images; ++image) {
     const auto there = pixels(image, scratch().inputs, &call);
+    Company company;
     auto task = [&](size_t index) {
+      company.meet();
       const int64_t by_tile = static_cast<int64_t>(index) / chunks;
       work_on(there, image,
               Share{all.tiles * by_tile / by_tiles, all.tiles * (by_tile + 1) / by_tiles,
                     static_cast<int64_t>(index) % chunks, chunks});
     };
     call.parallel(static_cast<size_t>(by_tiles * chunks), task);
+    if (by_tiles * chunks > 1) company.part();
   }
 }
 

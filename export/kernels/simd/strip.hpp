@@ -46,6 +46,7 @@ MFAC_INLINE void end_rows(float* out) {
 }
 
 constexpr int kAhead = 256;  // offsets, and floats
+constexpr int kLine = 16;    // of these in a cache line
 
 template <int L, int V, int PART, int T, int CHAINS>
 MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int part,
@@ -55,6 +56,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const Strip& s = *given;
   Floats<L> sum[CHAINS][PART][T];
   int64_t output = group * block + part;
+  const int64_t back = s.whole ? 0 : s.back;
   MFAC_UNROLL
   for (int o = 0; o < PART; ++o) {
     MFAC_UNROLL
@@ -63,7 +65,8 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
         sum[0][o][t] = output + o < s.outputs
-                           ? load<L>(s.out + (output + o) * s.stride + place_in<L, V, T>(t, s.back))
+                           ? load<L>(s.sums + (output + o) * s.sums_stride +
+                                     place_in<L, V, T>(t, back))
                            : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
@@ -81,11 +84,12 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   int32_t i = s.starts[group];
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
-  const int64_t back = s.back;
+  // Weights come from beyond the second cache: each is read once a tile. One prefetch for a line of
+  // them: more would take the place of loads.
+  for (int32_t ahead = i; ahead < end; ahead += kLine) __builtin_prefetch(s.offsets + ahead + kAhead);
+  for (int32_t ahead = i; ahead < end; ahead += kLine / PART)
+    __builtin_prefetch(values + int64_t{ahead + kAhead / (PART > 1 ? 4 : 1)} * block);
   for (; i + CHAINS <= end; i += CHAINS) {
-    // Weights come from beyond the second cache: each is read once a tile.
-    __builtin_prefetch(s.offsets + i + kAhead);
-    __builtin_prefetch(values + int64_t{i + kAhead / (PART > 1 ? 4 : 1)} * block);
     MFAC_UNROLL
     for (int c = 0; c < CHAINS; ++c) {
       const char* from = s.base + s.offsets[i + c];
@@ -120,17 +124,19 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   for (int o = 0; o < PART; ++o) {
     if (PART > 1 && output + o >= s.outputs) break;
     const int64_t at = (output + o) * s.stride;
-    float* out = s.out + at;
+    float* out = s.last ? s.out + at : s.sums + (output + o) * s.sums_stride;
     if (s.last) finish<L, V, T>(s, at, sum[0][o], zeros);
+    const int64_t overlap = s.last ? s.back : back;
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, s.back), sum[0][o][t]);
+    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, overlap), sum[0][o][t]);
     if (s.last && s.ends_rows) end_rows<L, V, T>(out);
   }
 }
 
 template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
-  const Strip s = given;  // a local copy, which stores cannot alias
+  Strip s = given;  // a local copy, which stores cannot alias
+  if (s.sums == nullptr) s.sums = s.out, s.sums_stride = s.stride;
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)

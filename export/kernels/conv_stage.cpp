@@ -1,0 +1,116 @@
+#include "conv_stage.hpp"
+
+#include <algorithm>
+
+namespace mfac {
+namespace {
+
+// Fill the phases of some channels, `stride` floats apart.
+void fill_phases(const float* pixels, int64_t stride, int64_t channels, const Runs& runs,
+                 const std::vector<PhaseSpan>& row_spans, float* staged) {
+  const auto copy_rows = simd_kernels().copy_rows;
+  each_phase(runs, row_spans, [&](const PhaseCopy& copy) {
+    copy_rows({pixels + copy.from, copy.down, staged + copy.above * runs.row_stride,
+               runs.row_stride, runs.row_stride, copy.rows, copy.step, copy.before, copy.count,
+               copy.above, copy.below, channels, stride, runs.channel_stride});
+    staged += runs.phase_stride;
+  });
+}
+
+// The part of a phase's rows from `first` on.
+PhaseSpan rows_from(const PhaseSpan& all, int64_t first, int64_t rows, int64_t step) {
+  const int64_t begin = std::max(all.before, first);
+  const int64_t end = std::min(all.before + all.count, first + rows);
+  if (begin >= end) return {0, 0, rows, 0};
+  return {begin - first, end - begin, first + rows - end, all.first + (begin - all.before) * step};
+}
+
+// The last vector of a tile that ends with its run contains pixels of the one before, too.
+void stage_pixels(const float* pixels, int64_t stride, int64_t channels, const Runs& runs,
+                  const Tile& tile, float* staged) {
+  const auto copy_rows = simd_kernels().copy_rows;
+  const int64_t count = std::min(tile.length, runs.length - tile.first);
+  const int64_t lanes = simd_kernels().wide.lanes;
+  const int64_t before = tile.back > 0 ? tile.length + tile.back - lanes : count;
+  RowCopy copy = {pixels, stride, staged, runs.channel_stride, whole_lines(before), channels,
+                  1,      0,      before, 0,                   0,                   1,
+                  0,      0};
+  copy_rows(copy);
+  if (before == count) return;
+  copy.from += count - lanes;
+  copy.to += before;
+  copy.width = copy.count = lanes;
+  copy_rows(copy);
+}
+
+}  // namespace
+
+bool has_whole_vectors(const Runs& runs) {
+  if (runs.rows != 1 || runs.step != 1) return false;
+  if (runs.row_spans.size() != 1 || runs.column_spans.size() != 1) return false;
+  return runs.row_spans[0].count == 1 && runs.column_spans[0].count == runs.row_stride;
+}
+
+void stage_channels(const float* pixels, int64_t stride, int64_t channels, const Runs& runs,
+                    float* staged) {
+  fill_phases(pixels, stride, channels, runs, runs.row_spans, staged);
+}
+
+TileStart tile_start(const Runs& runs, const Tile& tile) {
+  if (has_whole_vectors(runs)) return {0, 0, 0};
+  const int64_t column = tile.first % runs.row_stride;
+  return {tile.first / runs.row_stride, whole_lines(column) - column, column};
+}
+
+void fit_to_tiles(ConvPlan& plan) {
+  Runs& runs = plan.runs;
+  if (!runs.by_tile) return;
+  int64_t floats = 0;
+  runs.tile_rows = 0;
+  for (const Tile& tile : plan.tiles) {
+    const int64_t end = std::min(tile.first + tile.length, runs.length);
+    const int64_t rows = (end - 1) / runs.row_stride - tile.first / runs.row_stride;
+    // What the taps reach below the output's own rows.
+    runs.tile_rows = std::max(runs.tile_rows, rows + 1 + runs.rows - plan.output.height);
+    floats = std::max(floats, whole_lines(tile.length));
+  }
+  if (!has_whole_vectors(runs)) floats = whole_lines(runs.tile_rows * runs.row_stride + kLineFloats - 1);
+  runs.phase_stride = floats;
+  const int64_t phases = static_cast<int64_t>(runs.row_spans.size() * runs.column_spans.size());
+  // An odd number of cache lines: few channels compete for the same sets of the first cache.
+  const int64_t lines = phases * floats / kLineFloats;
+  runs.channel_stride = (lines + (lines + 1) % 2) * kLineFloats;
+}
+
+int64_t staged_floats(const Runs& runs, int64_t channels) {
+  return channels * runs.channel_stride + 2 * kLineFloats;  // a tile's last vector may end there
+}
+
+bool staged_finite(const Runs& runs, int64_t channels, const Tile& tile, const float* staged) {
+  const auto rows_finite = simd_kernels().rows_finite;
+  if (has_whole_vectors(runs)) 
+    return rows_finite(staged, runs.channel_stride, channels, tile.length + tile.back);
+  const size_t phases = runs.row_spans.size() * runs.column_spans.size();
+  staged += tile_start(runs, tile).lead;
+  bool finite = true;
+  for (size_t p = 0; p < phases; ++p, staged += runs.phase_stride)
+    finite &= rows_finite(staged, runs.channel_stride, channels, runs.tile_rows * runs.row_stride);
+  return finite;
+}
+
+const float* stage_tile(const float* pixels, int64_t stride, int64_t channels, const Runs& runs,
+                        const Tile& tile, float* staged) {
+  if (has_whole_vectors(runs)) {
+    stage_pixels(pixels + runs.column_spans[0].first + tile.first, stride, channels, runs, tile,
+                 staged);
+    return staged;
+  }
+  const TileStart start = tile_start(runs, tile);
+  std::vector<PhaseSpan> row_spans;
+  for (const PhaseSpan& all : runs.row_spans)
+    row_spans.push_back(rows_from(all, start.row, runs.tile_rows, runs.down / runs.input_row));
+  fill_phases(pixels, stride, channels, runs, row_spans, staged + start.lead);
+  return staged + start.lead + start.column;
+}
+
+}  // namespace mfac
