@@ -240,7 +240,10 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, Stagi
   runs.length = (output.height - 1) * runs.row_stride + output.width;
   if (runs.by_tile && !output.planes && runs.row_stride == output.row_stride())
     runs.bounded = runs.length >= kLineFloats;
-  if (runs.by_tile) return runs;  // a tile is copied, not an image
+  if (runs.by_tile) {  // a tile is copied, not an image
+    runs.phase_stride = runs.channel_stride = 0;
+    return runs;
+  }
   int64_t bytes = 0;
   require(!__builtin_mul_overflow(runs.channel_stride, 4 * input.channels, &bytes) &&
               bytes < std::numeric_limits<int32_t>::max() - 4 * runs.length - 4096,

@@ -28,9 +28,12 @@ int64_t cheapest_tiles(const ConvPlan& plan, const PackedWeights& weights, const
   const int64_t groups = weights.groups * weights.parts;
   const int64_t channels = plan.input.channels / weights.parts;
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
-  for (int64_t count = (vectors + longest - 1) / longest; count <= vectors; ++count) {
-    const int64_t length = (vectors + count - 1) / count;
-    const int64_t at_once = channels_in_range(weights, window, plan.runs, length * table.lanes,
+  for (int64_t length = longest; length > 0; --length) {
+    const int64_t count = (vectors + length - 1) / length;
+    Runs runs = plan.runs;
+    for (int64_t i = 0; i < count; ++i)
+      fit_to_tile(plan.output, vectors * i / count * table.lanes, length * table.lanes, runs);
+    const int64_t at_once = channels_in_range(weights, window, runs, length * table.lanes,
                                               least_in_range(weights));
     const int64_t ranges = (channels + at_once - 1) / at_once;
     const int64_t by_block = length * weights.block + 2;
@@ -143,6 +146,8 @@ bool stages_by_tile(const PackedWeights& weights, const Window& window, const Im
   if (window.kernel[1] > kColumns) return false;
   const int64_t shared = (window.kernel[0] - 1) * window.dilations[0] / window.strides[0];
   const int64_t longest = simd_kernels().wide.longest[0] * simd_kernels().wide.lanes;
+  // The shared copy of a window of one tap is aligned if a channel has whole cache lines.
+  if (window.taps() == 1 && output.channel_stride() % kLineFloats == 0) return false;
   const bool fits = std::max<int64_t>(kRows * shared, 1) * output.width <= longest;
   if (!fits && !window.pointwise()) return false;
   return reads_of_copy(weights, window, input) >= kReads;
@@ -164,10 +169,12 @@ ConvPlan make_plan(const PackedWeights& weights, const Window& window, const Ima
   plan.runs = plan_runs(input, output, window, choose_staging(weights, window, input, output));
   const auto tiles = has_aligned_rows(output, plan.runs) ? cut_rows : cut;
   plan.tiles = tiles(plan, weights, window, block_class(weights.block));
-  fit_to_tiles(plan);
   // Each chunk of the outputs copies again what it reads.
-  if (plan.runs.by_tile)
+  if (plan.runs.by_tile) {
+    for (const Tile& tile : plan.tiles)
+      fit_to_tile(output, tile.first, tile.length, plan.runs);
     plan.most_chunks = std::max<int64_t>(reads_of_copy(weights, window, input) / (4 * kReads), 1);
+  }
   plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length,
                                           least_in_range(weights));
   plan.ranged = taps_by_ranges(weights, window, plan.runs, plan.range_channels);

@@ -15,8 +15,10 @@ int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& wind
     reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
   const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
   const int64_t values =
-      (std::min(tile_length, runs.length) + reach) * static_cast<int64_t>(phases);
-  const int64_t fitting = std::max<int64_t>(tiling().conv_range / (4 * values), 1);
+      runs.by_tile ? runs.channel_stride
+                   : (std::min(tile_length, runs.length) + reach) * static_cast<int64_t>(phases);
+  const int64_t range = runs.by_tile ? tiling().tile_range : tiling().conv_range;
+  const int64_t fitting = std::max<int64_t>(range / (4 * values), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (least * weights.groups * weights.parts), 1);

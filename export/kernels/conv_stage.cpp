@@ -62,24 +62,18 @@ TileStart tile_start(const Runs& runs, const Tile& tile) {
   return {tile.first / runs.row_stride, whole_lines(column) - column, column};
 }
 
-void fit_to_tiles(ConvPlan& plan) {
-  Runs& runs = plan.runs;
-  if (!runs.by_tile) return;
-  int64_t floats = 0;
-  runs.tile_rows = 0;
-  for (const Tile& tile : plan.tiles) {
-    const int64_t end = std::min(tile.first + tile.length, runs.length);
-    const int64_t rows = (end - 1) / runs.row_stride - tile.first / runs.row_stride;
+void fit_to_tile(const Images& output, int64_t first, int64_t length, Runs& runs) {
+  int64_t floats = whole_lines(length);
+  if (!has_whole_vectors(runs)) {
+    const int64_t end = std::min(first + length, runs.length);
+    const int64_t rows = (end - 1) / runs.row_stride - first / runs.row_stride + 1;
     // What the taps reach below the output's own rows.
-    runs.tile_rows = std::max(runs.tile_rows, rows + 1 + runs.rows - plan.output.height);
-    floats = std::max(floats, whole_lines(tile.length));
+    runs.tile_rows = std::max(runs.tile_rows, rows + runs.rows - output.height);
+    floats = whole_lines(runs.tile_rows * runs.row_stride + kLineFloats - 1);
   }
-  if (!has_whole_vectors(runs)) floats = whole_lines(runs.tile_rows * runs.row_stride + kLineFloats - 1);
-  runs.phase_stride = floats;
+  runs.phase_stride = std::max(runs.phase_stride, floats);
   const int64_t phases = static_cast<int64_t>(runs.row_spans.size() * runs.column_spans.size());
-  // An odd number of cache lines: few channels compete for the same sets of the first cache.
-  const int64_t lines = phases * floats / kLineFloats;
-  runs.channel_stride = (lines + (lines + 1) % 2) * kLineFloats;
+  runs.channel_stride = phases * runs.phase_stride;
 }
 
 int64_t staged_floats(const Runs& runs, int64_t channels) {

@@ -12,8 +12,8 @@ void stage_channels(const float* pixels, int64_t stride, int64_t channels, const
 // By tile: only what one tile reads of a range of channels is copied, just before it is read, and so
 // into the first cache, however large the image. Rows that neighbouring tiles share are copied twice.
 
-// Set the strides of the copies, which depend on the tiles.
-void fit_to_tiles(ConvPlan& plan);
+// Make the strides of the copies large enough for a tile, which begins at position `first`.
+void fit_to_tile(const Images& output, int64_t first, int64_t length, Runs& runs);
 
 // Whether an output reads only the pixel at its own position: then rows do not matter, and even the last
 // vector of a run is copied to a place of its own.

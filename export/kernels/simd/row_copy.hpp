@@ -49,8 +49,8 @@ MFAC_INLINE Ints<L> pixels_at(const RowCopy& c, int64_t at) {
          (place < static_cast<int32_t>(c.before + c.count));
 }
 
-// Rows of whole vectors: the first and the last one that contain pixels are read with what comes
-// before and after them, and masked.
+// The first and the last vector of a row that contain pixels are read with what comes before and after
+// them, and masked. What a vector writes beyond a row belongs to the next one, which is written later.
 template <int L, int STEP>
 MFAC_INLINE void copy_whole_vectors(const RowCopy& c, int64_t first, int64_t end, Ints<L> head,
                                     Ints<L> tail) {
@@ -72,10 +72,11 @@ MFAC_INLINE void copy_whole_vectors(const RowCopy& c, int64_t first, int64_t end
 struct ReadableRows {
   int64_t first, end;
 };
+template <int L>
 MFAC_INLINE ReadableRows readable_rows(const RowCopy& c) {
   if (c.count == 0 || c.rows == 0) return {0, 0};
   const int64_t behind = c.before * c.step;
-  const int64_t ahead = (c.width - c.before) * c.step;
+  const int64_t ahead = ((c.width + L - 1) / L * L - c.before) * c.step;
   const int64_t room = (c.rows - 1) * c.from_stride + (c.count - 1) * c.step + 1 - ahead;
   const int64_t first = (behind + c.from_stride - 1) / c.from_stride;
   const int64_t end = room < 0 ? 0 : room / c.from_stride + 1;
@@ -89,7 +90,7 @@ MFAC_INLINE void clear(float* to, int64_t count) {
 
 template <int L, int STEP>
 void copy_channels(RowCopy c) {
-  const ReadableRows inner = readable_rows(c);
+  const ReadableRows inner = readable_rows<L>(c);
   const Ints<L> head = pixels_at<L>(c, 0);
   const Ints<L> tail = pixels_at<L>(c, (c.before + c.count - 1) / L * L);
   for (int64_t i = 0; i < c.channels; ++i, c.from += c.from_channel, c.to += c.to_channel) {
@@ -103,7 +104,10 @@ void copy_channels(RowCopy c) {
 
 template <int L>
 MFAC_INLINE bool copy_vectors(const RowCopy& c) {
-  if (c.width % L != 0 || c.before >= L || c.count == 0) return false;
+  if (c.before >= L || c.count == 0) return false;
+  // Into one other row at most, of the same channel.
+  const int64_t beyond = (c.width + L - 1) / L * L - c.width;
+  if (beyond > 0 && (beyond > c.width || c.to_stride != c.width)) return false;
   if (c.step == 1)
     copy_channels<L, 1>(c);
   else
