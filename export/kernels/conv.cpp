@@ -214,7 +214,9 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.stride = direct ? output.channel_stride() : length;
     strip.sums = sums;
     strip.sums_stride = length;
-    strip.whole = plan.runs.by_tile && has_whole_vectors(plan.runs);
+    const bool whole = plan.runs.by_tile && has_whole_vectors(plan.runs);
+    strip.base_back = whole ? 0 : tile.back;
+    strip.sums_back = whole && direct ? 0 : tile.back;
     strip.group_begin = 0;
     strip.group_end = end - group;
     strip.back = tile.back;

@@ -31,8 +31,9 @@ struct Strip {
   int64_t group_begin, group_end;
   float* sums;            // [outputs, sums_stride] that wait between ranges, or null: in out
   int64_t sums_stride;
-  int64_t back;           // floats by which the last of several vectors overlaps the one before
-  bool whole;             // not in the pixels and the sums: there its vector is a whole one
+  // Floats by which the last of several vectors overlaps the one before: in out and the residual, in the
+  // sums, and from base on.
+  int64_t back, sums_back, base_back;
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
   const float* residual;  // like out, or null; added after the sums if `last` is set, else before

@@ -56,7 +56,6 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const Strip& s = *given;
   Floats<L> sum[CHAINS][PART][T];
   int64_t output = group * block + part;
-  const int64_t back = s.whole ? 0 : s.back;
   MFAC_UNROLL
   for (int o = 0; o < PART; ++o) {
     MFAC_UNROLL
@@ -66,7 +65,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       else
         sum[0][o][t] = output + o < s.outputs
                            ? load<L>(s.sums + (output + o) * s.sums_stride +
-                                     place_in<L, V, T>(t, back))
+                                     place_in<L, V, T>(t, s.sums_back))
                            : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
@@ -84,6 +83,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   int32_t i = s.starts[group];
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
+  const int64_t base_back = s.base_back;
   // Weights come from beyond the second cache: each is read once a tile. One prefetch for a line of
   // them: more would take the place of loads.
   for (int32_t ahead = i; ahead < end; ahead += kLine) __builtin_prefetch(s.offsets + ahead + kAhead);
@@ -95,7 +95,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i + c];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, base_back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[c][o][t] += values[int64_t{i + c} * block + o] * x;
       }
@@ -106,7 +106,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, base_back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[0][o][t] += values[int64_t{i} * block + o] * x;
       }
@@ -126,9 +126,9 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
     const int64_t at = (output + o) * s.stride;
     float* out = s.last ? s.out + at : s.sums + (output + o) * s.sums_stride;
     if (s.last) finish<L, V, T>(s, at, sum[0][o], zeros);
-    const int64_t overlap = s.last ? s.back : back;
+    const int64_t back = s.last ? s.back : s.sums_back;
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, overlap), sum[0][o][t]);
+    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, back), sum[0][o][t]);
     if (s.last && s.ends_rows) end_rows<L, V, T>(out);
   }
 }
@@ -136,7 +136,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
 template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
   Strip s = given;  // a local copy, which stores cannot alias
-  if (s.sums == nullptr) s.sums = s.out, s.sums_stride = s.stride;
+  if (s.sums == nullptr) s.sums = s.out, s.sums_stride = s.stride, s.sums_back = s.back;
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
