@@ -1,7 +1,7 @@
-// Whether calls are shared by threads: ONNX Runtime does not tell how many there are.
+// Whether threads share the work of a call: ONNX Runtime does not tell how many there are.
 //
-// It is seen from which threads tasks ran on. As long as none was another one than the caller's, work
-// need not be split. Now and then a call is split nevertheless, to see whether that has changed.
+// The threads show on which tasks ran. As long as all ran on their caller's, work need not be split;
+// now and then it is nevertheless, to see whether that has changed. Results are the same either way.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ class Company {
   // After a call of several tasks.
   void part() {
     if (shared_.load(std::memory_order_relaxed))
-      alone_ = -kForgotten;
+      alone_ = -kLater;
     else
       alone_.fetch_add(1, std::memory_order_relaxed);
   }
@@ -30,9 +30,9 @@ class Company {
   }
 
  private:
-  static constexpr int64_t kEnough = 64;         // calls after which a thread counts as alone
-  static constexpr int64_t kForgotten = 100000;  // calls for which it then does not
-  static constexpr int64_t kAgain = 256;
+  static constexpr int64_t kEnough = 64;     // calls after which a thread counts as alone
+  static constexpr int64_t kLater = 10000;  // calls that it takes after a shared one
+  static constexpr int64_t kAgain = 256;     // calls of which one is split nevertheless
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<bool> shared_{false};
   inline static std::atomic<int64_t> alone_{0}, asked_{0};

@@ -11,6 +11,7 @@
 namespace mfac {
 
 constexpr int64_t kTaskWork = 400000;    // multiplications that justify waking a thread
+constexpr int64_t kMostTasks = 16;       // of an image
 constexpr int64_t kTaskBytes = 64 << 10;  // to copy that do
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
@@ -22,8 +23,8 @@ struct Sharing {
   int64_t images, tiles;
   int64_t groups;  // of outputs, which can be computed separately
   int64_t work;    // an image's multiplications of values, or of quads, with positions
-  int64_t most_chunks = 16;  // of the outputs
-  bool better_whole = false;  // every chunk prepares its pixels anew
+  int64_t most_chunks = kMostTasks;  // of the outputs
+  bool better_whole = false;         // every chunk prepares its pixels anew
 };
 
 constexpr int64_t kImages = 8;  // of which each is a task; with fewer, tasks share one image
@@ -56,7 +57,7 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
   }
   // A power of two: threads get equal shares, mostly of positions that they wrote in the operator
   // before.
-  const int64_t most = all.better_whole && Company::is_alone() ? 1 : 16;
+  const int64_t most = all.better_whole && Company::is_alone() ? 1 : kMostTasks;
   int64_t wanted = 1;
   while (wanted < most && wanted * kTaskWork < all.work) wanted *= 2;
   const int64_t by_tiles = std::min(all.tiles, wanted);

@@ -32,9 +32,13 @@ void stage_pixels(const float* pixels, int64_t stride, int64_t channels, const R
   const int64_t count = std::min(tile.length, runs.length - tile.first);
   const int64_t lanes = simd_kernels().wide.lanes;
   const int64_t before = tile.back > 0 ? tile.length + tile.back - lanes : count;
-  RowCopy copy = {pixels, stride, staged, runs.channel_stride, whole_lines(before), channels,
-                  1,      0,      before, 0,                   0,                   1,
-                  0,      0};
+  // Each channel is a row.
+  RowCopy copy{};
+  copy.from = pixels, copy.from_stride = stride;
+  copy.to = staged, copy.to_stride = runs.channel_stride;
+  copy.width = whole_lines(before), copy.count = before;
+  copy.rows = channels;
+  copy.step = copy.channels = 1;
   copy_rows(copy);
   if (before == count) return;
   copy.from += count - lanes;
@@ -53,7 +57,12 @@ bool has_whole_vectors(const Runs& runs) {
 
 void stage_channels(const float* pixels, int64_t stride, int64_t channels, const Runs& runs,
                     float* staged) {
-  fill_phases(pixels, stride, channels, runs, runs.row_spans, staged);
+  // So few at a time that all phases find them in the first cache.
+  constexpr int64_t kFloats = 4096;
+  const int64_t at_once = std::max<int64_t>(kFloats / stride, 1);
+  for (int64_t c = 0; c < channels; c += at_once)
+    fill_phases(pixels + c * stride, stride, std::min(at_once, channels - c), runs,
+                runs.row_spans, staged + c * runs.channel_stride);
 }
 
 TileStart tile_start(const Runs& runs, const Tile& tile) {
@@ -82,7 +91,7 @@ int64_t staged_floats(const Runs& runs, int64_t channels) {
 
 bool staged_finite(const Runs& runs, int64_t channels, const Tile& tile, const float* staged) {
   const auto rows_finite = simd_kernels().rows_finite;
-  if (has_whole_vectors(runs)) 
+  if (has_whole_vectors(runs))
     return rows_finite(staged, runs.channel_stride, channels, tile.length + tile.back);
   const size_t phases = runs.row_spans.size() * runs.column_spans.size();
   staged += tile_start(runs, tile).lead;

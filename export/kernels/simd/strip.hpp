@@ -84,12 +84,20 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
   const int64_t base_back = s.base_back;
-  // Weights come from beyond the second cache: each is read once a tile. One prefetch for a line of
-  // them: more would take the place of loads.
-  for (int32_t ahead = i; ahead < end; ahead += kLine) __builtin_prefetch(s.offsets + ahead + kAhead);
-  for (int32_t ahead = i; ahead < end; ahead += kLine / PART)
-    __builtin_prefetch(values + int64_t{ahead + kAhead / (PART > 1 ? 4 : 1)} * block);
+  // Weights come from beyond the second cache: each is read once a tile. Of single ones a cache line is
+  // fetched once, since prefetches take the place of loads, which are what limits them.
+  int32_t ahead = i;
+  do {
+    if (PART > 1) break;
+    __builtin_prefetch(s.offsets + ahead + kAhead);
+    __builtin_prefetch(values + ahead + kAhead);
+    ahead += kLine;
+  } while (ahead < end);
   for (; i + CHAINS <= end; i += CHAINS) {
+    if (PART > 1) {
+      __builtin_prefetch(s.offsets + i + kAhead);
+      __builtin_prefetch(values + int64_t{i + kAhead / 4} * block);
+    }
     MFAC_UNROLL
     for (int c = 0; c < CHAINS; ++c) {
       const char* from = s.base + s.offsets[i + c];
@@ -124,11 +132,10 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   for (int o = 0; o < PART; ++o) {
     if (PART > 1 && output + o >= s.outputs) break;
     const int64_t at = (output + o) * s.stride;
-    float* out = s.last ? s.out + at : s.sums + (output + o) * s.sums_stride;
+    float* out = s.out + at;
     if (s.last) finish<L, V, T>(s, at, sum[0][o], zeros);
-    const int64_t back = s.last ? s.back : s.sums_back;
     MFAC_UNROLL
-    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, back), sum[0][o][t]);
+    for (int t = 0; t < T; ++t) store<L>(out + place_in<L, V, T>(t, s.back), sum[0][o][t]);
     if (s.last && s.ends_rows) end_rows<L, V, T>(out);
   }
 }
@@ -136,7 +143,10 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
 template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
   Strip s = given;  // a local copy, which stores cannot alias
-  if (s.sums == nullptr) s.sums = s.out, s.sums_stride = s.stride, s.sums_back = s.back;
+  if (s.sums == nullptr)
+    s.sums = s.out, s.sums_stride = s.stride, s.sums_back = s.back;
+  else if (!s.last)
+    s.out = s.sums, s.stride = s.sums_stride, s.back = s.sums_back;
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)
