@@ -48,7 +48,7 @@ BlockPlan make_block_plan(const PackedBlocks<Cell>& weights, const Window& windo
   } else {
     Images cells = input;  // four bytes each, for the limit of an image's size
     cells.channels = quads_of(input.channels);
-    plan.runs = plan_runs(cells, output, window, true);
+    plan.runs = plan_runs(cells, output, window, Staging::kByColumn);
   }
   const int64_t stride = plan.column > 0 ? plan.column : plan.runs.channel_stride;
   int64_t bytes = 0;

@@ -5,12 +5,14 @@
 
 #include "conv_depthwise.hpp"
 #include "conv_output.hpp"
+#include "conv_stage.hpp"
 #include "scratch.hpp"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kSumsBytes = 16 << 10;
+constexpr int64_t kSumsByTile = 256 << 10;  // more, since the input is copied again for each
 
 bool is_planes(const NodeInfo& node, const char* name) {
   const std::string layout = node.word(name);
@@ -112,7 +114,8 @@ void Conv::run_depthwise(const Call& call, const Batch& batch, const Images& inp
 void Conv::run_images(const Call& call, const Batch& batch) const {
   const ConvPlan& plan = *batch.plan;
   const Sharing sharing{batch.count, static_cast<int64_t>(plan.tiles.size()), weights_.groups,
-                        static_cast<int64_t>(weights_.values.size()) * plan.runs.length};
+                        static_cast<int64_t>(weights_.values.size()) * plan.runs.length,
+                        plan.most_chunks, plan.runs.by_tile ? &threads_ : nullptr};
   parallel_for(
       call, sharing,
       [&](int64_t image, Buffer& buffer, const Call* shared) {
@@ -129,6 +132,7 @@ const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer,
                          const Call* call) const {
   const Images& input = batch.plan->input;
   const Runs& runs = batch.plan->runs;
+  if (runs.by_tile) return nullptr;
   if (runs.in_place) {
     const int64_t back = window_.pads[0] * runs.row_stride + window_.pads[1];
     return batch.x + input.offset(image, 0) - back;
@@ -137,14 +141,28 @@ const float* Conv::stage(const Batch& batch, int64_t image, Buffer& buffer,
   const size_t all = end + Images::kReadBeyond + static_cast<size_t>(window_.pads[1]);
   float* to = buffer.floats(all);
   in_parts(call, input.channels, 4 * static_cast<int64_t>(end), [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c)
-      stage_channel(batch.x + input.offset(image, c), runs, to + c * runs.channel_stride);
+    stage_channels(batch.x + input.offset(image, first), input.channel_stride(), last - first, runs,
+                   to + first * runs.channel_stride);
     const int64_t count = (last - first) * runs.channel_stride;
     if (!input.planes && !simd_kernels().all_finite(to + first * runs.channel_stride, count))
       batch.bad_input.store(true, std::memory_order_relaxed);
   });
   std::memset(to + end, 0, (all - end) * sizeof(float));
   return to;
+}
+
+// The pixels that a tile reads of some channels, copied.
+const float* Conv::stage_range(const Batch& batch, int64_t image, const Tile& tile, int64_t first,
+                               int64_t channels, bool checks) const {
+  const Images& input = batch.plan->input;
+  const Runs& runs = batch.plan->runs;
+  const size_t floats = static_cast<size_t>(staged_floats(runs, channels));
+  float* to = scratch().columns.floats(floats);
+  const float* pixels = stage_tile(batch.x + input.offset(image, first), input.channel_stride(),
+                                   channels, runs, tile, to);
+  if (checks && !batch.checked && !staged_finite(runs, channels, tile, to))
+    batch.bad_input.store(true, std::memory_order_relaxed);
+  return pixels;
 }
 
 void Conv::run_share(const Batch& batch, const float* pixels, int64_t image,
@@ -177,12 +195,13 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
   const int64_t channels_per_part = channels_ / parts_;
   const bool direct = tile.direct && (!batch.residual || residual_planes_ == output_planes_);
   // A buffer holds some groups at a time; without one all go at once.
-  const int64_t step = direct
-                           ? group_end - group_begin
-                           : std::max<int64_t>(kSumsBytes / (tile.length * 4 * weights_.block), 1);
-  float* sums =
-      direct ? nullptr
-             : scratch().sums.floats(static_cast<size_t>(step * weights_.block * tile.length));
+  const int64_t most = plan.runs.by_tile ? kSumsByTile : kSumsBytes;
+  const bool buffered = !direct || (plan.runs.by_tile && w.ranges > 1);
+  const int64_t length = whole_lines(tile.length);
+  const int64_t step = buffered ? std::max<int64_t>(most / (length * 4 * weights_.block), 1)
+                                : group_end - group_begin;
+  const int64_t buffer = std::min(step, group_end - group_begin) * weights_.block * length;
+  float* sums = buffered ? scratch().sums.floats(static_cast<size_t>(buffer)) : nullptr;
   for (int64_t group = group_begin; group < group_end; group += step) {
     const int64_t end = std::min(group + step, group_end);
     const int64_t first_output = group * weights_.block;
@@ -192,7 +211,12 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     strip.values = w.values.data();
     strip.offsets = w.indices.data();
     strip.out = direct ? batch.y + at : sums;
-    strip.stride = direct ? output.channel_stride() : tile.length;
+    strip.stride = direct ? output.channel_stride() : length;
+    strip.sums = sums;
+    strip.sums_stride = length;
+    const bool whole = plan.runs.by_tile && has_whole_vectors(plan.runs);
+    strip.base_back = whole ? 0 : tile.back;
+    strip.sums_back = whole && direct ? 0 : tile.back;
     strip.group_begin = 0;
     strip.group_end = end - group;
     strip.back = tile.back;
@@ -207,14 +231,19 @@ void Conv::run_tile(const Batch& batch, const float* pixels, int64_t image, cons
     for (int64_t range = 0; range < w.ranges; ++range) {
       const int64_t from = part * channels_per_part + range * plan.range_channels;
       strip.starts = w.starts.data() + range * (weights_.groups + 1) + group;
-      strip.base =
-          reinterpret_cast<const char*>(pixels + from * plan.runs.channel_stride + tile.first);
+      const int64_t channels = std::min(plan.range_channels, (part + 1) * channels_per_part - from);
+      const float* first_pixel =
+          plan.runs.by_tile
+              ? stage_range(batch, image, tile, from, channels, group == 0)
+              : pixels + from * plan.runs.channel_stride + tile.first;
+      strip.base = reinterpret_cast<const char*>(first_pixel);
       strip.first = range == 0;
       strip.last = direct && range + 1 == w.ranges;
       // An output in the residual's memory holds the sums between ranges: the residual is added in
       // the first.
       const bool adds =
-          direct && batch.residual && range == (batch.in_residual() ? 0 : w.ranges - 1);
+          direct && batch.residual &&
+          range == (batch.in_residual() && !buffered ? 0 : w.ranges - 1);
       strip.residual = adds ? batch.residual + at : nullptr;
       tile.run(strip);
     }

@@ -46,6 +46,8 @@ class Conv {
   static const float* copied(const Tensor& images);
   void run_images(const Call& call, const Batch& batch) const;
   const float* stage(const Batch& batch, int64_t image, Buffer& buffer, const Call* call) const;
+  const float* stage_range(const Batch& batch, int64_t image, const Tile& tile, int64_t first,
+                           int64_t channels, bool checks) const;
   void run_share(const Batch& batch, const float* pixels, int64_t image, const Share& share) const;
   void run_tile(const Batch& batch, const float* pixels, int64_t image, const Tile& tile,
                 int64_t part, int64_t group_begin, int64_t group_end) const;
@@ -63,6 +65,7 @@ class Conv {
   Activation activation_;
   std::vector<float> depthwise_;  // [channels, taps]; empty if other kernels compute it
   PlanCache<ConvPlan> plans_;
+  mutable TaskThreads threads_;
 };
 
 }  // namespace mfac

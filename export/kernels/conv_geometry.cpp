@@ -72,6 +72,23 @@ std::vector<PhaseSpan> spans(const std::vector<int64_t>& phases, const Window& w
   return all;
 }
 
+// The distance of rows for which a weight costs the fewest loads. Between rows of whole lines there
+// are positions that are computed for nothing; other rows put the vectors of some rows of the window
+// across two lines, which costs a second load.
+int64_t aligned_row(const Images& output, const Window& w) {
+  int64_t best = output.width, least = std::numeric_limits<int64_t>::max();
+  for (const int64_t multiple : {int64_t{1}, kLineFloats / 2, kLineFloats}) {
+    const int64_t row = (output.width + multiple - 1) / multiple * multiple;
+    int64_t crossing = 0;
+    for (int64_t y = 0; y < w.kernel[0]; ++y)
+      crossing += y * w.dilations[0] / w.strides[0] * row % kLineFloats != 0;
+    const int64_t vectors = whole_lines((output.height - 1) * row + output.width) / kLineFloats;
+    const int64_t loads = vectors * (w.kernel[0] + crossing);
+    if (loads < least) best = row, least = loads;
+  }
+  return best;
+}
+
 }  // namespace
 
 Shape Images::shape(int64_t batch) const {
@@ -174,16 +191,18 @@ int64_t Runs::tap_offset(const Window& w, int64_t y, int64_t x) const {
          (by_column ? 0 : column / w.strides[1]);
 }
 
-Runs plan_runs(const Images& input, const Images& output, const Window& w, bool by_column) {
+Runs plan_runs(const Images& input, const Images& output, const Window& w, Staging staging) {
   Runs runs;
-  runs.by_column = by_column;
+  runs.by_column = staging != Staging::kShared;
   const bool pixels = w.pointwise() && !input.planes;
   runs.unshifted = pixels && input.channel_stride() % simd_kernels().wide.lanes == 0;
+  runs.by_tile = staging == Staging::kByTile && !runs.unshifted;
   // If vectors are not aligned, a row must hold one: the last one ends at the row's end.
   const bool one_row =
       pixels && !output.planes && input.height == 1 && input.width >= simd_kernels().narrow.lanes;
   runs.bounded = runs.unshifted || one_row;
-  runs.in_place = runs.bounded || reads_planes_in_place(input, output, w);
+  runs.in_place =
+      runs.unshifted || (!runs.by_tile && (one_row || reads_planes_in_place(input, output, w)));
   if (runs.in_place) {
     runs.row_stride = input.row_stride();
     runs.channel_stride = input.channel_stride();
@@ -196,14 +215,16 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
       const int64_t after = std::max<int64_t>(width - w.pads[1] - input.width, 0);
       width -= std::min(after, w.pads[1]);
     }
-    runs.row_stride = by_column ? output.width : std::max(width, output.row_stride());
+    runs.row_stride = runs.by_tile     ? aligned_row(output, w)
+                      : runs.by_column ? output.width
+                                       : std::max(width, output.row_stride());
     runs.rows = output.height + (w.kernel[0] - 1) * w.dilations[0] / w.strides[0];
     require(runs.row_stride < (int64_t{1} << 31) && runs.rows < (int64_t{1} << 31),
             "the padded input is too large");
     runs.phase_stride = runs.rows * runs.row_stride;
     runs.phase_rows = phases(w, 0);
     runs.phase_columns = phases(w, 1);
-    if (by_column) {
+    if (runs.by_column) {
       runs.phase_columns.resize(static_cast<size_t>(w.kernel[1]));
       for (int64_t x = 0; x < w.kernel[1]; ++x) runs.phase_columns[x] = x * w.dilations[1];
     }
@@ -217,25 +238,17 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, bool 
     runs.step = w.strides[1];
   }
   runs.length = (output.height - 1) * runs.row_stride + output.width;
+  if (runs.by_tile && !output.planes && runs.row_stride == output.row_stride())
+    runs.bounded = runs.length >= kLineFloats;
+  if (runs.by_tile) {  // a tile is copied, not an image
+    runs.phase_stride = runs.channel_stride = 0;
+    return runs;
+  }
   int64_t bytes = 0;
   require(!__builtin_mul_overflow(runs.channel_stride, 4 * input.channels, &bytes) &&
               bytes < std::numeric_limits<int32_t>::max() - 4 * runs.length - 4096,
           "one image's padded input must be smaller than 2 GiB");
   return runs;
-}
-
-void stage_channel(const float* pixels, const Runs& runs, float* staged) {
-  const auto copy_rows = simd_kernels().copy_rows;
-  each_phase(runs, [&](const PhaseCopy& copy) {
-    float* inside = staged + copy.above * runs.row_stride;
-    float* below = inside + copy.rows * runs.row_stride;
-    std::fill(staged, inside, 0.0f);
-    if (copy.rows > 0)
-      copy_rows({pixels + copy.from, copy.down, inside, runs.row_stride, copy.rows, copy.step,
-                 copy.before, copy.count});
-    staged += runs.phase_stride;
-    std::fill(below, staged, 0.0f);
-  });
 }
 
 }  // namespace mfac

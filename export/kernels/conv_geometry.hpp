@@ -18,6 +18,12 @@
 
 namespace mfac {
 
+constexpr int64_t kLineFloats = 16;  // in a cache line, and in the widest vector
+
+inline int64_t whole_lines(int64_t floats) {
+  return (floats + kLineFloats - 1) / kLineFloats * kLineFloats;
+}
+
 struct Images {
   bool planes = false;
   bool line = false;  // one row, without an axis for it where the layout is nchw
@@ -94,31 +100,42 @@ struct PhaseCopy {
 // (y % stride, x % stride), so that neighbours of the output are neighbours in memory.
 struct Runs {
   bool in_place = false;     // read from the tensor, not from a copy
-  bool bounded = false;      // nothing may be read beyond the last position
+  bool bounded = false;      // nothing may be read, or written, beyond the last position
   bool unshifted = false;    // a single tap, and whole vectors: no load crosses a cache line
   bool by_column = false;    // each column of the window has phases of its own: nothing to skip
+  bool by_tile = false;      // copied for each tile anew (conv_stage.hpp)
   int64_t row_stride = 0;    // floats
   int64_t phase_stride = 0;  // floats from one phase of a channel to the next
   int64_t channel_stride = 0;
   int64_t rows = 0;                                // of a phase
+  int64_t tile_rows = 0;                           // of these that a tile reads
   std::vector<int64_t> phase_rows, phase_columns;  // those that any tap reads
   std::vector<PhaseSpan> row_spans, column_spans;  // of these phases
   int64_t input_row = 0, down = 0, step = 0;       // of the input: a row, and strides
   int64_t length = 0;                              // from the first output pixel to the last
   int64_t tap_offset(const Window& window, int64_t y, int64_t x) const;
 };
-Runs plan_runs(const Images& input, const Images& output, const Window& window, bool by_column);
+// How the pixels are laid out that the taps read.
+enum class Staging {
+  kShared,    // in place if that is possible, else copied once: the columns are shifts of each other
+  kByColumn,  // the same, but with a copy for each column of the window
+  kByTile,    // copies by column of what one tile reads, in which few vectors cross a cache line
+};
+Runs plan_runs(const Images& input, const Images& output, const Window& window, Staging staging);
 
-// Visit the copy of each phase, in their order: visit(const PhaseCopy&).
+// The same for some of the rows.
 template <class Visit>
-void each_phase(const Runs& runs, const Visit& visit) {
-  for (const PhaseSpan& rows : runs.row_spans)
+void each_phase(const Runs& runs, const std::vector<PhaseSpan>& row_spans, const Visit& visit) {
+  for (const PhaseSpan& rows : row_spans)
     for (const PhaseSpan& columns : runs.column_spans)
       visit(PhaseCopy{rows.before, rows.count, rows.after, columns.before, columns.count,
                       rows.first * runs.input_row + columns.first, runs.down, runs.step});
 }
 
-// Copy one channel into its phases, with zeros for the padding.
-void stage_channel(const float* pixels, const Runs& runs, float* staged);
+// Visit the copy of each phase, in their order: visit(const PhaseCopy&).
+template <class Visit>
+void each_phase(const Runs& runs, const Visit& visit) {
+  each_phase(runs, runs.row_spans, visit);
+}
 
 }  // namespace mfac

@@ -30,8 +30,9 @@ bool scatter(const float* sums, int64_t outputs, const Tile& tile, const ConvPla
         residual.pixels ? residual.pixels + row * residual.row_stride + first : nullptr;
     const int64_t after = last == image.width ? image.between_rows() : 0;
     finite &= simd_kernels().clip_rows(
-        {sums + row * stride - tile.first + first, tile.length, add, residual.channel_stride, to,
-         image.channel_stride(), outputs, last - first, after, activation.low, activation.high});
+        {sums + row * stride - tile.first + first, whole_lines(tile.length), add,
+         residual.channel_stride, to, image.channel_stride(), outputs, last - first, after,
+         activation.low, activation.high});
     for (int64_t o = 0; activation.gelu && o < outputs; ++o)
       activation.apply_gelu(to + o * image.channel_stride(), last - first);
   }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "conv_geometry.hpp"
+#include "conv_shares.hpp"
 #include "packed_weights.hpp"
 #include "simd.hpp"
 
@@ -24,6 +25,7 @@ struct ConvPlan {
   Images input, output;
   Runs runs;
   std::vector<Tile> tiles;
+  int64_t most_chunks = kMostTasks;  // of the outputs, that tasks compute separately
   int64_t range_channels = 0;         // input channels processed at a time
   std::vector<RangedWeights> ranged;  // [parts], indices in bytes from the range's first channel
   std::vector<int32_t> keep;          // [at least length] which positions of the run are inside an

@@ -9,17 +9,19 @@ namespace mfac {
 
 template <class Value>
 int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& window,
-                          const Runs& runs, int64_t tile_length) {
+                          const Runs& runs, int64_t tile_length, int64_t least) {
   int64_t reach = 0;
   for (int64_t y = 0; y < window.kernel[0]; ++y)
     reach = std::max(reach, y * window.dilations[0] / window.strides[0] * runs.row_stride);
   const size_t phases = std::max<size_t>(runs.phase_rows.size() * runs.phase_columns.size(), 1);
   const int64_t values =
-      (std::min(tile_length, runs.length) + reach) * static_cast<int64_t>(phases);
-  const int64_t fitting = std::max<int64_t>(tiling().conv_range / (4 * values), 1);
+      runs.by_tile ? runs.channel_stride
+                   : (std::min(tile_length, runs.length) + reach) * static_cast<int64_t>(phases);
+  const int64_t range = runs.by_tile ? tiling().tile_range : tiling().conv_range;
+  const int64_t fitting = std::max<int64_t>(range / (4 * values), 1);
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
-  const int64_t most = std::max<int64_t>(stored / (6 * weights.groups * weights.parts), 1);
+  const int64_t most = std::max<int64_t>(stored / (least * weights.groups * weights.parts), 1);
   return std::min(std::max(fitting, (channels + most - 1) / most), channels);
 }
 
@@ -43,8 +45,10 @@ std::vector<RangedBlocks<Value>> taps_by_ranges(const PackedBlocks<Value>& weigh
   return all;
 }
 
-template int64_t channels_in_range(const PackedBlocks<float>&, const Window&, const Runs&, int64_t);
-template int64_t channels_in_range(const PackedBlocks<Cell>&, const Window&, const Runs&, int64_t);
+template int64_t channels_in_range(const PackedBlocks<float>&, const Window&, const Runs&, int64_t,
+                                   int64_t);
+template int64_t channels_in_range(const PackedBlocks<Cell>&, const Window&, const Runs&, int64_t,
+                                   int64_t);
 template std::vector<RangedBlocks<float>> taps_by_ranges(const PackedBlocks<float>&, const Window&,
                                                          const Runs&, int64_t);
 template std::vector<RangedBlocks<Cell>> taps_by_ranges(const PackedBlocks<Cell>&, const Window&,

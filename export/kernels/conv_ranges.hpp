@@ -9,11 +9,11 @@
 
 namespace mfac {
 
-// Number of channels whose activations under one tile fill the L1 cache, but enough of them to
-// amortise loading and storing each sum.
+// Number of channels whose activations under one tile fill the L1 cache, but so many that a range has
+// `least` stored blocks of each group, which amortise loading and storing each sum.
 template <class Value>
 int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& window,
-                          const Runs& runs, int64_t tile_length);
+                          const Runs& runs, int64_t tile_length, int64_t least);
 
 // The weights of each part, their indices in bytes from the range's first channel.
 template <class Value>

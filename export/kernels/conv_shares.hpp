@@ -6,10 +6,12 @@
 
 #include "ort.hpp"
 #include "scratch.hpp"
+#include "task_threads.hpp"
 
 namespace mfac {
 
 constexpr int64_t kTaskWork = 400000;    // multiplications that justify waking a thread
+constexpr int64_t kMostTasks = 16;       // of an image
 constexpr int64_t kTaskBytes = 64 << 10;  // to copy that do
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
@@ -21,6 +23,8 @@ struct Sharing {
   int64_t images, tiles;
   int64_t groups;  // of outputs, which can be computed separately
   int64_t work;    // an image's multiplications of values, or of quads, with positions
+  int64_t most_chunks = kMostTasks;  // of the outputs
+  TaskThreads* threads = nullptr;    // if every chunk prepares its pixels anew
 };
 
 constexpr int64_t kImages = 8;  // of which each is a task; with fewer, tasks share one image
@@ -53,13 +57,16 @@ void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, co
   }
   // A power of two: threads get equal shares, mostly of positions that they wrote in the operator
   // before.
+  const int64_t most = all.threads && !all.threads->may_be_several() ? 1 : kMostTasks;
   int64_t wanted = 1;
-  while (wanted < 16 && wanted * kTaskWork < all.work) wanted *= 2;
+  while (wanted < most && wanted * kTaskWork < all.work) wanted *= 2;
   const int64_t by_tiles = std::min(all.tiles, wanted);
-  const int64_t chunks = std::min((wanted + by_tiles - 1) / by_tiles, all.groups);
+  const int64_t chunks =
+      std::min({(wanted + by_tiles - 1) / by_tiles, all.groups, all.most_chunks});
   for (int64_t image = 0; image < all.images; ++image) {
     const auto there = pixels(image, scratch().inputs, &call);
-    auto task = [&](size_t index) {
+    auto task = [&, caller = std::this_thread::get_id()](size_t index) {
+      if (all.threads) all.threads->ran_for(caller);
       const int64_t by_tile = static_cast<int64_t>(index) / chunks;
       work_on(there, image,
               Share{all.tiles * by_tile / by_tiles, all.tiles * (by_tile + 1) / by_tiles,

@@ -79,10 +79,12 @@ void ConvDepthwise::run_image(const Call& call, Conv::Batch& batch, const Sizes&
       static_cast<int64_t>(conv_.weights_.values.size()) * batch.plan->runs.length +
       sizes.output.image_stride() * window_.taps();
   const int64_t fitting = (floats * 4 + kChunkBytes - 1) / kChunkBytes;
-  const int64_t tasks = std::min(std::clamp<int64_t>(work / kTaskWork, 1, 16), groups);
+  const int64_t most = batch.plan->runs.by_tile && !conv_.threads_.may_be_several() ? 1 : 16;
+  const int64_t tasks = std::min(std::clamp<int64_t>(work / kTaskWork, 1, most), groups);
   const int64_t chunks = std::min(std::max(fitting, tasks), groups);
   const float* pixels = conv_.stage(batch, 0, scratch().inputs, &call);
-  auto task = [&](size_t index) {
+  auto task = [&, caller = std::this_thread::get_id()](size_t index) {
+    conv_.threads_.ran_for(caller);
     const int64_t i = static_cast<int64_t>(index);
     const int64_t end = chunks * (i + 1) / tasks;
     const int64_t tiles = static_cast<int64_t>(batch.plan->tiles.size());

@@ -6,6 +6,8 @@
 namespace mfac {
 namespace {
 
+constexpr int64_t kLeastInRange = 6;
+
 // As few tiles as the registers allow, of about equal length. A run is a channel of the output.
 std::vector<QuadTile> cut(const Runs& runs) {
   const QuadStripTable& strips = simd_kernels().quads.strips;
@@ -29,9 +31,9 @@ QuadPlan make_quad_plan(const PackedBlocks<Cell>& weights, const Window& window,
   QuadPlan plan;
   plan.input = input;
   plan.output = output;
-  plan.runs = plan_runs(input, output, window, true);
+  plan.runs = plan_runs(input, output, window, Staging::kByColumn);
   plan.tiles = cut(plan.runs);
-  plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length);
+  plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length, kLeastInRange);
   plan.ranged = taps_by_ranges(weights, window, plan.runs, plan.range_channels);
   return plan;
 }

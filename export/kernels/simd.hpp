@@ -31,7 +31,11 @@ struct Strip {
   float* out;      // [outputs, stride]
   int64_t stride;  // floats
   int64_t group_begin, group_end;
-  int64_t back;           // floats by which the last of several vectors overlaps the one before
+  float* sums;            // [outputs, sums_stride] that wait between ranges, or null: in out
+  int64_t sums_stride;
+  // Floats by which the last of several vectors overlaps the one before: in out and the residual, in the
+  // sums, and from base on.
+  int64_t back, sums_back, base_back;
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
   const float* residual;  // like out, or null; added after the sums if `last` is set, else before
@@ -44,13 +48,17 @@ struct Strip {
 };
 using StripFunction = void (*)(const Strip&);
 
-// to[r][before + i] = from[r][i * step] for i < count; zeros before and after.
+// to[c][r][before + i] = from[c][r][i * step] for i < count; zeros before and after, and in `above` rows
+// above and `below` rows below.
 struct RowCopy {
   const float* from;
   int64_t from_stride;  // floats from row to row
-  float* to;
-  int64_t to_stride;  // all of it is written
+  float* to;            // the first row that has pixels
+  int64_t to_stride;    // floats from row to row
+  int64_t width;        // floats of a row that are written
   int64_t rows, step, before, count;
+  int64_t above, below;
+  int64_t channels, from_channel, to_channel;  // floats from channel to channel
 };
 
 // to[r][i] = clip(from[r][i] + residual[r][i]) for i < count, and `after` zeros behind them.

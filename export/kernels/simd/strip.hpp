@@ -64,7 +64,8 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
         sum[0][o][t] = broadcast<L>(s.bias[output + o]);
       else
         sum[0][o][t] = output + o < s.outputs
-                           ? load<L>(s.out + (output + o) * s.stride + place_in<L, V, T>(t, s.back))
+                           ? load<L>(s.sums + (output + o) * s.sums_stride +
+                                     place_in<L, V, T>(t, s.sums_back))
                            : Floats<L>{};
       MFAC_UNROLL
       for (int c = 1; c < CHAINS; ++c) sum[c][o][t] = Floats<L>{};
@@ -82,15 +83,16 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   int32_t i = s.starts[group];
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
-  const int64_t back = s.back;
-  // Weights come from beyond the second cache: each is read once a tile. Of single ones a prefetch
-  // for each would take the place of loads.
-  if (PART == 1) {
-    for (int32_t ahead = i; ahead < end; ahead += kLine) {
-      __builtin_prefetch(s.offsets + ahead + kAhead);
-      __builtin_prefetch(values + ahead + kAhead);
-    }
-  }
+  const int64_t base_back = s.base_back;
+  // Weights come from beyond the second cache: each is read once a tile. Of single ones a cache line is
+  // fetched once, since prefetches take the place of loads, which are what limits them.
+  int32_t ahead = i;
+  do {
+    if (PART > 1) break;
+    __builtin_prefetch(s.offsets + ahead + kAhead);
+    __builtin_prefetch(values + ahead + kAhead);
+    ahead += kLine;
+  } while (ahead < end);
   for (; i + CHAINS <= end; i += CHAINS) {
     if (PART > 1) {
       __builtin_prefetch(s.offsets + i + kAhead);
@@ -114,7 +116,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + offsets[c];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, base_back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[c][o][t] += values[int64_t{i + c} * block + o] * x;
       }
@@ -125,7 +127,7 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
       const char* from = s.base + s.offsets[i];
       MFAC_UNROLL
       for (int t = 0; t < T; ++t) {
-        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, back) * 4);
+        const Floats<L> x = load<L>(from + place_in<L, V, T>(t, base_back) * 4);
         MFAC_UNROLL
         for (int o = 0; o < PART; ++o) sum[0][o][t] += values[int64_t{i} * block + o] * x;
       }
@@ -153,7 +155,11 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
 
 template <int L, int V, int BLOCK, int PART, int T>
 void strip(const Strip& given) {
-  const Strip s = given;  // a local copy, which stores cannot alias
+  Strip s = given;  // a local copy, which stores cannot alias
+  if (s.sums == nullptr)
+    s.sums = s.out, s.sums_stride = s.stride, s.sums_back = s.back;
+  else if (!s.last)
+    s.out = s.sums, s.stride = s.sums_stride, s.back = s.sums_back;
   constexpr int kChains = PART * T >= 6 ? 1 : PART * T >= 3 ? 2 : 4;
   Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
   for (int64_t group = s.group_begin; group < s.group_end; ++group)

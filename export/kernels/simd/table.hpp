@@ -4,6 +4,8 @@
 
 #include "strip.hpp"
 
+#include "row_copy.hpp"
+
 #include "transpose.hpp"
 
 #include "row.hpp"

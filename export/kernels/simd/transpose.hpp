@@ -36,46 +36,6 @@ struct Interleave<16> {
 };
 #endif
 
-// Every second one of 2 L - 1 elements.
-template <int L>
-MFAC_INLINE Floats<L> every_other(const float* from) {
-  const Floats<L> low = load<L>(from);
-  const Floats<L> high = load<L>(from + L - 1);
-  if constexpr (L == 4)
-    return __builtin_shufflevector(low, high, 0, 2, 5, 7);
-  else
-    return __builtin_shufflevector(low, high, 0, 2, 4, 6, 9, 11, 13, 15);
-}
-
-// At least L elements: the last vector ends with them, and overlaps the one before.
-template <int L>
-MFAC_INLINE void pick_vectors(const float* from, int64_t step, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; i += L) {
-    const int64_t at = i + L <= count ? i : count - L;
-    store<L>(to + at, step == 1 ? load<L>(from + at) : every_other<L>(from + 2 * at));
-  }
-}
-
-MFAC_INLINE void pick(const float* from, int64_t step, int64_t count, float* to) {
-  if (step > 2 || count < 4) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i * step];
-  } else if (count < MFAC_NARROW) {
-    pick_vectors<4>(from, step, count, to);
-  } else {
-    pick_vectors<MFAC_NARROW>(from, step, count, to);
-  }
-}
-
-void copy_rows(const RowCopy& given) {
-  const RowCopy c = given;
-  float* to = c.to;
-  for (int64_t r = 0; r < c.rows; ++r, to += c.to_stride) {
-    for (int64_t i = 0; i < c.before; ++i) to[i] = 0.0f;
-    pick(c.from + r * c.from_stride, c.step, c.count, to + c.before);
-    for (int64_t i = c.before + c.count; i < c.to_stride; ++i) to[i] = 0.0f;
-  }
-}
-
 template <int L>
 MFAC_INLINE void transpose(Floats<L>* square) {
   MFAC_UNROLL
