@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mfac_compress.export.sparse import Activation, Window, pack, sparse_node
 
 RELU = Activation("relu")
-ENOUGH = 70  # calls on one thread, after which work is no longer split
+ENOUGH = 4  # calls on one thread, after which work is no longer split
 AROUND = {"pads": (1, 1, 1, 1)}
 CASES = {
     "pixels": ((40, 30, 14, 14), 1, {}),
