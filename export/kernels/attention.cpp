@@ -17,7 +17,7 @@ constexpr const char* kNames[] = {"query", "key", "value"};
 
 bool is_flag(int64_t number) { return number == 0 || number == 1; }
 
-// Contiguous rows from some that are a power of two apart, which a cache has few places for.
+// Copy rows next to each other: where they are a power of two apart, few of them fit in a cache.
 const float* gather_rows(const float* rows, int64_t stride, int64_t count, int64_t width) {
   float* all = scratch().between.floats(static_cast<size_t>(count * width));
   for (int64_t row = 0; row < count; ++row)

@@ -73,8 +73,8 @@ std::vector<PhaseSpan> spans(const std::vector<int64_t>& phases, const Window& w
 }
 
 // The distance of rows for which a weight costs the fewest loads. Between rows of whole lines there
-// are positions that are computed for nothing; other rows put the vectors of some rows of the window
-// across two lines, which costs a second load.
+// are positions that are computed for nothing; with other distances the vectors of some rows of the
+// window cross lines, which costs a second load.
 int64_t aligned_row(const Images& output, const Window& w) {
   int64_t best = output.width, least = std::numeric_limits<int64_t>::max();
   for (const int64_t multiple : {int64_t{1}, kLineFloats / 2, kLineFloats}) {
@@ -238,6 +238,7 @@ Runs plan_runs(const Images& input, const Images& output, const Window& w, Stagi
     runs.step = w.strides[1];
   }
   runs.length = (output.height - 1) * runs.row_stride + output.width;
+  // Positions are then the pixels of the output: after the last one begins another channel.
   if (runs.by_tile && !output.planes && runs.row_stride == output.row_stride())
     runs.bounded = runs.length >= kLineFloats;
   if (runs.by_tile) {  // a tile is copied, not an image

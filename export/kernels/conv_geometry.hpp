@@ -117,13 +117,13 @@ struct Runs {
 };
 // How the pixels are laid out that the taps read.
 enum class Staging {
-  kShared,    // in place if that is possible, else copied once: the columns are shifts of each other
-  kByColumn,  // the same, but with a copy for each column of the window
+  kShared,    // in place if possible, else one copy, of which the window's columns are shifts
+  kByColumn,  // in place if possible, else a copy for each column of the window
   kByTile,    // copies by column of what one tile reads, in which few vectors cross a cache line
 };
 Runs plan_runs(const Images& input, const Images& output, const Window& window, Staging staging);
 
-// The same for some of the rows.
+// Visit the copy of each phase, in their order, with the given rows: visit(const PhaseCopy&).
 template <class Visit>
 void each_phase(const Runs& runs, const std::vector<PhaseSpan>& row_spans, const Visit& visit) {
   for (const PhaseSpan& rows : row_spans)
@@ -132,7 +132,7 @@ void each_phase(const Runs& runs, const std::vector<PhaseSpan>& row_spans, const
                       rows.first * runs.input_row + columns.first, runs.down, runs.step});
 }
 
-// Visit the copy of each phase, in their order: visit(const PhaseCopy&).
+// The same with all of their rows.
 template <class Visit>
 void each_phase(const Runs& runs, const Visit& visit) {
   each_phase(runs, runs.row_spans, visit);

@@ -17,10 +17,10 @@ int64_t least_in_range(const PackedWeights& weights) {
   return weights.block == 1 ? tiling().conv_singles : tiling().conv_blocks;
 }
 
-// The number of tiles for which a run takes the fewest cycles: here halves of them. A stored weight
-// costs the loads of the tile's vectors and about two more, a block the multiply-adds; each range of
-// channels costs a load and a store of every sum. So long tiles save on weights, and short ones, of
-// which more channels fit in the first cache, on ranges.
+// The number of tiles for which a run takes the least time, counted in half cycles. A stored weight
+// costs the loads of the tile's vectors and about two more, a block its multiply-adds; each range
+// of channels costs a load and a store of every sum. Long tiles load weights less often; of short
+// ones more channels fit in the first cache, which makes fewer ranges.
 int64_t cheapest_tiles(const ConvPlan& plan, const PackedWeights& weights, const Window& window,
                        int64_t vectors, const StripTable& table) {
   const int64_t longest = table.longest[block_class(weights.block)];
@@ -38,8 +38,8 @@ int64_t cheapest_tiles(const ConvPlan& plan, const PackedWeights& weights, const
     const int64_t ranges = (channels + at_once - 1) / at_once;
     const int64_t by_block = length * weights.block + 2;
     const int64_t by_range = 16 + 5 * length * weights.block;
-    const int64_t cycles = (stored * by_block + groups * ranges * by_range) * count;
-    if (cycles < least) best = count, least = cycles;
+    const int64_t time = (stored * by_block + groups * ranges * by_range) * count;
+    if (time < least) best = count, least = time;
   }
   return best;
 }
@@ -136,8 +136,8 @@ int64_t reads_of_copy(const PackedWeights& weights, const Window& window, const 
 constexpr int64_t kReads = 8;  // that pay for a copy
 
 // Whether copying for each tile anew, so that hardly a load crosses cache lines, saves more than it
-// costs. Loads are what limits single weights; blocks of outputs are limited by multiply-adds, and gain
-// only where nothing is copied twice.
+// costs. Loads are what limits single weights; blocks of outputs are limited by multiply-adds, and
+// gain only where nothing is copied twice.
 bool stages_by_tile(const PackedWeights& weights, const Window& window, const Images& input,
                     const Images& output) {
   constexpr int64_t kRows = 4;     // of a tile, for each that it shares with the next one

@@ -9,8 +9,8 @@
 
 namespace mfac {
 
-// Number of channels whose activations under one tile fill the L1 cache, but so many that a range has
-// `least` stored blocks of each group, which amortise loading and storing each sum.
+// Number of channels whose activations under one tile fill the L1 cache, but so many that a range
+// has `least` stored blocks of each group, which amortise loading and storing each sum.
 template <class Value>
 int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& window,
                           const Runs& runs, int64_t tile_length, int64_t least);

@@ -1,4 +1,4 @@
-// How the work of a convolution is shared among threads.
+// How the work of an operator is shared among threads.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace mfac {
 
-constexpr int64_t kTaskWork = 400000;    // multiplications that justify waking a thread
-constexpr int64_t kMostTasks = 16;       // of an image
-constexpr int64_t kTaskBytes = 64 << 10;  // to copy that do
+constexpr int64_t kTaskWork = 400000;     // multiplications that justify waking a thread
+constexpr int64_t kTaskBytes = 64 << 10;  // bytes to read that do
+constexpr int64_t kMostTasks = 16;        // of an image, or of what is read
 
 // One task's part of an image: some tiles, and chunk `chunk` of `chunks` of the outputs.
 struct Share {
@@ -33,7 +33,7 @@ constexpr int64_t kImages = 8;  // of which each is a task; with fewer, tasks sh
 template <class Work>
 void in_parts(const Call* call, int64_t count, int64_t bytes, const Work& work) {
   if (call == nullptr) return work(0, count);
-  const int64_t most = std::min<int64_t>(count, 16);
+  const int64_t most = std::min(count, kMostTasks);
   const int64_t parts = std::clamp<int64_t>(bytes / kTaskBytes, 1, most);
   auto task = [&](size_t index) {
     const int64_t part = static_cast<int64_t>(index);
@@ -42,9 +42,9 @@ void in_parts(const Call* call, int64_t count, int64_t bytes, const Work& work) 
   call->parallel(static_cast<size_t>(parts), task);
 }
 
-// pixels(image, buffer, call) returns an image's pixels, which it may copy into the buffer, in parallel
-// if a call is given: where several tasks work on one image it is prepared outside of them;
-// work_on(pixels, image, share) computes one share of the image.
+// pixels(image, buffer, call) returns an image's pixels, which it may copy into the buffer, in
+// parallel if a call is given: where several tasks work on one image, it is prepared outside of
+// them; work_on(pixels, image, share) computes one share of the image.
 template <class Pixels, class Work>
 void parallel_for(const Call& call, const Sharing& all, const Pixels& pixels, const Work& work_on) {
   if (all.images >= kImages) {  // a task works on a whole image

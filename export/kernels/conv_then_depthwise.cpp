@@ -79,7 +79,8 @@ void ConvDepthwise::run_image(const Call& call, Conv::Batch& batch, const Sizes&
       static_cast<int64_t>(conv_.weights_.values.size()) * batch.plan->runs.length +
       sizes.output.image_stride() * window_.taps();
   const int64_t fitting = (floats * 4 + kChunkBytes - 1) / kChunkBytes;
-  const int64_t most = batch.plan->runs.by_tile && !conv_.threads_.may_be_several() ? 1 : 16;
+  const bool alone = batch.plan->runs.by_tile && !conv_.threads_.may_be_several();
+  const int64_t most = alone ? 1 : kMostTasks;
   const int64_t tasks = std::min(std::clamp<int64_t>(work / kTaskWork, 1, most), groups);
   const int64_t chunks = std::min(std::max(fitting, tasks), groups);
   const float* pixels = conv_.stage(batch, 0, scratch().inputs, &call);

@@ -11,8 +11,8 @@ namespace {
 
 enum NormInput : size_t { kNormX, kNormScale, kNormBias };
 
-// X's rows; what is written to is added by the caller.
-NormRows open(const Call& call, const NormParameters& norm, Shape* shape) {
+// X's rows; the caller adds where the results go.
+NormRows read_rows(const Call& call, const NormParameters& norm, Shape* shape) {
   const int64_t width = static_cast<int64_t>(norm.scale.size());
   const Tensor x = call.input(kNormX);
   require(x && x.shape.rank >= 1 && x.shape.dims[x.shape.rank - 1] == width, "X must be [..., ",
@@ -42,7 +42,7 @@ void normalise(const Call& call, const NormRows& all) {
   });
 }
 
-// In steps of the result: in float32, like the file's own scales.
+// Divide by the step of the result, in float32, like the file's own scales.
 void divide(std::vector<float>& values, float step, const char* name) {
   for (float& value : values) {
     value /= step;
@@ -71,7 +71,7 @@ NormParameters::NormParameters(const NodeInfo& node) {
 
 void LayerNorm::run(const Call& call) const {
   Shape shape;
-  NormRows rows = open(call, norm_, &shape);
+  NormRows rows = read_rows(call, norm_, &shape);
   rows.y = call.output(shape);
   normalise(call, rows);
 }
@@ -89,7 +89,7 @@ LayerNormQuantize::LayerNormQuantize(const NodeInfo& node)
 
 void LayerNormQuantize::run(const Call& call) const {
   Shape shape;
-  NormRows rows = open(call, norm_, &shape);
+  NormRows rows = read_rows(call, norm_, &shape);
   rows.bytes = call.output_bytes(shape);
   rows.y = call.second_output(shape);
   rows.how = rounding_;

@@ -46,7 +46,7 @@ class LayerNormQuantize {
   void run(const Call& call) const;
 
  private:
-  NormParameters norm_;  // divided by the step: a row has no more divisions than one
+  NormParameters norm_;  // divided by the step, so that no value needs a division of its own
   float step_;
   Requantise rounding_{};
 };

@@ -9,8 +9,10 @@ namespace mfac {
 
 // z = (x - mean) / sqrt(variance + epsilon) * scale + bias, of each row by itself.
 //
-// Without `bytes` z is what is written to y. With them they are round(clip(z)) + zero point, and
-// (byte - zero point) * step is written to y, if there is one.
+// Without `bytes`, y = z. With them, scale and bias are divided by the step, and
+//
+//   bytes = round(clip(z)) + zero point
+//   y = (bytes - zero point) * step, if there is a y
 struct NormRows {
   const float* x;  // [rows, count]; not y
   int64_t rows, count;
@@ -19,8 +21,8 @@ struct NormRows {
   float epsilon;
   float* y;        // like x; null with bytes only
   uint8_t* bytes;  // like x, or null
-  Requantise how;
-  float step;
+  Requantise how;  // bounds and zero point of the bytes
+  float step;      // of the bytes
 };
 
 }  // namespace mfac

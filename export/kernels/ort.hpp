@@ -75,7 +75,9 @@ class Call {
   Call(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
   Tensor input(size_t index, ort::ElementType type = ort::kFloat) const;
   float* output(const Shape& shape) const { return static_cast<float*>(allocate(0, shape)); }
-  uint8_t* output_bytes(const Shape& shape) const { return static_cast<uint8_t*>(allocate(0, shape)); }
+  uint8_t* output_bytes(const Shape& shape) const {
+    return static_cast<uint8_t*>(allocate(0, shape));
+  }
   // Null if the node has none.
   float* second_output(const Shape& shape) const { return static_cast<float*>(allocate(1, shape)); }
   // Run task(0) ... task(count - 1) on ONNX Runtime's own thread pool. A task may run out of

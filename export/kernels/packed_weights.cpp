@@ -10,7 +10,7 @@ namespace mfac {
 namespace {
 
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
-constexpr int64_t kSinglesAtOnce = 2;  // a rest would cost a branch that cannot be predicted
+constexpr int64_t kSinglesAtOnce = 2;  // one left over would cost a branch that cannot be predicted
 
 void check_rank(const Tensor& tensor, const char* name, size_t rank) {
   require(tensor.shape.rank == rank, name, " must have ", rank, " dimensions. Got ", tensor.shape);

@@ -48,8 +48,8 @@ struct RangedBlocks {
   int64_t width = 0;  // inputs in a range
 };
 using RangedWeights = RangedBlocks<float>;
-// part: which convolution group; width: inputs in a range; multiple: of which each group's blocks in
-// a range are a number, with zeros for the range's first input after its own.
+// part: which convolution group; width: inputs in a range; multiple: to which the blocks of each
+// group in a range are filled up, with zeros for the range's first input.
 template <class Value>
 RangedBlocks<Value> by_ranges(const PackedBlocks<Value>& weights, int64_t part, int64_t width,
                               int64_t multiple = 1);

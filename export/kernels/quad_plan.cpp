@@ -6,7 +6,7 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kLeastInRange = 6;
+constexpr int64_t kLeastInRange = 6;  // stored blocks of each group
 
 // As few tiles as the registers allow, of about equal length. A run is a channel of the output.
 std::vector<QuadTile> cut(const Runs& runs) {
@@ -33,7 +33,8 @@ QuadPlan make_quad_plan(const PackedBlocks<Cell>& weights, const Window& window,
   plan.output = output;
   plan.runs = plan_runs(input, output, window, Staging::kByColumn);
   plan.tiles = cut(plan.runs);
-  plan.range_channels = channels_in_range(weights, window, plan.runs, plan.tiles[0].length, kLeastInRange);
+  plan.range_channels =
+      channels_in_range(weights, window, plan.runs, plan.tiles[0].length, kLeastInRange);
   plan.ranged = taps_by_ranges(weights, window, plan.runs, plan.range_channels);
   return plan;
 }

@@ -33,8 +33,8 @@ struct Strip {
   int64_t group_begin, group_end;
   float* sums;            // [outputs, sums_stride] that wait between ranges, or null: in out
   int64_t sums_stride;
-  // Floats by which the last of several vectors overlaps the one before: in out and the residual, in the
-  // sums, and from base on.
+  // Floats by which the last of several vectors overlaps the one before: in out and the residual,
+  // in the sums, and from base on.
   int64_t back, sums_back, base_back;
   int64_t outputs;        // the last group may extend beyond them
   const float* bias;      // [groups * block]
@@ -48,8 +48,8 @@ struct Strip {
 };
 using StripFunction = void (*)(const Strip&);
 
-// to[c][r][before + i] = from[c][r][i * step] for i < count; zeros before and after, and in `above` rows
-// above and `below` rows below.
+// to[c][r][before + i] = from[c][r][i * step] for i < count; zeros before and after, and in `above`
+// rows above and `below` rows below.
 struct RowCopy {
   const float* from;
   int64_t from_stride;  // floats from row to row

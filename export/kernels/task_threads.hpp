@@ -1,8 +1,8 @@
-// Which threads run an operator's tasks: ONNX Runtime does not tell how many its session has.
+// Whether several threads run an operator's tasks: ONNX Runtime does not tell how many there are.
 //
 // Where every task prepares its input anew, splitting the work costs time, and gains some only if
-// several threads take part. Whether they do is seen in the first calls, and now and then again, as
-// threads may have been busy. Results are the same either way.
+// several threads take part. The first calls are split to see whether they do, and a few later
+// ones, as threads may have been busy. Results are the same either way.
 #pragma once
 
 #include <atomic>
@@ -13,19 +13,21 @@ namespace mfac {
 
 class TaskThreads {
  public:
-  // Whether to split a call: several threads ran tasks before, or it is time to see whether they do.
+  // Whether to split a call: several threads ran tasks before, or this call is to show whether they
+  // do.
   bool may_be_several() {
     if (several_.load(std::memory_order_relaxed)) return true;
-    return calls_.fetch_add(1, std::memory_order_relaxed) % kAgain < kSeen;
+    return calls_.fetch_add(1, std::memory_order_relaxed) % kPeriod < kTrials;
   }
-  // Every task reports the thread that called the operator.
+  // To be called by every task, with the thread that called the operator.
   void ran_for(std::thread::id caller) {
     if (std::this_thread::get_id() != caller) several_.store(true, std::memory_order_relaxed);
   }
 
  private:
-  static constexpr uint32_t kSeen = 2;
-  static constexpr uint32_t kAgain = 256;
+  // So many of each period's calls are split to see it.
+  static constexpr uint32_t kTrials = 2;
+  static constexpr uint32_t kPeriod = 256;
   std::atomic<bool> several_{false};
   std::atomic<uint32_t> calls_{0};
 };

@@ -15,9 +15,9 @@ struct Tiling {
   int64_t blocks_range;    // at a time, and one with blocks
   int64_t sums;            // bytes of outputs between two transpositions
   int64_t conv_range;      // bytes of activations that a convolution reads at a time
-  int64_t tile_range;      // the same, of what is copied for a tile, without gaps
-  int64_t conv_singles;    // stored blocks of a group, at least, in one of these ranges: with single
-  int64_t conv_blocks;     // weights, and with blocks of outputs
+  int64_t tile_range;      // the same, if they are copied for a tile
+  int64_t conv_singles;    // stored weights of an output that one of these ranges has at least
+  int64_t conv_blocks;     // the same, of blocks of outputs
   bool wide_shifted;       // convolutions read shifted runs in vectors of the full width
 };
 

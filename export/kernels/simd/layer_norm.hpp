@@ -13,9 +13,10 @@ MFAC_INLINE float lane_sum(Floats<L> value) {
   }
 }
 
-// Call use(vector, position, chain, fresh) for a row of at least L values. The last vector ends with
-// the row and overlaps the one before: `fresh` are its lanes that were not in that one, all of them in
-// the other vectors. `chain` goes around: sums in several variables do not wait for each other.
+// Call use(vector, position, chain, fresh) for a row of at least L values. The last vector ends
+// with the row and overlaps the one before: `fresh` are its lanes that were not in that one, all of
+// them in the other vectors. `chain` cycles, so that additions to its sums need not wait for each
+// other.
 template <int L, class Use>
 MFAC_INLINE void each_vector(const float* x, int64_t count, const Use& use) {
   constexpr int kChains = 4;

@@ -49,8 +49,9 @@ MFAC_INLINE Ints<L> pixels_at(const RowCopy& c, int64_t at) {
          (place < static_cast<int32_t>(c.before + c.count));
 }
 
-// The first and the last vector of a row that contain pixels are read with what comes before and after
-// them, and masked. What a vector writes beyond a row belongs to the next one, which is written later.
+// The first and the last vector of a row that contain pixels are read with what comes before and
+// after them, and masked. What a vector writes beyond a row is in the next one, which is written
+// later.
 template <int L, int STEP>
 MFAC_INLINE void copy_whole_vectors(const RowCopy& c, int64_t first, int64_t end, Ints<L> head,
                                     Ints<L> tail) {
@@ -68,7 +69,8 @@ MFAC_INLINE void copy_whole_vectors(const RowCopy& c, int64_t first, int64_t end
   }
 }
 
-// The rows around which a row of vectors can be read: what comes before and after is in other rows.
+// The rows that whole vectors can read: what these read before and after a row is in other rows of
+// the channel.
 struct ReadableRows {
   int64_t first, end;
 };
@@ -105,7 +107,7 @@ void copy_channels(RowCopy c) {
 template <int L>
 MFAC_INLINE bool copy_vectors(const RowCopy& c) {
   if (c.before >= L || c.count == 0) return false;
-  // Into one other row at most, of the same channel.
+  // A vector may write into one other row at most, of the same channel.
   const int64_t beyond = (c.width + L - 1) / L * L - c.width;
   if (beyond > 0 && (beyond > c.width || c.to_stride != c.width)) return false;
   if (c.step == 1)

@@ -84,15 +84,16 @@ MFAC_INLINE void strip_part(const Strip* given, int64_t group, int block, int pa
   const int32_t end = s.starts[group + 1];
   const float* values = s.values + part;
   const int64_t base_back = s.base_back;
-  // Weights come from beyond the second cache: each is read once a tile. Of single ones a cache line is
-  // fetched once, since prefetches take the place of loads, which are what limits them.
-  int32_t ahead = i;
-  do {
-    if (PART > 1) break;
-    __builtin_prefetch(s.offsets + ahead + kAhead);
-    __builtin_prefetch(values + ahead + kAhead);
-    ahead += kLine;
-  } while (ahead < end);
+  // Weights come from beyond the second cache: each is read once a tile. Single weights are limited
+  // by loads, whose place prefetches take: each cache line is prefetched once.
+  if (PART == 1) {
+    int32_t ahead = i;
+    do {
+      __builtin_prefetch(s.offsets + ahead + kAhead);
+      __builtin_prefetch(values + ahead + kAhead);
+      ahead += kLine;
+    } while (ahead < end);
+  }
   for (; i + CHAINS <= end; i += CHAINS) {
     if (PART > 1) {
       __builtin_prefetch(s.offsets + i + kAhead);

@@ -555,7 +555,8 @@ bool run(const CustomOp& op, const Api* api, KernelInfo& node) {
   if (op.create_kernel_v2(&op, api, &node, &kernel) != nullptr) return false;
   int *inputs = nullptr, *outputs = nullptr;
   const bool shares = op.may_share(&inputs, &outputs) > 0;
-  KernelContext call{&node, nullptr, nullptr, chance(0.5), shares ? static_cast<size_t>(inputs[0]) : SIZE_MAX};
+  const size_t shared = shares ? static_cast<size_t>(inputs[0]) : SIZE_MAX;
+  KernelContext call{&node, nullptr, nullptr, chance(0.5), shared};
   op.release_may_share(inputs, outputs);
   bool good = true;
   for (int again = 0; again < 2; ++again) good = op.compute_v2(kernel, &call) == nullptr && good;
