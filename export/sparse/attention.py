@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.compose import remove_unused
+from mfac_compress.export.sparse.graph import values_by_name
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
 
 
@@ -55,15 +56,15 @@ def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
     """Replace attention in a model.
 
     Args:
-        model: Changed in place. Its values have the names of the graph in which it was found, or
-            are not there: what a sparse operator computes.
-        found: What :func:`find_attention` confirmed.
+        model: Changed in place. Its values have the names of the graph in which attention was
+            found. Sparse operators may have taken the place of some: attention that reads or makes
+            one of these is left.
+        found: What :func:`find_attention` returned.
     Returns:
-        The number of nodes that replace it.
+        How many of them were replaced.
     """
     graph = model.graph
-    values = {value.name: value for node in graph for value in node.outputs}
-    values |= {value.name: value for value in graph.inputs} | dict(graph.initializers)
+    values = values_by_name(graph)
     count = 0
     for each in found:
         read = [each.query, each.key, each.value, *([each.mask] if each.mask else [])]
@@ -85,7 +86,12 @@ def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
 
 
 def _flattened(node: ir.Node, taken: Collection[str]) -> ir.Node:
-    """Return the node that joins the first two axes of another one's result, and has its name."""
+    """Return a node that joins the first two axes of another's result, whose name it takes over.
+
+    Args:
+        node: Its result gets another name.
+        taken: Names that are in use.
+    """
     (result,) = node.outputs
     name = result.name
     while result.name in taken:

@@ -48,7 +48,10 @@ class _Ends:
 
     @classmethod
     def of(cls, candidate: Candidate, shapes: Shapes) -> "_Ends | None":
-        """Choose those farthest from the products that have three axes; of results, else two."""
+        """Choose the values farthest from the products that have three axes.
+
+        If no result has three, it may be one with two: batch and length in one axis.
+        """
 
         def farthest(values: Sequence[ir.Value], axes: int = 3) -> ir.Value | None:
             return next((v for v in reversed(values) if len(shapes[v.name]) == axes), None)
@@ -61,7 +64,7 @@ class _Ends:
 def _confirmed(
     graph: Graph, candidate: Candidate, probes: Sequence[tuple[Feeds, Shapes]]
 ) -> Attention | None:
-    """Return what a candidate is for all inputs alike."""
+    """Return the attention that a candidate is for all of the inputs; None if it is none."""
     ends = _Ends.of(candidate, probes[0][1])
     if ends is None:
         return None

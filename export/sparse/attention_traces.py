@@ -9,6 +9,7 @@ import onnx_ir as ir
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.compose import remove_unused
 from mfac_compress.export.sparse.files import temporary_file
+from mfac_compress.export.sparse.graph import values_by_name
 from mfac_compress.export.sparse.probe import Feeds, Shapes, unoptimised
 
 _RADIX = 2**16
@@ -55,14 +56,13 @@ class Layouts:
         given: Names of float32 values of its main graph, which become inputs.
         made: Names of values that depend on these; they may also depend on the shapes of any.
     Raises:
-        ValueError: If ONNX Runtime cannot load it, for its values are not float32.
+        ValueError: If ONNX Runtime cannot load it, since the values are not float32.
     """
 
     def __init__(self, model: ir.Model, given: Sequence[str], made: Sequence[str]) -> None:
         model = model.clone()
         graph = model.graph
-        values = {value.name: value for node in graph for value in node.outputs}
-        values |= {value.name: value for value in graph.inputs} | dict(graph.initializers)
+        values = values_by_name(graph)
         for name in dict.fromkeys(given):
             new = ir.val(_input_of(name), ir.DataType.FLOAT)
             ir.convenience.replace_all_uses_with(values[name], new)
@@ -70,7 +70,7 @@ class Layouts:
             values[name] = new
         graph.outputs.clear()
         for place, name in enumerate(made):
-            # A copy, for a layout may change nothing.
+            # A copy, since a layout may change nothing, and an input cannot be an output.
             copy = ir.val(f"made {place}", ir.DataType.FLOAT)
             graph.append(ir.node("Identity", [values[name]], outputs=[copy]))
             graph.outputs.append(copy)
@@ -85,8 +85,8 @@ class Layouts:
             numbers: Of the elements of what is given, none twice.
             feeds: Inputs of the first model, for which the given values have these shapes.
         Returns:
-            For each of what is made, what it is made of. None if one of them is empty, or not a
-            multiple of given elements.
+            What each value of ``made`` is made of. None if one of them is empty, or not a multiple
+            of given elements.
         Raises:
             ValueError: If the layouts do not run on their own.
         """

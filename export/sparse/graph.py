@@ -106,6 +106,12 @@ def is_open(axis: int | ir.SymbolicDim) -> bool:
     return not isinstance(axis, int) or axis < 0
 
 
+def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Return a graph's inputs, its initializers and what its nodes compute, by name."""
+    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    return values | {value.name: value for node in graph for value in node.outputs}
+
+
 def needed_inputs(model: ir.Model) -> list[ir.Value]:
     """Return the inputs that a caller must give: initializers may be listed as inputs, too."""
     return [value for value in model.graph.inputs if not value.is_initializer()]

@@ -123,7 +123,7 @@ def _has_constants(graph: Graph, node: ir.Node) -> bool:
 
 
 def _is_stored(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer for ONNX Runtime, whatever it folds."""
+    """Whether ONNX Runtime has a value as an initializer, also if it folds nothing."""
     return value is not None and (
         value.is_initializer() or is_operator(value.producer(), "Constant")
     )

@@ -9,6 +9,7 @@ import onnxruntime
 
 from mfac_compress.export.session import load
 from mfac_compress.export.sparse.files import temporary_file
+from mfac_compress.export.sparse.graph import values_by_name
 
 Feeds = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -69,8 +70,7 @@ def _with_outputs(
     """Return a model that returns what nodes of one kind compute from internal values."""
     probe = model.clone()
     graph = probe.graph
-    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
-    values |= {value.name: value for node in graph for value in node.outputs}
+    values = values_by_name(graph)
     graph.outputs.clear()
     for name in names:
         output = ir.val(f"{kind} of {name}", dtype)

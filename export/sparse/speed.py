@@ -95,8 +95,9 @@ def measure_speed(
         try:
             choice = choose(graph, operators, timed, progress)
             progress("whole model", len(choice.trials), len(choice.trials))
-            some = feeds[workloads[0]]
-            attention = find_attention(graph, some, timeout) if choice.segments else ()
+            attention = (
+                find_attention(graph, feeds[workloads[0]], timeout) if choice.segments else ()
+            )
             whole = fastest_model(graph, choice.segments, feeds, attention)
         except CandidateError as error:
             failure = f"ONNX Runtime could not run it with sparse operators: {error}"
