@@ -70,7 +70,7 @@ class Layouts:
             values[name] = new
         graph.outputs.clear()
         for place, name in enumerate(made):
-            # A copy, since a layout may change nothing, and an input cannot be an output.
+            # A copy, since a layout may change nothing: its value is then an input.
             copy = ir.val(f"made {place}", ir.DataType.FLOAT)
             graph.append(ir.node("Identity", [values[name]], outputs=[copy]))
             graph.outputs.append(copy)
