@@ -25,8 +25,10 @@ def find_attention(graph: Graph, feeds: Feeds, seconds: float | None = None) -> 
         graph: Its nodes have unique names.
         feeds: Inputs on which the model runs. It is also tried on longer ones, if axes are open.
         seconds: Time limit of a run of the model; None for no limit.
+    Returns:
+        The attention that is the same for all inputs that were tried, at most one for a softmax.
     Raises:
-        ValueError: If the model does not run on the inputs in time.
+        ValueError: If ONNX Runtime cannot load the model or run it on the inputs in time.
     """
     candidates = attention_candidates(graph)
     if not candidates:

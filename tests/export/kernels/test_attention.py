@@ -212,7 +212,7 @@ def test_queries_without_keys_are_nan_or_zero(sessions, nan_to_zero):
 @pytest.mark.parametrize("length_first", [False, True])
 @pytest.mark.parametrize("empty", ["batch", "queries", "keys"])
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_nothing_gives_nothing_or_zeros(sessions, empty, has_mask, length_first):
+def test_empty_inputs_give_empty_outputs_and_no_keys_zeros(sessions, empty, has_mask, length_first):
     sizes = {"batch": 2, "queries": 5, "keys": 7} | {empty: 0}
     case = case_of(**sizes, mask=np.zeros((1, 1, 1, sizes["keys"])) if has_mask else None)
     case.found = replace(case.found, length_first=length_first)

@@ -165,7 +165,9 @@ def test_output_in_the_residuals_memory(sessions, case, bad):
     layer.check(session.run(None, layer.inputs)[0])
 
 
-@pytest.mark.parametrize("case", ["pixels, ranges", "window", "window, several tiles"])
+@pytest.mark.parametrize(
+    "case", ["pixels, ranges", "pixels, many sums", "window", "window, several tiles"]
+)
 def test_bits_depend_neither_on_threads_nor_on_whether_work_is_split(sessions, case):
     layer = _Layer(sessions, case, residual=True)
     several = [sessions.open(layer.nodes(), ["y"], threads=n) for n in range(2, 5)]
