@@ -141,11 +141,12 @@ constexpr int64_t kReads = 8;  // that pay for a copy
 bool stages_by_tile(const PackedWeights& weights, const Window& window, const Images& input,
                     const Images& output) {
   constexpr int64_t kRows = 4;     // of a tile, for each that it shares with the next one
-  constexpr int64_t kColumns = 8;  // more copies would leave little room in the first cache
+  constexpr int64_t kWindow = 8;   // more copies would leave little room in the first cache
   if (!tiling().wide_shifted || (weights.block > 1 && window.taps() > 1)) return false;
-  if (window.kernel[1] > kColumns) return false;
+  if (std::max(window.kernel[0], window.kernel[1]) > kWindow) return false;
   const int64_t shared = (window.kernel[0] - 1) * window.dilations[0] / window.strides[0];
   const int64_t longest = simd_kernels().wide.longest[0] * simd_kernels().wide.lanes;
+  if (shared > longest) return false;  // dilations may be so large that the product below overflows
   // The shared copy of a window of one tap is aligned if a channel has whole cache lines.
   if (window.taps() == 1 && output.channel_stride() % kLineFloats == 0) return false;
   const bool fits = std::max<int64_t>(kRows * shared, 1) * output.width <= longest;

@@ -1,6 +1,7 @@
 #include "conv_ranges.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "quads.hpp"
 #include "tiling.hpp"
@@ -22,7 +23,10 @@ int64_t channels_in_range(const PackedBlocks<Value>& weights, const Window& wind
   const int64_t channels = weights.inputs / window.taps();
   const int64_t stored = static_cast<int64_t>(weights.indices.size());
   const int64_t most = std::max<int64_t>(stored / (least * weights.groups * weights.parts), 1);
-  return std::min(std::max(fitting, (channels + most - 1) / most), channels);
+  const int64_t wanted = std::min(std::max(fitting, (channels + most - 1) / most), channels);
+  if (!runs.by_tile) return wanted;  // the whole image has been checked
+  const int64_t addressable = std::numeric_limits<int32_t>::max() / (4 * values);
+  return std::min(wanted, std::max<int64_t>(addressable, 1));  // offsets have 32 bits
 }
 
 template <class Value>

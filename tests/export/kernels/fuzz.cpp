@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "ort_abi.hpp"
+#include "conv_ranges.hpp"
 #include "packed_weights.hpp"
 
 using namespace mfac::ort;
@@ -586,8 +587,24 @@ bool far_offsets_are_right() {
   return input_of(1) == 5 && input_of(2) == (1 << 26) - 3;
 }
 
+// More channels than offsets could address if all were in one range.
+bool ranges_are_addressable() {
+  mfac::PackedWeights weights;
+  weights.outputs = weights.groups = 1;
+  weights.inputs = 4096;
+  weights.indices = {1, 4095};
+  mfac::Window window{};
+  for (int axis = 0; axis < 2; ++axis)
+    window.kernel[axis] = window.strides[axis] = window.dilations[axis] = 1;
+  mfac::Runs runs;
+  runs.by_tile = true;
+  runs.channel_stride = int64_t{1} << 20;
+  const int64_t channels = mfac::channels_in_range(weights, window, runs, 64, 48);
+  return channels >= 1 && channels * runs.channel_stride * 4 < (int64_t{1} << 31);
+}
+
 int main(int argc, char** argv) {
-  if (!far_offsets_are_right()) return 3;
+  if (!far_offsets_are_right() || !ranges_are_addressable()) return 3;
   const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
   generator.seed(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1);
   fill_table();
