@@ -464,7 +464,52 @@ REFUSED = {
         ("y",),
     ),
 }  # fmt: skip
+for end, begins, ends in (("last", "minus 64", "no end"), ("first", "0", "64")):
+    REFUSED[f"the {end} 64 queries"] = (
+        {
+            "rq": [
+                ("Slice", ["q", begins, ends, "1"], ["cut"]),
+                ("Reshape", ["cut", "split"], ["rq"]),
+            ]
+        },
+        ("y",),
+    )
+    REFUSED[f"the {end} 64 results"] = (
+        {"y": [("Reshape", ["t", "joint"], ["j"]), ("Slice", ["j", begins, ends, "1"], ["y"])]},
+        ("y",),
+    )
+    REFUSED[f"the {end} 64 keys of some features"] = (
+        {
+            "rk": [
+                ("Slice", ["k", f"{begins}, 0", f"{ends}, 12", "1, 2"], ["cut"]),
+                ("Reshape", ["cut", "split"], ["rk"]),
+            ]
+        },
+        ("y",),
+    )
+for size in (2 * SIZE, SIZE // 2):
+    REFUSED[f"values with heads of {size}"] = (
+        {
+            "rv": [
+                ("Gather", ["v", f"features of {size}"], ["g"], {"axis": 2}),
+                ("Reshape", ["g", f"split into {size}"], ["rv"]),
+            ],
+            "y": ("Reshape", ["t", f"joint of {size}"], ["y"]),
+        },
+        ("y",),
+    )
 MORE = {
+    "minus 64": np.array([-64]),
+    "64": np.array([64]),
+    "no end": np.array([2**63 - 1]),
+    "minus 64, 0": np.array([-64, 0]),
+    "0, 0": np.array([0, 0]),
+    "no end, 12": np.array([2**63 - 1, 12]),
+    "64, 12": np.array([64, 12]),
+    "1, 2": np.array([1, 2]),
+    **{f"features of {n}": np.arange(n * HEADS) % WIDTH for n in (2, 8)},
+    **{f"split into {n}": np.array([0, 0, HEADS, n]) for n in (2, 8)},
+    **{f"joint of {n}": np.array([0, 0, n * HEADS]) for n in (2, 8)},
     "other split": np.array([0, 0, SIZE, HEADS]),
     "order": np.array([1, 0, 2]),
     "reversed": np.arange(WIDTH)[::-1].copy(),
@@ -479,6 +524,83 @@ def test_forms_that_are_not_attention(made, form):
     feeds = _sizes(model, (1, 9, 7))[0]
     _run(model, feeds)  # it is valid
     assert _find(model, feeds)[1] == []
+
+
+def _cut_keys(bound):
+    """Nodes that compute a bound, and keys and values cut there."""
+    return {
+        "rk": [
+            *bound,
+            ("Slice", ["k", "0", "end", "1"], ["kc"]),
+            ("Reshape", ["kc", "split"], ["rk"]),
+        ],
+        "rv": [("Slice", ["v", "0", "end", "1"], ["vc"]), ("Reshape", ["vc", "split"], ["rv"])],
+    }
+
+
+def test_keys_up_to_the_smaller_of_two_lengths_are_cut(replaced, made):
+    """No length that was tried reaches the other one."""
+    bound = [
+        ("Shape", ["k"], ["shape"]),
+        ("Gather", ["shape", "1"], ["length"], {"axis": 0}),
+        ("Min", ["length", "64"], ["end"]),
+    ]
+    model = made(_cut_keys(bound), **MORE)
+    (found,), _ = replaced(model, *_sizes(model, (2, 9, 7), (3, 2, 70)))
+    assert found.key == "kc"
+
+
+def test_keys_up_to_a_number_that_data_decide_are_cut(replaced, made):
+    bound = [
+        ("NonZero", ["kept"], ["places"]),
+        ("Shape", ["places"], ["shape"]),
+        ("Gather", ["shape", "1"], ["end"], {"axis": 0}),
+    ]
+    model = made(_cut_keys(bound), {"kept": ["t"]})
+    first, other = _sizes(model, (2, 9, 7), (3, 2, 20))
+    other["kept"][5:] = 0
+    (found,), _ = replaced(model, first, other)
+    assert found.key == "kc"
+
+
+def test_whole_lengths_may_be_cut(replaced, made):
+    """As exporters write x[:, :] and x[:, :length]."""
+    slices = [
+        ("Slice", ["q", "0", "no end", "1"], ["q2"]),
+        ("Shape", ["q2"], ["shape"]),
+        ("Gather", ["shape", "1"], ["length"], {"axis": 0}),
+        ("Slice", ["q2", "0", "length", "1"], ["q3"]),
+        ("Reshape", ["q3", "split"], ["rq"]),
+    ]
+    model = made({"rq": slices}, **MORE)
+    (found,), kinds = replaced(model, *_sizes(model, (2, 9, 7), (3, 2, 20)))
+    assert found.query == "q"
+    assert "Slice" not in kinds
+
+
+def test_windows_of_which_a_length_must_be_a_multiple_are_refused(made):
+    """With one window the file does not show that others would be a batch."""
+    windows = np.array([-1, 8, HEADS, SIZE])
+    model = made(
+        {"r" + name: ("Reshape", ["q", "windows"], ["r" + name]) for name in "qkv"},
+        {"k": None, "v": None},
+        windows=windows,
+    )
+    feeds = _feeds(model, n=2, s=8)
+    _run(model, feeds)
+    assert _find(model, feeds)[1] == []
+
+
+def test_a_cache_that_is_empty_becomes_longer(replaced, made):
+    changes = {
+        f"r{name}": [
+            ("Concat", ["past", name], [f"all {name}"], {"axis": 1}),
+            ("Reshape", [f"all {name}", "split"], [f"r{name}"]),
+        ]
+        for name in "kv"
+    }
+    model = made(changes, {"past": ["n", "p", WIDTH]})
+    replaced(model, *(_feeds(model, n=2, s=3, t=3, p=past) for past in (0, 5)))
 
 
 def _with_index(model):
