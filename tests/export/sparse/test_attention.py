@@ -1,5 +1,7 @@
 """Attention is found however exporters write its layouts, and nothing else is taken for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,8 +14,9 @@ from torch import nn
 
 from mfac_compress.export import Workload, export_onnx, measure_speed
 from mfac_compress.export.quantise import StaticQuantiser
-from mfac_compress.export.sparse import choose, whole
+from mfac_compress.export.sparse import choose, speed, whole
 from mfac_compress.export.sparse.attention import replace_attention
+from mfac_compress.export.sparse.attention_check import exact_attention
 from mfac_compress.export.sparse.attention_layouts import find_attention
 from mfac_compress.export.sparse.compose import name_nodes
 from mfac_compress.export.sparse.foreign import to_ir
@@ -349,6 +352,15 @@ def test_operands_that_are_outputs_stay(replaced, made):
     model = made(outputs=("y", "tq", "rk"))
     _, kinds = replaced(model, *_sizes(model, (2, 9, 7), (3, 2, 20)))
     assert kinds.count("Transpose") == 1
+
+
+def test_ends_that_are_outputs_stay(replaced, made):
+    changes = {"s": ADDED, "rq": [("Relu", ["q"], ["a"]), ("Reshape", ["a", "split"], ["rq"])]}
+    model = made(changes | {"tv": [NODES["tv"], ("Neg", ["l"], ["m"])]}, {"l": ["s", "t"]},
+                 outputs=("y", "a", "m"))  # fmt: skip
+    feeds, other = _sizes(model, (2, 9, 7), (3, 2, 20))
+    found, _ = replaced(model, feeds, other)
+    assert exact_attention(Graph(_find(model, feeds)[0]), found, feeds) == found
 
 
 def test_shapes_that_are_computed(replaced, made):
@@ -755,19 +767,49 @@ def test_attention_with_an_end_that_a_sparse_operator_took_is_left(made):
     assert replace_attention(copy, found) == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 0.31},
+        {"mask": None},
+        {"offsets": (0, 0, 1)},
+        {"key": "v"},
+        {"length_first": True},
+        {"heads": 1},
+        {"heads": 4},
+    ],
+)
+def test_attention_that_computes_something_else_is_seen(kernels, made, change):
+    """The outputs of a whole model in 8 bits may differ by more."""
+    wide = {"v": ["n", "t", WIDTH + 1], "m": ["n", 1, 1, "t"]}
+    cut = [("Slice", ["v", "0", "12", "2"], ["vc"]), ("Reshape", ["vc", "split"], ["rv"])]
+    model = made({"s": ADDED, "rv": cut}, wide, **{"12": np.array([12]), "2": np.array([2])})
+    feeds = _feeds(model, n=7, s=7, t=7)
+    copy, found = _find(model, feeds)
+    assert exact_attention(Graph(copy), found, feeds) == found != []
+    others = [replace(each, **change) for each in found]
+    assert exact_attention(Graph(copy), others, feeds) == []
+
+
 # Whether it is faster decides.
 
 
-@pytest.mark.parametrize("is_faster", [False, True])
-def test_the_times_decide(tmp_path, kernels, monkeypatch, is_faster):
+@pytest.mark.parametrize(("is_faster", "factor"), [(False, 1.0), (True, 1.0), (True, 1.01)])
+def test_the_times_decide(tmp_path, kernels, monkeypatch, is_faster, factor):
+    """If what was found computes what the nodes do."""
+
+    def find(*arguments):
+        return [replace(each, scale=factor * each.scale) for each in find_attention(*arguments)]
+
     def time_models(models, feeds, *, threads, rounds):
         kinds = [{node.op_type for node in model.graph} for model in models]
-        factor = 0.5 if is_faster else 1.5
+        share = 0.5 if is_faster else 1.5
         return [
-            [("SparseLinear" not in each) + (factor if "Attention" in each else 1.0)] * 3
+            [("SparseLinear" not in each) + (share if "Attention" in each else 1.0)] * 3
             for each in kinds
         ]
 
+    monkeypatch.setattr(speed, "find_attention", find)
     monkeypatch.setattr(choose, "time_models", time_models)
     monkeypatch.setattr(whole, "time_models", time_models)
     torch.manual_seed(0)
@@ -781,7 +823,8 @@ def test_the_times_decide(tmp_path, kernels, monkeypatch, is_faster):
         [Workload(1, 1), Workload(3, 1)],
     )
     kinds = [node.op_type for node in found.model.graph]
-    assert kinds.count("Attention") == (2 if is_faster else 0)
-    assert kinds.count("Softmax") == (0 if is_faster else 2)
+    replaced = is_faster and factor == 1
+    assert kinds.count("Attention") == (2 if replaced else 0)
+    assert kinds.count("Softmax") == (0 if replaced else 2)
     assert "SparseLinear" in kinds
     assert found.difference < 1e-5
