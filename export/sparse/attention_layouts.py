@@ -4,7 +4,7 @@ They are recognised by what they do to numbers: the nodes between the layers and
 the numbers of the elements.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,11 @@ import onnx_ir as ir
 from mfac_compress.export.sparse.attention import Attention
 from mfac_compress.export.sparse.attention_pattern import Candidate, attention_candidates
 from mfac_compress.export.sparse.attention_traces import Layouts, Trace, numbered
-from mfac_compress.export.sparse.graph import Graph
+from mfac_compress.export.sparse.graph import Graph, argument, is_operator
 from mfac_compress.export.sparse.longer import shapes_at_lengths
 from mfac_compress.export.sparse.probe import FLOAT, Feeds, Shapes, types_of
+
+_ANY_LENGTH = 2**31 - 1  # exporters write this end, or a larger one, for none
 
 
 def find_attention(graph: Graph, feeds: Feeds, seconds: float | None = None) -> list[Attention]:
@@ -48,6 +50,16 @@ class _Ends:
     sources: tuple[ir.Value, ir.Value, ir.Value]
     y: ir.Value
 
+    def steps(self, candidate: Candidate) -> Iterator[ir.Node]:
+        """Yield the nodes between these and the products."""
+        ways = [
+            *zip(candidate.sources, self.sources, strict=True),
+            (candidate.results[::-1], candidate.product),
+        ]
+        for way, end in ways:
+            for value in way[: way.index(end)]:
+                yield value.producer()
+
     @classmethod
     def of(cls, candidate: Candidate, shapes: Shapes) -> "_Ends | None":
         """Choose the values farthest from the products that have three axes.
@@ -68,7 +80,7 @@ def _confirmed(
 ) -> Attention | None:
     """Return the attention that a candidate is for all of the inputs; None if it is none."""
     ends = _Ends.of(candidate, probes[0][1])
-    if ends is None:
+    if ends is None or not _cuts_alike(graph, ends.steps(candidate), probes):
         return None
     given = [value.name for value in (*ends.sources, candidate.product)]
     try:
@@ -83,6 +95,37 @@ def _confirmed(
     return found[0] if all(each == found[0] for each in found) else None
 
 
+def _cuts_alike(
+    graph: Graph, nodes: Iterable[ir.Node], probes: Sequence[tuple[Feeds, Shapes]]
+) -> bool:
+    """Whether no Slice among the nodes cuts longer inputs only, like one of the last 512 keys."""
+    slices = [node for node in nodes if is_operator(node, "Slice")]
+    return all(_cuts_axes(graph, node, shapes) for node in slices for _, shapes in probes)
+
+
+def _cuts_axes(graph: Graph, node: ir.Node, shapes: Shapes) -> bool:
+    """Whether a Slice cuts all of its axes, except those whose bounds are those of any length."""
+    before, after = (shapes[value.name] for value in (node.inputs[0], node.outputs[0]))
+    starts, ends, axes, steps = (graph.constant(argument(node, place)) for place in (1, 2, 3, 4))
+    if len(node.inputs) < 3 or (axes is None and argument(node, 3) is not None):
+        return False  # of an older opset, or of axes that are computed
+    places = range(len(before)) if axes is None else axes.tolist()
+    return all(
+        before[axis] != after[axis] or _is_whole(each, starts, ends, steps)
+        for each, axis in enumerate(places)
+    )
+
+
+def _is_whole(
+    place: int, starts: np.ndarray | None, ends: np.ndarray | None, steps: np.ndarray | None
+) -> bool:
+    """Whether the bounds of one axis are those of any length: an end that is computed is one that
+    shapes decide without comparisons."""
+    forwards = steps is None or steps[place] == 1
+    begins = starts is not None and starts[place] == 0
+    return forwards and begins and (ends is None or ends[place] >= _ANY_LENGTH)
+
+
 def _attention(
     candidate: Candidate,
     ends: _Ends,
@@ -94,6 +137,8 @@ def _attention(
     query, key, value, y = (trace.numbers for trace in traces)
     product = numbers[candidate.product.name]
     if any(array.ndim != 4 for array in (query, key, value, product)):
+        return None
+    if value.shape[3] != query.shape[3]:  # the operator has one size of a head
         return None
     operands = (query, key.swapaxes(2, 3), value)
     sources = [numbers[source.name] for source in ends.sources]

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.fold import FOLDED
+from mfac_compress.export.sparse.data_free import DataFree
 from mfac_compress.export.sparse.graph import Graph, attributes, is_operator, only_user, users
 
 _LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Identity")
 _SCALED = ("Mul", "Div")
 _MAX_STEPS = 20
-_SHAPES = ("Shape", "Size")
-_OF_SHAPES = (*FOLDED, "ConstantOfShape", "Equal", "Expand", "Max", "Min", "Mod", "Range")
-"""What computes one shape from others: always the same from the same inputs."""
-_MAX_OF_SHAPES = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,21 +47,22 @@ class Candidate:
 
 def attention_candidates(graph: Graph) -> list[Candidate]:
     """Return what may be attention; two for a softmax of a sum of two products."""
-    softmaxes = (node for node in graph.nodes if is_operator(node, "Softmax"))
-    return [each for softmax in softmaxes for each in _candidates(graph, softmax)]
+    softmaxes = [node for node in graph.nodes if is_operator(node, "Softmax")]
+    free = DataFree(graph) if softmaxes else None
+    return [each for softmax in softmaxes for each in _candidates(graph, free, softmax)]
 
 
-def _candidates(graph: Graph, softmax: ir.Node) -> Iterator[Candidate]:
+def _candidates(graph: Graph, free: DataFree, softmax: ir.Node) -> Iterator[Candidate]:
     weights, nan_to_zero = _weights(graph, softmax.outputs[0])
     after = only_user(weights) if weights is not None else None
     fits = is_operator(after, "MatMul") and after.inputs[0] is weights
     if not fits or not _along_last_axis(graph, softmax):
         return
-    results = list(_after(graph, after.outputs[0]))
+    results = list(_after(free, after.outputs[0]))
     for product, mask, scale in _scores(graph, softmax.inputs[0]):
         operands = (*product.inputs, after.inputs[1])
         if all(graph.constant(operand) is None for operand in operands):
-            sources = tuple(list(_before(graph, operand)) for operand in operands)
+            sources = tuple(list(_before(graph, free, operand)) for operand in operands)
             yield Candidate(
                 softmax, operands, sources, after.outputs[0], results, mask, scale, nan_to_zero
             )
@@ -133,7 +130,7 @@ def _weights(graph: Graph, y: ir.Value) -> tuple[ir.Value | None, bool]:
     return (choice.outputs[0], True) if zero and fits else (None, False)
 
 
-def _before(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
+def _before(graph: Graph, free: DataFree, value: ir.Value) -> Iterator[ir.Value]:
     """Yield the values of which a value may be a layout, the nearest first."""
     for _ in range(_MAX_STEPS):
         yield value
@@ -141,40 +138,22 @@ def _before(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
         step = _multiple(graph, node)
         if step is not None:
             value = step[0]
-        elif _is_layout(graph, node):
+        elif _is_layout(free, node):
             value = node.inputs[0]
         else:
             return
 
 
-def _after(graph: Graph, value: ir.Value) -> Iterator[ir.Value]:
+def _after(free: DataFree, value: ir.Value) -> Iterator[ir.Value]:
     """Yield the values that may be a layout of a value, the nearest first."""
     for _ in range(_MAX_STEPS):
         yield value
         node = only_user(value)
-        if not _is_layout(graph, node) or node.inputs[0] is not value or len(node.outputs) != 1:
+        if not _is_layout(free, node) or node.inputs[0] is not value or len(node.outputs) != 1:
             return
         value = node.outputs[0]
 
 
-def _is_layout(graph: Graph, node: ir.Node | None) -> bool:
+def _is_layout(free: DataFree, node: ir.Node | None) -> bool:
     """Whether a node only moves the elements of its first input, as shapes alone decide."""
-    return is_operator(node, *_LAYOUT) and all(
-        _follows_from_shapes(graph, value) for value in node.inputs[1:] if value is not None
-    )
-
-
-def _follows_from_shapes(graph: Graph, value: ir.Value) -> bool:
-    """Whether a value depends on the shapes of others only, not on what is in them."""
-    waiting, seen = [value], set()
-    while waiting and len(seen) <= _MAX_OF_SHAPES:
-        value = waiting.pop()
-        if value in seen or graph.constant(value) is not None:
-            continue
-        seen.add(value)
-        node = value.producer()
-        if is_operator(node, *_OF_SHAPES) and node.op_type not in _SHAPES:
-            waiting += [each for each in node.inputs if each is not None]
-        elif not is_operator(node, *_SHAPES):
-            return False
-    return not waiting
+    return is_operator(node, *_LAYOUT) and all(map(free.has_data, node.inputs[1:]))

@@ -63,12 +63,12 @@ class Layouts:
         model = model.clone()
         graph = model.graph
         values = values_by_name(graph)
+        graph.outputs.clear()  # first: the uses of an output cannot be replaced
         for name in dict.fromkeys(given):
             new = ir.val(_input_of(name), ir.DataType.FLOAT)
             ir.convenience.replace_all_uses_with(values[name], new)
             graph.inputs.append(new)
             values[name] = new
-        graph.outputs.clear()
         for place, name in enumerate(made):
             # A copy, since a layout may change nothing: its value is then an input.
             copy = ir.val(f"made {place}", ir.DataType.FLOAT)
@@ -92,18 +92,23 @@ class Layouts:
         """
         if sum(array.size for array in numbers.values()) > _MOST_ELEMENTS:
             return None
-        ones = self._run({name: np.ones(array.shape) for name, array in numbers.items()}, feeds)
+        ones = self.run({name: np.ones(array.shape) for name, array in numbers.items()}, feeds)
         factors = [float(array.flat[0]) if array.size else 0.0 for array in ones]
         if 0.0 in factors or any(np.any(a != f) for a, f in zip(ones, factors, strict=True)):
             return None
-        low = self._run({name: array % _RADIX for name, array in numbers.items()}, feeds)
-        high = self._run({name: array // _RADIX for name, array in numbers.items()}, feeds)
+        low = self.run({name: array % _RADIX for name, array in numbers.items()}, feeds)
+        high = self.run({name: array // _RADIX for name, array in numbers.items()}, feeds)
         return [
             Trace(np.rint(a / factor) + _RADIX * np.rint(b / factor), factor)
             for a, b, factor in zip(low, high, factors, strict=True)
         ]
 
-    def _run(self, given: Mapping[str, np.ndarray], feeds: Feeds) -> list[np.ndarray]:
+    def run(self, given: Mapping[str, np.ndarray], feeds: Feeds) -> list[np.ndarray]:
+        """Compute what is made, as float64, from values and the inputs of the first model.
+
+        Raises:
+            ValueError: If the layouts do not run on their own.
+        """
         inputs = {_input_of(name): array.astype(np.float32) for name, array in given.items()}
         try:
             made = self._session.run(None, {**feeds, **inputs})

@@ -113,13 +113,16 @@ def _is_used(value: ir.Value) -> bool:
 
 
 def _has_constants(graph: Graph, node: ir.Node) -> bool:
-    """Whether scale and bias are stored in the file, in float32 (as x is then), for one axis."""
+    """Whether scale and bias are stored in the file, in float32 (as x is then), for one axis.
+
+    A scale of one number may be that of all positions, which ONNX allows and the library does not.
+    """
     scale, bias = (argument(node, place) for place in (1, 2))
     values = [scale] if bias is None else [scale, bias]
     arrays = [graph.constant(value) if _is_stored(value) else None for value in values]
     if any(array is None or array.dtype != np.float32 for array in arrays):
         return False
-    return arrays[0].ndim == 1 and arrays[0].size > 0 and arrays[-1].shape == arrays[0].shape
+    return arrays[0].ndim == 1 and arrays[0].size > 1 and arrays[-1].shape == arrays[0].shape
 
 
 def _is_stored(value: ir.Value | None) -> bool:

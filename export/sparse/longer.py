@@ -18,7 +18,8 @@ def shapes_at_lengths(
 
     All open axes become longer at once, each name by another length. Where the model does not run
     on these, since two names stand for one length, all become longer by one; and where it does not
-    run on these either, since some lengths cannot change, those that can do so one by one.
+    run on these either, since some lengths cannot change, those that can do so one by one: by one,
+    or to twice the length, where only multiples of it fit.
 
     Args:
         model: As for :func:`shapes_of`.
@@ -36,14 +37,15 @@ def shapes_at_lengths(
         except ValueError:
             return []
 
-    lengths = _open_lengths(model)
+    lengths = _open_lengths(model, feeds)
     given = (feeds, shapes_of(model, names, feeds, seconds))
     together = [{name: place + 1 for place, name in enumerate(lengths)}, dict.fromkeys(lengths, 1)]
     for more in together if lengths else ():
         found = attempt(more)
         if found:
             return [given, *found]
-    return [given, *(found for name in lengths for found in attempt({name: 1}))]
+    alone = (attempt({name: 1}) or attempt({name: size}) for name, size in lengths.items())
+    return [given, *(found for each in alone for found in each)]
 
 
 def lengthen(model: ir.Model, feeds: Feeds, more: Mapping[str, int]) -> Feeds:
@@ -51,23 +53,31 @@ def lengthen(model: ir.Model, feeds: Feeds, more: Mapping[str, int]) -> Feeds:
 
     Args:
         model: Its inputs name the axes.
-        feeds: Not empty.
+        feeds: Its inputs. What is empty gets zeros.
         more: By how much the axes of a name become longer.
     """
     longer = {}
     for value in needed_inputs(model):
         array = feeds[value.name]
         for axis, name in _open_axes(value):
-            length = array.shape[axis] + more.get(name, 0)
-            array = array.take(np.arange(length) % array.shape[axis], axis)
+            old, added = array.shape[axis], more.get(name, 0)
+            if old:
+                array = array.take(np.arange(old + added) % old, axis)
+            else:
+                array = np.zeros(
+                    (*array.shape[:axis], added, *array.shape[axis + 1 :]), array.dtype
+                )
         longer[value.name] = array
     return longer
 
 
-def _open_lengths(model: ir.Model) -> list[str]:
-    """Return the names of all open axes."""
-    axes = (axis for value in needed_inputs(model) for axis in _open_axes(value))
-    return list(dict.fromkeys(name for _, name in axes))
+def _open_lengths(model: ir.Model, feeds: Feeds) -> dict[str, int]:
+    """Return the names of all open axes, and a length of each in the inputs."""
+    return {
+        name: feeds[value.name].shape[axis]
+        for value in needed_inputs(model)
+        for axis, name in _open_axes(value)
+    }
 
 
 def _open_axes(value: ir.Value) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,7 @@
 """The speed of an ONNX file with sparse operators, and the layers that they compute."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from mfac_compress.export.latency import FeedsOf, LatencyComparison
 from mfac_compress.export.session import open_session
+from mfac_compress.export.sparse.attention import Attention
+from mfac_compress.export.sparse.attention_check import exact_attention
 from mfac_compress.export.sparse.attention_layouts import find_attention
 from mfac_compress.export.sparse.choose import Choice, ProgressCallback, choose
 from mfac_compress.export.sparse.compose import name_nodes
@@ -22,7 +24,7 @@ from mfac_compress.export.sparse.library import kernel_library
 from mfac_compress.export.sparse.measure import CandidateError, WorkloadTime
 from mfac_compress.export.sparse.operator import Unsupported
 from mfac_compress.export.sparse.patterns.other_quantised import unsupported_reason
-from mfac_compress.export.sparse.probe import shapes_of
+from mfac_compress.export.sparse.probe import Feeds, shapes_of
 from mfac_compress.export.sparse.whole import Whole, fastest_model
 from mfac_compress.export.workload import Workload
 
@@ -95,9 +97,7 @@ def measure_speed(
         try:
             choice = choose(graph, operators, timed, progress)
             progress("whole model", len(choice.trials), len(choice.trials))
-            attention = (
-                find_attention(graph, feeds[workloads[0]], timeout) if choice.segments else ()
-            )
+            attention = _attention(graph, choice, feeds, timeout)
             whole = fastest_model(graph, choice.segments, feeds, attention)
         except CandidateError as error:
             failure = f"ONNX Runtime could not run it with sparse operators: {error}"
@@ -113,6 +113,16 @@ def measure_speed(
     if too_much:
         reason = f"its outputs differ by {difference:.2g} of the largest"
     return FileSpeed(rows, whole.speeds, whole.model, reason, difference)
+
+
+def _attention(
+    graph: Graph, choice: Choice, feeds: Mapping[Workload, Feeds], timeout: float | None
+) -> Sequence[Attention]:
+    """Return the attention of a graph with sparse layers."""
+    if not choice.segments:
+        return ()
+    smallest = feeds[min(feeds, key=_extent)]  # it is also tried on longer ones
+    return exact_attention(graph, find_attention(graph, smallest, timeout), smallest, timeout)
 
 
 def _reason(

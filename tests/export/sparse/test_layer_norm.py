@@ -105,10 +105,12 @@ def test_a_scale_of_a_constant_node_is_taken(replaced):
         (("LayerNormalization", ["x", "s", "b"], ["n", "mean"]), ["n", "mean"]),
         (("LayerNormalization", ["x", "s", "b"], ["n", "", "inverse"]), ["n", "inverse"]),
         (("LayerNormalization", ["x", "s", "b"], ["n"], {"epsilon": 0.0}), ["n"]),
+        (("LayerNormalization", ["x", "one"], ["n"]), ["n"]),
     ],
 )
 def test_what_the_library_does_not_compute_is_left(replaced, node, outputs):
-    constants = {"t": np.linspace(-1, 1, 5 * N, dtype=np.float32).reshape(5, N)}
+    t = np.linspace(-1, 1, 5 * N, dtype=np.float32).reshape(5, N)
+    constants = {"t": t, "one": np.ones(1, np.float32)}
     assert _kept(replaced([node], outputs, **constants))
 
 

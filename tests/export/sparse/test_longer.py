@@ -54,6 +54,18 @@ def test_inputs_on_which_the_model_does_not_run_are_an_error(make_model):
         _shapes(make_model, nodes, {"x": ["n", "s"]}, "a", given=3, c=np.ones((2, 2), np.float32))
 
 
+def test_a_length_may_have_to_be_a_multiple(make_model):
+    nodes = [("Reshape", ["x", "windows"], ["a"]), ("Relu", ["a"], ["y"])]
+    found = _shapes(make_model, nodes, {"x": ["s", 4]}, "a", given=8, windows=np.array([-1, 8, 4]))
+    assert [shape for _, shape in found] == [(1, 8, 4), (2, 8, 4)]
+
+
+def test_what_is_empty_gets_zeros(make_model):
+    model = to_ir(make_model([("Relu", ["x"], ["y"])], {"x": ["n", "s"]}, ["y"]))
+    found = lengthen(model, {"x": np.ones((2, 0), np.float32)}, {"n": 1, "s": 2})["x"]
+    np.testing.assert_array_equal(found, np.zeros((3, 2), np.float32))
+
+
 def test_values_are_repeated(make_model):
     model = to_ir(make_model([("Relu", ["x"], ["y"])], {"x": ["n", "s"]}, ["y"]))
     x = np.array([[1, 2], [3, 4]], np.float32)
