@@ -10,8 +10,9 @@ Activation read_activation(const NodeInfo& node, const std::string& prefix) {
   const std::string name = node.word(attribute.c_str());
   if (name == "none") return {-infinity, infinity};
   if (name == "relu") return {0.0f, infinity};
-  if (name == "gelu") return {-infinity, infinity, simd_kernels().gelu_erf};
-  if (name == "gelu_tanh") return {-infinity, infinity, simd_kernels().gelu_tanh};
+  const SimdKernels& simd = simd_kernels();
+  if (name == "gelu") return {-infinity, infinity, simd.gelu_erf, simd.to_rows_gelu_erf};
+  if (name == "gelu_tanh") return {-infinity, infinity, simd.gelu_tanh, simd.to_rows_gelu_tanh};
   require(name == "clip", attribute, " must be none, relu, clip, gelu or gelu_tanh. Got '", name,
           "'");
   const Activation clip{node.real((prefix + "min").c_str()), node.real((prefix + "max").c_str())};

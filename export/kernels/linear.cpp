@@ -157,11 +157,9 @@ void Linear::run_tile(const Rows& rows, const float* columns, const RowTile& til
     for (int64_t row = tile.first; row < last; row += simd.wide.lanes) {
       const int64_t at = row * weights_.outputs + output;
       const int64_t count = std::min<int64_t>(last - row, simd.wide.lanes);
-      simd.to_rows(sums + row - tile.first, height, count, strip.outputs, rows.y + at,
-                   rows.residual ? rows.residual + at : nullptr, weights_.outputs, activation_.low,
-                   activation_.high);
-      for (int64_t r = 0; activation_.gelu && r < count; ++r)
-        activation_.apply_gelu(rows.y + at + r * weights_.outputs, strip.outputs);
+      activation_.to_rows(sums + row - tile.first, height, count, strip.outputs, rows.y + at,
+                          rows.residual ? rows.residual + at : nullptr, weights_.outputs,
+                          activation_.low, activation_.high);
     }
   }
 }

@@ -84,11 +84,9 @@ void LinearOutput::finish_columns(int32_t* sums, int64_t height, int64_t row, in
   for (int64_t first = 0; first < count; first += lanes) {
     const int64_t at = (row + first) * outputs_ + output;
     const int64_t some = std::min(count - first, lanes);
-    simd.to_rows(columns + first, height, some, outputs, rows.floats + at,
-                 rows.residual ? rows.residual + at : nullptr, outputs_, activation_.low,
-                 activation_.high);
-    for (int64_t r = 0; activation_.gelu && r < some; ++r)
-      activation_.apply_gelu(rows.floats + at + r * outputs_, outputs);
+    activation_.to_rows(columns + first, height, some, outputs, rows.floats + at,
+                        rows.residual ? rows.residual + at : nullptr, outputs_, activation_.low,
+                        activation_.high);
   }
 }
 

@@ -84,6 +84,11 @@ struct StripTable {
   StripFunction run[kBlockSizes][kMaxVectors + 1];
 };
 
+// rows[r][k] = clip(columns[k][r] + residual[r][k]), r < count; strides in floats.
+using RowsFunction = void (*)(const float* columns, int64_t column_stride, int64_t count,
+                              int64_t width, float* rows, const float* residual,
+                              int64_t row_stride, float low, float high);
+
 struct SimdKernels {
   const char* name;
   StripTable wide;    // for aligned rows
@@ -94,9 +99,8 @@ struct SimdKernels {
   // Returns whether all are finite.
   bool (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
                      float* columns, int64_t column_stride);
-  // rows[r][k] = clip(columns[k][r] + residual[r][k]), r < count.
-  void (*to_rows)(const float* columns, int64_t column_stride, int64_t count, int64_t width,
-                  float* rows, const float* residual, int64_t row_stride, float low, float high);
+  RowsFunction to_rows;
+  RowsFunction to_rows_gelu_erf, to_rows_gelu_tanh;  // of what to_rows writes
   void (*copy_rows)(const RowCopy& copy);
   // out[o] = clip(bias[o] + sum values * x + residual[o]) for one row x; offsets count floats.
   void (*row[kBlockSizes])(const Strip& strip);

@@ -32,6 +32,8 @@ SimdKernels make_table(const char* name) {
   table.rows[2] = strip_table<MFAC_NARROW, 32 / MFAC_NARROW>();
   table.to_columns = to_columns<MFAC_WIDE>;
   table.to_rows = to_rows<MFAC_WIDE>;
+  table.to_rows_gelu_erf = to_rows<MFAC_WIDE, gelu_erf_of<MFAC_WIDE>>;
+  table.to_rows_gelu_tanh = to_rows<MFAC_WIDE, gelu_tanh_of<MFAC_WIDE>>;
   table.copy_rows = copy_rows;
   table.row[0] = row_of_singles;
   table.row[1] = row_of_blocks<4, 4>;

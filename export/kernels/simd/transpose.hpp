@@ -86,6 +86,12 @@ bool to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t wi
 }
 
 template <int L>
+MFAC_INLINE Floats<L> unchanged(Floats<L> value) {
+  return value;
+}
+
+// LAST: applied to each value after the clip.
+template <int L, Floats<L> (*LAST)(Floats<L>) = unchanged<L>>
 void to_rows(const float* columns, int64_t column_stride, int64_t count, int64_t width, float* rows,
              const float* residual, int64_t row_stride, float low, float high) {
   for (int64_t k = 0; k < width; k += L) {
@@ -100,10 +106,10 @@ void to_rows(const float* columns, int64_t column_stride, int64_t count, int64_t
       Floats<L> y = square[r];
       if (some == L) {
         if (residual) y += load<L>(residual + r * row_stride + k);
-        store<L>(to, clip<L>(y, low, high));
+        store<L>(to, LAST(clip<L>(y, low, high)));
       } else {
         if (residual) y += load_some<L>(residual + r * row_stride + k, some);
-        store_some<L>(to, clip<L>(y, low, high), some);
+        store_some<L>(to, LAST(clip<L>(y, low, high)), some);
       }
     }
   }
