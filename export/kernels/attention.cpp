@@ -25,24 +25,6 @@ const float* gather_rows(const float* rows, int64_t stride, int64_t count, int64
   return all;
 }
 
-// columns[k][r] = rows[r][k], with zeros for the rows that the last vector lacks.
-void to_columns(const float* rows, int64_t stride, int64_t count, int64_t width, float* columns,
-                int64_t height) {
-  const int64_t lanes = simd_kernels().wide.lanes;
-  for (int64_t row = 0; row < count; row += lanes)
-    simd_kernels().to_columns(rows + row * stride, stride, std::min(count - row, lanes), width,
-                              columns + row, height);
-}
-
-void to_rows(const float* columns, int64_t height, int64_t count, int64_t width, float* rows,
-             int64_t stride) {
-  const float infinity = std::numeric_limits<float>::infinity();
-  const int64_t lanes = simd_kernels().wide.lanes;
-  for (int64_t row = 0; row < count; row += lanes)
-    simd_kernels().to_rows(columns + row, height, std::min(count - row, lanes), width,
-                           rows + row * stride, nullptr, stride, -infinity, infinity);
-}
-
 }  // namespace
 
 Attention::Attention(const NodeInfo& node)
@@ -161,10 +143,10 @@ void Attention::run_tiles(const Operands& operands, const Head& head, int64_t fi
 
 void Attention::run_tile(const Operands& operands, const Head& head, int64_t first,
                          int64_t count) const {
-  const AttentionKernels& kernels = simd_kernels().attention;
-  const int64_t lanes = simd_kernels().wide.lanes, keys = operands.key.length;
+  const SimdKernels& simd = simd_kernels();
+  const int64_t lanes = simd.wide.lanes, keys = operands.key.length;
   const int64_t vectors = (count + lanes - 1) / lanes, height = vectors * lanes;
-  const AttentionKernels::Width& run = kernels.width[vectors];
+  const AttentionKernels::Width& run = simd.attention.width[vectors];
   const Source& query = operands.query;
   const bool has_masks = head.mask != nullptr && operands.mask.query != 0;
   float* queries = scratch().columns.floats(static_cast<size_t>(size_ * height));
@@ -172,21 +154,23 @@ void Attention::run_tile(const Operands& operands, const Head& head, int64_t fir
       scratch().sums.floats(static_cast<size_t>(((has_masks ? 2 : 1) * keys + 2) * height));
   float *largest = scores + keys * height, *sums = largest + height, *masks = sums + height;
 
-  to_columns(head.query + first * query.row_stride, query.row_stride, count, size_, queries,
-             height);
+  simd.to_columns(head.query + first * query.row_stride, query.row_stride, count, size_, queries,
+                  height);
   run.product(
       {head.key, operands.key.row_stride, 1, keys, size_, queries, scores, height, largest});
   if (has_masks)
-    to_columns(head.mask + first * operands.mask.query, operands.mask.query, count, keys, masks,
-               height);
+    simd.to_columns(head.mask + first * operands.mask.query, operands.mask.query, count, keys,
+                    masks, height);
   run.exponentials({scores, keys, height, scale_, largest, has_masks ? nullptr : head.mask,
                     has_masks ? masks : nullptr, nan_to_zero_, sums});
 
   float* out = queries;  // no longer needed
   run.product({head.values, 1, size_, size_, keys, scores, out, height, nullptr});
-  kernels.divide_columns(out, size_, height, sums);
+  simd.attention.divide_columns(out, size_, height, sums);
   const int64_t stride = operands.y.row_stride;
-  to_rows(out, height, count, size_, head.y + first * stride, stride);
+  const float infinity = std::numeric_limits<float>::infinity();
+  simd.to_rows(out, height, count, size_, head.y + first * stride, nullptr, stride, -infinity,
+               infinity);
 }
 
 }  // namespace mfac

@@ -113,13 +113,10 @@ void Linear::run_tiles(const Call& call, const Rows& rows) const {
   };
   auto fill = [&](int64_t index, float* columns, int64_t begin, int64_t end) {
     const RowTile tile = tile_at(index);
-    for (int64_t first = 0; first < int64_t{lanes} * tile.vectors; first += lanes) {
-      const int64_t row = tile.first + first;
-      const int64_t count = std::min<int64_t>(rows.count - row, lanes);
-      if (!simd.to_columns(rows.x + row * weights_.inputs + begin, weights_.inputs, count,
-                           end - begin, columns + begin * height + first, height))
-        rows.not_finite.store(true, std::memory_order_relaxed);
-    }
+    const int64_t count = std::min(rows.count - tile.first, int64_t{lanes} * tile.vectors);
+    if (!simd.to_columns(rows.x + tile.first * weights_.inputs + begin, weights_.inputs, count,
+                         end - begin, columns + begin * height, height))
+      rows.not_finite.store(true, std::memory_order_relaxed);
   };
   share_tiles<float>(call, {tiles, weights_.inputs, height, weights_.groups, work / kTaskWork},
                      fill, [&](int64_t index, const float* columns, int64_t begin, int64_t end) {
@@ -154,13 +151,10 @@ void Linear::run_tile(const Rows& rows, const float* columns, const RowTile& til
       strip.first = range == 0;
       run(strip);
     }
-    for (int64_t row = tile.first; row < last; row += simd.wide.lanes) {
-      const int64_t at = row * weights_.outputs + output;
-      const int64_t count = std::min<int64_t>(last - row, simd.wide.lanes);
-      activation_.to_rows(sums + row - tile.first, height, count, strip.outputs, rows.y + at,
-                          rows.residual ? rows.residual + at : nullptr, weights_.outputs,
-                          activation_.low, activation_.high);
-    }
+    const int64_t at = tile.first * weights_.outputs + output;
+    activation_.to_rows(sums, height, last - tile.first, strip.outputs, rows.y + at,
+                        rows.residual ? rows.residual + at : nullptr, weights_.outputs,
+                        activation_.low, activation_.high);
   }
 }
 

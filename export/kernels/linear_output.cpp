@@ -80,14 +80,10 @@ void LinearOutput::finish_columns(int32_t* sums, int64_t height, int64_t row, in
                          outputs_);
     return;
   }
-  const int64_t lanes = simd.wide.lanes;
-  for (int64_t first = 0; first < count; first += lanes) {
-    const int64_t at = (row + first) * outputs_ + output;
-    const int64_t some = std::min(count - first, lanes);
-    activation_.to_rows(columns + first, height, some, outputs, rows.floats + at,
-                        rows.residual ? rows.residual + at : nullptr, outputs_, activation_.low,
-                        activation_.high);
-  }
+  const int64_t at = row * outputs_ + output;
+  activation_.to_rows(columns, height, count, outputs, rows.floats + at,
+                      rows.residual ? rows.residual + at : nullptr, outputs_, activation_.low,
+                      activation_.high);
 }
 
 void LinearOutput::finish_row(int32_t* sums, int64_t row, int64_t output, int64_t outputs,

@@ -95,7 +95,7 @@ struct SimdKernels {
   StripTable narrow;  // for shifted runs, where a wide load crosses cache lines
   StripTable
       rows[3];  // as narrow, for whole rows of 8, 16, 32 floats with kBetweenRows between them
-  // columns[k][r] = rows[r][k], r < lanes (zero from `count`), row_stride and column_stride floats.
+  // columns[k][r] = rows[r][k], r < count, and zeros up to whole vectors of rows; strides in floats.
   // Returns whether all are finite.
   bool (*to_columns)(const float* rows, int64_t row_stride, int64_t count, int64_t width,
                      float* columns, int64_t column_stride);

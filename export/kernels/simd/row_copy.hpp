@@ -90,18 +90,26 @@ MFAC_INLINE void clear(float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = 0.0f;
 }
 
-template <int L, int STEP>
-void copy_channels(RowCopy c) {
-  const ReadableRows inner = readable_rows<L>(c);
-  const Ints<L> head = pixels_at<L>(c, 0);
-  const Ints<L> tail = pixels_at<L>(c, (c.before + c.count - 1) / L * L);
+// Each channel with the rows of zeros around it: copy(channel) writes its own rows.
+template <class Copy>
+MFAC_INLINE void each_channel(RowCopy c, const Copy& copy) {
   for (int64_t i = 0; i < c.channels; ++i, c.from += c.from_channel, c.to += c.to_channel) {
     clear(c.to - c.above * c.to_stride, c.above * c.to_stride);
+    copy(c);
+    clear(c.to + c.rows * c.to_stride, c.below * c.to_stride);
+  }
+}
+
+template <int L, int STEP>
+void copy_in_vectors(const RowCopy& given) {
+  const ReadableRows inner = readable_rows<L>(given);
+  const Ints<L> head = pixels_at<L>(given, 0);
+  const Ints<L> tail = pixels_at<L>(given, (given.before + given.count - 1) / L * L);
+  each_channel(given, [&](const RowCopy& c) {
     for (int64_t row = 0; row < inner.first; ++row) copy_row(c, row);
     copy_whole_vectors<L, STEP>(c, inner.first, inner.end, head, tail);
     for (int64_t row = inner.end; row < c.rows; ++row) copy_row(c, row);
-    clear(c.to + c.rows * c.to_stride, c.below * c.to_stride);
-  }
+  });
 }
 
 template <int L>
@@ -111,18 +119,16 @@ MFAC_INLINE bool copy_vectors(const RowCopy& c) {
   const int64_t beyond = (c.width + L - 1) / L * L - c.width;
   if (beyond > 0 && (beyond > c.width || c.to_stride != c.width)) return false;
   if (c.step == 1)
-    copy_channels<L, 1>(c);
+    copy_in_vectors<L, 1>(c);
   else
-    copy_channels<L, 2>(c);
+    copy_in_vectors<L, 2>(c);
   return true;
 }
 
 void copy_rows(const RowCopy& given) {
-  RowCopy c = given;
-  if (c.step <= 2 && (copy_vectors<MFAC_WIDE>(c) || copy_vectors<MFAC_NARROW>(c))) return;
-  for (int64_t i = 0; i < c.channels; ++i, c.from += c.from_channel, c.to += c.to_channel) {
-    clear(c.to - c.above * c.to_stride, c.above * c.to_stride);
+  if (given.step <= 2 && (copy_vectors<MFAC_WIDE>(given) || copy_vectors<MFAC_NARROW>(given)))
+    return;
+  each_channel(given, [](const RowCopy& c) {
     for (int64_t row = 0; row < c.rows; ++row) copy_row(c, row);
-    clear(c.to + c.rows * c.to_stride, c.below * c.to_stride);
-  }
+  });
 }

@@ -63,10 +63,11 @@ MFAC_INLINE void store_some(float* to, Floats<L> value, int64_t count) {
   __builtin_memcpy(to, &value, static_cast<size_t>(count) * 4);
 }
 
+// At most L rows. `zeros` stay zero as long as all values are finite.
 template <int L>
-bool to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* columns,
-                int64_t column_stride) {
-  Floats<L> zeros[2] = {};  // stay zero as long as all values are finite
+MFAC_INLINE void strip_to_columns(const float* rows, int64_t row_stride, int64_t count,
+                                  int64_t width, float* columns, int64_t column_stride,
+                                  Floats<L>* zeros) {
   for (int64_t k = 0; k < width; k += L) {
     const int64_t some = width - k < L ? width - k : L;
     Floats<L> square[L];
@@ -82,6 +83,15 @@ bool to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t wi
     transpose<L>(square);
     for (int i = 0; i < some; ++i) store<L>(columns + (k + i) * column_stride, square[i]);
   }
+}
+
+template <int L>
+bool to_columns(const float* rows, int64_t row_stride, int64_t count, int64_t width, float* columns,
+                int64_t column_stride) {
+  Floats<L> zeros[2] = {};
+  for (int64_t row = 0; row < count; row += L)
+    strip_to_columns<L>(rows + row * row_stride, row_stride, count - row, width, columns + row,
+                        column_stride, zeros);
   return all_zero<L>(zeros[0] + zeros[1]);
 }
 
@@ -90,10 +100,11 @@ MFAC_INLINE Floats<L> unchanged(Floats<L> value) {
   return value;
 }
 
-// LAST: applied to each value after the clip.
-template <int L, Floats<L> (*LAST)(Floats<L>) = unchanged<L>>
-void to_rows(const float* columns, int64_t column_stride, int64_t count, int64_t width, float* rows,
-             const float* residual, int64_t row_stride, float low, float high) {
+// At most L rows.
+template <int L, Floats<L> (*LAST)(Floats<L>)>
+MFAC_INLINE void strip_to_rows(const float* columns, int64_t column_stride, int64_t count,
+                               int64_t width, float* rows, const float* residual,
+                               int64_t row_stride, float low, float high) {
   for (int64_t k = 0; k < width; k += L) {
     const int64_t some = width - k < L ? width - k : L;
     Floats<L> square[L];
@@ -112,5 +123,16 @@ void to_rows(const float* columns, int64_t column_stride, int64_t count, int64_t
         store_some<L>(to, LAST(clip<L>(y, low, high)), some);
       }
     }
+  }
+}
+
+// LAST: applied to each value after the clip.
+template <int L, Floats<L> (*LAST)(Floats<L>) = unchanged<L>>
+void to_rows(const float* columns, int64_t column_stride, int64_t count, int64_t width, float* rows,
+             const float* residual, int64_t row_stride, float low, float high) {
+  for (int64_t row = 0; row < count; row += L) {
+    const int64_t at = row * row_stride;
+    strip_to_rows<L, LAST>(columns + row, column_stride, count - row, width, rows + at,
+                           residual ? residual + at : nullptr, row_stride, low, high);
   }
 }
