@@ -51,6 +51,11 @@ class Attention:
     length_first: bool = False
     flat: bool = False
 
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the operator's inputs, in its order."""
+        return [self.query, self.key, self.value, *([self.mask] if self.mask else [])]
+
 
 def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
     """Replace attention in a model.
@@ -67,10 +72,9 @@ def replace_attention(model: ir.Model, found: Sequence[Attention]) -> int:
     values = values_by_name(graph)
     count = 0
     for each in found:
-        read = [each.query, each.key, each.value, *([each.mask] if each.mask else [])]
-        if not values.keys() >= {*read, each.y}:
+        if not values.keys() >= {*each.inputs, each.y}:
             continue
-        nodes = [attention_node(each, [values[name] for name in read])]
+        nodes = [attention_node(each, [values[name] for name in each.inputs])]
         if each.flat:
             nodes.append(_flattened(nodes[0], values.keys()))
         old, new = values[each.y], nodes[-1].outputs[0]

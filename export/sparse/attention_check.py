@@ -34,12 +34,12 @@ def exact_attention(
         seconds: Time limit of a run of the model; None for no limit.
     """
     found = list(found)
-    names = {name for each in found for name in _read(each)}
+    names = {name for each in found for name in each.inputs}
     shapes = shapes_of(graph.model, names, feeds, seconds)
     rng = np.random.default_rng(0)
 
     def is_exact(each: Attention) -> bool:
-        given = {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in _read(each)}
+        given = {name: rng.standard_normal(shapes[name]).astype(np.float32) for name in each.inputs}
         (dense,) = Layouts(graph.model, list(given), [each.y]).run(given, feeds)
         try:
             (ours,) = _alone(each).run(None, given)
@@ -53,16 +53,10 @@ def exact_attention(
     return [each for each in found if is_exact(each)]
 
 
-def _read(each: Attention) -> list[str]:
-    names = (each.query, each.key, each.value, each.mask)
-    return list(dict.fromkeys(name for name in names if name is not None))
-
-
 def _alone(each: Attention) -> onnxruntime.InferenceSession:
     """Open a session of the operator alone."""
-    values = {name: ir.val(name, ir.DataType.FLOAT) for name in _read(each)}
-    read = [each.query, each.key, each.value, *([each.mask] if each.mask else [])]
-    node = attention_node(each, [values[name] for name in read])
+    values = {name: ir.val(name, ir.DataType.FLOAT) for name in each.inputs}
+    node = attention_node(each, [values[name] for name in each.inputs])
     node.outputs[0].dtype = ir.DataType.FLOAT
     alone = ir.Graph(
         list(values.values()),
