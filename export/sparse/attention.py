@@ -14,6 +14,9 @@ from mfac_compress.export.sparse.compose import remove_unused
 from mfac_compress.export.sparse.graph import values_by_name
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
 
+OFFSETS = ("query_offset", "key_offset", "value_offset")
+"""Attributes of the operator, in the order of its first inputs."""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -110,11 +113,10 @@ def attention_node(found: Attention, inputs: Sequence[ir.Value]) -> ir.Node:
         found: The attention; that its result is flat is left to another node.
         inputs: Queries, keys, values and, if there is one, the mask.
     """
-    places = ("query_offset", "key_offset", "value_offset")
     given = {
         "num_heads": found.heads,
         "head_size": found.size,
-        **dict(zip(places, found.offsets, strict=True)),
+        **dict(zip(OFFSETS, found.offsets, strict=True)),
         "scale": found.scale,
         "nan_to_zero": int(found.nan_to_zero),
         "length_first": int(found.length_first),

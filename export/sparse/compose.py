@@ -106,7 +106,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
     nodes = {node.name: node for node in graph}
     read_or_made = (value for node in graph for value in (*node.inputs, *node.outputs))
     values = {value.name: value for value in read_or_made if value is not None}
-    taken = _value_names(model)
+    taken = value_names(model)
     stored: dict[tuple, ir.Value] = {}
     ends = {operator.nodes[-1].name: operator for operator in plan}
     before = {place.depthwise: operator for operator, place in plan.items() if place.depthwise}
@@ -118,7 +118,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
         first, *depthwise = [before[operator], operator] if operator in before else [operator]
         built = first.build(plan[first].block, values, planes, *depthwise)
         replaced = [nodes[node.name] for each in (first, *depthwise) for node in each.nodes]
-        _add_constants(graph, built, stored, taken)
+        add_constants(graph, built, stored, taken)
         (new,), old = built.outputs, values[operator.y.name]
         new.meta.update(old.meta)
         ir.convenience.replace_nodes_and_values(graph, last, replaced, [built], [old], [new])
@@ -130,7 +130,7 @@ def _replace(model: ir.Model, plan: Plan, planes: Collection[str]) -> None:
     remove_unused(graph)
 
 
-def _add_constants(
+def add_constants(
     graph: ir.Graph, node: ir.Node, stored: dict[tuple, ir.Value], taken: set[str]
 ) -> None:
     """Add a new node's constants to a graph, with unused names; equal ones are stored once."""
@@ -169,7 +169,7 @@ def remove_unused(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _value_names(model: ir.Model) -> set[str]:
+def value_names(model: ir.Model) -> set[str]:
     """Return the names of all values in a model's graphs, which a new name must avoid."""
     names = set()
     for graph in model.graphs():

@@ -216,7 +216,7 @@ def sparse_node(
         attributes |= _depthwise_attributes(depthwise)
     return ir.node(
         kind,
-        [x, *_constants(name, arrays), *([residual] if adds_residual else [])],
+        [x, *constant_inputs(name, arrays), *([residual] if adds_residual else [])],
         dict(sorted(attributes.items())),
         domain=DOMAIN,
         name=name,
@@ -341,7 +341,7 @@ def recorded_planes_shape(shape: ir.Shape | None) -> ir.Shape | None:
     return ir.Shape((first, *others))
 
 
-def _constants(name: str, arrays: Mapping[str, np.ndarray | None]) -> list[ir.Value | None]:
+def constant_inputs(name: str, arrays: Mapping[str, np.ndarray | None]) -> list[ir.Value | None]:
     """Return the constant inputs of a node; None for an omitted one."""
     return [
         None

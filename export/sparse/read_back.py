@@ -22,7 +22,7 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
 
     Args:
         model: Written by :func:`rewrite`; each sparse operator has the name of the layer for which
-            it stands.
+            it stands, or the names of several as an attribute.
         source: The model that it was made from; None if it is not known.
     Yields:
         The weight's name in the source and the weight in the source's orientation; the operator's
@@ -42,7 +42,12 @@ def packed_weights(model: ir.Model, source: ir.Model | None) -> Iterator[tuple[s
 
 def _weights(node: ir.Node) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the weights of a node, each with the name of its layer."""
-    yield node.name, _unpacked(node)
+    weight = _unpacked(node)
+    if "stacked_names" in node.attributes:
+        names, outputs = (node.attributes[f"stacked_{key}"].value for key in ("names", "outputs"))
+        yield from zip(names, np.split(weight, np.cumsum(outputs)[:-1]), strict=True)
+        return
+    yield node.name, weight
     if node.op_type == "SparseConvDepthwise":
         yield node.attributes["depthwise_name"].value, node.inputs[5].const_value.numpy()
 

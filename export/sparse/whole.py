@@ -15,6 +15,7 @@ from mfac_compress.export.sparse.layout import Plan
 from mfac_compress.export.sparse.measure import WorkloadTime, time_models
 from mfac_compress.export.sparse.probe import Feeds
 from mfac_compress.export.sparse.skip_layer_norm import prevent_skip_layer_norm
+from mfac_compress.export.sparse.stacked_projections import stack_projections
 from mfac_compress.export.workload import Workload
 
 _ROUNDS = 11
@@ -83,7 +84,7 @@ def _mean(speeds: Sequence[WorkloadTime]) -> float:
 
 def _forms(graph: Graph, plan: Plan, attention: Sequence[Attention]) -> Iterator[ir.Model]:
     """Yield the models that implement a plan: with ONNX Runtime's layer norms, fused and not, and
-    with layer norms and attention of the library."""
+    with layer norms and attention of the library, whose projections are stacked."""
     model = rewrite(graph, plan)
     apart, ours = model.clone(), model.clone()
     yield model
@@ -91,6 +92,7 @@ def _forms(graph: Graph, plan: Plan, attention: Sequence[Attention]) -> Iterator
         yield apart
     if replace_attention(ours, attention) + use_layer_norm(ours):
         prevent_skip_layer_norm(ours)
+        stack_projections(ours)
         yield ours
 
 
