@@ -1,4 +1,4 @@
-"""What is done to images: random changes in training, and bringing pixels to the model's scale."""
+"""What is done to samples: random changes in training, and bringing them to the model's scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from mfac_compress.pipeline.recipe.schema import Augment
 
 @dataclass(frozen=True, eq=False)
 class ImageChanges:
-    """The random changes of images that a recipe asks for.
+    """The random changes of samples that a recipe asks for.
 
     Args:
         section: The recipe's ``data.augment``.
@@ -31,15 +31,15 @@ class ImageChanges:
         return self.section.model_dump_json()
 
     def __call__(self, x: Tree, generator: torch.Generator | None) -> Tree:
-        """Change a batch of raw images.
+        """Change a batch of raw samples.
 
         Args:
-            x: Shape ``[n, channels, height, width]``.
+            x: Images ``[n, channels, height, width]``, or what a transform of the user's takes.
             generator: On the CPU. Draws the changes.
         Returns:
-            Images of the same shape and type.
+            Samples of the same shape and type.
         Raises:
-            InputError: If ``x`` are not images, or a transform of the user's fails.
+            InputError: If ``x`` does not fit the changes, or a transform of the user's fails.
         """
         x = random_crop_flip(x, augment=self.section, generator=generator)
         return x if self.transforms is None else self.transforms(x, generator)

@@ -1,7 +1,7 @@
-"""Random changes of training images beyond crop and flip: ``data.augment.transforms``.
+"""Random changes of training samples beyond crop and flip: ``data.augment.transforms``.
 
-Either a function of the user's own that returns a transform, or names of transforms of
-torchvision.transforms.v2 with their arguments.
+Either a function of the user's own that returns a transform, of samples of any shape, or names of
+transforms of torchvision.transforms.v2 with their arguments, which are for images.
 """
 
 import inspect
@@ -30,57 +30,62 @@ _VISION = "torchvision.transforms.v2"
 
 @dataclass(frozen=True, eq=False)
 class Transforms:
-    """A random transform of images.
+    """A random transform of samples.
 
     Args:
         name: What it is, for messages.
-        transform: Of one raw image ``[channels, height, width]``, whose shape and type stay.
+        transform: Of one raw sample, such as an image ``[channels, height, width]``, whose shape
+            and type stay.
+        images_only: Whether it takes nothing but images.
     """
 
     name: str
     transform: Callable[[Tensor], Any]
+    images_only: bool = False
 
     def __call__(self, x: Tree, generator: torch.Generator) -> Tensor:
-        """Change each image of a batch on its own.
+        """Change each sample of a batch on its own.
 
         The transform draws from the random numbers of PyTorch, NumPy or Python, all of which are
         seeded for the batch and put back afterwards.
 
         Args:
-            x: Raw images. Shape ``[n, channels, height, width]``.
+            x: Raw samples. Shape ``[n, ...]``.
             generator: Draws the seed.
         Returns:
-            Images of the same shape and type.
+            Samples of the same shape and type.
         Raises:
-            InputError: If ``x`` are not images, or the transform fails or returns something else.
+            InputError: If ``x`` does not fit, or the transform fails or returns something else.
         """
-        if not isinstance(x, Tensor) or x.ndim != 4:
+        if not isinstance(x, Tensor):
+            raise InputError(f"{_KEY} needs one tensor. Got {type_and_shape(x)}. Remove it.")
+        if self.images_only and x.ndim != 4:
             raise InputError(
                 f"{_KEY} needs batches of images, [n, channels, height, width]. "
-                f"Got {type_and_shape(x)}. Set data.layout or remove it."
+                f"Got {type_and_shape(x)}. Set data.layout, or name a function of your own."
             )
         seed = int(torch.randint(2**32, (), generator=generator))
         with _seeded(seed):
-            return torch.stack([self._changed(image) for image in x])
+            return torch.stack([self._changed(sample) for sample in x])
 
-    def _changed(self, image: Tensor) -> Tensor:
+    def _changed(self, sample: Tensor) -> Tensor:
         try:
             with user_code():
-                found = self.transform(image.clone())
+                found = self.transform(sample.clone())
         except Exception as error:
             raise InputError(
-                f"{_KEY} must take an image, {type_and_shape(image)}. {self.name} raised "
+                f"{_KEY} must take a sample, {type_and_shape(sample)}. {self.name} raised "
                 f"{describe(error)}."
             ) from error
         if (
             not isinstance(found, Tensor)
-            or (found.shape, found.dtype) != (image.shape, image.dtype)
+            or (found.shape, found.dtype) != (sample.shape, sample.dtype)
             or not (found.isfinite().all() if found.is_floating_point() else True)
         ):
             got = type_and_shape(found) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(
-                f"{_KEY} must return an image like the one that it was given, finite numbers of "
-                f"{type_and_shape(image)}: data.mean and data.std come after it. {self.name} "
+                f"{_KEY} must return a sample like the one that it was given, finite numbers of "
+                f"{type_and_shape(sample)}: data.mean and data.std come after it. {self.name} "
                 f"returned {got}."
             )
         return found.detach().as_subclass(Tensor)
@@ -101,7 +106,8 @@ def load_transforms(augment: Augment, *, folder: Path) -> Transforms | None:
     if isinstance(given, str):
         return Transforms(f"The transform of {given}", _of_factory(given, folder))
     chain = [_of_torchvision(*_named(one)) for one in given]
-    return Transforms(f"{_VISION}: {', '.join(_named(one)[0] for one in given)}", _Chain(chain))
+    names = ", ".join(_named(one)[0] for one in given)
+    return Transforms(f"{_VISION}: {names}", _Chain(chain), images_only=True)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def _of_factory(name: str, folder: Path) -> Callable[[Tensor], Any]:
         ) from error
     if not callable(made):
         raise InputError(
-            f"{_KEY} must be a function that returns a transform, which takes an image and returns "
+            f"{_KEY} must be a function that returns a transform, which takes a sample and returns "
             f"it changed. {name!r} returned {type(made).__name__}."
         )
     return made

@@ -48,7 +48,7 @@ Transform = Text | Annotated[dict[Text, Arguments], Field(min_length=1, max_leng
 
 
 class Augment(Section):
-    """Random changes of images in recovery, and of those that batch-norm statistics are taken of;
+    """Random changes of samples in recovery, and of those that batch-norm statistics are taken of;
     never of those for gradients, choices or validation."""
 
     crop: Index = 0
@@ -59,8 +59,9 @@ class Augment(Section):
     """Further changes of each image, after these. Transforms of torchvision.transforms.v2 by name,
     with arguments where they have any: `[{RandomErasing: {p: 0.5}}, TrivialAugmentWide]`, which
     needs the extra `vision`. Or `package.module:callable`, or `path/to/file.py:callable`: your own
-    function without arguments that returns a transform. They are given raw images `[channels,
-    height, width]`, before `mean` and `std`, whose shape and type must stay."""
+    function without arguments that returns a transform, also of samples that are no images. They
+    are given raw samples, such as images `[channels, height, width]`, before `mean` and `std`,
+    whose shape and type must stay."""
 
 
 class ArrayRows(FileRows):

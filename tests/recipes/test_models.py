@@ -79,6 +79,7 @@ def test_resnet20_recognises_real_images():
         ("mlp-mnist", "mlp_mnist_woodfisher", 0.9397),
         ("resnet8-cifar10", "resnet8_cifar10_mlperftiny", 0.8721),
         ("dscnn-kws", "dscnn_kws_mlperftiny", 0.916),
+        ("dscnn-kws-70", "dscnn_kws_mlperftiny", 0.916),
     ],
 )
 def test_a_recipe_reads_its_data_as_the_checkpoint_wants(recipe, weights, expected):

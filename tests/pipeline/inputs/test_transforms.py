@@ -172,9 +172,9 @@ def test_a_factory_that_makes_no_transform_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("image / 255", "must return an image like the one .* returned"),
-        ("image[:, :1]", "must return an image like the one"),
-        ("image[None]", "must return an image like the one"),
+        ("image / 255", "must return a sample like the one .* returned"),
+        ("image[:, :1]", "must return a sample like the one"),
+        ("image[None]", "must return a sample like the one"),
         ("image.numpy()", "returned ndarray"),
         ("None", "returned NoneType"),
         ("1 / 0", "raised ZeroDivisionError"),
@@ -187,12 +187,28 @@ def test_what_a_transform_returns_is_checked(tmp_path, body, message):
         changed(found, images(2))
 
 
-def test_numbers_stay_finite_and_inputs_are_images():
-    nothing = Transforms("one", lambda image: image * float("inf"))
+def test_numbers_stay_finite():
+    endless = Transforms("one", lambda image: image * float("inf"))
     with pytest.raises(InputError, match="finite"):
-        changed(nothing, torch.ones(1, 3, 2, 2))
-    with pytest.raises(InputError, match=r"needs batches of images.*data\.layout"):
-        changed(nothing, torch.ones(4, 9))
+        changed(endless, torch.ones(1, 3, 2, 2))
+
+
+def test_those_of_torchvision_are_for_images(vision):
+    with pytest.raises(InputError, match=r"needs batches of images.*a function of your own"):
+        changed(load(["Brighter"]), torch.ones(4, 9))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 9), (4, 5, 2), (4, 3, 2, 2, 2)])
+def test_a_function_of_the_users_own_takes_samples_of_any_shape(tmp_path, shape):
+    x = torch.arange(int(np.prod(shape))).view(shape)
+    found = written(tmp_path, "def build():\n    return lambda sample: sample + 1\n")
+    assert torch.equal(changed(found, x), x + 1)
+
+
+def test_several_inputs_by_name_are_refused(tmp_path):
+    found = written(tmp_path, "def build():\n    return lambda sample: sample\n")
+    with pytest.raises(InputError, match="needs one tensor"):
+        changed(found, {"a": torch.ones(2, 3), "b": torch.ones(2, 3)})
 
 
 @pytest.fixture
@@ -251,5 +267,5 @@ def test_only_what_is_trained_on_is_changed_and_the_code_is_in_the_key(recipe, t
 def test_a_transform_that_does_not_fit_is_refused_before_any_work(recipe):
     loaded, inputs = recipe("image[:, :2]")
     (stage,) = [one for one in plan_stages(loaded, inputs) if one.name == "recover"]
-    with pytest.raises(InputError, match=r"data\.augment\.transforms must return an image"):
+    with pytest.raises(InputError, match=r"data\.augment\.transforms must return a sample"):
         stage.check(Ranks(), **stage.given)
