@@ -42,6 +42,14 @@ constexpr int place_of_lane(int lane) {
   return S == 1 ? lane : lane / 4 * 2 + lane % 2 + (lane % 4 >= 2 ? L / 2 : 0);
 }
 
+// The number of input rows that R output rows read.
+constexpr int rows_read(int R, int K, int S) { return (R - 1) * S + K; }
+// The most output rows that are computed at a time. More sums share more loads and wait less for each
+// other; weights of 5x5 pixels need the registers themselves, and bytes are converted first, which
+// takes longer.
+template <class Pixel>
+constexpr int most_rows(int K) { return K == 3 && sizeof(Pixel) > 1 ? 8 : 4; }
+
 // What follows the sums: floats are clipped, bytes requantised. Sums of 25 products of bytes are
 // exact as floats.
 template <int L>
@@ -82,9 +90,9 @@ MFAC_INLINE int64_t first_of_vector(int64_t width, int64_t vector) {
 // Add tap k of a row of pixels to those of the R sums that read it. Bit k of MASK tells whether
 // some of its lanes may lie outside.
 template <int L, int K, int S, int R, int MASK>
-MFAC_INLINE void add_tap(Floats<L> tap, int row, int k, const float* weights, const int32_t* keep,
+MFAC_INLINE void add_tap(Floats<L> tap, int row, int k, const float* weights, const Ints<L>* keep,
                          Floats<L>* sum) {
-  if (MASK >> k & 1) tap = masked<L>(tap, (Ints<L>)load<L>(keep + k * L));
+  if (MASK >> k & 1) tap = masked<L>(tap, keep[k]);
   MFAC_IN_REGISTER(tap);
   MFAC_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -93,42 +101,52 @@ MFAC_INLINE void add_tap(Floats<L> tap, int row, int k, const float* weights, co
   }
 }
 
-// One vector of R output rows.
+// Add the R sums of one vector of each of R output rows. Bit k of MASK tells whether some lanes of tap
+// k may lie outside.
+template <class Pixel, int L, int K, int S, int R, int MASK>
+MFAC_INLINE void sum_vector(const Depthwise<Pixel>& d, int64_t channel, const float* const* rows,
+                            const float* weights, int64_t x, int64_t v, Floats<L>* sum) {
+  Ints<L> keep[K];
+  MFAC_UNROLL
+  for (int k = 0; k < K; ++k) {
+    if (!(MASK >> k & 1)) continue;
+    keep[k] = (Ints<L>)load<L>(d.edges + v * (K + 1) * L + L + k * L);
+    if (K == 3) MFAC_IN_REGISTER(keep[k]);
+  }
+  MFAC_UNROLL
+  for (int r = 0; r < R; ++r) sum[r] = first_sum<L>(d, channel);
+  constexpr int kRows = rows_read(R, K, S);
+  MFAC_UNROLL
+  for (int row = 0; row < kRows; ++row) {
+    const float* const from = rows[row] + x * S;
+    MFAC_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (S == 1) {
+        add_tap<L, K, S, R, MASK>(load<L>(from + k), row, k, weights, keep, sum);
+        continue;
+      }
+      if (k > 0 && k % 2 == 0) continue;  // added with the one before
+      Floats<L> tap, next;
+      load_pairs<L>(from + k, tap, next);
+      add_tap<L, K, S, R, MASK>(tap, row, k, weights, keep, sum);
+      if (k > 0) add_tap<L, K, S, R, MASK>(next, row, k + 1, weights, keep, sum);
+    }
+  }
+  if (S == 1) return;
+  MFAC_UNROLL
+  for (int r = 0; r < R; ++r) sum[r] = in_order<L>(sum[r]);
+}
+
+// One vector of R output rows. What lies behind a row is overwritten.
 template <class Pixel, int L, int K, int S, int R, int MASK>
 MFAC_INLINE void depthwise_vector(const Depthwise<Pixel>& d, int64_t channel,
                                   const float* const* rows, const float* weights, Pixel* to,
                                   int64_t v) {
   const int64_t x = first_of_vector<L>(d.to_width, v);
-  const int32_t* const keep = d.edges + v * (K + 1) * L + L;
   Floats<L> sum[R];
+  sum_vector<Pixel, L, K, S, R, MASK>(d, channel, rows, weights, x, v, sum);
   MFAC_UNROLL
-  for (int r = 0; r < R; ++r) sum[r] = first_sum<L>(d, channel);
-  MFAC_UNROLL
-  for (int row = 0; row < (R - 1) * S + K; ++row) {
-    const float* const from = rows[row] + x * S;
-    MFAC_UNROLL
-    for (int k = 0; k < K; k += S) {
-      Floats<L> tap, next;
-      if (S == 1)
-        tap = load<L>(from + k);
-      else
-        load_pairs<L>(from + k, tap, next);
-      add_tap<L, K, S, R, MASK>(tap, row, k, weights, keep, sum);
-      if (S > 1 && k + 1 < K) add_tap<L, K, S, R, MASK>(next, row, k + 1, weights, keep, sum);
-    }
-  }
-  MFAC_UNROLL
-  for (int r = 0; r < R; ++r) {
-    if (S > 1) sum[r] = in_order<L>(sum[r]);
-    Pixel* const at = to + r * d.to_width + x;
-    if (at + L <= d.end) {
-      store_sum<L>(d, channel, sum[r], at);
-    } else {
-      Pixel some[L];
-      store_sum<L>(d, channel, sum[r], some);
-      __builtin_memcpy(at, some, static_cast<size_t>(d.end - at) * sizeof(Pixel));
-    }
-  }
+  for (int r = 0; r < R; ++r) store_sum<L>(d, channel, sum[r], to + r * d.to_width + x);
 }
 
 // The same at an edge: with masks only where they are needed, in the usual cases.
@@ -136,14 +154,27 @@ template <class Pixel, int L, int K, int S, int R>
 MFAC_INLINE void depthwise_edge(const Depthwise<Pixel>& d, int64_t channel,
                                 const float* const* rows, const float* weights, Pixel* to,
                                 int64_t v) {
-  constexpr int kAll = (1 << K) - 1, kFirst = 1, kLast = 1 << (K - 1);
+  constexpr int kAll = (1 << K) - 1, kFirst = 1, kLast = 1 << (K - 1), kBoth = kFirst | kLast;
   const int32_t mask = d.edges[v * (K + 1) * L];
   if (K == 3 && (mask | kFirst) == kFirst)
     depthwise_vector<Pixel, L, K, S, R, K == 3 ? kFirst : kAll>(d, channel, rows, weights, to, v);
   else if (K == 3 && (mask | kLast) == kLast)
     depthwise_vector<Pixel, L, K, S, R, K == 3 ? kLast : kAll>(d, channel, rows, weights, to, v);
+  else if (K == 3 && (mask | kBoth) == kBoth)
+    depthwise_vector<Pixel, L, K, S, R, K == 3 ? kBoth : kAll>(d, channel, rows, weights, to, v);
   else
     depthwise_vector<Pixel, L, K, S, R, kAll>(d, channel, rows, weights, to, v);
+}
+
+// A row that is shorter than a vector, without writing anything behind it.
+template <class Pixel, int L, int K, int S>
+MFAC_INLINE void depthwise_short_row(const Depthwise<Pixel>& d, int64_t channel,
+                                     const float* const* rows, const float* weights, Pixel* to) {
+  Floats<L> sum;
+  sum_vector<Pixel, L, K, S, 1, (1 << K) - 1>(d, channel, rows, weights, 0, 0, &sum);
+  Pixel some[L];
+  store_sum<L>(d, channel, sum, some);
+  for (int64_t x = 0; x < d.to_width; ++x) to[x] = some[x];
 }
 
 // Vectors of a row: those [begin, end) have no lane outside the image.
@@ -151,25 +182,36 @@ struct Inner {
   int64_t begin, end, all;
 };
 
-// R output rows of a channel, from row y on.
+// The rows that R output rows read, from row y on.
+template <int K, int S, int R>
+MFAC_INLINE void find_rows(const DepthwiseImage& image, int64_t y, const float** rows) {
+  const int64_t first = y * S - image.top;
+  const float* inside = image.pixels + first * image.stride;
+  constexpr int kRows = rows_read(R, K, S);
+  MFAC_UNROLL
+  for (int i = 0; i < kRows; ++i, inside += image.stride)
+    rows[i] = (static_cast<uint64_t>(first + i) < static_cast<uint64_t>(image.height)
+                   ? inside
+                   : image.zeros) -
+              image.left;
+}
+
+// Output rows of a channel, R at a time. The last ones may be computed twice.
 template <class Pixel, int L, int K, int S, int R>
 MFAC_INLINE void depthwise_rows(const Depthwise<Pixel>& d, const DepthwiseImage& image,
-                                const Inner& inner, int64_t channel, int64_t y,
-                                const float* weights) {
-  const float* rows[(R - 1) * S + K];
-  MFAC_UNROLL
-  for (int i = 0; i < (R - 1) * S + K; ++i) {
-    const int64_t row = y * S - image.top + i;
-    const bool inside = row >= 0 && row < image.height;
-    rows[i] = (inside ? image.pixels + row * image.stride : image.zeros) - image.left;
+                                const Inner& inner, int64_t channel, const float* weights) {
+  const float* rows[rows_read(R, K, S)];
+  for (int64_t next = 0; next < d.to_height; next += R) {
+    const int64_t y = next + R <= d.to_height ? next : d.to_height - R;
+    find_rows<K, S, R>(image, y, rows);
+    Pixel* const to = d.to + channel * d.to_channel + y * d.to_width;
+    for (int64_t v = 0; v < inner.begin; ++v)
+      depthwise_edge<Pixel, L, K, S, R>(d, channel, rows, weights, to, v);
+    for (int64_t v = inner.begin; v < inner.end; ++v)
+      depthwise_vector<Pixel, L, K, S, R, 0>(d, channel, rows, weights, to, v);
+    for (int64_t v = inner.end; v < inner.all; ++v)
+      depthwise_edge<Pixel, L, K, S, R>(d, channel, rows, weights, to, v);
   }
-  Pixel* const to = d.to + (channel * d.to_height + y) * d.to_width;
-  for (int64_t v = 0; v < inner.begin; ++v)
-    depthwise_edge<Pixel, L, K, S, R>(d, channel, rows, weights, to, v);
-  for (int64_t v = inner.begin; v < inner.end; ++v)
-    depthwise_vector<Pixel, L, K, S, R, 0>(d, channel, rows, weights, to, v);
-  for (int64_t v = inner.end; v < inner.all; ++v)
-    depthwise_edge<Pixel, L, K, S, R>(d, channel, rows, weights, to, v);
 }
 
 // For each vector of a row: the taps that have lanes outside the image, and for each tap its lanes
@@ -180,11 +222,14 @@ MFAC_INLINE Inner find_edges(const Depthwise<Pixel>& d, const DepthwiseImage& im
   for (int64_t v = 0; v < inner.all; ++v) {
     int32_t* const edge = d.edges + v * (K + 1) * L;
     edge[0] = 0;
-    for (int k = 0; k < K; ++k) {
+    const int64_t first = first_of_vector<L>(d.to_width, v) * S - image.left;
+    const bool whole = first >= 0 && first + (L - 1) * S + K <= image.width;
+    for (int k = 0; k < K && !whole; ++k) {
       for (int lane = 0; lane < L; ++lane) {
-        const int64_t x = first_of_vector<L>(d.to_width, v) + place_of_lane<L, S>(lane);
-        const int64_t column = x * S + k - image.left;
-        const bool inside = (column >= 0 && column < image.width) || x >= d.to_width;
+        const int64_t x = place_of_lane<L, S>(lane);
+        const int64_t column = first + x * S + k;
+        const bool beyond = first_of_vector<L>(d.to_width, v) + x >= d.to_width;
+        const bool inside = (column >= 0 && column < image.width) || beyond;
         edge[L + k * L + lane] = inside ? -1 : 0;
         edge[0] |= inside ? 0 : 1 << k;
       }
@@ -198,18 +243,47 @@ MFAC_INLINE Inner find_edges(const Depthwise<Pixel>& d, const DepthwiseImage& im
   return inner;
 }
 
+// A channel after which there is no room for the rest of a vector.
+template <class Pixel, int L, int K, int S>
+MFAC_INLINE void depthwise_short_rows(const Depthwise<Pixel>& d, const DepthwiseImage& image,
+                                      int64_t channel, const float* weights) {
+  const float* rows[K];
+  Pixel* to = d.to + channel * d.to_channel;
+  for (int64_t y = 0; y < d.to_height; ++y, to += d.to_width) {
+    find_rows<K, S, 1>(image, y, rows);
+    depthwise_short_row<Pixel, L, K, S>(d, channel, rows, weights, to);
+  }
+}
+
+// The number of output rows at a time for which the fewest rows are read, of those that have code:
+// the largest, one less (images of 7, 14, 28 ... pixels are common), 4 and 1.
+template <class Pixel, int K, int S>
+MFAC_INLINE int rows_at_a_time(int64_t height) {
+  constexpr int kMost = most_rows<Pixel>(K);
+  const int choices[] = {1, 4, kMost > 4 ? kMost - 1 : 4, kMost};
+  int best = 1;
+  int64_t least = height * K;
+  for (const int rows : choices) {
+    if (rows > height) continue;
+    const int64_t read = (height + rows - 1) / rows * rows_read(rows, K, S);
+    if (read <= least) best = rows, least = read;
+  }
+  return best;
+}
+
 template <class Pixel, int L, int K, int S>
 MFAC_INLINE void depthwise_channel(const Depthwise<Pixel>& d, const DepthwiseImage& image,
-                                   const Inner& inner, int64_t channel) {
-  constexpr int R = S == 1 ? 4 : 2;
+                                   const Inner& inner, int rows, int64_t channel) {
   float weights[K * K];  // a local copy, which stores cannot alias
   __builtin_memcpy(weights, d.weights + channel * K * K, sizeof weights);
-  for (int64_t next = 0; next < d.to_height && d.to_height >= R; next += R) {
-    const int64_t y = next + R <= d.to_height ? next : d.to_height - R;
-    depthwise_rows<Pixel, L, K, S, R>(d, image, inner, channel, y, weights);
-  }
-  for (int64_t y = 0; y < d.to_height && d.to_height < R; ++y)
-    depthwise_rows<Pixel, L, K, S, 1>(d, image, inner, channel, y, weights);
+  const int64_t last_row = channel * d.to_channel + (d.to_height - 1) * d.to_width;
+  if (d.to_width < L && d.end - d.to < last_row + L)
+    return depthwise_short_rows<Pixel, L, K, S>(d, image, channel, weights);
+  constexpr int kMost = most_rows<Pixel>(K), kLess = kMost > 4 ? kMost - 1 : kMost;
+  if (rows == kMost) return depthwise_rows<Pixel, L, K, S, kMost>(d, image, inner, channel, weights);
+  if (rows == kLess) return depthwise_rows<Pixel, L, K, S, kLess>(d, image, inner, channel, weights);
+  if (rows == 4) return depthwise_rows<Pixel, L, K, S, 4>(d, image, inner, channel, weights);
+  depthwise_rows<Pixel, L, K, S, 1>(d, image, inner, channel, weights);
 }
 
 template <int L, int K, int S>
@@ -217,9 +291,10 @@ MFAC_INLINE void depthwise_channels(const Depthwise<float>& d) {
   DepthwiseImage image{d.from, d.width, d.height, d.width, d.top, d.left,
                        d.zeros + kDepthwiseReach};
   const Inner inner = find_edges<float, L, K, S>(d, image);
+  const int rows = rows_at_a_time<float, K, S>(d.to_height);
   for (int64_t channel = 0; channel < d.channels; ++channel) {
-    depthwise_channel<float, L, K, S>(d, image, inner, channel);
-    image.pixels += d.height * d.width;
+    depthwise_channel<float, L, K, S>(d, image, inner, rows, channel);
+    image.pixels += d.from_channel;
   }
 }
 
@@ -261,13 +336,14 @@ MFAC_INLINE void depthwise_channels(const Depthwise<uint8_t>& d) {
   const int64_t width = d.left + d.width + d.right, height = d.top + d.height + d.bottom;
   const DepthwiseImage image{d.staged, width, height, width, 0, 0, d.staged};
   const Inner inner = find_edges<uint8_t, L, K, S>(d, image);
+  const int rows = rows_at_a_time<uint8_t, K, S>(d.to_height);
   fill_floats(d.staged, width * height, d.around);
   for (int64_t channel = 0; channel < d.channels; ++channel) {
     const uint8_t* from = d.from + channel * d.height * d.width;
     float* to = d.staged + d.top * width + d.left;
     for (int64_t y = 0; y < d.height; ++y, from += d.width, to += width)
       bytes_to_floats<L>(from, d.width, to);
-    depthwise_channel<uint8_t, L, K, S>(d, image, inner, channel);
+    depthwise_channel<uint8_t, L, K, S>(d, image, inner, rows, channel);
   }
 }
 

@@ -129,6 +129,25 @@ def test_bytes_equal_whole_numbers(sessions_by_set, seed):
             np.testing.assert_array_equal(y, expected, err_msg=f"{name}, {instruction_set}")
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [1, 7, 14, 17, 33])
+def test_any_number_of_rows_is_right(sessions, width, stride):
+    """Rows are computed some at a time, and those of the last channel without what comes after."""
+    random = np.random.default_rng(width)
+    drawn = []
+    for height in range(1, 26):
+        weight = random.standard_normal((3, 1, 3, 3)).astype(np.float32)
+        x = random.standard_normal((1, 3, height, width)).astype(np.float32)
+        window = Window((stride, stride), (1, 1, 1, 1))
+        expected = _sums(x, weight, np.zeros(3, np.float32), window).numpy()
+        name = f"h{height}"
+        packed, value = pack(weight, group=3), ir.Value(name=f"{name}.x")
+        node = sparse_node(name, value, f"{name}.y", packed, window=window)
+        drawn.append((node, {f"{name}.x": x}, expected))
+    for name, (_, _, expected), y in _run(sessions, drawn, 1):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("stride", "size"), [(1, 56), (2, 112), (2, 15), (1, 7)])
 def test_many_channels_are_shared_among_threads(sessions, stride, size, threads):
