@@ -126,8 +126,6 @@ Depthwise<Pixel> with_sizes(Depthwise<Pixel> d, const Window& window, const Imag
   d.width = input.width;
   d.to_height = output.height;
   d.to_width = output.width;
-  d.from_channel = input.channel_stride();
-  d.to_channel = output.channel_stride();
   d.top = window.pads[0];
   d.left = window.pads[1];
   d.bottom = window.pads[2];

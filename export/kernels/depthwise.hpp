@@ -35,8 +35,6 @@ struct Depthwise {
   const Pixel* end;   // of what may be written; what lies before it and after a channel may be
                       // overwritten before that channel's turn
   int64_t channels, height, width, to_height, to_width, kernel;
-  int64_t from_channel, to_channel;  // pixels from channel to channel: of whole images, or of a
-                                     // band of their rows
   int64_t top, left, bottom, right;  // padding, smaller than the kernel
   int32_t* edges;        // room for (kernel + 1) * (to_width + kDepthwiseReach)
   const float* zeros;    // [kDepthwiseReach + width + kDepthwiseReach]; of floats

@@ -204,7 +204,7 @@ MFAC_INLINE void depthwise_rows(const Depthwise<Pixel>& d, const DepthwiseImage&
   for (int64_t next = 0; next < d.to_height; next += R) {
     const int64_t y = next + R <= d.to_height ? next : d.to_height - R;
     find_rows<K, S, R>(image, y, rows);
-    Pixel* const to = d.to + channel * d.to_channel + y * d.to_width;
+    Pixel* const to = d.to + (channel * d.to_height + y) * d.to_width;
     for (int64_t v = 0; v < inner.begin; ++v)
       depthwise_edge<Pixel, L, K, S, R>(d, channel, rows, weights, to, v);
     for (int64_t v = inner.begin; v < inner.end; ++v)
@@ -248,7 +248,7 @@ template <class Pixel, int L, int K, int S>
 MFAC_INLINE void depthwise_short_rows(const Depthwise<Pixel>& d, const DepthwiseImage& image,
                                       int64_t channel, const float* weights) {
   const float* rows[K];
-  Pixel* to = d.to + channel * d.to_channel;
+  Pixel* to = d.to + channel * d.to_height * d.to_width;
   for (int64_t y = 0; y < d.to_height; ++y, to += d.to_width) {
     find_rows<K, S, 1>(image, y, rows);
     depthwise_short_row<Pixel, L, K, S>(d, channel, rows, weights, to);
@@ -276,7 +276,7 @@ MFAC_INLINE void depthwise_channel(const Depthwise<Pixel>& d, const DepthwiseIma
                                    const Inner& inner, int rows, int64_t channel) {
   float weights[K * K];  // a local copy, which stores cannot alias
   __builtin_memcpy(weights, d.weights + channel * K * K, sizeof weights);
-  const int64_t last_row = channel * d.to_channel + (d.to_height - 1) * d.to_width;
+  const int64_t last_row = ((channel + 1) * d.to_height - 1) * d.to_width;
   if (d.to_width < L && d.end - d.to < last_row + L)
     return depthwise_short_rows<Pixel, L, K, S>(d, image, channel, weights);
   constexpr int kMost = most_rows<Pixel>(K), kLess = kMost > 4 ? kMost - 1 : kMost;
@@ -294,7 +294,7 @@ MFAC_INLINE void depthwise_channels(const Depthwise<float>& d) {
   const int rows = rows_at_a_time<float, K, S>(d.to_height);
   for (int64_t channel = 0; channel < d.channels; ++channel) {
     depthwise_channel<float, L, K, S>(d, image, inner, rows, channel);
-    image.pixels += d.from_channel;
+    image.pixels += d.height * d.width;
   }
 }
 
