@@ -223,6 +223,20 @@ def test_the_digest_covers_external_data(tmp_path, files):
     assert onnx_model.Source.read(tmp_path / "big.onnx", content).external != first
 
 
+def test_the_external_data_of_the_model_is_not_removed(files):
+    """As of a dense.onnx of an earlier run, under another name in its directory."""
+    (files.output / ".cache").mkdir(parents=True)
+    model, data = files.output / "renamed.onnx", files.output / "dense.onnx.data"
+    onnx.save(
+        onnx.load(files.onnx), model, save_as_external_data=True, location=data.name,
+        size_threshold=0,
+    )  # fmt: skip
+    result = files.run("-q", model=model)
+    assert result.exit_code == 2
+    assert "-o must not be the directory of MODEL" in result.output
+    assert data.exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"\x08\x07", b"onnx", b"\x08\x07:\x02\x0a\x7f"])
 def test_damaged_files_are_refused(files, content):
     files.onnx.write_bytes(content)
