@@ -258,7 +258,7 @@ def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:
         quantize.quantize,
         reads={"section": recipe.quantize, "calibration": inputs.calibration},
         after={"export": "export", **({"trained": "recover"} if trained else {})},
-        check=partial(quantize.check, where=recipe.where),
+        check=partial(quantize.check, opset=inputs.model.opset, where=recipe.where),
         facts=quantize.Quantised,
         ranks="zero",
     )

@@ -168,6 +168,25 @@ def test_every_opset_is_read(files):
 
 
 @pytest.mark.parametrize(
+    ("opset", "quantize", "needed"),
+    [
+        (9, {"mode": "static", "per_channel": False}, "static needs opset 10 or later"),
+        (12, {"mode": "static"}, "static by outputs needs opset 13 or later"),
+        (12, {"mode": "static", "per_channel": False}, None),
+        (9, {"mode": "dynamic"}, None),
+        (13, {"mode": "static"}, None),
+    ],
+)
+def test_a_file_whose_opset_has_no_operators_in_8_bits_is_refused(files, opset, quantize, needed):
+    """Before any work: the file keeps its opset."""
+    write(files.onnx, load_file(files.model), opset=opset)
+    files.recipe["quantize"] = {"samples": 64, **quantize}
+    result = files.run("-q", "--dry-run", model=files.onnx)
+    assert result.exit_code == (2 if needed else 0), result.output
+    assert needed is None or needed in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model": {"factory": "net.py:net"}}, "model.factory must be left out"),
