@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from mfac_compress.export import data_files
+from mfac_compress.export.sparse.limits import check_file
 from mfac_compress.pipeline.errors import InputError, stage_named
 from mfac_compress.pipeline.file_names import WITH_KERNELS
+from mfac_compress.pipeline.inputs.foreign_files import is_onnx
 from mfac_compress.pipeline.inputs.load import Inputs, load_inputs
 from mfac_compress.pipeline.outcome import make_manifest, make_report, resolved_recipe
 from mfac_compress.pipeline.progress import Progress
@@ -97,7 +100,7 @@ def _files_of(
     recipe: Recipe | str | Path, model_path: str | Path, overrides: Sequence[str]
 ) -> dict[str, Path]:
     """The files that may lie in the directory of an earlier run, by what they are to this one."""
-    files = {"MODEL": Path(model_path)}
+    files = {"MODEL": Path(model_path), **_external_data(Path(model_path))}
     if not isinstance(recipe, Recipe):
         files["RECIPE"] = Path(recipe)
         try:
@@ -109,6 +112,17 @@ def _files_of(
         if written is not None:
             files[f"prune.{key}"] = recipe.source.resolve(written)
     return files
+
+
+def _external_data(model: Path) -> dict[str, Path]:
+    """The external data of a model that is an ONNX file; none of what cannot be read."""
+    if not is_onnx(model, b""):
+        return {}
+    try:
+        check_file(model)
+        return {f"MODEL, whose data is in {file.name}": file for file in data_files(model)}
+    except Exception:  # said later, when the directory holds no earlier results
+        return {}
 
 
 def load(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mfac_compress.export import machine_load
 from mfac_compress.pipeline.digest import file_digest
 from mfac_compress.pipeline.file_names import INT8, SPARSE
 from mfac_compress.pipeline.inputs.load import Inputs
@@ -258,7 +257,7 @@ def _quantize(recipe: Recipe, inputs: Inputs) -> Stage:
         quantize.quantize,
         reads={"section": recipe.quantize, "calibration": inputs.calibration},
         after={"export": "export", **({"trained": "recover"} if trained else {})},
-        check=partial(quantize.check, where=recipe.where),
+        check=partial(quantize.check, opset=inputs.model.opset, where=recipe.where),
         facts=quantize.Quantised,
         ranks="zero",
     )
@@ -276,7 +275,7 @@ def _accelerate(name: str, recipe: Recipe, inputs: Inputs, source: str, maker: s
             "library": Keyed(library, library and file_digest(library)),
             "workloads": workloads_of(recipe.export, recipe.validate_),
             "feeds": validation_feeds(recipe.export, inputs.data.validation, inputs.model.module),
-            "cpu": machine_load().cpu,
+            "cpu": accelerate.processor(),
         },
         after={"export": "export", "source": maker},
         check=partial(accelerate.check, artifact=recipe.artifact, where=recipe.where),

@@ -9,7 +9,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_la
 """What configurations call the number of layers."""
 _POOLING = "1_Pooling/config.json"
 """Where sentence-transformers writes how its vectors are made."""
+_MODULES = "modules.json"
+"""Where it writes which modules follow on each other."""
+_MADE_HERE = ("Transformer", "Pooling", "Normalize")
+"""Those of which a vector is made here; it always gets the length 1."""
 _NOT_OURS = ("auto_map", "_attn_implementation", "attn_implementation", "_name_or_path")
 """Keys that could have code or files fetched from elsewhere."""
 
@@ -81,6 +86,7 @@ def load_folder(folder: Path, section: ModelSection) -> LoadedFolder:
         heads: frozenset[str] = frozenset()
         pooling = section.pooling or "mean"
         _check_pooling(folder, pooling)
+        _check_modules(folder)
         install_pooling(module, pooling)
     else:
         heads = _heads(module)
@@ -116,11 +122,19 @@ def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
     Raises:
         InputError: If it is missing, too large, or holds none.
     """
+    content, values = _read(folder, name)
+    if not isinstance(values, dict):
+        raise InputError(f"{folder / name} must hold an object. Got a {type(values).__name__}.")
+    return content, values
+
+
+def _read(folder: Path, name: str) -> tuple[bytes, Any]:
+    """Read a file of JSON: its bytes, and what they hold."""
     path = folder / name
     try:
         size = check_regular(path, "The model")
         content = path.read_bytes() if size <= _MOST_JSON else b""
-        values = json.loads(content)
+        return content, json.loads(content)
     except FileNotFoundError as error:
         raise InputError(
             f"The model must be a file, or a folder of transformers with {CONFIG} and {_WEIGHTS}. "
@@ -131,9 +145,6 @@ def read_json(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
             f"{path} must be a file of JSON below {_MOST_JSON:,} bytes. It cannot be read "
             f"({describe(error)}). Copy or save the folder again."
         ) from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold an object. Got a {type(values).__name__}.")
-    return content, values
 
 
 def _check_config(folder: Path, values: Mapping[str, Any]) -> None:
@@ -222,6 +233,26 @@ def _check_pooling(folder: Path, pooling: str) -> None:
             f"model.pooling must be that of {folder / _POOLING}, with which the model was trained: "
             f"{', '.join(map(shown, trained))}. Got {pooling}. Where model.pooling has no such "
             "choice, build the model in a model.factory."
+        )
+
+
+def _check_modules(folder: Path) -> None:
+    """Check that nothing but the length comes after the pooling, where the folder says what does.
+
+    Raises:
+        InputError: If a module follows that is not made here, as one that maps vectors to others.
+    """
+    if not os.path.exists(folder / _MODULES):
+        return
+    _, values = _read(folder, _MODULES)
+    modules = values if isinstance(values, list) else [values]
+    kinds = [each.get("type") if isinstance(each, dict) else each for each in modules]
+    others = [each for each in kinds if str(each).rpartition(".")[2] not in _MADE_HERE]
+    if others:
+        raise InputError(
+            f"The vectors of {folder} must be those that its encoder makes with pooling alone. Its "
+            f"{_MODULES} has {listed(list(map(shown, others)))}, without which it would be another "
+            "model. Build the whole model in a model.factory."
         )
 
 
@@ -318,7 +349,29 @@ def _built(
             f"{folder} must have all weights of {model_class.__name__}, the model for model.task "
             f"{task}. It lacks {listed(missing)}. Use another task, or train and save that model."
         )
+    deeper = _of_further_layers(module, found["unexpected_keys"])
+    if deeper:
+        raise InputError(
+            f"{folder / CONFIG} must have all layers of which {folder} has weights. It leaves out "
+            f"{listed(deeper)}. Take the {CONFIG} with which the model was trained, or save the "
+            "smaller model with save_pretrained."
+        )
     return module
+
+
+def _of_further_layers(module: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Tensors that the model has under another number: those of layers that it does not have.
+
+    Others that it does not have may belong to the head of another task.
+    """
+    prefix = f"{module.base_model_prefix}."
+
+    def numberless(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".*.", name.removeprefix(prefix))
+
+    known = set(map(numberless, module.state_dict()))
+    names = sorted(map(str, unexpected))
+    return [name for name in names if numberless(name) in known and re.search(r"\.\d+\.", name)]
 
 
 def _heads(module: nn.Module) -> frozenset[str]:

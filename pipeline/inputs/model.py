@@ -64,6 +64,8 @@ class Model(Protocol):
     """Names of the file's outputs that the module returns; None for all."""
     keeps_graph: bool
     """Whether the file's graph is the user's own, which changes only where that is asked for."""
+    opset: int | None
+    """Version of the ONNX operators of the user's own file; None where `export.opset` says it."""
     heads: frozenset[str]
     """Parameters that are pruned only where ``prune.include`` names them."""
 

@@ -55,6 +55,11 @@ class OnnxModel:
         return self.converted.stored
 
     @property
+    def opset(self) -> int | None:
+        """See :class:`~mfac_compress.pipeline.inputs.model.Model`."""
+        return self.source.graph.opset_imports.get("")
+
+    @property
     def outputs(self) -> Sequence[str]:
         """See :class:`~mfac_compress.pipeline.inputs.model.Model`."""
         return self.converted.module.outputs

@@ -29,6 +29,7 @@ class TracedModel:
     stored: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     outputs: Sequence[str] | None = None
     keeps_graph: bool = False
+    opset: int | None = None
     heads: frozenset[str] = frozenset()
     _dense: dict[OnnxForm, ir.Model] = field(default_factory=dict)
     """The graph that was made when the export was tried: it need not be made again."""

@@ -46,7 +46,7 @@ class RunDirectory:
         self.cache = path / _CACHE
         try:
             is_file = path.exists() and not path.is_dir()
-            foreign = path.is_dir() and not self.cache.is_dir() and any(path.iterdir())
+            foreign = path.is_dir() and not self._is_own() and any(path.iterdir())
         except OSError as error:
             raise InputError(_unusable(path, error)) from error
         if is_file:
@@ -57,20 +57,33 @@ class RunDirectory:
                 "other files. Name another."
             )
 
+    def _is_own(self) -> bool:
+        """Whether a run has made the cache, or it is empty.
+
+        Other programs call theirs the same: the folder of a model that was downloaded from a hub
+        has one, and so has each home directory.
+        """
+        if not self.cache.is_dir():
+            return False
+        return (self.cache / _LOCK).is_file() or not any(self.cache.iterdir())
+
     def check_spares(self, inputs: Mapping[str, Path]) -> None:
         """Check that no result that a run removes here is what it is to read.
 
         Args:
-            inputs: Files that the run reads, by what they are.
+            inputs: Files and folders that the run reads, by what they are.
 
         Raises:
-            InputError: If one is.
+            InputError: If one is, or is in such a folder.
         """
         for what, path in inputs.items():
-            if any(_is_same(path, self.path / name) for name in RESULTS):
+            read = [path / name for name in RESULTS] if os.path.isdir(path) else [path]
+            spared = [self.path / name for name in RESULTS]
+            removed = next((r for r in read if any(_is_same(r, other) for other in spared)), None)
+            if removed is not None:
                 raise InputError(
                     f"-o must not be the directory of {what}: a run removes earlier results from "
-                    f"its directory, {path} among them. Name another directory."
+                    f"its directory, {removed} among them. Name another directory."
                 )
 
     @contextmanager

@@ -4,6 +4,7 @@ What this stage chooses is a candidate, and it is cached. Whether it is faster i
 latencies that the report prints, which every run measures anew: see :func:`decided`.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from mfac_compress.export import (
     LayerSpeed,
     Workload,
     kernel_library,
+    machine_load,
     measure_speed,
     why_not_faster,
     write_model,
@@ -29,6 +31,8 @@ from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 
 _USED = "faster at every batch size, number of threads and length of validate.latency"
+_TOLD = ("MFAC_SPARSE_ISA", "MFAC_SPARSE_L1D")
+"""Environment variables that the kernels read; results may round otherwise by them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,12 @@ class Kernels:
     compared: tuple[LatencyComparison, ...] = ()
     """Latency of the file against that of ``made_from``. It is used where this and its latency
     against the dense file show it faster. Empty: there was no candidate."""
+
+
+def processor() -> str:
+    """The processor, and which of its instructions the kernels are told to use."""
+    told = (f"{name}={os.environ[name]}" for name in _TOLD if os.environ.get(name))
+    return " ".join((machine_load().cpu, *told))
 
 
 def built_library() -> Path | None:

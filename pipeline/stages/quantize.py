@@ -37,6 +37,8 @@ from mfac_compress.pipeline.stages.rounding import LayerRounding, Rounding, roun
 _STAGE = "quantize"
 _JUDGED = 512
 """Held-out samples on which a file in 8 bits is compared: one for each layer may have to be."""
+_WHOLE, _BY_OUTPUT = 10, 13
+"""Opsets that have QuantizeLinear with one scale for a tensor, and with one for each output."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,11 @@ def check(
     *,
     section: QuantizeSection,
     calibration: CalibrationData,
+    opset: int | None,
     where: Callable[..., str],
     **_: Any,
 ) -> None:
-    """Check that there are samples, and ONNX Runtime's quantiser.
+    """Check that there are samples, ONNX Runtime's quantiser, and operators to write in the file.
 
     Raises:
         InputError: If not.
@@ -111,9 +114,23 @@ def check(
                 f"{where('quantize.mode')}: needs onnxruntime.quantization, which this build of "
                 "ONNX Runtime lacks. Install the package onnxruntime from PyPI, or set it to off."
             )
+        if opset is not None and section.mode == "static":
+            _check_opset(opset, section, where)
         if not len(calibration.draws.holdout):
             raise no_holdout(calibration, where)
         check_samples(calibration, section.samples, where("quantize.samples"))
+
+
+def _check_opset(opset: int, section: QuantizeSection, where: Callable[..., str]) -> None:
+    """Check that an ONNX file's operators can be quantised, of which it keeps the version."""
+    needed, what = (_BY_OUTPUT, "by outputs ") if section.per_channel else (_WHOLE, "")
+    if opset < needed:
+        other = "quantize.per_channel: false, " if opset >= _WHOLE else ""
+        raise InputError(
+            f"{where('quantize.mode')}: static {what}needs opset {needed} or later. MODEL is an "
+            f"ONNX file of opset {opset}, and stays so. Bring it to {needed} with "
+            f"onnx.version_converter, or set {other}quantize.mode: dynamic or off."
+        )
 
 
 def quantize(job: Job, *, section: QuantizeSection, calibration: CalibrationData) -> Quantised:

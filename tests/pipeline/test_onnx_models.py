@@ -168,6 +168,25 @@ def test_every_opset_is_read(files):
 
 
 @pytest.mark.parametrize(
+    ("opset", "quantize", "needed"),
+    [
+        (9, {"mode": "static", "per_channel": False}, "static needs opset 10 or later"),
+        (12, {"mode": "static"}, "static by outputs needs opset 13 or later"),
+        (12, {"mode": "static", "per_channel": False}, None),
+        (9, {"mode": "dynamic"}, None),
+        (13, {"mode": "static"}, None),
+    ],
+)
+def test_a_file_whose_opset_has_no_operators_in_8_bits_is_refused(files, opset, quantize, needed):
+    """Before any work: the file keeps its opset."""
+    write(files.onnx, load_file(files.model), opset=opset)
+    files.recipe["quantize"] = {"samples": 64, **quantize}
+    result = files.run("-q", "--dry-run", model=files.onnx)
+    assert result.exit_code == (2 if needed else 0), result.output
+    assert needed is None or needed in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model": {"factory": "net.py:net"}}, "model.factory must be left out"),
@@ -221,6 +240,20 @@ def test_the_digest_covers_external_data(tmp_path, files):
     data[3] ^= 1
     (tmp_path / "big.bin").write_bytes(data)
     assert onnx_model.Source.read(tmp_path / "big.onnx", content).external != first
+
+
+def test_the_external_data_of_the_model_is_not_removed(files):
+    """As of a dense.onnx of an earlier run, under another name in its directory."""
+    (files.output / ".cache").mkdir(parents=True)
+    model, data = files.output / "renamed.onnx", files.output / "dense.onnx.data"
+    onnx.save(
+        onnx.load(files.onnx), model, save_as_external_data=True, location=data.name,
+        size_threshold=0,
+    )  # fmt: skip
+    result = files.run("-q", model=model)
+    assert result.exit_code == 2
+    assert "-o must not be the directory of MODEL" in result.output
+    assert data.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x07", b"onnx", b"\x08\x07:\x02\x0a\x7f"])

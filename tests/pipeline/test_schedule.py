@@ -158,3 +158,13 @@ def test_dry_run_and_run_make_the_same_checks(project, monkeypatch, stage, argum
     assert result.exit_code == 2
     assert "refused by this check" in result.output
     assert not project.output.exists()
+
+
+@pytest.mark.parametrize("name", ["MFAC_SPARSE_ISA", "MFAC_SPARSE_L1D"])
+def test_what_the_kernels_are_told_by_the_environment_is_in_their_keys(plan, monkeypatch, name):
+    """Else files would be judged by outputs of other instructions, from the cache."""
+    monkeypatch.delenv(name, raising=False)
+    before = _keys(plan())
+    monkeypatch.setenv(name, "16")
+    after = _keys(plan())
+    assert {stage for stage in before if after[stage] != before[stage]} == {"accelerate"}

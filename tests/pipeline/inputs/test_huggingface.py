@@ -223,6 +223,38 @@ def test_vectors_are_made_as_the_folder_says(folder, values):
         _load(folder)
 
 
+def _modules(folder, *names):
+    kinds = [{"idx": at, "type": f"sentence_transformers.models.{n}"} for at, n in enumerate(names)]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+
+
+def test_a_module_after_the_pooling_is_not_passed_over(folder):
+    """The verdict would be on another model than the one that is used."""
+    _modules(folder, "Transformer", "Pooling", "Normalize")
+    assert _load(folder)
+    _modules(folder, "Transformer", "Pooling", "Dense")
+    with pytest.raises(
+        InputError, match=r"modules\.json has sentence_transformers\.models\.Dense,"
+    ):
+        _load(folder)
+    assert _load(folder, "sequence-classification")
+    (folder / "modules.json").write_text("7")
+    with pytest.raises(InputError, match=r"modules\.json has 7,"):
+        _load(folder)
+
+
+@pytest.mark.parametrize("task", ["embedding", "sequence-classification"])
+def test_a_configuration_must_not_leave_out_layers(folder, task):
+    """The dense model would be another than the one that was trained."""
+    weights = load_file(folder / "model.safetensors")
+    second = {n.replace("layer.0", "layer.1"): w.clone() for n, w in weights.items()}
+    save_file(weights | second, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"must have all layers .* It leaves out .*layer\.1\."):
+        _load(folder, task)
+    _edit(folder, num_hidden_layers=2)
+    assert _load(folder, task)
+
+
 def test_the_section_must_fit_a_folder(folder):
     with pytest.raises(InputError, match=r"model.task must be given"):
         load_model(folder, ModelSection(), folder=folder)

@@ -18,6 +18,25 @@ def test_a_name_that_no_directory_can_have_is_refused(tmp_path, name):
         pass
 
 
+@pytest.mark.parametrize("inside", ["huggingface", "tool-1.2"])
+def test_a_folder_with_a_cache_of_another_program_is_not_a_runs_own(tmp_path, inside):
+    """Such as a model's folder that was downloaded from a hub, or a home directory."""
+    (tmp_path / ".cache" / inside).mkdir(parents=True)
+    with pytest.raises(InputError, match="-o must be a new, an empty or a run's own directory"):
+        RunDirectory(tmp_path)
+
+
+def test_a_folder_that_is_read_is_not_cleared(tmp_path):
+    """One of transformers may have been made of a run's directory, by adding a configuration."""
+    directory = RunDirectory(tmp_path / "out")
+    with directory.exclusive():
+        pass
+    directory.check_spares({"MODEL": directory.path})
+    (directory.path / "model.safetensors").write_text("weights")
+    with pytest.raises(InputError, match=r"directory of MODEL.*model\.safetensors among them"):
+        directory.check_spares({"MODEL": directory.path})
+
+
 def test_a_path_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
