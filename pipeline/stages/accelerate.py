@@ -31,7 +31,7 @@ from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.run.stage import Job
 
 _USED = "faster at every batch size, number of threads and length of validate.latency"
-_TOLD = ("MFAC_SPARSE_ISA", "MFAC_SPARSE_L1D")
+_KERNEL_SETTINGS = ("MFAC_SPARSE_ISA", "MFAC_SPARSE_L1D")
 """Environment variables that the kernels read; results may round otherwise by them."""
 
 
@@ -74,9 +74,9 @@ class Kernels:
 
 
 def processor() -> str:
-    """The processor, and which of its instructions the kernels are told to use."""
-    told = (f"{name}={os.environ[name]}" for name in _TOLD if os.environ.get(name))
-    return " ".join((machine_load().cpu, *told))
+    """The processor, and which settings the kernels take from the environment."""
+    settings = (f"{name}={os.environ[name]}" for name in _KERNEL_SETTINGS if os.environ.get(name))
+    return " ".join((machine_load().cpu, *settings))
 
 
 def built_library() -> Path | None:
