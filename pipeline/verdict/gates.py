@@ -138,6 +138,20 @@ def judge_all(
     )
 
 
+def passed_by_point_alone(
+    gates: MetricGates, variant: str, metric: Metric, drop: MetricDrop
+) -> tuple[Gate, ...]:
+    """The gates on one metric that its point estimate passes and the end of its interval does not.
+
+    Returns:
+        What came of each where the interval is compared.
+    """
+    points = _judge_metric(gates, variant, metric, drop, by_point=True)
+    ends = _judge_metric(gates, variant, metric, drop, by_point=False)
+    pairs = zip(points, ends, strict=True)
+    return tuple(end for point, end in pairs if point.passed and not end.passed)
+
+
 def verdict_of(gates: Sequence[Gate]) -> Literal["pass", "fail", "none"]:
     """The verdict: without a gate nothing was judged."""
     if not gates:

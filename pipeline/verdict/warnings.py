@@ -7,6 +7,7 @@ from mfac_compress.pipeline.inputs.code_sources import CHANGED
 from mfac_compress.pipeline.recipe.schema import Recipe
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.quantize import Quantised
+from mfac_compress.pipeline.verdict.gates import passed_by_point_alone
 from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
 
 LITTLE = 0.2
@@ -64,6 +65,7 @@ def warnings_of_metric(
     """
     yield from _of_chance(section, metric, dense)
     yield from _of_intervals(recipe, section, metric, judged)
+    yield from _of_points(recipe, section, metric, judged)
 
 
 def _of_chance(section: str, metric: Metric, dense: MetricDrop) -> Iterator[str]:
@@ -104,6 +106,23 @@ def _of_intervals(recipe: Recipe, section: str, metric: Metric, drop: MetricDrop
         yield (
             f"{metric.name} had no value on {drop.resamples_left_out:,} resamples of the "
             "validation samples, which were left out of its interval."
+        )
+
+
+def _of_points(recipe: Recipe, section: str, metric: Metric, drop: MetricDrop) -> Iterator[str]:
+    gates = recipe.validate_.gates
+    if gates.confidence != "none":
+        return
+    key = section.replace("task", "validate.gates", 1)
+    name = section.removeprefix("task").removeprefix(".further_metrics.")
+    own = gates.further_metrics.get(name) if name else gates
+    if own is None:
+        return
+    for gate in passed_by_point_alone(own, "", metric, drop):
+        why = f"no interval: {drop.method}" if gate.measured is None else gate.reason
+        yield (
+            f"{key}.{gate.name} passes because validate.gates.confidence is none. "
+            f"{metric.samples:,} validation samples do not show that it holds ({why})."
         )
 
 

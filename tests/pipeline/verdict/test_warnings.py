@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mfac_compress.pipeline.inputs.code_sources import CHANGED
-from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe
+from mfac_compress.pipeline.recipe.schema import GatesSection, Recipe, ValidateSection
 from mfac_compress.pipeline.stages.metric import Metric, MetricDrop
 from mfac_compress.pipeline.stages.quantize import LayerPrecision, Quantised
 from mfac_compress.pipeline.verdict.inputs import Code, Data, Sparsity
@@ -75,6 +75,30 @@ def test_a_range_that_was_only_assumed():
     assert "declare task.range" in warning
     assert "0 to 0.3" in warning
     assert _warnings(judged=changes, confidence="none") == ()
+
+
+def test_a_gate_that_only_the_point_estimate_passes():
+    gates = {"confidence": "none", "max_metric_drop": 0.015}
+    (warning,) = _warnings({"samples": 20}, **gates)
+    assert (
+        "validate.gates.max_metric_drop passes because validate.gates.confidence is none" in warning
+    )
+    assert "20 validation samples do not show that it holds" in warning
+    assert "is 0.02, must be at most 0.015" in warning
+    (warning,) = _warnings(judged={"drop_interval": None}, **gates)
+    assert "(no interval: how)" in warning
+    assert _warnings(judged={"drop_interval": (0.0, 0.012)}, **gates) == ()
+    assert _warnings(judged={"drop": 0.02}, **gates) == ()  # the gate itself fails
+
+
+def test_a_gate_on_a_further_metric_that_only_the_point_estimate_passes():
+    gates = {"confidence": "none", "further_metrics": {"error": {"max_metric_drop": 0.015}}}
+    recipe = Recipe.model_construct(validate_=ValidateSection(gates=GatesSection(**gates)))
+    (warning,) = warnings_of_metric(recipe, "task.further_metrics.error", METRIC, DENSE, SPARSE)
+    assert "validate.gates.further_metrics.error.max_metric_drop passes" in warning
+    assert (
+        list(warnings_of_metric(recipe, "task.further_metrics.other", METRIC, DENSE, SPARSE)) == []
+    )
 
 
 def test_a_model_of_which_little_could_be_pruned():
