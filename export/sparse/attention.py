@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mfac_compress.export.sparse.compose import remove_unused
+from mfac_compress.export.sparse.compose import remove_unused, unused_name
 from mfac_compress.export.sparse.graph import values_by_name
 from mfac_compress.export.sparse.nodes import DOMAIN, VERSION
 
@@ -101,8 +101,7 @@ def _flattened(node: ir.Node, taken: Collection[str]) -> ir.Node:
     """
     (result,) = node.outputs
     name = result.name
-    while result.name in taken:
-        result.name += "_"
+    result.name = unused_name(name, taken)
     return ir.node("Flatten", [result], {"axis": 2}, outputs=[ir.Value(name=name)])
 
 

@@ -140,8 +140,7 @@ def add_constants(
         tensor = value.const_value
         content = (tensor.dtype, tuple(tensor.shape), sha256(tensor.tobytes()).digest())
         if content not in stored:
-            while value.name in taken:
-                value.name += "_"
+            value.name = unused_name(value.name, taken)
             taken.add(value.name)
             graph.initializers.add(value)
             stored[content] = value
@@ -167,6 +166,13 @@ def remove_unused(graph: ir.Graph) -> None:
         used = value.uses() or value.is_graph_output() or value.is_graph_input()
         if not used and name not in scales:
             del graph.initializers[name]
+
+
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """Return a name, with as many underscores after it as it takes to be a new one."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def value_names(model: ir.Model) -> set[str]:

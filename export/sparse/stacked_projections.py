@@ -14,7 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from mfac_compress.export.sparse.attention import OFFSETS
-from mfac_compress.export.sparse.compose import add_constants, remove_unused, value_names
+from mfac_compress.export.sparse.compose import (
+    add_constants,
+    remove_unused,
+    unused_name,
+    value_names,
+)
 from mfac_compress.export.sparse.graph import argument, attributes
 from mfac_compress.export.sparse.nodes import DOMAIN, constant_inputs
 
@@ -91,7 +96,7 @@ def _stacked(layers: Sequence[ir.Node], taken: Collection[str]) -> ir.Node:
         layers: At least two, alike but for weights and outputs.
         taken: Names that are in use.
     """
-    name = _unused("+".join(layer.name for layer in layers), taken)
+    name = unused_name("+".join(layer.name for layer in layers), taken)
     outputs = [_outputs(layer) for layer in layers]
     given = attributes(layers[0]) | {
         "out_features": sum(outputs),
@@ -104,12 +109,8 @@ def _stacked(layers: Sequence[ir.Node], taken: Collection[str]) -> ir.Node:
         dict(sorted(given.items())),
         domain=DOMAIN,
         name=name,
-        outputs=[ir.Value(name=_unused(f"{name}.y", taken))],
+        outputs=[ir.Value(name=unused_name(f"{name}.y", taken))],
     )
-
-
-def _unused(name: str, taken: Collection[str]) -> str:
-    return _unused(f"{name}_", taken) if name in taken else name
 
 
 def _outputs(layer: ir.Node) -> int:

@@ -76,15 +76,15 @@ class RunDirectory:
         Raises:
             InputError: If one is, or is in such a folder.
         """
+        removed = [self.path / name for name in RESULTS]
         for what, path in inputs.items():
             read = [path / name for name in RESULTS] if os.path.isdir(path) else [path]
-            spared = [self.path / name for name in RESULTS]
-            removed = next((r for r in read if any(_is_same(r, other) for other in spared)), None)
-            if removed is not None:
-                raise InputError(
-                    f"-o must not be the directory of {what}: a run removes earlier results from "
-                    f"its directory, {removed} among them. Name another directory."
-                )
+            for file in read:
+                if any(_is_same(file, result) for result in removed):
+                    raise InputError(
+                        f"-o must not be the directory of {what}: a run removes earlier results "
+                        f"from its directory, {file} among them. Name another directory."
+                    )
 
     @contextmanager
     def locked(self) -> Iterator["RunDirectory"]:

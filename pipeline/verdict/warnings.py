@@ -71,7 +71,7 @@ def warnings_of_metric(
 def _of_chance(section: str, metric: Metric, dense: MetricDrop) -> Iterator[str]:
     if metric.better_than_chance is not False:
         return
-    gates = section.replace("task", "validate.gates", 1)
+    gates = _gates_key(section)
     if metric.takes_targets is False:
         if section == "task":
             yield (
@@ -113,7 +113,6 @@ def _of_points(recipe: Recipe, section: str, metric: Metric, drop: MetricDrop) -
     gates = recipe.validate_.gates
     if gates.confidence != "none":
         return
-    key = section.replace("task", "validate.gates", 1)
     name = section.removeprefix("task").removeprefix(".further_metrics.")
     own = gates.further_metrics.get(name) if name else gates
     if own is None:
@@ -121,9 +120,14 @@ def _of_points(recipe: Recipe, section: str, metric: Metric, drop: MetricDrop) -
     for gate in passed_by_point_alone(own, "", metric, drop):
         why = f"no interval: {drop.method}" if gate.measured is None else gate.reason
         yield (
-            f"{key}.{gate.name} passes because validate.gates.confidence is none. "
+            f"{_gates_key(section)}.{gate.name} passes because validate.gates.confidence is none. "
             f"{metric.samples:,} validation samples do not show that it holds ({why})."
         )
+
+
+def _gates_key(section: str) -> str:
+    """The recipe key of the gates on the metric of a section."""
+    return section.replace("task", "validate.gates", 1)
 
 
 def _of_sparsity(sparsity: Sparsity) -> Iterator[str]:
